@@ -1,0 +1,125 @@
+import { sql } from 'kysely'
+import type { Role } from '../src/roles.ts'
+import { statement } from './statement.ts'
+import type { TenantSettings, TenantStatus } from './tables.ts'
+
+/*
+ * What answers before, or across, tenants: calls of the functions that `aggios_directory` owns. Those of "my" things take
+ * the user from the gate's settings.
+ */
+
+export type TenantEntry = { id: string; slug: string; name: string; status: TenantStatus; settings: TenantSettings }
+
+/** The tenant of a host name. */
+export const findTenant = statement(
+  'find_tenant',
+  (_, $: { slug: string }) => sql<TenantEntry>`
+  select id, slug, name, status, settings from find_tenant(${$.slug})`
+)
+
+export type Credentials = { password_hash: string | null; pepper_id: string | null; password_version: number }
+export type Identity = Credentials & { id: string; disabled_at: Date | null }
+
+/** What sign-in needs to check a password, for one address. */
+export const findIdentity = statement(
+  'find_identity',
+  (_, $: { email: string }) => sql<Identity>`
+  select id, password_hash, pepper_id, password_version, disabled_at from find_identity(${$.email})`
+)
+
+export const myCredentials = statement(
+  'my_credentials',
+  (_, __: Record<never, never>) => sql<Credentials & { email: string }>`
+  select email, password_hash, pepper_id, password_version from my_credentials()`
+)
+
+export type MyTenant = { id: string; slug: string; name: string; status: TenantStatus; role: Role }
+
+/** The tenants of a user, the one used last first. */
+export const myTenantsByUse = statement(
+  'my_tenants_by_use',
+  (_, __: Record<never, never>) => sql<MyTenant>`
+  select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
+)
+
+/** The tenants of a user by name; `after` are the name and id of the last one on the page before. */
+export const myTenantsPage = statement(
+  'my_tenants_page',
+  (_, $: { after_slug: string | null; limit: number }) => sql<MyTenant>`
+  select id, slug, name, status, role from my_tenants()
+  where ${$.after_slug}::text is null or slug > ${$.after_slug} order by slug limit ${$.limit}`
+)
+
+export type MySession = {
+  id: string
+  tenant_id: string
+  tenant_slug: string
+  user_agent: string | null
+  ip: string | null
+  created_at: Date
+  last_used_at: Date
+  expires_at: Date
+}
+
+/** Open sessions, the newest first; ids are made in order of time, so the id alone is the position. */
+export const mySessionsPage = statement(
+  'my_sessions_page',
+  (_, $: { idle_seconds: number; after_id: string | null; limit: number }) => sql<MySession>`
+  select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
+  from my_sessions(make_interval(secs => ${$.idle_seconds}))
+  where ${$.after_id}::uuid is null or id < ${$.after_id} order by id desc limit ${$.limit}`
+)
+
+/** Ends one session of the user (`one`), or all but one (`keep`); publishes and audits each. */
+export const endMySessions = statement(
+  'end_my_sessions',
+  (_, $: { one: string | null; keep: string | null; token_seconds: number }) => sql<{ ended: number }>`
+  select end_my_sessions(${$.one}, ${$.keep}, make_interval(secs => ${$.token_seconds}))::int as ended`,
+  { writes: true }
+)
+
+/** Ends the user, everywhere. `last_owner`: an agency would be left without one, and nothing has changed. */
+export const endMyIdentity = statement(
+  'end_my_identity',
+  (_, $: { token_seconds: number }) => sql<{ outcome: 'ended' | 'last_owner' }>`
+  select end_my_identity(make_interval(secs => ${$.token_seconds})) as outcome`,
+  { writes: true }
+)
+
+export type Revocation = {
+  next: string
+  id: string | null
+  tenant_id: string
+  kind: 'session' | 'member' | 'tenant'
+  subject: string
+  state: string | null
+  expires_at: Date
+}
+
+export const revocationsSince = statement(
+  'revocations_since',
+  (_, $: { seen: string }) => sql<Revocation>`
+  select next::text, id::text, tenant_id, kind, subject, state, expires_at from revocations_since(${$.seen}::text::xid8)`
+)
+
+export const peppersInUse = statement(
+  'peppers_in_use',
+  (_, __: Record<never, never>) => sql<{ id: string }>`
+  select id from peppers_in_use() as id`
+)
+
+export const sweep = statement(
+  'sweep',
+  (_, $: { batch: number }) => sql<{ removed: number }>`
+  select sweep(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+export const ensureAuditPartitions = statement(
+  'ensure_audit_partitions',
+  (_, __: Record<never, never>) => sql<{ ensured: unknown }>`select ensure_audit_partitions() as ensured`,
+  { writes: true }
+)
+
+/** A statement that only proves that the database answers. */
+export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)

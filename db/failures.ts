@@ -1,0 +1,45 @@
+/** What a failed query means for who asked, read from PostgreSQL's SQLSTATE or the driver's own complaint. */
+export type Failure = 'connection' | 'timeout' | 'crowded' | 'conflict' | 'invalid_text' | undefined
+
+const byState: Record<string, Failure> = {
+  '40001': 'conflict',
+  '40P01': 'conflict',
+  '55P03': 'crowded',
+  '53300': 'crowded',
+  '57014': 'timeout',
+  '57P01': 'connection',
+  '57P02': 'connection',
+  '57P03': 'connection',
+  '53100': 'connection',
+  '53200': 'connection',
+  '25006': 'connection',
+  // a NUL or half a surrogate pair in a text
+  '22021': 'invalid_text',
+  '22P05': 'invalid_text'
+}
+
+const fromSystem = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOENT'
+])
+
+const fromDriver =
+  /^(Connection terminated|Client has encountered a connection error|Client was closed|timeout expired|Query read timeout|the pipeline is closed|Cannot use a pool after calling end)/
+
+/** undefined: nothing that the database or the way to it can be blamed for. */
+export function classifyFailure(err: unknown): Failure {
+  if (!(err instanceof Error)) return undefined
+  const { code, syscall } = err as { code?: string; syscall?: string }
+  if (code !== undefined && byState[code]) return byState[code]
+  if (code?.startsWith('08')) return 'connection'
+  if (code !== undefined && fromSystem.has(code) && syscall !== undefined) return 'connection'
+  if (err.message.startsWith('timeout exceeded when trying to connect')) return 'crowded'
+  return fromDriver.test(err.message) ? 'connection' : undefined
+}

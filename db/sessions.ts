@@ -1,0 +1,147 @@
+import { sql } from 'kysely'
+import type { Role } from '../src/roles.ts'
+import type { TenantTransaction } from './gate.ts'
+import { statement } from './statement.ts'
+
+type Admission = { outcome: 'opened' | 'suspended' | 'disabled' | 'outdated'; email: string; role: Role }
+
+/**
+ * Opens a session in the gate's tenant for the gate's user, marks the tenant as used and records it. No row: not a member.
+ *
+ * The user's row is locked against a new password, and `password_version` is what the password was checked against: a
+ * sign-in with the old one either is seen, and ended, by the change of password, or is refused here as `outdated`.
+ * Null stands for a sign-in without a password, by a session that is open.
+ */
+export const openSession = statement(
+  'open_session',
+  (
+    _,
+    $: {
+      tenant_id: string
+      user_id: string
+      session_id: string
+      expires_at: Date
+      password_version: number | null
+      action: string
+    }
+  ) => sql<Admission>`
+  with member as materialized (
+    select u.id, u.email, m.role,
+      case
+        when u.disabled_at is not null then 'disabled'
+        when ${$.password_version}::int <> u.password_version then 'outdated'
+        when t.status <> 'active' then 'suspended'
+        else 'opened'
+      end as outcome
+    from memberships m join users u on u.id = m.user_id join tenants t on t.id = m.tenant_id
+    where m.tenant_id = ${$.tenant_id} and m.user_id = ${$.user_id}
+    for share of u
+  ), opened as (
+    insert into sessions (id, user_id, expires_at)
+    select ${$.session_id}, id, ${$.expires_at} from member where outcome = 'opened'
+    returning id
+  ), used as (
+    update memberships set last_used_at = now()
+    where tenant_id = ${$.tenant_id} and user_id = ${$.user_id} and exists (select from opened)
+  ), audited as (
+    insert into audit_events (action, session_id) select ${$.action}, id from opened
+  )
+  select outcome, email, role from member`,
+  { writes: true }
+)
+
+export type Rotation = {
+  outcome: 'rotated' | 'repeated' | 'reused' | 'revoked' | 'expired' | 'disabled' | 'suspended' | 'ahead'
+  counter: number
+  user_id: string
+  email: string
+  role: Role
+}
+
+/**
+ * One refresh, decided while the family's row is locked. No row: there is no such family.
+ *
+ * `rotated`: the token was current, and its successor has `counter`. `repeated`: the immediate predecessor within the grace;
+ * the same successor. `reused`: older, or too late; the family is now revoked, published and audited. `ahead`: a counter that
+ * was never issued, as after a restore. The others change nothing.
+ *
+ * The lock makes a waiting statement decide by the newest version of the row; a plain read beside an update with a condition
+ * would decide by a snapshot that is older than the wait.
+ */
+export const rotateSession = statement(
+  'rotate_session',
+  (
+    _,
+    $: {
+      tenant_id: string
+      family: string
+      counter: number
+      grace_seconds: number
+      idle_seconds: number
+      token_seconds: number
+    }
+  ) => sql<Rotation>`
+  with verdict as materialized (
+    select f.id, f.user_id, u.email, m.role,
+      case
+        when f.revoked_at is not null then 'revoked'
+        when t.status <> 'active' then 'suspended'
+        when u.disabled_at is not null then 'disabled'
+        when f.expires_at <= now() or f.rotated_at + make_interval(secs => ${$.idle_seconds}) <= now() then 'expired'
+        when f.counter = ${$.counter} then 'rotated'
+        when f.counter < ${$.counter} then 'ahead'
+        when f.counter = ${$.counter}::int + 1 and f.rotated_at + make_interval(secs => ${$.grace_seconds}) > now()
+          then 'repeated'
+        else 'reused'
+      end as outcome
+    from sessions f
+    join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = f.user_id
+    join users u on u.id = f.user_id
+    join tenants t on t.id = ${$.tenant_id}
+    where f.tenant_id = ${$.tenant_id} and f.id = ${$.family}
+    for no key update of f
+  ), rotated as (
+    update sessions s set counter = s.counter + 1, rotated_at = now()
+    from verdict v where v.outcome = 'rotated' and s.tenant_id = ${$.tenant_id} and s.id = v.id
+  )
+  select outcome, ${$.counter}::int + 1 as counter, user_id, email, role,
+    case outcome when 'reused'
+      then revoke_family(${$.tenant_id}, id, user_id, make_interval(secs => ${$.token_seconds})) end as revoked
+  from verdict`,
+  { writes: true }
+)
+
+/** Sign-out: ends the session, publishes it, records it. An ended session does nothing again. */
+export const endSession = statement(
+  'end_session',
+  (_, $: { tenant_id: string; session_id: string; token_seconds: number }) => sql<{ user_id: string }>`
+  with ended as (
+    update sessions set revoked_at = now()
+    where tenant_id = ${$.tenant_id} and id = ${$.session_id} and revoked_at is null
+    returning id, user_id
+  ), published as (
+    insert into revocations (kind, subject, expires_at)
+    select 'session', id, now() + make_interval(secs => ${$.token_seconds}) from ended
+  ), audited as (
+    insert into audit_events (action, actor_id, session_id) select 'session.ended', user_id, id from ended
+  )
+  select user_id from ended`,
+  { writes: true }
+)
+
+/** Whether a session is open, by the database and not by what the process remembers. */
+export const findOpenSession = statement(
+  'find_open_session',
+  (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<{ id: string }>`
+  select id from sessions
+  where tenant_id = ${$.tenant_id} and id = ${$.session_id} and revoked_at is null and expires_at > now()
+    and rotated_at + make_interval(secs => ${$.idle_seconds}) > now()`
+)
+
+/** The first session of somebody who is just being made a member, in the same transaction. */
+export async function insertSession(
+  trx: TenantTransaction,
+  session: { id: string; user_id: string; expires_at: Date }
+): Promise<void> {
+  await trx.insertInto('sessions').values(session).execute()
+}

@@ -1,0 +1,67 @@
+import {
+  type CompiledQuery,
+  DummyDriver,
+  Kysely,
+  PostgresAdapter,
+  PostgresIntrospector,
+  PostgresQueryCompiler,
+  type QueryExecutorProvider
+} from 'kysely'
+import type { TenantTables } from './tables.ts'
+
+/**
+ * A query compiled once, when its module loads. `order` says which of the call's values stands at `$1`, `$2`, …
+ *
+ * `writes` decides the way it takes: reads go down the pipelined connections, writes take a connection of their own.
+ */
+export type Statement<Values, Row> = {
+  readonly name: string
+  readonly text: string
+  readonly order: readonly (keyof Values & string)[]
+  readonly writes: boolean
+  /** Carries the row's type; there is nothing at run time. */
+  readonly row?: Row
+}
+
+class Placeholder {
+  readonly key: string
+  constructor(key: string) {
+    this.key = key
+  }
+}
+
+const placeholders = new Proxy({}, { get: (_, key) => new Placeholder(String(key)) })
+
+const compiler = new Kysely<TenantTables>({
+  dialect: {
+    createAdapter: () => new PostgresAdapter(),
+    createDriver: () => new DummyDriver(),
+    createIntrospector: (db) => new PostgresIntrospector(db),
+    createQueryCompiler: () => new PostgresQueryCompiler()
+  }
+})
+
+type Compilable<Row> = { compile(provider: QueryExecutorProvider): CompiledQuery<Row> }
+
+/**
+ * Compiles a query of the hot path. Kysely's compile costs more than the query itself, so it happens once, and PostgreSQL
+ * keeps the plan under `name` on each connection.
+ *
+ * Write `$.value` where a value of the call goes; nothing else may vary from call to call.
+ *
+ * @example
+ * export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
+ *   db.selectFrom('tenants').select(['id', 'name']).where('id', '=', $.tenant_id))
+ */
+export function statement<Values extends object, Row>(
+  name: string,
+  build: (db: Kysely<TenantTables>, $: Values) => Compilable<Row>,
+  { writes = false } = {}
+): Statement<Values, Row> {
+  const compiled = build(compiler, placeholders as Values).compile(compiler)
+  const order = compiled.parameters.map((parameter) => {
+    if (!(parameter instanceof Placeholder)) throw new TypeError(`${name} has a value that is not a placeholder`)
+    return parameter.key as keyof Values & string
+  })
+  return { name, text: compiled.sql, order, writes }
+}

@@ -1,0 +1,98 @@
+import type { ColumnType, Generated, JSONColumnType } from 'kysely'
+import type { Role } from '../src/roles.ts'
+
+/** A column that PostgreSQL fills and nobody writes: `tenant_id` comes from the transaction's setting. */
+type ByDatabase<T> = ColumnType<T, never, never>
+/** Written once. */
+type Fixed<T> = ColumnType<T, T, never>
+
+export type TenantSettings = { allowed_origins?: string[] }
+export type TenantStatus = 'active' | 'suspended'
+
+export type TenantsTable = {
+  id: Fixed<string>
+  slug: Fixed<string>
+  name: string
+  status: ByDatabase<TenantStatus>
+  plan: ByDatabase<string>
+  settings: JSONColumnType<TenantSettings, never, string>
+  logo_url: ByDatabase<string | null>
+  version: ColumnType<number, never, number>
+  created_at: ByDatabase<Date>
+  updated_at: ColumnType<Date, never, Date>
+}
+
+/** `password_hash` and `pepper_id` can be written and never selected: the server's role has no right to read them. */
+export type UsersTable = {
+  id: Fixed<string>
+  email: Fixed<string>
+  name: string
+  avatar_url: ByDatabase<string | null>
+  password_hash: ColumnType<never, string, string>
+  pepper_id: ColumnType<never, string, string>
+  password_version: ColumnType<number, never, number>
+  email_verified_at: ByDatabase<Date | null>
+  disabled_at: ByDatabase<Date | null>
+  version: ColumnType<number, never, number>
+  created_at: ByDatabase<Date>
+  updated_at: ColumnType<Date, never, Date>
+}
+
+export type MembershipsTable = {
+  tenant_id: ByDatabase<string>
+  user_id: Fixed<string>
+  role: Fixed<Role>
+  version: ByDatabase<number>
+  last_used_at: ColumnType<Date | null, Date | null, Date>
+  joined_at: ByDatabase<Date>
+  updated_at: ByDatabase<Date>
+}
+
+export type SessionsTable = {
+  tenant_id: ByDatabase<string>
+  id: Fixed<string>
+  user_id: Fixed<string>
+  counter: ColumnType<number, never, number>
+  rotated_at: ColumnType<Date, never, Date>
+  expires_at: Fixed<Date>
+  revoked_at: ColumnType<Date | null, never, Date>
+  user_agent: ByDatabase<string | null>
+  ip: ByDatabase<string | null>
+  created_at: ByDatabase<Date>
+}
+
+export type RevocationsTable = {
+  kind: ColumnType<never, 'session' | 'member' | 'tenant', never>
+  subject: ColumnType<never, string, never>
+  state: ColumnType<never, string | null, never>
+  expires_at: ColumnType<never, Date, never>
+}
+
+export type AuditEventsTable = {
+  tenant_id: ByDatabase<string>
+  created_at: ByDatabase<Date>
+  id: ByDatabase<string>
+  action: Fixed<string>
+  actor_id: ColumnType<string | null, string | null | undefined, never>
+  target_id: ColumnType<string | null, string | null | undefined, never>
+  session_id: ColumnType<string | null, string | null | undefined, never>
+  ip: ByDatabase<string | null>
+  user_agent: ByDatabase<string | null>
+  request_id: ByDatabase<string | null>
+  detail: ColumnType<unknown, string | undefined, never>
+}
+
+/** What exists behind the tenant gate only. */
+export type TenantTables = {
+  tenants: TenantsTable
+  users: UsersTable
+  memberships: MembershipsTable
+  sessions: SessionsTable
+  revocations: RevocationsTable
+  audit_events: AuditEventsTable
+}
+
+/** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */
+export type SharedTables = {
+  kysely_migration: { name: Generated<string>; timestamp: string }
+}

@@ -1,0 +1,45 @@
+import { sql } from 'kysely'
+import type { TenantTransaction } from './gate.ts'
+import { statement } from './statement.ts'
+
+/** A tenant as its members see it. */
+export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
+  db
+    .selectFrom('tenants as t')
+    .where('t.id', '=', $.tenant_id)
+    .select([
+      't.id',
+      't.name',
+      't.slug',
+      't.status',
+      't.plan',
+      't.settings',
+      't.logo_url',
+      't.created_at',
+      't.updated_at',
+      't.version',
+      sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members')
+    ])
+)
+
+/**
+ * A new tenant with the gate's user as its owner, in the gate of the tenant that is about to exist. False: the slug is taken,
+ * and nothing was written.
+ */
+export async function insertTenant(
+  trx: TenantTransaction,
+  tenant: { id: string; slug: string; name: string }
+): Promise<boolean> {
+  const inserted = await trx
+    .insertInto('tenants')
+    .values(tenant)
+    .onConflict((conflict) => conflict.column('slug').doNothing())
+    .returning('id')
+    .executeTakeFirst()
+  return inserted !== undefined
+}
+
+/** Makes the gate's user the owner of the gate's tenant. */
+export async function insertOwner(trx: TenantTransaction, userId: string): Promise<void> {
+  await trx.insertInto('memberships').values({ user_id: userId, role: 'owner', last_used_at: sql`now()` }).execute()
+}

@@ -1,0 +1,226 @@
+import jwt from '@fastify/jwt'
+import { type Static, Type } from '@sinclair/typebox'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
+import type { FastifyRequest, RouteOptions } from 'fastify'
+import fp from 'fastify-plugin'
+import { LRUCache } from 'lru-cache'
+import { v4 as randomUuid } from 'uuid'
+import {
+  forbidden,
+  invalidToken,
+  Problem,
+  tenantMismatch,
+  tenantNotFound,
+  tenantSuspended,
+  tokenExpired,
+  unauthenticated
+} from '../src/errors.ts'
+import { createKeyRing } from '../src/keys.ts'
+import { createRefreshTokens, type RefreshToken } from '../src/refresh-tokens.ts'
+import { type Access, allows, type Role, roles } from '../src/roles.ts'
+
+const uuid = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+
+/** What an access token says. Every claim is demanded. */
+export const AccessClaims = Type.Object({
+  user_id: Type.String({ pattern: uuid }),
+  email: Type.String(),
+  tenant_id: Type.String({ pattern: uuid }),
+  role: Type.Unsafe<Role>({ ...Type.Union(roles.map((role) => Type.Literal(role))) }),
+  sid: Type.String({ pattern: uuid }),
+  iss: Type.String(),
+  aud: Type.String(),
+  iat: Type.Integer(),
+  exp: Type.Integer(),
+  jti: Type.String({ minLength: 1 })
+})
+export type AccessClaims = Static<typeof AccessClaims>
+
+/** Who a token pair is for. */
+export type TokenSubject = Pick<AccessClaims, 'user_id' | 'email' | 'tenant_id' | 'role' | 'sid'>
+
+export type TokenReply = { access_token: string; refresh_token: string; token_type: 'Bearer'; expires_in: number }
+
+declare module '@fastify/jwt' {
+  interface FastifyJWT {
+    namespaces: string
+    user: AccessClaims
+  }
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    tokens: {
+      /** An access token and the `counter`-th refresh token of the session. */
+      issue(subject: TokenSubject, counter: number): TokenReply
+      /** The content of a refresh token that this server issued, or undefined. */
+      verifyRefresh(token: string): RefreshToken | undefined
+      /** The claims of the request's bearer if this server signed it, expired and revoked or not; undefined without one. */
+      findSigned(request: FastifyRequest): AccessClaims | undefined
+    }
+  }
+  interface FastifyContextConfig {
+    /** Who may call the route. Guard, OpenAPI `security` and `x-authz` derive from this one word. */
+    access?: Access
+    /** Answers also where others say 404 or 421: on `any` host, or on that of a `suspended` tenant. */
+    host?: 'any' | 'suspended'
+  }
+}
+
+const cachedTokens = 20_000
+const maxTokenLength = 4096
+const clockToleranceSeconds = 60
+const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
+
+/** Signs and verifies tokens, and puts a guard before every route. A route that does not say who may call it stops the boot. */
+export default fp(
+  async (app) => {
+    const { accessTokenTtl, baseDomain, jwtSecret } = app.config
+    const keys = createKeyRing(jwtSecret, 'access token')
+    const refreshTokens = createRefreshTokens(keys)
+    const issuer = `https://api.${baseDomain}`
+    const claimsOf = TypeCompiler.Compile(AccessClaims)
+    const verified = new LRUCache<string, AccessClaims>({ max: cachedTokens })
+
+    for (const key of keys.byId.values()) {
+      const verify = {
+        algorithms: ['HS256' as const],
+        allowedIss: issuer,
+        allowedAud: baseDomain,
+        requiredClaims: Object.keys(AccessClaims.properties),
+        cache: false
+      }
+      const sign = { algorithm: 'HS256' as const, kid: key.id, header: { alg: 'HS256', typ: 'at+jwt' } }
+      await app.register(jwt, { namespace: key.id, secret: key.secret, sign, verify })
+      await app.register(jwt, {
+        namespace: anyAge(key.id),
+        secret: key.secret,
+        sign,
+        verify: { ...verify, ignoreExpiration: true }
+      })
+    }
+
+    /** Throws `invalid_token` or `token_expired`. */
+    function verify(token: string, { expired }: { expired: 'refused' | 'accepted' }): AccessClaims {
+      const keyId = token.length <= maxTokenLength ? findKeyId(token) : undefined
+      if (keyId === undefined || !keys.byId.has(keyId)) throw invalidToken()
+      let claims: unknown
+      try {
+        claims = app.jwt[expired === 'accepted' ? anyAge(keyId) : keyId]?.verify(token)
+      } catch (err) {
+        const { code } = err as { code?: string }
+        throw code === 'FST_JWT_AUTHORIZATION_TOKEN_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
+      }
+      if (!claimsOf.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
+      return claims
+    }
+
+    /** Keyed by the whole token, never by a part or digest of it; what can change is checked again on every hit. */
+    function verifyCached(token: string): AccessClaims {
+      const known = verified.get(token)
+      if (known) {
+        if (known.exp * 1000 > Date.now()) return known
+        verified.delete(token)
+        throw tokenExpired()
+      }
+      const claims = verify(token, { expired: 'refused' })
+      verified.set(token, claims)
+      return claims
+    }
+
+    /** The claims of a bearer that is good here and now. Host and token must agree before anything is looked up. */
+    function authenticate(request: FastifyRequest): AccessClaims {
+      const token = bearer.exec(request.headers.authorization ?? '')?.[1]
+      if (token === undefined) throw unauthenticated()
+      const claims = verifyCached(token)
+      if (request.tenant && request.tenant.id !== claims.tenant_id) throw tenantMismatch()
+      const problem = app.revocations.find(claims)
+      if (problem) throw problem
+      if (request.tenant?.status === 'suspended') throw tenantSuspended()
+      return claims
+    }
+
+    /** To everybody but its members a suspended tenant is not there. */
+    function refuseSuspended(request: FastifyRequest): Problem {
+      try {
+        authenticate(request)
+      } catch (err) {
+        if (err instanceof Problem && err.kind.code === 'tenant_suspended') return err
+      }
+      return tenantNotFound()
+    }
+
+    function admit(request: FastifyRequest, config: RouteOptions['config']): void {
+      const { access, host } = config as { access: Access; host?: 'any' | 'suspended' }
+      if (request.hostProblem && host !== 'any') throw request.hostProblem
+      if (request.tenant?.status === 'suspended' && host === undefined) throw refuseSuspended(request)
+      if (access === 'public') return
+      // internal routes live on the internal listener, which has no guard; here nobody is one
+      if (access === 'internal') throw forbidden()
+      const claims = authenticate(request)
+      if (!allows(access, claims.role)) throw forbidden()
+      request.user = claims
+    }
+
+    const undeclared: string[] = []
+    const configs: { route: string; config: NonNullable<RouteOptions['config']> }[] = []
+    app.addHook('onRoute', (route) => {
+      route.config ??= {}
+      const { config } = route
+      configs.push({ route: `${route.method} ${route.url}`, config })
+      const guard = (request: FastifyRequest, _reply: unknown, done: (err?: Error) => void) => {
+        try {
+          admit(request, config)
+        } catch (err) {
+          return done(err as Error)
+        }
+        done()
+      }
+      route.onRequest = [guard, ...[route.onRequest ?? []].flat()]
+    })
+    app.addHook('onReady', async () => {
+      undeclared.push(...configs.filter(({ config }) => !config.access).map(({ route }) => route))
+      if (undeclared.length > 0) throw new Error(`who may call ${undeclared.join(', ')}? config.access is missing`)
+    })
+
+    app.decorate('tokens', {
+      issue(subject: TokenSubject, counter: number): TokenReply {
+        const issuedAt = Math.floor(Date.now() / 1000)
+        const { user_id, email, tenant_id, role, sid } = subject
+        const claims = {
+          ...{ user_id, email, tenant_id, role, sid },
+          ...{ iss: issuer, aud: baseDomain, iat: issuedAt, exp: issuedAt + accessTokenTtl, jti: randomUuid() }
+        }
+        return {
+          access_token: (app.jwt[keys.first.id] as NonNullable<(typeof app.jwt)[string]>).sign(claims),
+          refresh_token: refreshTokens.issue({ tenant_id, family: sid, counter }),
+          token_type: 'Bearer',
+          expires_in: accessTokenTtl
+        }
+      },
+      verifyRefresh: refreshTokens.verify,
+      findSigned(request: FastifyRequest) {
+        const { authorization } = request.headers
+        if (authorization === undefined) return undefined
+        const token = bearer.exec(authorization)?.[1]
+        if (token === undefined) throw unauthenticated()
+        return verify(token, { expired: 'accepted' })
+      }
+    })
+  },
+  { name: 'authentication', dependencies: ['tenants', 'revocations'] }
+)
+
+const anyAge = (keyId: string) => `${keyId} of any age`
+
+/** Nothing but alg, typ and kid may stand in the header: whatever else it asks for (crit, jku, jwk, …) we would ignore. */
+function findKeyId(token: string): string | undefined {
+  try {
+    const header = JSON.parse(Buffer.from(token.slice(0, token.indexOf('.')), 'base64url').toString())
+    const { alg, typ, kid, ...others } = header
+    const ours = alg === 'HS256' && typ === 'at+jwt' && typeof kid === 'string' && Object.keys(others).length === 0
+    return ours ? kid : undefined
+  } catch {
+    return undefined
+  }
+}

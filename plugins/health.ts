@@ -1,0 +1,51 @@
+import fp from 'fastify-plugin'
+import { ping } from '../db/directory.ts'
+
+export type CheckStatus = 'ok' | 'down'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    health: {
+      /** Whether the database answers. Asked at most once a second however many want to know. */
+      database(): Promise<CheckStatus>
+      /** Whether this process has begun to shut down. */
+      draining: boolean
+    }
+  }
+}
+
+const freshForMs = 1000
+const patienceMs = 2000
+
+/** Knows whether the process can serve, and makes connections close after their reply once it is shutting down. */
+export default fp(
+  async (app) => {
+    let asked: { at: number; answer: Promise<CheckStatus> } | undefined
+
+    async function ask(): Promise<CheckStatus> {
+      const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, patienceMs, 'down').unref())
+      const answer = app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {}).then(
+        () => 'ok' as const,
+        () => 'down' as const
+      )
+      return Promise.race([answer, late])
+    }
+
+    const health = {
+      draining: false,
+      database() {
+        if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
+        return asked.answer
+      }
+    }
+    app.decorate('health', health)
+    app.addHook('onRequest', (_request, reply, done) => {
+      if (health.draining) reply.header('connection', 'close')
+      done()
+    })
+    app.addHook('preClose', async () => {
+      health.draining = true
+    })
+  },
+  { name: 'health', dependencies: ['database'] }
+)

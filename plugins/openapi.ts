@@ -1,0 +1,164 @@
+import { readFileSync } from 'node:fs'
+import swagger from '@fastify/swagger'
+import fp from 'fastify-plugin'
+import { catalogue } from '../src/errors.ts'
+import type { Access } from '../src/roles.ts'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
+    problems?: string[]
+  }
+}
+
+const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
+
+const anyRoute = [
+  'malformed_request',
+  'tenant_not_found',
+  'request_timeout',
+  'unknown_host',
+  'headers_too_large',
+  'internal_error',
+  'unavailable',
+  'overloaded'
+]
+const signedIn = [
+  'unauthenticated',
+  'invalid_token',
+  'token_expired',
+  'session_revoked',
+  'tenant_mismatch',
+  'tenant_suspended'
+]
+
+type Schema = Record<string, unknown>
+
+/** The OpenAPI 3.1 document, made from the schemas and declarations of the routes and from nothing else. */
+export default fp(
+  async (app) => {
+    await app.register(swagger, {
+      openapi: {
+        openapi: '3.1.0',
+        info: {
+          title: 'Aggios API',
+          version,
+          description:
+            'The multi-tenant back end of Aggios. A tenant (agency) lives at its own host, `<slug>.<BASE_DOMAIN>`; on the general host `api.<BASE_DOMAIN>` the tenant comes from the token. Every error is an RFC 9457 problem document with a stable `code`.',
+          license: { name: 'Proprietary', url: 'https://aggios.app' }
+        },
+        servers: [{ url: '/', description: 'this host' }],
+        tags: [
+          { name: 'auth', description: 'Sign up, sign in, stay signed in, sign out' },
+          { name: 'me', description: 'The signed-in person' },
+          { name: 'tenant', description: 'Agencies' },
+          { name: 'health', description: 'Whether the service can serve' },
+          { name: 'docs', description: 'What you are reading' }
+        ],
+        components: {
+          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+          schemas: { Problem: problemSchema as never }
+        }
+      },
+      hideUntagged: false,
+      transform({ schema, url, route }) {
+        if (!schema || schema.hide) return { schema: { ...schema, hide: true } as never, url }
+        const config = route.config ?? {}
+        const access = config.access as Access
+        const codes = [...anyRoute, ...(config.problems ?? [])]
+        if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
+        if (schema.body) codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
+        if (config.throttled) codes.push('rate_limited')
+        if (access !== 'public') codes.push(...signedIn)
+        if (access !== 'public' && access !== 'user') codes.push('forbidden')
+        return {
+          url,
+          schema: {
+            ...schema,
+            security: access === 'public' ? [] : [{ bearer: [] }],
+            'x-authz': access,
+            response: { ...(schema.response as object), ...problemResponses(codes) }
+          } as never
+        }
+      },
+      transformObject: (document) => ('openapiObject' in document ? nameSchemas(document.openapiObject) : {}) as never
+    })
+  },
+  { name: 'openapi', dependencies: ['config'] }
+)
+
+const problemSchema: Schema = {
+  type: 'object',
+  description: 'Why a request failed (RFC 9457). Switch on `code`.',
+  required: ['type', 'title', 'status', 'code'],
+  properties: {
+    type: { type: 'string', format: 'uri-reference', description: 'A page that says what it means and what to do' },
+    title: { type: 'string' },
+    status: { type: 'integer', minimum: 400, maximum: 599 },
+    detail: { type: 'string' },
+    code: { type: 'string', enum: [...catalogue.keys()] },
+    request_id: { type: 'string' },
+    errors: {
+      type: 'array',
+      description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
+      items: {
+        type: 'object',
+        required: ['path', 'message'],
+        properties: { path: { type: 'string' }, message: { type: 'string' } }
+      }
+    }
+  },
+  examples: [
+    {
+      type: '/api/v1/problems/validation_failed',
+      title: 'Validation failed',
+      status: 400,
+      detail: 'body/email must match format "email"',
+      code: 'validation_failed',
+      request_id: '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63',
+      errors: [{ path: '/body/email', message: 'must match format "email"' }]
+    }
+  ]
+}
+
+/** One response a status, with its codes in the description. */
+function problemResponses(codes: string[]): Record<number, Schema> {
+  const byStatus = new Map<number, string[]>()
+  for (const code of new Set(codes)) {
+    const kind = catalogue.get(code)
+    if (!kind) throw new Error(`the catalogue has no ${code}`)
+    byStatus.set(kind.status, [...(byStatus.get(kind.status) ?? []), code])
+  }
+  return Object.fromEntries(
+    [...byStatus].map(([status, each]) => [
+      status,
+      {
+        description: each.map((code) => `\`${code}\`: ${catalogue.get(code)?.title}`).join('  \n'),
+        content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } }
+      }
+    ])
+  )
+}
+
+/**
+ * Moves every schema that has a title into `components`, so that generated clients get the names that we use. Two different
+ * schemas under one title are a mistake.
+ */
+function nameSchemas(document: Schema): Schema {
+  const components = document.components as { schemas: Record<string, Schema> }
+  const visit = (node: unknown): unknown => {
+    if (Array.isArray(node)) return node.map(visit)
+    if (node === null || typeof node !== 'object') return node
+    const copy = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, visit(value)])) as Schema
+    const { title } = copy
+    const isSchema = typeof title === 'string' && (copy.type !== undefined || copy.anyOf !== undefined)
+    if (!isSchema) return copy
+    const { title: _, ...schema } = copy
+    const known = components.schemas[title]
+    if (known && JSON.stringify(known) !== JSON.stringify(schema)) throw new Error(`two schemas are called ${title}`)
+    components.schemas[title] = schema
+    return { $ref: `#/components/schemas/${title}` }
+  }
+  const paths = visit(document.paths)
+  return { ...document, paths }
+}

@@ -1,0 +1,24 @@
+import fp from 'fastify-plugin'
+import { peppersInUse } from '../db/directory.ts'
+import { createKeyRing } from '../src/keys.ts'
+import { createPasswords, type Passwords } from '../src/passwords.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    passwords: Passwords
+  }
+}
+
+/** Hashes passwords, and refuses to start where a stored one needs a pepper that is not configured. */
+export default fp(
+  async (app) => {
+    const peppers = createKeyRing(app.config.passwordPepper, 'pepper')
+    const stored = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, peppersInUse, {})
+    const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
+    if (missing.length > 0) {
+      throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
+    }
+    app.decorate('passwords', await createPasswords(peppers))
+  },
+  { name: 'passwords', dependencies: ['database'] }
+)

@@ -1,0 +1,32 @@
+import fp from 'fastify-plugin'
+
+/**
+ * One line for each request that changed something or was refused, and for every one at level debug: a log of all reads costs
+ * more than the reads.
+ */
+export default fp(
+  async (app) => {
+    const { isLevelEnabled } = app.log as unknown as { isLevelEnabled(level: string): boolean }
+    const enabled = (level: 'debug' | 'info') => isLevelEnabled.call(app.log, level)
+    app.addHook('onResponse', (request, reply, done) => {
+      const quiet = reply.statusCode < 400 && (request.method === 'GET' || request.method === 'HEAD')
+      const level = quiet ? 'debug' : 'info'
+      if (enabled(level)) {
+        request.log[level](
+          {
+            method: request.method,
+            url: request.url.split('?', 1)[0],
+            host: request.headers.host,
+            status: reply.statusCode,
+            ms: Math.round(reply.elapsedTime * 10) / 10,
+            tenant_id: request.user?.tenant_id ?? request.tenant?.id,
+            user_id: request.user?.user_id
+          },
+          'request'
+        )
+      }
+      done()
+    })
+  },
+  { name: 'request-log' }
+)

@@ -1,0 +1,123 @@
+import fp from 'fastify-plugin'
+import { revocationsSince } from '../db/directory.ts'
+import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../src/errors.ts'
+import type { AccessClaims } from './authentication.ts'
+
+type Entry = { id: bigint; state: string | null; expires_at: number }
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    revocations: {
+      /** Why this token is no longer to be believed, or undefined. From memory; no I/O. */
+      find(claims: AccessClaims): Problem | undefined
+      /** Reads what was just published, so that the next request to this process sees it. Never rejects. */
+      readNow(): Promise<void>
+      /** Calls back with the id of each tenant of which something has changed. */
+      onTenantChange(listener: (tenantId: string) => void): void
+      stats(): { entries: number; lag_ms: number }
+    }
+  }
+}
+
+const intervalMs = 1000
+const staleAfterMs = 5000
+
+/**
+ * Remembers which issued tokens must be refused. A revocation is a row, written by the transaction that causes it; every
+ * process reads the new ones once a second, by transaction id, so that no commit is missed however late it comes.
+ *
+ * When nothing could be read for five seconds, nothing is known and signed-in requests get 503.
+ */
+export default fp(
+  async (app) => {
+    const sessions = new Map<string, Entry>()
+    const members = new Map<string, Entry>()
+    const tenants = new Map<string, Entry>()
+    const listeners: ((tenantId: string) => void)[] = []
+    let seen = '0'
+    let lastRead = 0
+    let reading: Promise<void> | undefined
+    let timer: NodeJS.Timeout | undefined
+
+    async function read(): Promise<void> {
+      const startedAt = Date.now()
+      try {
+        const rows = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, revocationsSince, { seen })
+        for (const { id, kind, tenant_id, subject, state, expires_at } of rows) {
+          if (id === null) continue
+          const entry = { id: BigInt(id), state, expires_at: expires_at.getTime() }
+          if (kind === 'session') sessions.set(subject, entry)
+          else if (kind === 'member') keepNewest(members, memberKey(tenant_id, subject), entry)
+          else if (keepNewest(tenants, subject, entry)) for (const listener of listeners) listener(subject)
+        }
+        seen = rows[0]?.next ?? seen
+        lastRead = startedAt
+      } catch (err) {
+        // after a failover transaction ids may come again
+        seen = '0'
+        throw err
+      }
+    }
+
+    /** One read at a time; who asks while one is under way gets one that starts after it. */
+    function readOnce(): Promise<void> {
+      const next = (reading ?? Promise.resolve()).catch(() => {}).then(read)
+      reading = next
+      return next
+    }
+
+    function poll(): void {
+      timer = setTimeout(() => {
+        prune()
+        readOnce()
+          .catch((err) => app.log.warn({ err }, 'revocations could not be read'))
+          .finally(poll)
+      }, intervalMs)
+      timer.unref()
+    }
+
+    function prune(): void {
+      const now = Date.now()
+      for (const entries of [sessions, members, tenants]) {
+        for (const [key, entry] of entries) if (entry.expires_at < now) entries.delete(key)
+      }
+    }
+
+    app.decorate('revocations', {
+      find(claims: AccessClaims) {
+        if (Date.now() - lastRead > staleAfterMs) return unavailable({ headers: { 'retry-after': '1' } })
+        if (sessions.has(claims.sid)) return sessionRevoked()
+        const member = members.get(memberKey(claims.tenant_id, claims.user_id))
+        if (member?.state === null) return sessionRevoked()
+        if (member && member.state !== claims.role) return tokenExpired()
+        if (tenants.get(claims.tenant_id)?.state === 'suspended') return tenantSuspended()
+        return undefined
+      },
+      readNow: () => readOnce().catch((err) => app.log.warn({ err }, 'revocations could not be read')),
+      onTenantChange: (listener: (tenantId: string) => void) => void listeners.push(listener),
+      stats: () => ({ entries: sessions.size + members.size + tenants.size, lag_ms: Date.now() - lastRead })
+    })
+
+    let closed = false
+    app.addHook('onReady', async () => {
+      await readOnce()
+      if (!closed) poll()
+    })
+    app.addHook('onClose', async () => {
+      closed = true
+      clearTimeout(timer)
+      await reading?.catch(() => {})
+    })
+  },
+  { name: 'revocations', dependencies: ['database'] }
+)
+
+const memberKey = (tenantId: string, userId: string) => tenantId + userId
+
+/** Of two entries about one subject the higher id is the later one. Says whether this one was news. */
+function keepNewest(entries: Map<string, Entry>, key: string, entry: Entry): boolean {
+  const known = entries.get(key)
+  if (known && known.id >= entry.id) return false
+  entries.set(key, entry)
+  return true
+}

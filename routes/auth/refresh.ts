@@ -1,0 +1,50 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { type Rotation, rotateSession } from '../../db/sessions.ts'
+import {
+  invalidRefreshToken,
+  type Problem,
+  refreshTokenReused,
+  sessionRevoked,
+  tenantMismatch,
+  tenantNotFound,
+  tenantSuspended
+} from '../../src/errors.ts'
+import type { Refresh } from './schemas.ts'
+
+const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () => Problem> = {
+  reused: refreshTokenReused,
+  revoked: sessionRevoked,
+  disabled: sessionRevoked,
+  suspended: tenantSuspended,
+  expired: invalidRefreshToken,
+  ahead: invalidRefreshToken
+}
+
+/** New tokens for a refresh token. A forged one is refused before the database is asked and ends no session. */
+export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
+  const token = app.tokens.verifyRefresh(request.body.refresh_token)
+  const isStranger = !token || (request.tenant && request.tenant.id !== token.tenant_id)
+  // to strangers a suspended tenant is not there
+  if (isStranger && request.tenant?.status === 'suspended') throw tenantNotFound()
+  if (!token) {
+    await app.throttle.address(request, reply)
+    throw invalidRefreshToken()
+  }
+  if (isStranger) throw tenantMismatch()
+  await app.throttle.account(request, reply, token.family)
+
+  const { accessTokenTtl, refreshGrace, refreshTokenTtl } = app.config
+  const [rotation] = await request.tenantQuery(
+    rotateSession,
+    { ...token, grace_seconds: refreshGrace, idle_seconds: refreshTokenTtl, token_seconds: accessTokenTtl },
+    { tenant_id: token.tenant_id, user_id: null }
+  )
+  if (!rotation) throw invalidRefreshToken()
+  const { outcome, counter, user_id, email, role } = rotation
+  if (outcome === 'rotated' || outcome === 'repeated') {
+    return app.tokens.issue({ user_id, email, tenant_id: token.tenant_id, role, sid: token.family }, counter)
+  }
+  // the revocation is committed by now, whatever the client is told
+  if (outcome === 'reused') await app.revocations.readNow()
+  throw refusals[outcome]()
+}

@@ -1,0 +1,49 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { v7 as uuidv7 } from 'uuid'
+import { recordAudit } from '../../db/audit.ts'
+import { insertSession } from '../../db/sessions.ts'
+import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
+import { insertUser, readUser } from '../../db/users.ts'
+import { normalizeEmail } from '../../src/emails.ts'
+import { emailTaken, notFound, slugTaken } from '../../src/errors.ts'
+import { requireAcceptablePassword } from '../../src/passwords.ts'
+import { isReservedSlug } from '../../src/slugs.ts'
+import type { NewRegistration } from './schemas.ts'
+
+/** A new agency, its first owner and their first session: all of it, or nothing. */
+export async function register(app: FastifyInstance, request: FastifyRequest<{ Body: NewRegistration }>) {
+  const { tenant, name, password } = request.body
+  const email = normalizeEmail(request.body.email)
+  const { passwordMinLength, sessionMaxAge } = app.config
+  requireAcceptablePassword(password, '/body/password', passwordMinLength, [email, name, tenant.name])
+  if (isReservedSlug(tenant.slug)) throw slugTaken()
+
+  const hash = await app.passwords.hash(password)
+  const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
+  const sid = uuidv7()
+  await request.withTenant(async (trx) => {
+    // slug before e-mail, always, so that two of these wait for each other in one order only; thrown, the refusal takes with
+    // it what was written before
+    if (!(await insertTenant(trx, { id: scope.tenant_id, ...tenant }))) throw slugTaken()
+    if (!(await insertUser(trx, { id: scope.user_id, email, name, ...hash }))) throw emailTaken()
+    await insertOwner(trx, scope.user_id)
+    await insertSession(trx, { id: sid, user_id: scope.user_id, expires_at: secondsFromNow(sessionMaxAge) })
+    await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id, session_id: sid })
+  }, scope)
+  app.tenants.created(tenant.slug)
+  app.throttle.know(request, email)
+
+  const [[user], [row]] = await Promise.all([
+    request.tenantQuery(readUser, scope, scope),
+    request.tenantQuery(readTenant, scope, scope)
+  ])
+  if (!user || !row) throw notFound()
+  const { members, ...registered } = row
+  return {
+    ...app.tokens.issue({ ...scope, email, role: 'owner', sid }, 0),
+    user,
+    tenant: { ...registered, usage: { members } }
+  }
+}
+
+const secondsFromNow = (seconds: number) => new Date(Date.now() + seconds * 1000)

@@ -1,0 +1,45 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { Email, Name, Password, Slug } from '../schemas.ts'
+
+const strict = { additionalProperties: false }
+
+export const NewRegistration = Type.Object(
+  { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: Password },
+  strict
+)
+export type NewRegistration = Static<typeof NewRegistration>
+
+export const SignIn = Type.Object(
+  {
+    email: Email,
+    password: Password,
+    tenant: Type.Optional(
+      Type.String({
+        minLength: 1,
+        maxLength: 63,
+        description: 'Slug of the agency; on its own host there is no need for it. Without either: the one last used.',
+        examples: ['acme']
+      })
+    )
+  },
+  strict
+)
+export type SignIn = Static<typeof SignIn>
+
+const refreshToken = Type.String({ minLength: 1, maxLength: 1024, examples: ['Gm9v…'] })
+
+export const Refresh = Type.Object({ refresh_token: refreshToken }, strict)
+export type Refresh = Static<typeof Refresh>
+
+/** Nothing at all when the bearer says which session. */
+export const SignOut = Type.Unsafe<{ refresh_token?: string } | null>({
+  type: ['object', 'null'],
+  properties: { refresh_token: refreshToken },
+  additionalProperties: false
+})
+
+export const Switch = Type.Object(
+  { tenant: Type.String({ minLength: 1, maxLength: 63, examples: ['other-agency'] }) },
+  strict
+)
+export type Switch = Static<typeof Switch>

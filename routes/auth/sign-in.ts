@@ -1,0 +1,89 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { v7 as uuidv7 } from 'uuid'
+import { recordRefusedSignIn } from '../../db/audit.ts'
+import { findIdentity, type Identity, myTenantsByUse } from '../../db/directory.ts'
+import { openSession } from '../../db/sessions.ts'
+import { replaceHash } from '../../db/users.ts'
+import { normalizeEmail } from '../../src/emails.ts'
+import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/errors.ts'
+import { type PasswordHash, requireHashablePassword } from '../../src/passwords.ts'
+import type { SignIn } from './schemas.ts'
+
+type SignInRequest = FastifyRequest<{ Body: SignIn }>
+
+/**
+ * Sign-in with e-mail and password, to the host's tenant, the one that is named, or the one last used.
+ *
+ * An unknown address, a wrong password, a disabled person and a stranger to the tenant get the same answer after the same
+ * work: one look-up, one hash, one audit row where the tenant is known.
+ */
+export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
+  const { password } = request.body
+  const email = normalizeEmail(request.body.email)
+  await app.throttle.account(request, reply, email)
+  requireHashablePassword(password, '/body/password')
+
+  const slug = request.body.tenant
+  const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(slug))
+  const scope = { tenant_id: null, user_id: null }
+  const [identity] = await request.tenantQuery(findIdentity, { email }, scope)
+  const stored = identity && storedHash(identity)
+  const correct = await app.passwords.verify(password, stored)
+
+  const refuse = async () => {
+    if (named) await request.tenantQuery(recordRefusedSignIn, { email }, { tenant_id: named.id, user_id: null })
+    return invalidCredentials()
+  }
+  if (!correct || !identity || !stored || identity.disabled_at || (slug !== undefined && !named)) throw await refuse()
+
+  const tenantId = named?.id ?? (await findTenantLastUsed(request, identity.id))
+  if (tenantId === undefined) throw notAMember()
+  await renewHash(app, request, identity, stored, password)
+
+  const sid = uuidv7()
+  const subject = { tenant_id: tenantId, user_id: identity.id }
+  const [admission] = await request.tenantQuery(
+    openSession,
+    {
+      ...subject,
+      session_id: sid,
+      expires_at: new Date(Date.now() + app.config.sessionMaxAge * 1000),
+      password_version: identity.password_version,
+      action: 'session.opened'
+    },
+    subject
+  )
+  if (admission?.outcome === 'suspended') throw tenantSuspended()
+  if (admission?.outcome !== 'opened') throw await refuse()
+  app.throttle.know(request, email)
+  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
+}
+
+/** Nothing for somebody who signs in in other ways only. */
+function storedHash({ password_hash, pepper_id }: Identity): PasswordHash | undefined {
+  return password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
+}
+
+/** An active one if there is any. */
+async function findTenantLastUsed(request: FastifyRequest, userId: string): Promise<string | undefined> {
+  const tenants = await request.tenantQuery(myTenantsByUse, {}, { tenant_id: null, user_id: userId })
+  return (tenants.find(({ status }) => status === 'active') ?? tenants[0])?.id
+}
+
+/** The moment in which the password is known. When there is no room to hash, the next sign-in does it. */
+async function renewHash(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  { id, password_version }: Identity,
+  stored: PasswordHash,
+  password: string
+): Promise<void> {
+  if (!app.passwords.needsRehash(stored)) return
+  try {
+    const hash = await app.passwords.hash(password)
+    const scope = { tenant_id: null, user_id: id }
+    await request.tenantQuery(replaceHash, { user_id: id, password_version, ...hash }, scope)
+  } catch (err) {
+    if (!(err instanceof Problem && err.kind.code === 'overloaded')) throw err
+  }
+}

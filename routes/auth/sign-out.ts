@@ -1,0 +1,39 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { endSession } from '../../db/sessions.ts'
+import { invalidRefreshToken, tenantMismatch, tenantNotFound, unauthenticated } from '../../src/errors.ts'
+
+type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
+
+/** Ends the session of the refresh token or of the bearer, who may come late: an expired or revoked one will do. */
+export async function signOut(app: FastifyInstance, request: SignOutRequest): Promise<void> {
+  const session = requireSession(app, request)
+  await request.tenantQuery(
+    endSession,
+    { ...session, token_seconds: app.config.accessTokenTtl },
+    { tenant_id: session.tenant_id, user_id: null }
+  )
+  await app.revocations.readNow()
+}
+
+function requireSession(app: FastifyInstance, request: SignOutRequest) {
+  try {
+    const session = shownSession(app, request)
+    if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
+    return session
+  } catch (err) {
+    // to strangers a suspended tenant is not there
+    throw request.tenant?.status === 'suspended' ? tenantNotFound() : err
+  }
+}
+
+function shownSession(app: FastifyInstance, request: SignOutRequest) {
+  const shown = request.body?.refresh_token
+  if (shown === undefined) {
+    const claims = app.tokens.findSigned(request)
+    if (!claims) throw unauthenticated()
+    return { tenant_id: claims.tenant_id, session_id: claims.sid }
+  }
+  const token = app.tokens.verifyRefresh(shown)
+  if (!token) throw invalidRefreshToken()
+  return { tenant_id: token.tenant_id, session_id: token.family }
+}

@@ -1,0 +1,37 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { v7 as uuidv7 } from 'uuid'
+import { findOpenSession, openSession } from '../../db/sessions.ts'
+import { notFound, sessionRevoked, tenantSuspended } from '../../src/errors.ts'
+import type { Switch } from './schemas.ts'
+
+/** A session in another tenant of the same person. That there is such a tenant is said to its members only. */
+export async function switchTenant(app: FastifyInstance, request: FastifyRequest<{ Body: Switch }>) {
+  const { user_id, tenant_id, sid: session_id } = request.user
+  // by the database: what the process remembers may be a second old, and a new session would outlive that
+  const [open] = await request.tenantQuery(findOpenSession, {
+    tenant_id,
+    session_id,
+    idle_seconds: app.config.refreshTokenTtl
+  })
+  if (!open) throw sessionRevoked()
+
+  const target = await app.tenants.find(request.body.tenant)
+  if (!target) throw notFound()
+  const sid = uuidv7()
+  const subject = { tenant_id: target.id, user_id }
+  const [admission] = await request.tenantQuery(
+    openSession,
+    {
+      ...subject,
+      session_id: sid,
+      expires_at: new Date(Date.now() + app.config.sessionMaxAge * 1000),
+      password_version: null,
+      action: 'session.switched'
+    },
+    subject
+  )
+  if (!admission) throw notFound()
+  if (admission.outcome === 'suspended') throw tenantSuspended()
+  if (admission.outcome !== 'opened') throw sessionRevoked()
+  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
+}

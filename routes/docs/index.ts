@@ -1,0 +1,79 @@
+import swaggerUi from '@fastify/swagger-ui'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+
+const contentSecurityPolicy = [
+  "default-src 'none'",
+  "script-src 'self'",
+  // the page's own styles are set by script; some are attributes
+  "style-src 'self' 'unsafe-inline'",
+  "img-src 'self' data:",
+  "font-src 'self'",
+  "connect-src 'self'",
+  "base-uri 'none'",
+  "form-action 'none'",
+  "frame-ancestors 'none'"
+].join('; ')
+
+/** The OpenAPI document, and a page to read it and try it. */
+const docs: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['docs']
+  const config = { access: 'public' } as const
+
+  app.get(
+    '/openapi.json',
+    {
+      config,
+      schema: {
+        operationId: 'getOpenapiJson',
+        summary: 'This document as JSON',
+        tags,
+        response: {
+          200: {
+            description: 'OpenAPI 3.1',
+            content: { 'application/json': { schema: Type.Object({}, { additionalProperties: true }) } }
+          }
+        }
+      }
+    },
+    (_request, reply) => {
+      reply.header('cache-control', 'public, max-age=60')
+      return app.swagger()
+    }
+  )
+
+  app.get(
+    '/openapi.yaml',
+    {
+      config,
+      schema: {
+        operationId: 'getOpenapiYaml',
+        summary: 'This document as YAML',
+        tags,
+        response: { 200: { description: 'OpenAPI 3.1', content: { 'application/yaml': { schema: Type.String() } } } }
+      }
+    },
+    (_request, reply) => {
+      reply.header('cache-control', 'public, max-age=60').type('application/yaml; charset=utf-8')
+      return app.swagger({ yaml: true })
+    }
+  )
+
+  app.register(async (page) => {
+    // the page and its assets are the plugin's; everybody may read them
+    page.addHook('onRoute', (route) => {
+      Object.assign(route.config as object, { access: 'public' })
+    })
+    page.addHook('onRequest', (_request, reply, done) => {
+      reply.header('content-security-policy', contentSecurityPolicy).header('cache-control', 'public, max-age=3600')
+      done()
+    })
+    await page.register(swaggerUi, {
+      routePrefix: '/docs',
+      uiConfig: { deepLinking: true, persistAuthorization: true, tryItOutEnabled: true, displayRequestDuration: true },
+      theme: { title: 'Aggios API' }
+    })
+  })
+}
+
+export default docs

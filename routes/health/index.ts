@@ -1,0 +1,56 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import { shuttingDown, unavailable } from '../../src/errors.ts'
+import { StringEnum } from '../schemas.ts'
+
+const Health = Type.Object(
+  {
+    status: StringEnum(['ok', 'degraded'], { examples: ['ok'] }),
+    checks: Type.Object({ database: Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) }) })
+  },
+  { title: 'Health' }
+)
+const Liveness = Type.Object({ status: StringEnum(['ok'], { examples: ['ok'] }) }, { title: 'Liveness' })
+
+const retry = { 'retry-after': '1' }
+
+/** Whether the service can serve; answered on every host. A reply of 503 is a problem document with `checks` in it. */
+const health: FastifyPluginAsyncTypebox = async (app) => {
+  const config = { access: 'public', host: 'any' } as const
+  const tags = ['health']
+
+  async function check() {
+    const checks = { database: { status: await app.health.database() } }
+    if (checks.database.status === 'down') throw unavailable({ headers: retry, extensions: { checks } })
+    return { status: 'ok' as const, checks }
+  }
+
+  app.get(
+    '/',
+    { config, schema: { operationId: 'getHealth', summary: 'Health of the service', tags, response: { 200: Health } } },
+    check
+  )
+
+  app.get(
+    '/live',
+    {
+      config,
+      schema: { operationId: 'getLiveness', summary: 'Whether the process runs', tags, response: { 200: Liveness } }
+    },
+    async () => ({ status: 'ok' as const })
+  )
+
+  app.get(
+    '/ready',
+    {
+      config: { ...config, problems: ['shutting_down'] },
+      schema: { operationId: 'getReadiness', summary: 'Whether to send requests here', tags, response: { 200: Health } }
+    },
+    async () => {
+      if (app.health.draining) throw shuttingDown({ headers: retry })
+      return check()
+    }
+  )
+}
+
+export default health

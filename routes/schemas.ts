@@ -1,0 +1,105 @@
+import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { type Role as RoleName, roles } from '../src/roles.ts'
+import { slugPattern } from '../src/slugs.ts'
+
+/** A real `enum`, which generators turn into one; a union of literals would become a list of constants. */
+export function StringEnum<const T extends readonly string[]>(values: T, options: object = {}) {
+  return Type.Unsafe<T[number]>({ type: 'string', enum: [...values], ...options })
+}
+
+export function Nullable<T extends TSchema>(schema: T) {
+  return Type.Unsafe<Static<T> | null>({ ...schema, type: [schema.type, 'null'] })
+}
+
+export const Id = Type.String({ format: 'uuid', examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e'] })
+
+/** The serializer writes a Date as RFC 3339 in UTC with milliseconds. */
+export const Timestamp = Type.Unsafe<Date | string>({
+  type: 'string',
+  format: 'date-time',
+  examples: ['2026-11-22T10:30:00.000Z']
+})
+
+/** One line of text as people write names: no control characters, no halves of surrogate pairs, not only space. */
+export const Name = Type.String({
+  minLength: 1,
+  maxLength: 100,
+  pattern: '^(?=.*\\S)[^\\p{Cc}\\p{Cs}]*$',
+  examples: ['Ada Lovelace']
+})
+
+export const Email = Type.String({ format: 'email', maxLength: 254, examples: ['ada@example.com'] })
+export const Slug = Type.String({ pattern: slugPattern, minLength: 3, maxLength: 40, examples: ['acme'] })
+
+/** Wide on purpose: whether a new one is acceptable is a rule with words of its own, and signing in takes any. */
+export const Password = Type.String({ minLength: 1, maxLength: 1024, examples: ['correct horse battery staple'] })
+
+export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })
+
+export const PageQuery = Type.Object(
+  {
+    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 100, default: 25 })),
+    cursor: Type.Optional(
+      Type.String({ minLength: 1, maxLength: 1024, description: '`next_cursor` of the page before' })
+    )
+  },
+  { additionalProperties: false }
+)
+export type PageQuery = Static<typeof PageQuery>
+
+export function Page<T extends TSchema>(item: T, title: string) {
+  return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
+}
+
+export const NoContent = Type.Null({ description: 'Done; there is nothing to say' })
+
+export const NotModified = Type.Null({ description: 'You have the newest already' })
+
+export const Tenant = Type.Object(
+  {
+    id: Id,
+    name: Name,
+    slug: Slug,
+    status: StringEnum(['active', 'suspended'], { examples: ['active'] }),
+    plan: Type.String({ examples: ['free'] }),
+    settings: Type.Object(
+      {
+        allowed_origins: Type.Optional(
+          Type.Array(Type.String({ maxLength: 255 }), { examples: [['https://app.acme.example']] })
+        )
+      },
+      { description: 'What the agency decides for itself' }
+    ),
+    logo_url: Nullable(Type.String({ examples: [null] })),
+    usage: Type.Object({ members: Type.Integer({ minimum: 0, examples: [3] }) }),
+    created_at: Timestamp,
+    updated_at: Timestamp
+  },
+  { title: 'Tenant' }
+)
+export type Tenant = Static<typeof Tenant>
+
+export const User = Type.Object(
+  {
+    id: Id,
+    email: Email,
+    name: Name,
+    avatar_url: Nullable(Type.String({ examples: [null] })),
+    email_verified: Type.Boolean({ examples: [false] }),
+    tenant_id: Id,
+    role: Role,
+    created_at: Timestamp,
+    updated_at: Timestamp
+  },
+  { title: 'User', description: 'The signed-in person in the tenant of the token' }
+)
+export type User = Static<typeof User>
+
+const tokenMembers = {
+  access_token: Type.String({ description: 'A JWT for `Authorization: Bearer`', examples: ['eyJ…'] }),
+  refresh_token: Type.String({ description: 'Opaque; used once', examples: ['Gm9v…'] }),
+  token_type: StringEnum(['Bearer'], { examples: ['Bearer'] }),
+  expires_in: Type.Integer({ description: 'Life of the access token in seconds', examples: [86_400] })
+}
+export const TokenReply = Type.Object(tokenMembers, { title: 'TokenReply' })
+export const Registration = Type.Object({ ...tokenMembers, user: User, tenant: Tenant }, { title: 'Registration' })

@@ -1,0 +1,111 @@
+import { isDeepStrictEqual } from 'node:util'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { recordAudit } from '../../db/audit.ts'
+import type { TenantSettings } from '../../db/tables.ts'
+import { readTenant } from '../../db/tenants.ts'
+import { isOrigin } from '../../src/config.ts'
+import { type FieldError, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
+import { matchesTag } from '../../src/etags.ts'
+import { NotModified, Tenant } from '../schemas.ts'
+import { lockTenant, updateTenant } from './queries.ts'
+import { TenantPatch } from './schemas.ts'
+
+/** The agency of the token. */
+const tenant: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['tenant']
+
+  app.get(
+    '/',
+    {
+      config: { access: 'viewer' },
+      schema: { operationId: 'getTenant', summary: 'The agency', tags, response: { 200: Tenant, 304: NotModified } }
+    },
+    async (request, reply) => {
+      const [row] = await request.tenantQuery(readTenant, request.user)
+      if (!row) throw notFound()
+      const tag = tenantTag(row)
+      reply.header('etag', tag).header('cache-control', 'private, no-cache')
+      const known = request.headers['if-none-match']
+      if (known !== undefined && matchesTag(known, tag, 'weak')) {
+        reply.code(304)
+        return null
+      }
+      return present(row)
+    }
+  )
+
+  app.patch(
+    '/',
+    {
+      config: { access: 'admin', problems: ['precondition_failed'] },
+      schema: {
+        operationId: 'updateTenant',
+        summary: 'Change the agency',
+        description: 'JSON merge patch, also of `settings`. `If-Match` refuses a change to what has changed meanwhile.',
+        tags,
+        body: TenantPatch,
+        response: { 200: Tenant }
+      }
+    },
+    async (request, reply) => {
+      requireOrigins(request.body.settings?.allowed_origins ?? [], app.config.nodeEnv === 'production')
+      const { tenant_id } = request.user
+      const condition = request.headers['if-match']
+      const outcome = await request.withTenant(async (trx) => {
+        const before = await lockTenant(trx, tenant_id)
+        if (!before) return 'gone'
+        if (condition !== undefined && !matchesVersion(condition, before)) return 'changed'
+        const after = merge(before, request.body)
+        const change = { before: { name: before.name, settings: before.settings }, after }
+        if (isDeepStrictEqual(change.before, change.after)) return 'unchanged'
+        await updateTenant(trx, before, after)
+        await recordAudit(trx, { action: 'tenant.updated', target_id: tenant_id, detail: change })
+        return 'updated'
+      })
+      if (outcome === 'gone') throw notFound()
+      if (outcome === 'changed') throw preconditionFailed()
+      if (outcome === 'updated') await app.revocations.readNow()
+      const [row] = await request.tenantQuery(readTenant, request.user)
+      if (!row) throw notFound()
+      reply.header('etag', tenantTag(row)).header('cache-control', 'private, no-cache')
+      return present(row)
+    }
+  )
+}
+
+type Row = { id: string; version: number; members: number }
+
+function present<T extends Row>({ members, ...row }: T) {
+  return { ...row, usage: { members } }
+}
+
+/** RFC 7396, one level into `settings`: what is absent stays, what is null goes. */
+function merge(before: { name: string; settings: TenantSettings }, patch: TenantPatch) {
+  const settings: Record<string, unknown> = { ...before.settings, ...patch.settings }
+  for (const [key, value] of Object.entries(settings)) if (value === null) delete settings[key]
+  return { name: patch.name ?? before.name, settings: settings as TenantSettings }
+}
+
+function requireOrigins(origins: string[], production: boolean): void {
+  const errors: FieldError[] = origins.flatMap((origin, index) => {
+    const acceptable = isOrigin(origin) && (origin.startsWith('https://') || !production)
+    const message = `must be an origin such as https://app.example.com${production ? ', and https' : ''}`
+    return acceptable ? [] : [{ path: `/body/settings/allowed_origins/${index}`, message }]
+  })
+  if (errors[0]) throw validationFailed({ errors, detail: `${errors[0].path.slice(1)} ${errors[0].message}` })
+}
+
+/** The first part changes with what can be written here, the last with what is counted. */
+function tenantTag(row: Row): string {
+  return `"${versionPart(row)}-${row.members}"`
+}
+
+const versionPart = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
+
+/** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
+function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
+  const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+"/g, '"$1"')
+  return matchesTag(withoutCounts, `"${versionPart(row)}"`, 'strong')
+}
+
+export default tenant

@@ -1,0 +1,29 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { Name } from '../schemas.ts'
+
+const strict = { additionalProperties: false }
+
+export const TenantPatch = Type.Object(
+  {
+    name: Type.Optional(Name),
+    settings: Type.Optional(
+      Type.Object(
+        {
+          allowed_origins: Type.Optional(
+            Type.Unsafe<string[] | null>({
+              type: ['array', 'null'],
+              items: { type: 'string', maxLength: 255 },
+              maxItems: 50,
+              uniqueItems: true,
+              description: 'Web origins that may call this agency from a browser; null removes them all',
+              examples: [['https://app.acme.example']]
+            })
+          )
+        },
+        strict
+      )
+    )
+  },
+  strict
+)
+export type TenantPatch = Static<typeof TenantPatch>

@@ -1,0 +1,242 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { recordAudit } from '../../db/audit.ts'
+import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/directory.ts'
+import { readUser } from '../../db/users.ts'
+import {
+  invalidCredentials,
+  lastOwner,
+  notFound,
+  preconditionFailed,
+  sessionRevoked,
+  validationFailed
+} from '../../src/errors.ts'
+import { matchesTag } from '../../src/etags.ts'
+import { requireAcceptablePassword } from '../../src/passwords.ts'
+import { NoContent, NotModified, PageQuery, User } from '../schemas.ts'
+import { requirePassword } from './credentials.ts'
+import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
+import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
+
+/** The signed-in person: who they are, where they are signed in, and which agencies they belong to. */
+const users: FastifyPluginAsyncTypebox = async (app) => {
+  const access = 'user'
+  const tags = ['me']
+  const { accessTokenTtl, passwordMinLength, refreshTokenTtl } = app.config
+
+  app.get(
+    '/me',
+    {
+      config: { access },
+      schema: { operationId: 'getMe', summary: 'The signed-in person', tags, response: { 200: User, 304: NotModified } }
+    },
+    async (request, reply) => {
+      const [user] = await request.tenantQuery(readUser, request.user)
+      if (!user) throw sessionRevoked()
+      const tag = userTag(user)
+      reply.header('etag', tag).header('cache-control', 'private, no-cache')
+      const known = request.headers['if-none-match']
+      if (known !== undefined && matchesTag(known, tag, 'weak')) {
+        reply.code(304)
+        return null
+      }
+      return user
+    }
+  )
+
+  app.patch(
+    '/me',
+    {
+      config: { access, problems: ['precondition_failed'] },
+      schema: {
+        operationId: 'updateMe',
+        summary: 'Change the signed-in person',
+        description: 'JSON merge patch. `If-Match` refuses a change to what has changed meanwhile.',
+        tags,
+        body: UserPatch,
+        response: { 200: User }
+      }
+    },
+    async (request, reply) => {
+      const { name } = request.body
+      const condition = request.headers['if-match']
+      const outcome = await request.withTenant(async (trx) => {
+        const before = await lockUser(trx, request.user)
+        if (!before) return 'gone'
+        if (condition !== undefined && !matchesTag(condition, userTag(before), 'strong')) return 'changed'
+        if (name === undefined || name === before.name) return 'unchanged'
+        await renameUser(trx, request.user.user_id, name)
+        await recordAudit(trx, {
+          action: 'user.updated',
+          target_id: request.user.user_id,
+          detail: { before: { name: before.name }, after: { name } }
+        })
+        return 'updated'
+      })
+      if (outcome === 'gone') throw sessionRevoked()
+      if (outcome === 'changed') throw preconditionFailed()
+      const [user] = await request.tenantQuery(readUser, request.user)
+      if (!user) throw sessionRevoked()
+      reply.header('etag', userTag(user)).header('cache-control', 'private, no-cache')
+      return user
+    }
+  )
+
+  app.delete(
+    '/me',
+    {
+      config: { access, problems: ['invalid_credentials', 'last_owner', 'rate_limited'] },
+      schema: {
+        operationId: 'deleteMe',
+        summary: 'End the signed-in identity everywhere',
+        description: 'Sessions and memberships in all agencies end with it. An agency keeps at least one owner.',
+        tags,
+        body: Confirmation,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      await requirePassword(app, request, reply, request.body.password, '/body/password')
+      const [result] = await request.tenantQuery(endMyIdentity, { token_seconds: accessTokenTtl })
+      if (result?.outcome !== 'ended') throw lastOwner()
+      await app.revocations.readNow()
+      reply.code(204)
+      return null
+    }
+  )
+
+  app.post(
+    '/me/password',
+    {
+      config: { access, problems: ['invalid_credentials', 'rate_limited'] },
+      schema: {
+        operationId: 'changePassword',
+        summary: 'Change the password',
+        description: 'Ends every other session, in every agency.',
+        tags,
+        body: PasswordChange,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const { current_password, new_password } = request.body
+      const { user_id, sid } = request.user
+      const checked = await requirePassword(app, request, reply, current_password, '/body/current_password')
+      const path = '/body/new_password'
+      requireAcceptablePassword(new_password, path, passwordMinLength, [checked.email])
+      if (new_password === current_password) {
+        throw validationFailed({ errors: [{ path, message: 'must differ from the current one' }] })
+      }
+      const hash = await app.passwords.hash(new_password)
+      const changed = await request.withTenant(async (trx) => {
+        if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false
+        await endOtherSessions(trx, sid, accessTokenTtl)
+        await recordAudit(trx, { action: 'user.password_changed', target_id: user_id, session_id: sid })
+        return true
+      })
+      if (!changed) throw invalidCredentials()
+      await app.revocations.readNow()
+      reply.code(204)
+      return null
+    }
+  )
+
+  app.get(
+    '/me/sessions',
+    {
+      config: { access, problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listMySessions',
+        summary: 'Where this person is signed in, in all agencies',
+        tags,
+        querystring: PageQuery,
+        response: { 200: SessionPage }
+      }
+    },
+    async (request, reply) => {
+      const { limit = 25, cursor } = request.query
+      const scope = `sessions ${request.user.user_id}`
+      const [after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(mySessionsPage, {
+        idle_seconds: refreshTokenTtl,
+        after_id,
+        limit: limit + 1
+      })
+      reply.header('cache-control', 'private, no-cache')
+      const data = rows.slice(0, limit).map((row) => ({ ...row, current: row.id === request.user.sid }))
+      const last = data.at(-1)
+      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.id]) : null }
+    }
+  )
+
+  app.delete(
+    '/me/sessions',
+    {
+      config: { access },
+      schema: {
+        operationId: 'endMyOtherSessions',
+        summary: 'Sign out everywhere else',
+        tags,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      await request.tenantQuery(endMySessions, { one: null, keep: request.user.sid, token_seconds: accessTokenTtl })
+      await app.revocations.readNow()
+      reply.code(204)
+      return null
+    }
+  )
+
+  app.delete(
+    '/me/sessions/:id',
+    {
+      config: { access, problems: ['not_found'] },
+      schema: {
+        operationId: 'endMySession',
+        summary: 'Sign out on one device',
+        tags,
+        params: SessionId,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const values = { one: request.params.id, keep: null, token_seconds: accessTokenTtl }
+      const [result] = await request.tenantQuery(endMySessions, values)
+      if (!result?.ended) throw notFound()
+      await app.revocations.readNow()
+      reply.code(204)
+      return null
+    }
+  )
+
+  app.get(
+    '/me/tenants',
+    {
+      config: { access, problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listMyTenants',
+        summary: 'The agencies of this person',
+        tags,
+        querystring: PageQuery,
+        response: { 200: MyTenantPage }
+      }
+    },
+    async (request, reply) => {
+      const { limit = 25, cursor } = request.query
+      const scope = `tenants ${request.user.user_id}`
+      const [after_slug = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(myTenantsPage, { after_slug, limit: limit + 1 })
+      reply.header('cache-control', 'private, no-cache')
+      const data = rows.slice(0, limit)
+      const last = data.at(-1)
+      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.slug]) : null }
+    }
+  )
+}
+
+/** Changes exactly when the person or the membership does, and differs between the tenants of one person. */
+function userTag(user: { tenant_id: string; version: number; membership_version: number }): string {
+  return `"${user.version}.${user.membership_version}-${user.tenant_id.slice(-12)}"`
+}
+
+export default users

@@ -1,0 +1,136 @@
+import type { IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
+import { v4 as randomUuid } from 'uuid'
+import authentication from '../plugins/authentication.ts'
+import config from '../plugins/config.ts'
+import cors from '../plugins/cors.ts'
+import database from '../plugins/database.ts'
+import errors from '../plugins/errors.ts'
+import headers from '../plugins/headers.ts'
+import health from '../plugins/health.ts'
+import housekeeping from '../plugins/housekeeping.ts'
+import openapi from '../plugins/openapi.ts'
+import passwords from '../plugins/passwords.ts'
+import requestLog from '../plugins/request-log.ts'
+import revocations from '../plugins/revocations.ts'
+import tenants from '../plugins/tenants.ts'
+import throttle from '../plugins/throttle.ts'
+import validation from '../plugins/validation.ts'
+import authRoutes from '../routes/auth/index.ts'
+import docsRoutes from '../routes/docs/index.ts'
+import healthRoutes from '../routes/health/index.ts'
+import problemsRoutes from '../routes/problems/index.ts'
+import tenantRoutes from '../routes/tenant/index.ts'
+import tenantsRoutes from '../routes/tenants/index.ts'
+import usersRoutes from '../routes/users/index.ts'
+import type { Config } from './config.ts'
+import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './errors.ts'
+
+/** Paths of the first clients, which had no version. They answer like the canonical ones, for ever. */
+const aliases = new Map([
+  ['/api/auth/login', '/api/v1/auth/login'],
+  ['/api/auth/refresh', '/api/v1/auth/refresh'],
+  ['/api/logout', '/api/v1/auth/logout'],
+  ['/api/users/me', '/api/v1/users/me'],
+  ['/api/health', '/api/v1/health']
+])
+
+const bodyLimit = 64 * 1024
+const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
+
+/**
+ * The application, top to bottom as a request meets its parts. Only registers: await `ready()`, and a boot that failed can
+ * still be closed.
+ */
+export function buildApp(
+  settings: Config,
+  { logStream }: { logStream?: { write(line: string): void } } = {}
+): FastifyInstance {
+  const app = Fastify({
+    bodyLimit,
+    logger: { level: settings.logLevel, ...(logStream && { stream: logStream }) },
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
+    trustProxy: settings.trustProxy.length > 0 ? settings.trustProxy : false,
+    genReqId: requestId,
+    rewriteUrl: canonicalUrl,
+    routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
+    // a phone's connection is slow, an attacker's is slower
+    requestTimeout: 30_000,
+    connectionTimeout: 60_000,
+    // longer than a load balancer keeps its idle connections
+    keepAliveTimeout: 75_000,
+    http: { headersTimeout: 15_000, requireHostHeader: false, maxHeaderSize: 16_384 },
+    forceCloseConnections: 'idle',
+    return503OnClosing: false,
+    frameworkErrors: refuseUrl,
+    clientErrorHandler: refuseConnection
+  })
+
+  app.register(config, { config: settings })
+  app.register(errors)
+  app.register(validation)
+  app.register(headers)
+  app.register(requestLog)
+  app.register(database)
+  app.register(health)
+  app.register(revocations)
+  app.register(tenants)
+  app.register(cors)
+  app.register(authentication)
+  app.register(throttle)
+  app.register(passwords)
+  app.register(housekeeping)
+  app.register(openapi)
+
+  app.register(
+    async (api) => {
+      api.register(healthRoutes, { prefix: '/health' })
+      api.register(authRoutes, { prefix: '/auth' })
+      api.register(usersRoutes, { prefix: '/users' })
+      api.register(tenantRoutes, { prefix: '/tenant' })
+      api.register(tenantsRoutes, { prefix: '/tenants' })
+      api.register(problemsRoutes, { prefix: '/problems' })
+      api.register(docsRoutes)
+    },
+    { prefix: '/api/v1' }
+  )
+  return app
+}
+
+/** A client's own id is kept when it can do no harm in a log line or a header. */
+function requestId({ headers }: { headers: IncomingMessage['headers'] }): string {
+  const given = headers['x-request-id']
+  return typeof given === 'string' && requestIdPattern.test(given) ? given : randomUuid()
+}
+
+function canonicalUrl({ url = '/' }: IncomingMessage): string {
+  const end = url.indexOf('?')
+  const path = end === -1 ? url : url.slice(0, end)
+  const canonical = aliases.get(path)
+  return canonical === undefined ? url : canonical + url.slice(path.length)
+}
+
+/** Answers a URL that can't be decoded: there is no route whose error handler could. */
+function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): void {
+  request.log.debug({ err }, 'the URL could not be read')
+  const problem = malformedRequest()
+  reply
+    .code(problem.kind.status)
+    .type('application/problem+json; charset=utf-8')
+    .send(JSON.stringify(problemDocument(problem, request.id)))
+}
+
+/** Answers what is not HTTP, or came too slowly to become a request, before there is anything to route. */
+function refuseConnection(err: NodeJS.ErrnoException, socket: Socket): void {
+  if (err.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
+  let problem: Problem = malformedRequest()
+  if (err.code === 'HPE_HEADER_OVERFLOW') problem = headersTooLarge()
+  else if (err.code === 'ERR_HTTP_REQUEST_TIMEOUT') problem = requestTimeout()
+  const { status } = problem.kind
+  const body = JSON.stringify(problemDocument(problem))
+  socket.end(
+    `HTTP/1.1 ${status} ${problem.kind.title}\r\ncontent-type: application/problem+json; charset=utf-8\r\n` +
+      `content-length: ${Buffer.byteLength(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n${body}`
+  )
+}

@@ -1,0 +1,254 @@
+import { randomBytes } from 'node:crypto'
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { BlockList, isIP } from 'node:net'
+import { join } from 'node:path'
+import { deriveKey } from './keys.ts'
+
+/** How many in how long: `10/1m`. `max` 0 switches the limit off. */
+export type Rate = { max: number; window_ms: number }
+
+type Setting<T> = {
+  name: string
+  /** As it would be written in the environment; undefined where there is none. */
+  fallback: string | undefined
+  secret: boolean
+  read: (text: string) => T
+}
+
+/** A reader throws this with what is wrong with the text; the message never repeats the text of a secret. */
+class Unreadable extends Error {}
+
+function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
+  return { name, fallback, secret: false, read }
+}
+function secret<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
+  return { name, fallback: undefined, secret: true, read }
+}
+
+const text = (value: string) => value
+const list = (value: string) => value.split(',').flatMap((item) => item.trim() || [])
+
+function oneOf<const T extends string>(...values: T[]) {
+  return (value: string): T => {
+    const found = values.find((candidate) => candidate === value)
+    if (!found) throw new Unreadable(`must be one of ${values.join(', ')}`)
+    return found
+  }
+}
+
+function integer(min: number, max: number) {
+  return (value: string): number => {
+    const number = /^\d{1,15}$/.test(value) ? Number(value) : Number.NaN
+    if (!(number >= min && number <= max)) throw new Unreadable(`must be a whole number from ${min} to ${max}`)
+    return number
+  }
+}
+
+function domain(value: string): string {
+  const lower = value.toLowerCase()
+  const label = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
+  if (!new RegExp(`^${label}(?:\\.${label})*$`).test(lower) || isIP(lower)) {
+    throw new Unreadable('must be a domain name such as aggios.app')
+  }
+  return lower
+}
+
+function postgresUrl(value: string): string {
+  if (!URL.canParse(value) || !/^postgres(ql)?:$/.test(new URL(value).protocol)) {
+    throw new Unreadable('must be a URL that begins with postgres://')
+  }
+  return value
+}
+
+function networks(value: string): string[] {
+  for (const range of list(value)) {
+    const [address = '', prefix] = range.split('/')
+    const family = isIP(address)
+    const bits = prefix === undefined ? 0 : Number(prefix)
+    const valid = family !== 0 && (prefix === undefined || /^\d{1,3}$/.test(prefix))
+    if (!valid || bits > (family === 4 ? 32 : 128)) {
+      throw new Unreadable(`must be a list of addresses or CIDR ranges; "${range}" is neither`)
+    }
+    if (prefix !== undefined && bits === 0) throw new Unreadable(`"${range}" would trust everybody`)
+    new BlockList().addSubnet(address, bits, family === 4 ? 'ipv4' : 'ipv6')
+  }
+  return list(value)
+}
+
+/** Exact web origins, spelled as a browser sends them. `*` is let through here and refused in production. */
+function origins(value: string): string[] {
+  for (const origin of list(value)) {
+    if (origin === '*') continue
+    if (!isOrigin(origin)) throw new Unreadable(`"${origin}" is not an origin such as https://app.example.com`)
+  }
+  return list(value)
+}
+
+/** Whether a text is a web origin, spelled as a browser sends it: no path, no default port, lower case. */
+export function isOrigin(value: string): boolean {
+  return /^https?:\/\//.test(value) && URL.canParse(value) && new URL(value).origin === value
+}
+
+const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }
+
+function rate(value: string): Rate {
+  if (value === '0') return { max: 0, window_ms: unitMs.m as number }
+  const match = /^([1-9]\d{0,8})\/([1-9]\d{0,3})([smh])$/.exec(value)
+  if (!match) throw new Unreadable('must be a count and a time such as 10/1m, or 0 for no limit')
+  return { max: Number(match[1]), window_ms: Number(match[2]) * (unitMs[match[3] as string] as number) }
+}
+
+const years = 10 * 366 * 86_400
+
+/** Every variable, once. `.env.example` and the README are tested against this table. */
+export const settings = {
+  nodeEnv: setting('NODE_ENV', 'development', oneOf('development', 'production')),
+  host: setting('HOST', '127.0.0.1', text),
+  port: setting('PORT', '8080', integer(0, 65_535)),
+  baseDomain: setting('BASE_DOMAIN', 'localhost', domain),
+  trustProxy: setting('TRUST_PROXY', '', networks),
+  databaseUrl: secret('DATABASE_URL', postgresUrl),
+  databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
+  databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
+  dataDir: setting('DATA_DIR', '.aggios', text),
+  jwtSecret: secret('JWT_SECRET', list),
+  passwordPepper: secret('PASSWORD_PEPPER', list),
+  passwordMinLength: setting('PASSWORD_MIN_LENGTH', '12', integer(8, 64)),
+  accessTokenTtl: setting('ACCESS_TOKEN_TTL', '86400', integer(1, years)),
+  refreshTokenTtl: setting('REFRESH_TOKEN_TTL', '604800', integer(1, years)),
+  refreshGrace: setting('REFRESH_GRACE', '60', integer(0, 3600)),
+  sessionMaxAge: setting('SESSION_MAX_AGE', '7776000', integer(1, years)),
+  corsOrigins: setting('CORS_ORIGINS', '', origins),
+  rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
+  logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
+  shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))
+}
+
+type Settings = { [K in keyof typeof settings]: (typeof settings)[K] extends Setting<infer T> ? T : never }
+
+/** What the process runs with. Secrets are present whatever the mode; the database URL is set once a server is known. */
+export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper'> & { jwtSecret: string[]; passwordPepper: string[] }
+
+export type Environment = Record<string, string | undefined>
+
+/** Every problem of a configuration at once, each under the name of its variable. */
+export class InvalidConfiguration extends Error {
+  readonly problems: string[]
+  constructor(problems: string[]) {
+    super(`invalid configuration:\n${problems.map((problem) => `  ${problem}`).join('\n')}`)
+    this.problems = problems
+  }
+}
+
+/**
+ * Reads and checks the environment. An empty variable counts as absent; each secret may come from the file that
+ * `NAME_FILE` names instead. In development secrets that are missing are made once and kept under DATA_DIR.
+ *
+ * Throws InvalidConfiguration with everything that is wrong.
+ */
+export function readConfig(env: Environment): Config {
+  const problems: string[] = []
+  const values: Record<string, unknown> = {}
+  for (const [key, one] of Object.entries(settings)) {
+    try {
+      const given = readText(env, one)
+      values[key] = given === undefined ? undefined : one.read(given)
+    } catch (err) {
+      if (!(err instanceof Unreadable)) throw err
+      problems.push(`${one.name}: ${err.message}`)
+    }
+  }
+  // what could not be read stands at undefined here, and its own problem is on the list already
+  const config = values as Settings
+  problems.push(...(config.nodeEnv === 'production' ? productionProblems(config) : []), ...contradictions(config))
+  if (problems.length > 0) throw new InvalidConfiguration(problems)
+
+  const jwtSecret = nonEmpty(config.jwtSecret) ?? [developmentSecret(config.dataDir, 'jwt_secret')]
+  const passwordPepper =
+    nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').toString('base64url'))
+  return { ...config, jwtSecret, passwordPepper }
+}
+
+function readText(env: Environment, one: Setting<unknown>): string | undefined {
+  const given = env[one.name] || undefined
+  const file = one.secret ? env[`${one.name}_FILE`] || undefined : undefined
+  if (file === undefined) return given ?? one.fallback
+  if (given !== undefined) throw new Unreadable(`is set both directly and by ${one.name}_FILE`)
+  try {
+    return readFileSync(file, 'utf8').trim() || undefined
+  } catch {
+    throw new Unreadable(`${one.name}_FILE names a file that can't be read: ${file}`)
+  }
+}
+
+const nonEmpty = (values: string[] | undefined) => (values && values.length > 0 ? values : undefined)
+
+const minSecretBytes = 32
+const exampleValue = /change.?me|example|replace|insert|your.?(?:secret|key|pepper)|secret.?key|password|^(.)\1*$/i
+
+function productionProblems(config: Settings): string[] {
+  const problems: string[] = []
+  if (!config.databaseUrl) problems.push('DATABASE_URL: must be set in production')
+  for (const [name, values] of [
+    ['JWT_SECRET', config.jwtSecret],
+    ['PASSWORD_PEPPER', config.passwordPepper]
+  ] as const) {
+    if (!nonEmpty(values)) problems.push(`${name}: must be set in production`)
+    if (values?.some((value) => Buffer.byteLength(value) < minSecretBytes)) {
+      problems.push(`${name}: each value must have at least ${minSecretBytes} bytes`)
+    }
+    if (values?.some((value) => exampleValue.test(value))) problems.push(`${name}: is an example value`)
+  }
+  if (config.corsOrigins?.includes('*')) problems.push('CORS_ORIGINS: must not contain * in production')
+  for (const [name, url] of [
+    ['DATABASE_URL', config.databaseUrl],
+    ['DATABASE_OWNER_URL', config.databaseOwnerUrl]
+  ] as const) {
+    if (url && !isPrivateConnection(new URL(url))) {
+      problems.push(`${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
+    }
+  }
+  return problems
+}
+
+function contradictions(config: Settings): string[] {
+  const problems: string[] = []
+  if (config.nodeEnv !== 'production') {
+    if (config.jwtSecret?.some((value) => Buffer.byteLength(value) < 16)) {
+      problems.push('JWT_SECRET: each value must have at least 16 bytes, 32 in production')
+    }
+  }
+  for (const [name, values] of [
+    ['JWT_SECRET', config.jwtSecret],
+    ['PASSWORD_PEPPER', config.passwordPepper]
+  ] as const) {
+    if (new Set(values).size !== (values?.length ?? 0)) problems.push(`${name}: lists the same value twice`)
+  }
+  if (config.databaseOwnerUrl && !config.databaseUrl) {
+    problems.push('DATABASE_OWNER_URL: is set, but DATABASE_URL is not')
+  }
+  return problems
+}
+
+function isPrivateConnection(url: URL): boolean {
+  const host = url.searchParams.get('host') ?? url.hostname
+  const loopback = host === '' || host.startsWith('/') || /^(localhost|127\.[\d.]+|\[?::1\]?)$/.test(host)
+  return loopback || ['require', 'verify-ca', 'verify-full'].includes(url.searchParams.get('sslmode') ?? '')
+}
+
+/** A secret that is made on first use and kept in a file that only its owner can read. */
+export function developmentSecret(dataDir: string, name: string): string {
+  const file = join(dataDir, 'secrets', name)
+  if (existsSync(file)) return readFileSync(file, 'utf8')
+  mkdirSync(join(dataDir, 'secrets'), { recursive: true, mode: 0o700 })
+  const value = randomBytes(32).toString('base64url')
+  try {
+    // wx: of two first starts at once one makes it, and the other reads it
+    writeFileSync(file, value, { mode: 0o600, flag: 'wx', flush: true })
+  } catch (err) {
+    if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
+    return readFileSync(file, 'utf8')
+  }
+  chmodSync(file, 0o600)
+  return value
+}

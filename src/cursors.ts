@@ -1,0 +1,37 @@
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import { invalidCursor } from './errors.ts'
+import { deriveKey, type KeyRing } from './keys.ts'
+
+export type Cursors = {
+  /** `scope` is everything that a cursor must not be carried over: the list, the tenant, the user, the filters. */
+  issue(scope: string, position: readonly string[]): string
+  /** The position that was issued for the same scope. Throws `invalid_cursor` for anything else. */
+  require(scope: string, cursor: string): string[]
+}
+
+const macSize = 16
+
+/** Opaque keyset cursors under an HMAC: a client can neither read another list with one nor forge a position. */
+export function createCursors(ring: KeyRing): Cursors {
+  const macKeys = [...ring.byId.values()].map((key) => deriveKey(key.secret, 'cursor'))
+  const sign = (key: Buffer, scope: string, position: Buffer) =>
+    createHmac('sha256', key).update(`${scope}\0`).update(position).digest().subarray(0, macSize)
+
+  return {
+    issue(scope, position) {
+      const text = Buffer.from(JSON.stringify(position))
+      return Buffer.concat([sign(macKeys[0] as Buffer, scope, text), text]).toString('base64url')
+    },
+    require(scope, cursor) {
+      const bytes = Buffer.from(cursor, 'base64url')
+      const mac = bytes.subarray(0, macSize)
+      const text = bytes.subarray(macSize)
+      const genuine =
+        bytes.toString('base64url') === cursor &&
+        mac.length === macSize &&
+        macKeys.some((key) => timingSafeEqual(sign(key, scope, text), mac))
+      if (!genuine) throw invalidCursor()
+      return JSON.parse(text.toString()) as string[]
+    }
+  }
+}

@@ -1,0 +1,55 @@
+import { readFileSync } from 'node:fs'
+import pg from 'pg'
+
+export const templateDatabase = 'aggios_template'
+
+export type DatabaseUrls = { postgres: string; owner: string; app: string }
+
+/** Connection strings of one database of the run's server, for each role. */
+export function databaseUrls(name: string): DatabaseUrls {
+  const text = process.env.TEST_POSTGRES
+  if (!text) throw new Error('run the tests with npm test: they need its PostgreSQL')
+  const urls = JSON.parse(text) as DatabaseUrls
+  return {
+    postgres: urls.postgres.replace('DATABASE', name),
+    owner: urls.owner.replace('DATABASE', name),
+    app: urls.app.replace('DATABASE', name)
+  }
+}
+
+/** Makes a database with the rights of db/roles.sql, as a copy of another. */
+export async function createDatabase(name: string, template: string): Promise<DatabaseUrls> {
+  const roles = readFileSync(new URL('../db/roles.sql', import.meta.url), 'utf8')
+  await withClient(databaseUrls('postgres').postgres, (admin) =>
+    admin.query(`create database ${name} template ${template}`)
+  )
+  // several files do this at once, and the roles are the cluster's: the last one to touch a role wins
+  await withClient(databaseUrls(name).postgres, (admin) => retry(() => admin.query(roles)))
+  return databaseUrls(name)
+}
+
+export async function dropDatabase(name: string): Promise<void> {
+  await withClient(databaseUrls('postgres').postgres, (admin) => admin.query(`drop database ${name} with (force)`))
+}
+
+/** A connection for the length of `work`. */
+export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
+  const client = new pg.Client({ connectionString: url })
+  await client.connect()
+  try {
+    return await work(client)
+  } finally {
+    await client.end()
+  }
+}
+
+async function retry<T>(work: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await work()
+    } catch (err) {
+      // "tuple concurrently updated"
+      if (attempt === 20 || (err as { code?: string }).code !== 'XX000') throw err
+    }
+  }
+}

@@ -1,0 +1,216 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
+import type { Test } from 'tap'
+import { buildApp } from '../src/app.ts'
+import { type Environment, readConfig } from '../src/config.ts'
+import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
+
+export const root = join(import.meta.dirname, '..')
+export const password = 'correct horse battery'
+export const jwtSecret = 'a secret of the tests, long enough for production too'
+
+let count = 0
+
+/** A migrated database of its own, dropped when the test ends. */
+export async function createTestDatabase(t: Test): Promise<DatabaseUrls> {
+  const name = `t_${process.pid}_${++count}`
+  const urls = await createDatabase(name, templateDatabase)
+  t.teardown(() => dropDatabase(name))
+  return urls
+}
+
+/** What the tests run with: nothing of it weakens the product, but for the limits, which some test switches on. */
+export function testEnvironment(database: DatabaseUrls, env: Environment = {}): Environment {
+  return {
+    JWT_SECRET: jwtSecret,
+    PASSWORD_PEPPER: 'a pepper of the tests',
+    RATE_LIMIT_AUTH: '0',
+    LOG_LEVEL: 'silent',
+    DATABASE_URL: database.app,
+    ...env
+  }
+}
+
+export type TestApp = FastifyInstance & { database: DatabaseUrls; logLines: string[] }
+
+/** The application on a database of its own. */
+export async function startApp(t: Test, env: Environment = {}, database?: DatabaseUrls): Promise<TestApp> {
+  const urls = database ?? (await createTestDatabase(t))
+  const logLines: string[] = []
+  const logStream = { write: (line: string) => void logLines.push(line) }
+  const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream })
+  t.teardown(() => app.close())
+  await app.ready()
+  return Object.assign(app as unknown as FastifyInstance, { database: urls, logLines })
+}
+
+export type Tokens = { access_token: string; refresh_token: string; token_type: string; expires_in: number }
+export type Reply = LightMyRequestResponse
+
+/** Sends a request to the host of a tenant, or to the general host. */
+export function send(app: FastifyInstance, host: string, options: InjectOptions | string): Promise<Reply> {
+  const request = typeof options === 'string' ? { url: options } : options
+  return app.inject({ ...request, headers: { host, ...request.headers } })
+}
+
+export const post = (url: string, payload: unknown, headers = {}) =>
+  ({ method: 'POST', url: `/api/v1${url}`, payload: payload as object, headers }) as const
+
+export type Tenant = {
+  id: string
+  slug: string
+  host: string
+  owner: { id: string; email: string; tokens: Tokens }
+  /** As the owner, on the tenant's host. A path alone is a GET. */
+  send(options: InjectOptions | string): Promise<Reply>
+  /** As nobody, on the tenant's host. */
+  anonymous(options: InjectOptions | string): Promise<Reply>
+  /** With another token, on the tenant's host. */
+  with(token: string, options: InjectOptions | string): Promise<Reply>
+  /** A new session of the owner. */
+  signIn(): Promise<Tokens>
+}
+
+/** An agency with its owner, who is signed in. */
+export async function createTenant(
+  app: FastifyInstance,
+  slug: string,
+  email = `owner@${slug}.example`
+): Promise<Tenant> {
+  const body = { tenant: { name: `The ${slug} agency`, slug }, name: `Owner of ${slug}`, email, password }
+  const reply = await send(app, 'localhost', post('/auth/register', body))
+  if (reply.statusCode !== 201) throw new Error(`register: ${reply.statusCode} ${reply.body}`)
+  const { user, tenant, ...tokens } = reply.json()
+  const host = `${slug}.localhost`
+  const withToken = (token: string, options: InjectOptions | string) => {
+    const request = typeof options === 'string' ? { url: options } : options
+    return send(app, host, { ...request, headers: { authorization: `Bearer ${token}`, ...request.headers } })
+  }
+  return {
+    id: tenant.id,
+    slug,
+    host,
+    owner: { id: user.id, email, tokens },
+    send: (options) => withToken(tokens.access_token, options),
+    anonymous: (options) => send(app, host, options),
+    with: withToken,
+    async signIn() {
+      return (await send(app, host, post('/auth/login', { email, password }))).json()
+    }
+  }
+}
+
+/** Puts somebody into a tenant as an administrator of the database would; there is no other way to get lower roles here. */
+export async function addMember(app: TestApp, tenant: Tenant, userId: string, role: string): Promise<void> {
+  await asOwner(app.database, tenant.id, userId, [
+    ['insert into memberships (user_id, role) values ($1, $2)', [userId, role]]
+  ])
+}
+
+/** Runs statements as the owner of the tables behind the gate of one tenant: what an operator's command does. */
+export async function asOwner(
+  database: DatabaseUrls,
+  tenantId: string,
+  userId: string,
+  statements: [text: string, values: unknown[]][]
+): Promise<void> {
+  await withClient(database.owner, async (client) => {
+    await client.query('begin')
+    await client.query("select set_config('app.tenant_id', $1, true), set_config('app.user_id', $2, true)", [
+      tenantId,
+      userId
+    ])
+    for (const [text, values] of statements) await client.query(text, values)
+    await client.query('commit')
+  })
+}
+
+/** Suspends or resumes a tenant, and says so to every process. */
+export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'suspended'): Promise<void> {
+  return asOwner(app.database, tenant.id, tenant.owner.id, [
+    ['update tenants set status = $1 where id = $2', [status, tenant.id]],
+    [
+      "insert into revocations (kind, subject, state, expires_at) values ('tenant', $1, $2, now() + interval '1 day')",
+      [tenant.id, status]
+    ]
+  ])
+}
+
+/** Rows as the superuser sees them: all tenants'. */
+export async function allRows(database: DatabaseUrls, text: string, values: unknown[] = []) {
+  return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
+}
+
+export type Server = {
+  port: number
+  child: ChildProcess
+  /** Everything it has written, to both streams. */
+  output(): string
+  fetch(path: string, init?: RequestInit & { host?: string }): Promise<Response>
+  exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
+}
+
+/** The product through its entry point, as a process of its own. Resolves when it answers. */
+export async function startServer(t: Test, env: Environment, { ready = true } = {}): Promise<Server> {
+  const port = Number(env.PORT) || (await freePort())
+  const child = spawn(process.execPath, ['src/server.ts'], {
+    cwd: root,
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
+    stdio: ['ignore', 'pipe', 'pipe']
+  })
+  let text = ''
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk
+    })
+  }
+  const exited = once(child, 'exit').then(([code, signal]) => ({ code, signal }))
+  t.teardown(async () => {
+    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
+    await exited
+  })
+  const server: Server = {
+    port,
+    child,
+    output: () => text,
+    exited,
+    fetch: (path, { host, ...init } = {}) => fetch(`http://127.0.0.1:${port}${path}`, init)
+  }
+  if (ready) await waitUntilReady(server)
+  return server
+}
+
+async function waitUntilReady(server: Server): Promise<void> {
+  const deadline = Date.now() + 30_000
+  while (Date.now() < deadline) {
+    if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
+    const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
+    if (reply?.status === 200) return
+    await sleep(50)
+  }
+  throw new Error(`the server did not become ready:\n${server.output()}`)
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as { port: number }
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/** Waits until `check` says yes. Fails loudly and not by the file's time-out. */
+export async function eventually(check: () => Promise<boolean> | boolean, withinMs = 5000): Promise<number> {
+  const startedAt = Date.now()
+  while (!(await check())) {
+    if (Date.now() - startedAt > withinMs) throw new Error(`not within ${withinMs} ms`)
+    await sleep(20)
+  }
+  return Date.now() - startedAt
+}

@@ -1,0 +1,46 @@
+import { spawn } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { startEmbedded } from '../db/embedded.ts'
+import { migrate } from '../db/migrate.ts'
+import { createDatabase, templateDatabase } from './databases.ts'
+
+/*
+ * Starts one PostgreSQL for the whole run, makes the database that every test copies, and runs tap on the files that are
+ * named, or on all. The last line says how it went.
+ */
+
+const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
+const server = await startEmbedded(dir, { durable: false })
+const urls = {
+  postgres: server.url('postgres', 'DATABASE'),
+  owner: server.url('aggios_owner', 'DATABASE'),
+  app: server.url('aggios_app', 'DATABASE')
+}
+process.env.TEST_POSTGRES = JSON.stringify(urls)
+await createDatabase(templateDatabase, 'template1')
+await migrate(urls.owner.replace('DATABASE', templateDatabase))
+
+const tap = spawn('tap', process.argv.slice(2), { stdio: ['inherit', 'pipe', 'inherit'] })
+let tail = ''
+tap.stdout.setEncoding('utf8').on('data', (text: string) => {
+  process.stdout.write(text)
+  tail = (tail + text).slice(-4096)
+})
+const code = await new Promise<number>((done, fail) => {
+  tap.once('error', fail)
+  tap.once('close', (exit) => done(exit ?? 1))
+})
+await server.stop()
+rmSync(dir, { recursive: true, force: true })
+
+// on a terminal tap closes with its own picture of this; elsewhere with one line of counts
+const summary = tail.match(/^# \{ (total: .*) \}$/m)?.[1]
+const count = (key: string) => Number(summary?.match(new RegExp(`\\b${key}: (\\d+)`))?.[1] ?? 0)
+if (summary !== undefined || code !== 0) {
+  const skipped = count('skip') + count('todo')
+  const failed = code === 0 ? count('fail') : Math.max(1, count('fail'))
+  process.stdout.write(`\n${count('pass')} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
+}
+process.exitCode = code
