@@ -45,6 +45,7 @@ export default fp(
           version,
           description:
             'The multi-tenant back end of Aggios. A tenant (agency) lives at its own host, `<slug>.<BASE_DOMAIN>`; on the general host `api.<BASE_DOMAIN>` the tenant comes from the token. Every error is an RFC 9457 problem document with a stable `code`.',
+          contact: { name: 'Aggios', url: 'https://aggios.app' },
           license: { name: 'Proprietary', url: 'https://aggios.app' }
         },
         servers: [{ url: '/', description: 'this host' }],
@@ -159,6 +160,27 @@ function nameSchemas(document: Schema): Schema {
     components.schemas[title] = schema
     return { $ref: `#/components/schemas/${title}` }
   }
-  const paths = visit(document.paths)
+  const paths = visit(document.paths) as Record<string, Record<string, { responses: Record<string, Response> }>>
+  for (const { responses } of Object.values(paths).flatMap((path) => Object.values(path))) {
+    for (const [status, response] of Object.entries(responses)) describe(status, response)
+  }
   return { ...document, paths }
+}
+
+type Response = { description: string; headers?: Schema; content?: Record<string, { schema?: { $ref?: string } }> }
+
+const headersByStatus: Record<string, string[]> = {
+  304: ['ETag'],
+  401: ['WWW-Authenticate'],
+  429: ['Retry-After', 'RateLimit-Policy', 'RateLimit'],
+  503: ['Retry-After']
+}
+
+/** Says what no route says itself: which schema it is, and the headers that go with a status. */
+function describe(status: string, response: Response): void {
+  const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
+  if (response.description === 'Default Response') response.description = schema ?? 'Success'
+  const names = headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag'] : [])
+  if (names.length === 0) return
+  response.headers = Object.fromEntries(names.map((name) => [name, { schema: { type: 'string' } }]))
 }

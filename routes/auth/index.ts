@@ -18,6 +18,8 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'register',
         summary: 'A new agency with its first owner',
+        description:
+          'Makes the agency, the identity and a session at once. The agency then lives at `<slug>.<BASE_DOMAIN>`.',
         tags,
         body: NewRegistration,
         response: { 201: Registration }
@@ -41,6 +43,8 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'login',
         summary: 'Sign in with e-mail and password',
+        description:
+          'To the agency of the host, else to `tenant`, else to the one last used. Unknown addresses and wrong passwords answer alike.',
         tags,
         body: SignIn,
         response: { 200: TokenReply }
@@ -110,6 +114,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'switchTenant',
         summary: 'Tokens for another agency of the same person',
+        description: 'Opens a session there; the present one goes on.',
         tags,
         body: Switch,
         response: { 200: TokenReply }

@@ -5,7 +5,7 @@ const strict = { additionalProperties: false }
 
 export const NewRegistration = Type.Object(
   { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: Password },
-  strict
+  { ...strict, title: 'NewRegistration' }
 )
 export type NewRegistration = Static<typeof NewRegistration>
 
@@ -22,24 +22,25 @@ export const SignIn = Type.Object(
       })
     )
   },
-  strict
+  { ...strict, title: 'SignIn' }
 )
 export type SignIn = Static<typeof SignIn>
 
 const refreshToken = Type.String({ minLength: 1, maxLength: 1024, examples: ['Gm9v…'] })
 
-export const Refresh = Type.Object({ refresh_token: refreshToken }, strict)
+export const Refresh = Type.Object({ refresh_token: refreshToken }, { ...strict, title: 'Refresh' })
 export type Refresh = Static<typeof Refresh>
 
 /** Nothing at all when the bearer says which session. */
 export const SignOut = Type.Unsafe<{ refresh_token?: string } | null>({
   type: ['object', 'null'],
   properties: { refresh_token: refreshToken },
-  additionalProperties: false
+  additionalProperties: false,
+  title: 'SignOut'
 })
 
 export const Switch = Type.Object(
   { tenant: Type.String({ minLength: 1, maxLength: 63, examples: ['other-agency'] }) },
-  strict
+  { ...strict, title: 'Switch' }
 )
 export type Switch = Static<typeof Switch>

@@ -27,6 +27,7 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getOpenapiJson',
         summary: 'This document as JSON',
+        description: 'OpenAPI 3.1; generate a client from it.',
         tags,
         response: {
           200: {
@@ -49,6 +50,7 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getOpenapiYaml',
         summary: 'This document as YAML',
+        description: 'OpenAPI 3.1; generate a client from it.',
         tags,
         response: { 200: { description: 'OpenAPI 3.1', content: { 'application/yaml': { schema: Type.String() } } } }
       }

@@ -26,8 +26,17 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
   }
 
   app.get(
-    '/',
-    { config, schema: { operationId: 'getHealth', summary: 'Health of the service', tags, response: { 200: Health } } },
+    '',
+    {
+      config,
+      schema: {
+        operationId: 'getHealth',
+        summary: 'Health of the service',
+        description: '200 while the API can serve; else 503 with the failed checks.',
+        tags,
+        response: { 200: Health }
+      }
+    },
     check
   )
 
@@ -35,7 +44,13 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
     '/live',
     {
       config,
-      schema: { operationId: 'getLiveness', summary: 'Whether the process runs', tags, response: { 200: Liveness } }
+      schema: {
+        operationId: 'getLiveness',
+        summary: 'Whether the process runs',
+        description: 'Says nothing of the database: a process that answers need not be restarted.',
+        tags,
+        response: { 200: Liveness }
+      }
     },
     async () => ({ status: 'ok' as const })
   )
@@ -44,7 +59,13 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
     '/ready',
     {
       config: { ...config, problems: ['shutting_down'] },
-      schema: { operationId: 'getReadiness', summary: 'Whether to send requests here', tags, response: { 200: Health } }
+      schema: {
+        operationId: 'getReadiness',
+        summary: 'Whether to send requests here',
+        description: 'For load balancers: 503 when the API can not serve or the process is shutting down.',
+        tags,
+        response: { 200: Health }
+      }
     },
     async () => {
       if (app.health.draining) throw shuttingDown({ headers: retry })

@@ -13,6 +13,7 @@ const problems: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getProblem',
         summary: 'What a problem means and what to do',
+        description: 'The `type` of every problem document leads here.',
         tags: ['docs'],
         params: Params,
         response: { 200: { description: 'A page', content: { 'text/html': { schema: Type.String() } } } }

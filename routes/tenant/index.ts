@@ -15,10 +15,16 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['tenant']
 
   app.get(
-    '/',
+    '',
     {
       config: { access: 'viewer' },
-      schema: { operationId: 'getTenant', summary: 'The agency', tags, response: { 200: Tenant, 304: NotModified } }
+      schema: {
+        operationId: 'getTenant',
+        summary: 'The agency',
+        description: 'The one that the token is for. `If-None-Match` saves the body.',
+        tags,
+        response: { 200: Tenant, 304: NotModified }
+      }
     },
     async (request, reply) => {
       const [row] = await request.tenantQuery(readTenant, request.user)
@@ -35,7 +41,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.patch(
-    '/',
+    '',
     {
       config: { access: 'admin', problems: ['precondition_failed'] },
       schema: {

@@ -24,6 +24,6 @@ export const TenantPatch = Type.Object(
       )
     )
   },
-  strict
+  { ...strict, title: 'TenantPatch' }
 )
 export type TenantPatch = Static<typeof TenantPatch>

@@ -7,13 +7,13 @@ import { notFound, slugTaken } from '../../src/errors.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
 import { Name, Slug, Tenant } from '../schemas.ts'
 
-const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false })
+const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'NewTenant' })
 export type NewTenant = Static<typeof NewTenant>
 
 /** More agencies for people who have an account. */
 const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
-    '/',
+    '',
     {
       config: { access: 'user', throttled: true, problems: ['slug_taken'] },
       schema: {

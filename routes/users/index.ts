@@ -27,7 +27,13 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     '/me',
     {
       config: { access },
-      schema: { operationId: 'getMe', summary: 'The signed-in person', tags, response: { 200: User, 304: NotModified } }
+      schema: {
+        operationId: 'getMe',
+        summary: 'The signed-in person',
+        description: 'With the role in the tenant of the token. `If-None-Match` saves the body.',
+        tags,
+        response: { 200: User, 304: NotModified }
+      }
     },
     async (request, reply) => {
       const [user] = await request.tenantQuery(readUser, request.user)
@@ -147,6 +153,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listMySessions',
         summary: 'Where this person is signed in, in all agencies',
+        description: 'Open sessions only, the newest first.',
         tags,
         querystring: PageQuery,
         response: { 200: SessionPage }
@@ -175,6 +182,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endMyOtherSessions',
         summary: 'Sign out everywhere else',
+        description: 'Ends every session but this one; their access tokens stop within a second.',
         tags,
         response: { 204: NoContent }
       }
@@ -194,6 +202,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endMySession',
         summary: 'Sign out on one device',
+        description: 'Ends the session, in whichever agency it is; its access tokens stop within a second.',
         tags,
         params: SessionId,
         response: { 204: NoContent }
@@ -216,6 +225,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listMyTenants',
         summary: 'The agencies of this person',
+        description: 'Ordered by slug. `POST /api/v1/auth/switch` gives tokens for another one.',
         tags,
         querystring: PageQuery,
         response: { 200: MyTenantPage }
