@@ -51,9 +51,10 @@ export function Page<T extends TSchema>(item: T, title: string) {
   return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
 }
 
-export const NoContent = Type.Null({ description: 'Done; there is nothing to say' })
+/** Replies without a body: the handler sets the status and returns nothing. */
+export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done; there is nothing to say' })
 
-export const NotModified = Type.Null({ description: 'You have the newest already' })
+export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'You have the newest already' })
 
 export const Tenant = Type.Object(
   {

@@ -7,6 +7,7 @@ import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fas
 import type { Test } from 'tap'
 import { buildApp } from '../src/app.ts'
 import { type Environment, readConfig } from '../src/config.ts'
+import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
 
 export const root = join(import.meta.dirname, '..')
@@ -43,7 +44,11 @@ export async function startApp(t: Test, env: Environment = {}, database?: Databa
   const logLines: string[] = []
   const logStream = { write: (line: string) => void logLines.push(line) }
   const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream })
-  t.teardown(() => app.close())
+  const faults = watchContract(app)
+  t.teardown(async () => {
+    await app.close()
+    if (faults.length > 0) throw new Error(`not in the OpenAPI document:\n${faults.join('\n')}`)
+  })
   await app.ready()
   return Object.assign(app as unknown as FastifyInstance, { database: urls, logLines })
 }

@@ -103,7 +103,6 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       await signOut(app, request)
       reply.code(204)
-      return null
     }
   )
 

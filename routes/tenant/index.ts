@@ -34,7 +34,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const known = request.headers['if-none-match']
       if (known !== undefined && matchesTag(known, tag, 'weak')) {
         reply.code(304)
-        return null
+        return
       }
       return present(row)
     }

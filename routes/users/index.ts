@@ -43,7 +43,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const known = request.headers['if-none-match']
       if (known !== undefined && matchesTag(known, tag, 'weak')) {
         reply.code(304)
-        return null
+        return
       }
       return user
     }
@@ -106,7 +106,6 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (result?.outcome !== 'ended') throw lastOwner()
       await app.revocations.readNow()
       reply.code(204)
-      return null
     }
   )
 
@@ -142,7 +141,6 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (!changed) throw invalidCredentials()
       await app.revocations.readNow()
       reply.code(204)
-      return null
     }
   )
 
@@ -191,7 +189,6 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       await request.tenantQuery(endMySessions, { one: null, keep: request.user.sid, token_seconds: accessTokenTtl })
       await app.revocations.readNow()
       reply.code(204)
-      return null
     }
   )
 
@@ -214,7 +211,6 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (!result?.ended) throw notFound()
       await app.revocations.readNow()
       reply.code(204)
-      return null
     }
   )
 

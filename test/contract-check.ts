@@ -1,0 +1,58 @@
+import { Ajv2020 } from 'ajv/dist/2020.js'
+import addFormats from 'ajv-formats'
+import type { FastifyInstance } from 'fastify'
+
+type Media = { schema?: unknown }
+type Document = {
+  paths: Record<string, Record<string, { responses: Record<string, { content?: Record<string, Media> }> }>>
+}
+
+/**
+ * Holds every reply that the application sends against its own OpenAPI document: status, content type and body. What is not
+ * documented ends up in the list that it gives back, which the test expects to be empty when it ends.
+ *
+ * Must be called before `ready()`.
+ */
+export function watchContract(app: FastifyInstance): string[] {
+  const faults: string[] = []
+  let check: ReturnType<typeof prepare> | undefined
+
+  function prepare() {
+    const document = app.swagger() as unknown as Document
+    const ajv = new Ajv2020({ strict: false, allErrors: true })
+    addFormats.default(ajv)
+    ajv.addSchema(document, 'openapi')
+    const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
+
+    return (method: string, route: string | undefined, status: number, type: string, body: string) => {
+      const problem = type.startsWith('application/problem+json')
+      if (status >= 400 && !problem) faults.push(`${method} ${route}: ${status} as ${type}`)
+      if (problem && !ajv.validate({ $ref: 'openapi#/components/schemas/Problem' }, JSON.parse(body))) {
+        faults.push(`${method} ${route}: ${status} ${ajv.errorsText()} ${body}`)
+      }
+      const path = route?.replaceAll(/:(\w+)/g, '{$1}')
+      const operation = path === undefined ? undefined : document.paths[path]?.[method.toLowerCase()]
+      if (!operation || path === undefined) return
+      const response = operation.responses[status]
+      if (!response) return void faults.push(`${method} ${route}: ${status} is not documented: ${body.slice(0, 200)}`)
+      const media = type.split(';', 1)[0] as string
+      if (body === '' && !response.content) return
+      if (!response.content?.[media])
+        return void faults.push(`${method} ${route}: ${status} as ${media} is not documented`)
+      if (problem || media !== 'application/json') return
+      const pointer = ['paths', path, method.toLowerCase(), 'responses', String(status), 'content', media, 'schema']
+      const $ref = `openapi#/${pointer.map(pointerPart).join('/')}`
+      if (!ajv.validate({ $ref }, JSON.parse(body)))
+        faults.push(`${method} ${route}: ${status} ${ajv.errorsText()} ${body}`)
+    }
+  }
+
+  app.addHook('onSend', async (request, reply, payload) => {
+    if (request.method === 'HEAD' || request.method === 'OPTIONS' || typeof payload === 'object') return
+    const { url, schema } = request.routeOptions as { url?: string; schema?: { hide?: boolean } }
+    if (schema?.hide) return
+    check ??= prepare()
+    check(request.method, url, reply.statusCode, String(reply.getHeader('content-type') ?? ''), String(payload ?? ''))
+  })
+  return faults
+}
