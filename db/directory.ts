@@ -47,7 +47,8 @@ export const myTenantsPage = statement(
   'my_tenants_page',
   (_, $: { after_slug: string | null; limit: number }) => sql<MyTenant>`
   select id, slug, name, status, role from my_tenants()
-  where ${$.after_slug}::text is null or slug > ${$.after_slug} order by slug limit ${$.limit}`
+  where ${$.after_slug}::text is null or slug > ${$.after_slug} order by slug limit ${$.limit}`,
+  { slow: true }
 )
 
 export type MySession = {
@@ -67,7 +68,8 @@ export const mySessionsPage = statement(
   (_, $: { idle_seconds: number; after_id: string | null; limit: number }) => sql<MySession>`
   select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
   from my_sessions(make_interval(secs => ${$.idle_seconds}))
-  where ${$.after_id}::uuid is null or id < ${$.after_id} order by id desc limit ${$.limit}`
+  where ${$.after_id}::uuid is null or id < ${$.after_id} order by id desc limit ${$.limit}`,
+  { slow: true }
 )
 
 /** Ends one session of the user (`one`), or all but one (`keep`); publishes and audits each. */
@@ -123,3 +125,11 @@ export const ensureAuditPartitions = statement(
 
 /** A statement that only proves that the database answers. */
 export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)
+
+/** The next mails to send, leased to the caller for a while. */
+export const claimMail = statement(
+  'claim_mail',
+  (_, $: { batch: number; lease_seconds: number }) => sql<{ tenant_id: string; id: string }>`
+  select tenant_id, id from claim_mail(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
+  { writes: true }
+)

@@ -15,8 +15,8 @@ export type TenantGate = {
   /**
    * One statement, together with its settings in one network flush. Resolves to its rows.
    *
-   * Reads share a few pipelined connections and are asked once more if the connection broke; a write takes a connection of
-   * its own and is never repeated, because whether it was committed is not known.
+   * Keyed reads share a few pipelined connections and are asked once more if the connection broke. Lists and writes take a
+   * connection of their own, and a write is never repeated, because whether it was committed is not known.
    */
   query<Values extends object, Row>(
     settings: GateSettings,
@@ -70,11 +70,11 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
   return {
     async query<Values extends object, Row>(
       settings: GateSettings,
-      { name, text, order, writes }: Statement<Values, Row>,
+      { name, text, order, writes, slow }: Statement<Values, Row>,
       values: Values
     ) {
       const config = { name, text, values: order.map((key) => values[key]) }
-      const result = await (writes ? onPool(settings, config) : onPipeline(settings, config))
+      const result = await (writes || slow ? onPool(settings, config) : onPipeline(settings, config))
       return result.rows as Row[]
     },
 

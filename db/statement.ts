@@ -12,13 +12,15 @@ import type { TenantTables } from './tables.ts'
 /**
  * A query compiled once, when its module loads. `order` says which of the call's values stands at `$1`, `$2`, …
  *
- * `writes` decides the way it takes: reads go down the pipelined connections, writes take a connection of their own.
+ * Keyed reads go down the pipelined connections. What `writes`, and what may be `slow` (lists), takes a connection of its own,
+ * so that it stands in front of nobody.
  */
 export type Statement<Values, Row> = {
   readonly name: string
   readonly text: string
   readonly order: readonly (keyof Values & string)[]
   readonly writes: boolean
+  readonly slow: boolean
   /** Carries the row's type; there is nothing at run time. */
   readonly row?: Row
 }
@@ -56,12 +58,12 @@ type Compilable<Row> = { compile(provider: QueryExecutorProvider): CompiledQuery
 export function statement<Values extends object, Row>(
   name: string,
   build: (db: Kysely<TenantTables>, $: Values) => Compilable<Row>,
-  { writes = false } = {}
+  { writes = false, slow = false } = {}
 ): Statement<Values, Row> {
   const compiled = build(compiler, placeholders as Values).compile(compiler)
   const order = compiled.parameters.map((parameter) => {
     if (!(parameter instanceof Placeholder)) throw new TypeError(`${name} has a value that is not a placeholder`)
     return parameter.key as keyof Values & string
   })
-  return { name, text: compiled.sql, order, writes }
+  return { name, text: compiled.sql, order, writes, slow }
 }

@@ -1,12 +1,13 @@
 import type { ColumnType, Generated, JSONColumnType } from 'kysely'
-import type { Role } from '../src/roles.ts'
+import type { Locale } from '../src/mails.ts'
+import type { InvitableRole, Role } from '../src/roles.ts'
 
 /** A column that PostgreSQL fills and nobody writes: `tenant_id` comes from the transaction's setting. */
 type ByDatabase<T> = ColumnType<T, never, never>
 /** Written once. */
 type Fixed<T> = ColumnType<T, T, never>
 
-export type TenantSettings = { allowed_origins?: string[] }
+export type TenantSettings = { allowed_origins?: string[]; locale?: Locale }
 export type TenantStatus = 'active' | 'suspended'
 
 export type TenantsTable = {
@@ -31,7 +32,7 @@ export type UsersTable = {
   password_hash: ColumnType<never, string, string>
   pepper_id: ColumnType<never, string, string>
   password_version: ColumnType<number, never, number>
-  email_verified_at: ByDatabase<Date | null>
+  email_verified_at: ColumnType<Date | null, Date | undefined, Date>
   disabled_at: ByDatabase<Date | null>
   version: ColumnType<number, never, number>
   created_at: ByDatabase<Date>
@@ -41,11 +42,11 @@ export type UsersTable = {
 export type MembershipsTable = {
   tenant_id: ByDatabase<string>
   user_id: Fixed<string>
-  role: Fixed<Role>
-  version: ByDatabase<number>
+  role: Role
+  version: ColumnType<number, never, number>
   last_used_at: ColumnType<Date | null, Date | null, Date>
   joined_at: ByDatabase<Date>
-  updated_at: ByDatabase<Date>
+  updated_at: ColumnType<Date, never, Date>
 }
 
 export type SessionsTable = {
@@ -82,6 +83,34 @@ export type AuditEventsTable = {
   detail: ColumnType<unknown, string | undefined, never>
 }
 
+export type InvitationsTable = {
+  tenant_id: ByDatabase<string>
+  id: Fixed<string>
+  email: Fixed<string>
+  role: InvitableRole
+  invited_by: ColumnType<string, never, string>
+  generation: ColumnType<number, never, number>
+  created_at: ColumnType<Date, never, Date>
+  expires_at: ColumnType<Date, never, Date>
+  accepted_at: ColumnType<Date | null, never, Date>
+}
+
+export type MailKind = 'invitation'
+
+export type OutboxTable = {
+  tenant_id: ByDatabase<string>
+  id: ByDatabase<string>
+  kind: Fixed<MailKind>
+  subject_id: Fixed<string>
+  generation: Fixed<number>
+  attempts: ByDatabase<number>
+  due_at: ColumnType<Date, never, Date>
+  sent_at: ColumnType<Date | null, never, Date>
+  dropped_at: ColumnType<Date | null, never, Date>
+  last_error: ColumnType<string | null, never, string>
+  created_at: ByDatabase<Date>
+}
+
 /** What exists behind the tenant gate only. */
 export type TenantTables = {
   tenants: TenantsTable
@@ -90,6 +119,8 @@ export type TenantTables = {
   sessions: SessionsTable
   revocations: RevocationsTable
   audit_events: AuditEventsTable
+  invitations: InvitationsTable
+  outbox: OutboxTable
 }
 
 /** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */

@@ -31,7 +31,7 @@ export const readUser = statement('read_user', (db, $: { tenant_id: string; user
 /** A new identity, by its own act. False: the address has one already, and nothing was written. */
 export async function insertUser(
   trx: TenantTransaction,
-  user: { id: string; email: string; name: string } & PasswordHash
+  user: { id: string; email: string; name: string; email_verified_at?: Date } & PasswordHash
 ): Promise<boolean> {
   const { numInsertedOrUpdatedRows } = await trx
     .insertInto('users')

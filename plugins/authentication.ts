@@ -55,6 +55,11 @@ declare module 'fastify' {
       issue(subject: TokenSubject, counter: number): TokenReply
       /** The content of a refresh token that this server issued, or undefined. */
       verifyRefresh(token: string): RefreshToken | undefined
+      /**
+       * The claims of a bearer that is good, for a route that is public and wants to know. Of whichever tenant: no host has to
+       * agree. Undefined without one; throws like any route for one that is not good.
+       */
+      findLive(request: FastifyRequest): AccessClaims | undefined
       /** The claims of the request's bearer if this server signed it, expired and revoked or not; undefined without one. */
       findSigned(request: FastifyRequest): AccessClaims | undefined
     }
@@ -199,6 +204,16 @@ export default fp(
         }
       },
       verifyRefresh: refreshTokens.verify,
+      findLive(request: FastifyRequest) {
+        const { authorization } = request.headers
+        if (authorization === undefined) return undefined
+        const token = bearer.exec(authorization)?.[1]
+        if (token === undefined) throw unauthenticated()
+        const claims = verifyCached(token)
+        const problem = app.revocations.find(claims)
+        if (problem) throw problem
+        return claims
+      },
       findSigned(request: FastifyRequest) {
         const { authorization } = request.headers
         if (authorization === undefined) return undefined

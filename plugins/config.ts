@@ -2,11 +2,13 @@ import fp from 'fastify-plugin'
 import type { Config } from '../src/config.ts'
 import { type Cursors, createCursors } from '../src/cursors.ts'
 import { createKeyRing } from '../src/keys.ts'
+import { createOneTimeTokens, type OneTimeTokens } from '../src/one-time-tokens.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     config: Config
     cursors: Cursors
+    oneTimeTokens: OneTimeTokens
   }
 }
 
@@ -14,7 +16,9 @@ declare module 'fastify' {
 export default fp<{ config: Config }>(
   async (app, { config }) => {
     app.decorate('config', config)
-    app.decorate('cursors', createCursors(createKeyRing(config.jwtSecret, 'access token')))
+    const keys = createKeyRing(config.jwtSecret, 'access token')
+    app.decorate('cursors', createCursors(keys))
+    app.decorate('oneTimeTokens', createOneTimeTokens(keys))
   },
   { name: 'config' }
 )

@@ -53,6 +53,8 @@ export default fp(
           { name: 'auth', description: 'Sign up, sign in, stay signed in, sign out' },
           { name: 'me', description: 'The signed-in person' },
           { name: 'tenant', description: 'Agencies' },
+          { name: 'people', description: 'Members and invitations' },
+          { name: 'audit', description: 'Who did what' },
           { name: 'health', description: 'Whether the service can serve' },
           { name: 'docs', description: 'What you are reading' }
         ],

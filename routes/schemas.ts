@@ -1,4 +1,5 @@
 import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { locales } from '../src/mails.ts'
 import { type Role as RoleName, roles } from '../src/roles.ts'
 import { slugPattern } from '../src/slugs.ts'
 
@@ -51,6 +52,12 @@ export function Page<T extends TSchema>(item: T, title: string) {
   return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
 }
 
+/** Taken on; what comes of it is seen elsewhere. */
+export const Accepted = Type.Object(
+  { status: StringEnum(['accepted'], { examples: ['accepted'] }) },
+  { title: 'Accepted' }
+)
+
 /** Replies without a body: the handler sets the status and returns nothing. */
 export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done; there is nothing to say' })
 
@@ -67,7 +74,8 @@ export const Tenant = Type.Object(
       {
         allowed_origins: Type.Optional(
           Type.Array(Type.String({ maxLength: 255 }), { examples: [['https://app.acme.example']] })
-        )
+        ),
+        locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] }))
       },
       { description: 'What the agency decides for itself' }
     ),

@@ -10,6 +10,7 @@ import errors from '../plugins/errors.ts'
 import headers from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
+import mail from '../plugins/mail.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
 import requestLog from '../plugins/request-log.ts'
@@ -17,9 +18,12 @@ import revocations from '../plugins/revocations.ts'
 import tenants from '../plugins/tenants.ts'
 import throttle from '../plugins/throttle.ts'
 import validation from '../plugins/validation.ts'
+import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
 import healthRoutes from '../routes/health/index.ts'
+import invitationsRoutes from '../routes/invitations/index.ts'
+import membersRoutes from '../routes/members/index.ts'
 import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
@@ -80,6 +84,7 @@ export function buildApp(
   app.register(authentication)
   app.register(throttle)
   app.register(passwords)
+  app.register(mail)
   app.register(housekeeping)
   app.register(openapi)
 
@@ -90,6 +95,9 @@ export function buildApp(
       api.register(usersRoutes, { prefix: '/users' })
       api.register(tenantRoutes, { prefix: '/tenant' })
       api.register(tenantsRoutes, { prefix: '/tenants' })
+      api.register(membersRoutes, { prefix: '/members' })
+      api.register(invitationsRoutes, { prefix: '/invitations' })
+      api.register(auditEventsRoutes, { prefix: '/audit-events' })
       api.register(problemsRoutes, { prefix: '/problems' })
       api.register(docsRoutes)
     },

@@ -21,6 +21,9 @@ class Unreadable extends Error {}
 function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
   return { name, fallback, secret: false, read }
 }
+function optional<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
+  return { name, fallback: undefined, secret: false, read }
+}
 function secret<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
   return { name, fallback: undefined, secret: true, read }
 }
@@ -58,6 +61,22 @@ function postgresUrl(value: string): string {
     throw new Unreadable('must be a URL that begins with postgres://')
   }
   return value
+}
+
+function smtpUrl(value: string): string {
+  if (!URL.canParse(value) || !/^smtps?:$/.test(new URL(value).protocol)) {
+    throw new Unreadable('must be a URL that begins with smtp:// or smtps://')
+  }
+  return value
+}
+
+/** Where links in mails lead; `{slug}` stands for the tenant's. */
+function appUrl(value: string): string {
+  const example = value.replaceAll('{slug}', 'acme')
+  if (!/^https?:\/\//.test(example) || !URL.canParse(example) || new URL(example).search || new URL(example).hash) {
+    throw new Unreadable('must be a URL such as https://{slug}.example.com')
+  }
+  return value.replace(/\/+$/, '')
 }
 
 function networks(value: string): string[] {
@@ -119,6 +138,9 @@ export const settings = {
   refreshGrace: setting('REFRESH_GRACE', '60', integer(0, 3600)),
   sessionMaxAge: setting('SESSION_MAX_AGE', '7776000', integer(1, years)),
   corsOrigins: setting('CORS_ORIGINS', '', origins),
+  appUrl: optional('APP_URL', appUrl),
+  smtpUrl: secret('SMTP_URL', smtpUrl),
+  mailFrom: setting('MAIL_FROM', 'Aggios <no-reply@localhost>', text),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))
@@ -127,7 +149,11 @@ export const settings = {
 type Settings = { [K in keyof typeof settings]: (typeof settings)[K] extends Setting<infer T> ? T : never }
 
 /** What the process runs with. Secrets are present whatever the mode; the database URL is set once a server is known. */
-export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper'> & { jwtSecret: string[]; passwordPepper: string[] }
+export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl'> & {
+  jwtSecret: string[]
+  passwordPepper: string[]
+  appUrl: string
+}
 
 export type Environment = Record<string, string | undefined>
 
@@ -166,7 +192,8 @@ export function readConfig(env: Environment): Config {
   const jwtSecret = nonEmpty(config.jwtSecret) ?? [developmentSecret(config.dataDir, 'jwt_secret')]
   const passwordPepper =
     nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').toString('base64url'))
-  return { ...config, jwtSecret, passwordPepper }
+  const address = config.appUrl ?? `http://{slug}.${config.baseDomain}:${config.port}`
+  return { ...config, jwtSecret, passwordPepper, appUrl: address }
 }
 
 function readText(env: Environment, one: Setting<unknown>): string | undefined {

@@ -157,6 +157,25 @@ export const emailTaken = problem(
   'This address has an account',
   'Sign in with it, then create another agency at `POST /api/v1/tenants`.'
 )
+export const alreadyInvited = problem(
+  'already_invited',
+  409,
+  'This address already has an invitation',
+  'Send it again with `POST /api/v1/invitations/{id}/resend`, or revoke it first.'
+)
+export const alreadyAMember = problem(
+  'already_a_member',
+  409,
+  'This person is a member already',
+  'There is nothing to do.'
+)
+/** Whoever holds the token was invited, so that it existed is no secret from them. */
+export const invitationExpired = problem(
+  'invitation_expired',
+  410,
+  'The invitation is no longer good',
+  'Ask for a new one. It expired, was sent again, or was used.'
+)
 export const lastOwner = problem(
   'last_owner',
   409,

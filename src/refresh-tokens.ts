@@ -1,5 +1,6 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { deriveKey, type KeyRing } from './keys.ts'
+import { bytesToUuid, uuidToBytes } from './uuids.ts'
 
 /** What a refresh token says: the `counter`-th token of one session (`family`) of one tenant. */
 export type RefreshToken = { tenant_id: string; family: string; counter: number }
@@ -34,8 +35,8 @@ export function createRefreshTokens(ring: KeyRing): RefreshTokens {
     issue({ tenant_id, family, counter }) {
       const body = Buffer.alloc(bodySize)
       body.write(ring.first.id, 0, 'latin1')
-      body.write(tenant_id.replaceAll('-', ''), sizes.keyId, 'hex')
-      body.write(family.replaceAll('-', ''), sizes.keyId + sizes.uuid, 'hex')
+      uuidToBytes(tenant_id).copy(body, sizes.keyId)
+      uuidToBytes(family).copy(body, sizes.keyId + sizes.uuid)
       body.writeUInt32BE(counter, bodySize - sizes.counter)
       return Buffer.concat([body, sign(ring.first.id, body) as Buffer]).toString('base64url')
     },
@@ -48,15 +49,10 @@ export function createRefreshTokens(ring: KeyRing): RefreshTokens {
       const expected = sign(body.toString('latin1', 0, sizes.keyId), body)
       if (!expected || !timingSafeEqual(expected, bytes.subarray(bodySize))) return undefined
       return {
-        tenant_id: uuidAt(body, sizes.keyId),
-        family: uuidAt(body, sizes.keyId + sizes.uuid),
+        tenant_id: bytesToUuid(body, sizes.keyId),
+        family: bytesToUuid(body, sizes.keyId + sizes.uuid),
         counter: body.readUInt32BE(bodySize - sizes.counter)
       }
     }
   }
-}
-
-function uuidAt(bytes: Buffer, offset: number): string {
-  const hex = bytes.toString('hex', offset, offset + sizes.uuid)
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`
 }

@@ -1,14 +1,16 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { recordAudit } from '../../db/audit.ts'
+import { transferOwnership } from '../../db/member-acts.ts'
 import type { TenantSettings } from '../../db/tables.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { isOrigin } from '../../src/config.ts'
 import { type FieldError, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
-import { NotModified, Tenant } from '../schemas.ts'
+import { requireDone } from '../../src/member-outcomes.ts'
+import { NoContent, NotModified, Tenant } from '../schemas.ts'
 import { lockTenant, updateTenant } from './queries.ts'
-import { TenantPatch } from './schemas.ts'
+import { TenantPatch, Transfer } from './schemas.ts'
 
 /** The agency of the token. */
 const tenant: FastifyPluginAsyncTypebox = async (app) => {
@@ -75,6 +77,31 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (!row) throw notFound()
       reply.header('etag', tenantTag(row)).header('cache-control', 'private, no-cache')
       return present(row)
+    }
+  )
+
+  app.post(
+    '/transfer',
+    {
+      config: { access: 'owner', problems: ['not_found'] },
+      schema: {
+        operationId: 'transferTenant',
+        summary: 'Hand the agency over',
+        description: 'That member becomes an owner and the caller an admin, in one step.',
+        tags,
+        body: Transfer,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const act = {
+        actor_id: request.user.user_id,
+        user_id: request.body.user_id,
+        token_seconds: app.config.accessTokenTtl
+      }
+      requireDone(await request.withTenant((trx) => transferOwnership(trx, act)))
+      await app.revocations.readNow()
+      reply.code(204)
     }
   )
 }

@@ -1,5 +1,6 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Name } from '../schemas.ts'
+import { type Locale, locales } from '../../src/mails.ts'
+import { Id, Name } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -18,6 +19,14 @@ export const TenantPatch = Type.Object(
               description: 'Web origins that may call this agency from a browser; null removes them all',
               examples: [['https://app.acme.example']]
             })
+          ),
+          locale: Type.Optional(
+            Type.Unsafe<Locale | null>({
+              type: ['string', 'null'],
+              enum: [...locales, null],
+              description: 'Language of mails; null is English',
+              examples: ['pt-BR']
+            })
           )
         },
         strict
@@ -27,3 +36,5 @@ export const TenantPatch = Type.Object(
   { ...strict, title: 'TenantPatch' }
 )
 export type TenantPatch = Static<typeof TenantPatch>
+
+export const Transfer = Type.Object({ user_id: Id }, { ...strict, title: 'Transfer' })

@@ -1,0 +1,101 @@
+import { Readable } from 'node:stream'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import type { FastifyRequest } from 'fastify'
+import { type AuditRow, listAuditEvents } from './queries.ts'
+import { AuditEventPage, type AuditFilters, AuditQuery, AuditFilters as Filters } from './schemas.ts'
+
+const exportBatch = 1000
+
+/** Who did what in the agency. */
+const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
+  const access = 'admin'
+  const tags = ['audit']
+
+  app.get(
+    '',
+    {
+      config: { access, problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listAuditEvents',
+        summary: 'Who did what',
+        description: 'The newest first. A cursor belongs to the filters with which it was given.',
+        tags,
+        querystring: AuditQuery,
+        response: { 200: AuditEventPage }
+      }
+    },
+    async (request, reply) => {
+      const { limit = 25, cursor, ...filters } = request.query
+      const scope = `audit ${request.user.tenant_id} ${JSON.stringify(filtersOf(filters))}`
+      const [after_at = null, after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const rows = await readPage(request, filters, { after_at, after_id }, limit + 1)
+      reply.header('cache-control', 'private, no-cache')
+      const page = rows.slice(0, limit)
+      const last = page.at(-1)
+      const next_cursor = rows.length > limit && last ? app.cursors.issue(scope, [last.at, last.id]) : null
+      return { data: page.map(present), next_cursor }
+    }
+  )
+
+  app.get(
+    '/export',
+    {
+      config: { access },
+      schema: {
+        operationId: 'exportAuditEvents',
+        summary: 'Every event, one JSON document a line',
+        description: 'The newest first, streamed. A line holds what the list holds.',
+        tags,
+        querystring: Filters,
+        response: {
+          200: {
+            description: 'NDJSON',
+            content: { 'application/x-ndjson': { schema: Type.String({ examples: ['{"id":"…","action":"…"}\n'] }) } }
+          }
+        }
+      }
+    },
+    async (request, reply) => {
+      reply
+        .type('application/x-ndjson; charset=utf-8')
+        .header('content-disposition', 'attachment; filename="audit-events.ndjson"')
+      // read before the reply begins, so that a failure is a problem document and not half a file
+      const first = await readPage(request, request.query, { after_at: null, after_id: null }, exportBatch)
+      return Readable.from(lines(request, request.query, first), {
+        objectMode: false,
+        highWaterMark: 64 * 1024
+      }) as never
+    }
+  )
+
+  /** A page at a time and no open transaction: memory stays flat, and a slow reader holds no connection. */
+  async function* lines(request: FastifyRequest, filters: AuditFilters, first: AuditRow[]) {
+    for (let rows = first; rows.length > 0; ) {
+      yield rows.map((row) => `${JSON.stringify(present(row))}\n`).join('')
+      const last = rows.at(-1)
+      if (!last || rows.length < exportBatch) return
+      rows = await readPage(request, filters, { after_at: last.at, after_id: last.id }, exportBatch)
+    }
+  }
+}
+
+function readPage(
+  request: FastifyRequest,
+  filters: AuditFilters,
+  position: { after_at: string | null; after_id: string | null },
+  limit: number
+) {
+  const values = { tenant_id: request.user.tenant_id, ...filtersOf(filters), ...position, limit }
+  return request.tenantQuery(listAuditEvents, values)
+}
+
+function filtersOf({ action, actor_id, from, to }: AuditFilters) {
+  return { action: action ?? null, actor_id: actor_id ?? null, from: from ?? null, to: to ?? null }
+}
+
+function present({ at: _, ...event }: AuditRow) {
+  return event
+}
+
+export default auditEvents

@@ -1,0 +1,39 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { Id, Nullable, Page, PageQuery, Timestamp } from '../schemas.ts'
+
+const filters = {
+  action: Type.Optional(
+    Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-z._]+$', examples: ['member.removed'] })
+  ),
+  actor_id: Type.Optional(Id),
+  from: Type.Optional(
+    Type.String({ format: 'date-time', description: 'At or after', examples: ['2026-11-01T00:00:00Z'] })
+  ),
+  to: Type.Optional(Type.String({ format: 'date-time', description: 'Before', examples: ['2026-12-01T00:00:00Z'] }))
+}
+export const AuditFilters = Type.Object(filters, { additionalProperties: false })
+export type AuditFilters = Static<typeof AuditFilters>
+
+export const AuditQuery = Type.Object({ ...PageQuery.properties, ...filters }, { additionalProperties: false })
+
+export const AuditEvent = Type.Object(
+  {
+    id: Id,
+    created_at: Timestamp,
+    action: Type.String({ examples: ['member.role_changed'] }),
+    actor_id: Nullable(Type.String({ format: 'uuid', description: 'Who did it; null for somebody who is not known' })),
+    target_id: Nullable(Type.String({ format: 'uuid' })),
+    session_id: Nullable(Type.String({ format: 'uuid' })),
+    ip: Nullable(Type.String({ examples: ['203.0.113.7'] })),
+    user_agent: Nullable(Type.String()),
+    request_id: Nullable(Type.String()),
+    detail: Type.Unsafe<unknown>({
+      type: ['object', 'null'],
+      additionalProperties: true,
+      description: 'What changed: `before` and `after`. Never a secret.',
+      examples: [{ before: { role: 'viewer' }, after: { role: 'member' } }]
+    })
+  },
+  { title: 'AuditEvent', description: 'Something that happened in the agency. Rows are never changed.' }
+)
+export const AuditEventPage = Page(AuditEvent, 'AuditEventPage')

@@ -1,0 +1,110 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { v7 as uuidv7 } from 'uuid'
+import { recordAudit } from '../../db/audit.ts'
+import { findIdentity, type Identity } from '../../db/directory.ts'
+import { insertMember } from '../../db/members.ts'
+import { publishMember } from '../../db/revocations.ts'
+import { insertSession } from '../../db/sessions.ts'
+import { insertUser } from '../../db/users.ts'
+import {
+  alreadyAMember,
+  emailTaken,
+  forbidden,
+  invalidCredentials,
+  invitationExpired,
+  notFound,
+  tenantSuspended,
+  validationFailed
+} from '../../src/errors.ts'
+import { requireAcceptablePassword, requireHashablePassword } from '../../src/passwords.ts'
+import { findInvitation, useInvitation, verifyEmail } from './queries.ts'
+import type { Acceptance } from './schemas.ts'
+
+type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
+
+/** Who accepts: somebody with an identity, or the identity that is made with the membership. */
+type Acceptor = { id: string; created?: { name: string; password_hash: string; pepper_id: string } }
+
+/**
+ * Redeems a mailed token for a membership and a session in it.
+ *
+ * The token shows that the address is theirs. An identity that exists already proves itself by its bearer or its password
+ * besides: a mail that was read by somebody else must not open an account.
+ */
+export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest) {
+  const token = app.oneTimeTokens.verify('invitation', request.body.token)
+  if (!token || (request.tenant && request.tenant.id !== token.tenant_id)) throw notFound()
+  const { tenant_id } = token
+  const [invitation] = await request.tenantQuery(findInvitation, token, { tenant_id, user_id: null })
+  if (!invitation) throw invitationExpired()
+  const { email, role } = invitation
+  const acceptor = await requireAcceptor(app, request, email, invitation.good)
+
+  const sid = uuidv7()
+  const outcome = await request.withTenant(
+    async (trx) => {
+      // first, so that of many who accept at once all but one stop here
+      if (!(await useInvitation(trx, token))) return 'used'
+      if (acceptor.created) {
+        const { id, created } = acceptor
+        if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
+      } else {
+        await verifyEmail(trx, acceptor.id)
+      }
+      if (!(await insertMember(trx, acceptor.id, role))) return 'already'
+      // whatever was published when they left before is over
+      await publishMember(trx, acceptor.id, role, app.config.accessTokenTtl)
+      const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
+      await insertSession(trx, { id: sid, user_id: acceptor.id, expires_at })
+      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, session_id: sid, detail: { role } })
+      return 'accepted'
+    },
+    { tenant_id, user_id: acceptor.id }
+  )
+  if (outcome === 'used') throw invitationExpired()
+  if (outcome === 'already') throw alreadyAMember()
+  await app.revocations.readNow()
+  return app.tokens.issue({ user_id: acceptor.id, email, tenant_id, role, sid }, 0)
+}
+
+async function requireAcceptor(
+  app: FastifyInstance,
+  request: AcceptRequest,
+  email: string,
+  good: boolean
+): Promise<Acceptor> {
+  if (request.tenant?.status === 'suspended') throw tenantSuspended()
+  if (!good) throw invitationExpired()
+  const { name, password } = request.body
+  const [identity] = await request.tenantQuery(findIdentity, { email }, { tenant_id: null, user_id: null })
+  const bearer = app.tokens.findLive(request)
+  if (bearer) {
+    if (bearer.user_id !== identity?.id) throw forbidden()
+    return { id: bearer.user_id }
+  }
+  if (identity) return { id: await requireIdentity(app, identity, password) }
+
+  const missing = [
+    ...(name === undefined ? [{ path: '/body/name', message: 'is required for a new account' }] : []),
+    ...(password === undefined ? [{ path: '/body/password', message: 'is required for a new account' }] : [])
+  ]
+  if (name === undefined || password === undefined) throw validationFailed({ errors: missing })
+  requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
+  return { id: uuidv7(), created: { name, ...(await app.passwords.hash(password)) } }
+}
+
+async function requireIdentity(
+  app: FastifyInstance,
+  identity: Identity,
+  password: string | undefined
+): Promise<string> {
+  if (password === undefined) {
+    const errors = [{ path: '/body/password', message: 'is required, or the bearer of this account' }]
+    throw validationFailed({ errors })
+  }
+  requireHashablePassword(password, '/body/password')
+  const { password_hash, pepper_id, disabled_at } = identity
+  const stored = password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
+  if (!(await app.passwords.verify(password, stored)) || disabled_at) throw invalidCredentials()
+  return identity.id
+}

@@ -1,0 +1,172 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { v7 as uuidv7 } from 'uuid'
+import { recordAudit } from '../../db/audit.ts'
+import { queueMail } from '../../db/outbox.ts'
+import { normalizeEmail } from '../../src/emails.ts'
+import { alreadyAMember, alreadyInvited, forbidden, notFound } from '../../src/errors.ts'
+import { mayManage } from '../../src/roles.ts'
+import { Accepted, NoContent, PageQuery, TokenReply } from '../schemas.ts'
+import { acceptInvitation } from './accept.ts'
+import { deleteInvitation, insertInvitation, isMember, listInvitations, renewInvitation } from './queries.ts'
+import { Acceptance, Invitation, InvitationId, InvitationPage, NewInvitation } from './schemas.ts'
+
+/** Admins invite people to their agency by e-mail. */
+const invitations: FastifyPluginAsyncTypebox = async (app) => {
+  const access = 'admin'
+  const tags = ['people']
+
+  app.get(
+    '',
+    {
+      config: { access, problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listInvitations',
+        summary: 'Invitations that wait',
+        description: 'The newest first, also those whose time is over.',
+        tags,
+        querystring: PageQuery,
+        response: { 200: InvitationPage }
+      }
+    },
+    async (request, reply) => {
+      const { limit = 25, cursor } = request.query
+      const { tenant_id } = request.user
+      const scope = `invitations ${tenant_id}`
+      const [after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(listInvitations, { tenant_id, after_id, limit: limit + 1 })
+      reply.header('cache-control', 'private, no-cache')
+      const data = rows.slice(0, limit)
+      const last = data.at(-1)
+      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.id]) : null }
+    }
+  )
+
+  app.post(
+    '',
+    {
+      config: { access, throttled: true, problems: ['already_invited', 'already_a_member'] },
+      schema: {
+        operationId: 'createInvitation',
+        summary: 'Invite somebody by e-mail',
+        description:
+          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own.',
+        tags,
+        body: NewInvitation,
+        response: { 201: Invitation }
+      }
+    },
+    async (request, reply) => {
+      const { role } = request.body
+      const email = normalizeEmail(request.body.email)
+      if (!mayManage(request.user.role, role)) throw forbidden()
+      const outcome = await request.withTenant(async (trx) => {
+        if (await isMember(trx, email)) return 'member'
+        const created = await insertInvitation(trx, { id: uuidv7(), email, role })
+        if (!created) return 'invited'
+        const { generation, ...invitation } = created
+        await queueMail(trx, { kind: 'invitation', subject_id: invitation.id, generation })
+        await recordAudit(trx, {
+          action: 'invitation.created',
+          target_id: invitation.id,
+          detail: { after: { email, role } }
+        })
+        return invitation
+      })
+      if (outcome === 'member') throw alreadyAMember()
+      if (outcome === 'invited') throw alreadyInvited()
+      app.mail.nudge()
+      reply.code(201)
+      return outcome
+    }
+  )
+
+  app.post(
+    '/:id/resend',
+    {
+      config: { access, throttled: true, problems: ['not_found'] },
+      schema: {
+        operationId: 'resendInvitation',
+        summary: 'Send an invitation again',
+        description: 'With a new token for another seven days; the one before stops being good.',
+        tags,
+        params: InvitationId,
+        response: { 202: Accepted }
+      }
+    },
+    async (request, reply) => {
+      const renewed = await request.withTenant(async (trx) => {
+        const invitation = await renewInvitation(trx, request.params.id)
+        if (!invitation) return undefined
+        const { id, generation } = invitation
+        await queueMail(trx, { kind: 'invitation', subject_id: id, generation })
+        await recordAudit(trx, { action: 'invitation.resent', target_id: id })
+        return invitation
+      })
+      if (!renewed) throw notFound()
+      app.mail.nudge()
+      reply.code(202)
+      return { status: 'accepted' as const }
+    }
+  )
+
+  app.delete(
+    '/:id',
+    {
+      config: { access, problems: ['not_found'] },
+      schema: {
+        operationId: 'revokeInvitation',
+        summary: 'Take an invitation back',
+        description: 'Its token stops being good at once.',
+        tags,
+        params: InvitationId,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const revoked = await request.withTenant(async (trx) => {
+        const invitation = await deleteInvitation(trx, request.params.id)
+        if (!invitation) return undefined
+        const { id, email, role } = invitation
+        await recordAudit(trx, { action: 'invitation.revoked', target_id: id, detail: { before: { email, role } } })
+        return invitation
+      })
+      if (!revoked) throw notFound()
+      reply.code(204)
+    }
+  )
+
+  app.post(
+    '/accept',
+    {
+      config: {
+        access: 'public',
+        throttled: true,
+        problems: [
+          'not_found',
+          'invitation_expired',
+          'already_a_member',
+          'invalid_credentials',
+          'forbidden',
+          'unauthenticated',
+          'invalid_token',
+          'token_expired',
+          'session_revoked',
+          'tenant_suspended'
+        ]
+      },
+      schema: {
+        operationId: 'acceptInvitation',
+        summary: 'Accept an invitation',
+        description:
+          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused.',
+        tags,
+        security: [{ bearer: [] }, {}],
+        body: Acceptance,
+        response: { 200: TokenReply }
+      }
+    },
+    (request) => acceptInvitation(app, request)
+  )
+}
+
+export default invitations

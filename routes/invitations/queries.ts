@@ -1,0 +1,112 @@
+import { sql } from 'kysely'
+import type { TenantTransaction } from '../../db/gate.ts'
+import { statement } from '../../db/statement.ts'
+import type { InvitableRole } from '../../src/roles.ts'
+
+const columns = ['id', 'email', 'role', 'invited_by', 'created_at', 'expires_at'] as const
+
+type Row = { id: string; email: string; role: InvitableRole; invited_by: string; created_at: Date; expires_at: Date }
+
+/** Invitations that wait, the newest first. */
+export const listInvitations = statement(
+  'list_invitations',
+  (_, $: { tenant_id: string; after_id: string | null; limit: number }) => sql<Row>`
+  select id, email, role, invited_by, created_at, expires_at from invitations
+  where tenant_id = ${$.tenant_id} and accepted_at is null and (${$.after_id}::uuid is null or id < ${$.after_id})
+  order by id desc limit ${$.limit}`,
+  { slow: true }
+)
+
+export function isMember(trx: TenantTransaction, email: string) {
+  return trx
+    .selectFrom('memberships as m')
+    .innerJoin('users as u', 'u.id', 'm.user_id')
+    .where('u.email', '=', email)
+    .select('m.user_id')
+    .executeTakeFirst()
+}
+
+/**
+ * Resolves to nothing when the address already holds an invitation that is good. One that has expired makes room, under a new
+ * generation, so that its token stays dead.
+ */
+export function insertInvitation(
+  trx: TenantTransaction,
+  invitation: { id: string; email: string; role: InvitableRole }
+) {
+  return trx
+    .insertInto('invitations')
+    .values(invitation)
+    .onConflict((conflict) =>
+      conflict
+        .columns(['tenant_id', 'email'])
+        .where('accepted_at', 'is', null)
+        .doUpdateSet({
+          role: invitation.role,
+          invited_by: sql`current_user_id()`,
+          generation: sql`invitations.generation + 1`,
+          created_at: sql`now()`,
+          expires_at: sql`now() + interval '7 days'`
+        })
+        .where('invitations.expires_at', '<=', sql<Date>`now()`)
+    )
+    .returning([...columns, 'generation'])
+    .executeTakeFirst()
+}
+
+/** A new token and a new week; the one that was mailed before stops being good. */
+export function renewInvitation(trx: TenantTransaction, id: string) {
+  return trx
+    .updateTable('invitations')
+    .set({ generation: sql`generation + 1`, expires_at: sql`now() + interval '7 days'` })
+    .where('id', '=', id)
+    .where('accepted_at', 'is', null)
+    .returning(['id', 'email', 'generation'])
+    .executeTakeFirst()
+}
+
+export function deleteInvitation(trx: TenantTransaction, id: string) {
+  return trx
+    .deleteFrom('invitations')
+    .where('id', '=', id)
+    .where('accepted_at', 'is', null)
+    .returning(['id', 'email', 'role'])
+    .executeTakeFirst()
+}
+
+export type OpenInvitation = { email: string; role: InvitableRole; good: boolean }
+
+/** The invitation of a token: whether it is still the newest one, unused and in time. */
+export const findInvitation = statement(
+  'find_invitation',
+  (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
+  select email, role, accepted_at is null and expires_at > now() and generation = ${$.generation} as good
+  from invitations where tenant_id = ${$.tenant_id} and id = ${$.id}`
+)
+
+/** Uses the invitation up. False: somebody was faster, or it is no longer good. */
+export async function useInvitation(
+  trx: TenantTransaction,
+  { id, generation }: { id: string; generation: number }
+): Promise<boolean> {
+  const used = await trx
+    .updateTable('invitations')
+    .set({ accepted_at: sql`now()` })
+    .where('id', '=', id)
+    .where('generation', '=', generation)
+    .where('accepted_at', 'is', null)
+    .where('expires_at', '>', sql<Date>`now()`)
+    .returning('id')
+    .executeTakeFirst()
+  return used !== undefined
+}
+
+/** The token came by mail, so the address is theirs. */
+export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<void> {
+  await trx
+    .updateTable('users')
+    .set({ email_verified_at: sql`now()`, version: sql`version + 1`, updated_at: sql`now()` })
+    .where('id', '=', userId)
+    .where('email_verified_at', 'is', null)
+    .execute()
+}

@@ -1,0 +1,30 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { invitableRoles } from '../../src/roles.ts'
+import { Email, Id, Name, Page, Password, StringEnum, Timestamp } from '../schemas.ts'
+
+const InvitableRole = StringEnum(invitableRoles, { title: 'InvitableRole', examples: ['member'] })
+
+export const NewInvitation = Type.Object(
+  { email: Email, role: InvitableRole },
+  { additionalProperties: false, title: 'NewInvitation' }
+)
+export type NewInvitation = Static<typeof NewInvitation>
+
+/** What a client sees. The token itself is mailed to the invitee and never returned. */
+export const Invitation = Type.Object(
+  { id: Id, email: Email, role: InvitableRole, invited_by: Id, created_at: Timestamp, expires_at: Timestamp },
+  { title: 'Invitation' }
+)
+export const InvitationPage = Page(Invitation, 'InvitationPage')
+
+export const InvitationId = Type.Object({ id: Id })
+
+export const Acceptance = Type.Object(
+  {
+    token: Type.String({ minLength: 1, maxLength: 512, examples: ['Gm9v…'] }),
+    name: Type.Optional(Name),
+    password: Type.Optional(Password)
+  },
+  { additionalProperties: false, title: 'Acceptance' }
+)
+export type Acceptance = Static<typeof Acceptance>
