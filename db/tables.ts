@@ -14,7 +14,8 @@ export type TenantsTable = {
   id: Fixed<string>
   slug: Fixed<string>
   name: string
-  status: ByDatabase<TenantStatus>
+  status: ColumnType<TenantStatus, never, TenantStatus>
+  purge_at: ColumnType<Date | null, never, Date | null>
   plan: ByDatabase<string>
   settings: JSONColumnType<TenantSettings, never, string>
   logo_url: ByDatabase<string | null>

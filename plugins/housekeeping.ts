@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin'
-import { ensureAuditPartitions, sweep } from '../db/directory.ts'
+import { ensureAuditPartitions, purgeTenant, sweep } from '../db/directory.ts'
 
 const intervalMs = 60_000
 const batch = 1000
@@ -11,9 +11,18 @@ export default fp(
     let timer: NodeJS.Timeout | undefined
     let running: Promise<void> | undefined
 
+    async function purge(): Promise<void> {
+      for (;;) {
+        const [purged] = await app.gate.query(nobody, purgeTenant, {})
+        if (!purged?.id) return
+        app.log.info({ tenant_id: purged.id }, 'tenant purged')
+      }
+    }
+
     async function run(): Promise<void> {
       try {
         await app.gate.query(nobody, ensureAuditPartitions, {})
+        await purge()
         const [result] = await app.gate.query(nobody, sweep, { batch })
         if (result && result.removed > 0) app.log.debug({ removed: result.removed }, 'swept')
       } catch (err) {

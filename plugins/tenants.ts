@@ -11,7 +11,7 @@ declare module 'fastify' {
     tenants: {
       /** The tenant with this slug, from memory where it is known. */
       find(slug: string): TenantEntry | undefined | Promise<TenantEntry | undefined>
-      /** Forgets that there was nothing under this slug. */
+      /** Forgets what was, or was not, under this slug. */
       created(slug: string): void
       stats(): { known: number; unknown: number }
     }
@@ -71,6 +71,7 @@ export default fp(
       find,
       created(slug: string) {
         changes++
+        known.delete(slug)
         unknown.delete(slug)
       },
       stats: () => ({ known: known.size, unknown: unknown.size })

@@ -3,14 +3,15 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { recordAudit } from '../../db/audit.ts'
 import { transferOwnership } from '../../db/member-acts.ts'
 import type { TenantSettings } from '../../db/tables.ts'
+import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { isOrigin } from '../../src/config.ts'
 import { type FieldError, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
-import { NoContent, NotModified, Tenant } from '../schemas.ts'
+import { Accepted, NoContent, NotModified, Tenant } from '../schemas.ts'
 import { lockTenant, updateTenant } from './queries.ts'
-import { TenantPatch, Transfer } from './schemas.ts'
+import { Deletion, TenantPatch, Transfer } from './schemas.ts'
 
 /** The agency of the token. */
 const tenant: FastifyPluginAsyncTypebox = async (app) => {
@@ -77,6 +78,43 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (!row) throw notFound()
       reply.header('etag', tenantTag(row)).header('cache-control', 'private, no-cache')
       return present(row)
+    }
+  )
+
+  app.delete(
+    '',
+    {
+      config: { access: 'owner' },
+      schema: {
+        operationId: 'deleteTenant',
+        summary: 'Delete the agency',
+        description: 'Suspended at once, purged later. Its slug in the body confirms that this one is meant.',
+        tags,
+        body: Deletion,
+        response: { 202: Accepted }
+      }
+    },
+    async (request, reply) => {
+      const { tenant_id } = request.user
+      const path = '/body/slug'
+      const outcome = await request.withTenant(async (trx) => {
+        const tenant = await lockTenant(trx, tenant_id)
+        if (tenant?.slug !== request.body.slug) return 'unconfirmed'
+        const [tokenSeconds, purgeAfter] = [app.config.accessTokenTtl, app.config.tenantPurgeAfter]
+        await setTenantStatus(trx, tenant_id, {
+          status: 'suspended',
+          action: 'tenant.deleted',
+          tokenSeconds,
+          purgeAfter
+        })
+        return 'deleted'
+      })
+      if (outcome === 'unconfirmed') {
+        throw validationFailed({ errors: [{ path, message: "must be this agency's slug" }] })
+      }
+      await app.revocations.readNow()
+      reply.code(202)
+      return { status: 'accepted' as const }
     }
   )
 

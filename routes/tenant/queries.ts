@@ -7,7 +7,7 @@ export function lockTenant(trx: TenantTransaction, tenantId: string) {
   return trx
     .selectFrom('tenants')
     .where('id', '=', tenantId)
-    .select(['id', 'name', 'settings', 'status', 'version'])
+    .select(['id', 'slug', 'name', 'settings', 'status', 'version'])
     .forNoKeyUpdate()
     .executeTakeFirst()
 }

@@ -38,3 +38,9 @@ export const TenantPatch = Type.Object(
 export type TenantPatch = Static<typeof TenantPatch>
 
 export const Transfer = Type.Object({ user_id: Id }, { ...strict, title: 'Transfer' })
+
+/** The slug once more, so that nobody deletes the wrong one. */
+export const Deletion = Type.Object(
+  { slug: Type.String({ minLength: 1, maxLength: 63, examples: ['acme'] }) },
+  { ...strict, title: 'Deletion' }
+)

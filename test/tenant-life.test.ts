@@ -1,0 +1,102 @@
+import { execFile } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import t from 'tap'
+import { purgeTenant } from '../db/directory.ts'
+import {
+  allRows,
+  createTenant,
+  eventually,
+  password,
+  post,
+  root,
+  send,
+  startApp,
+  startServer,
+  testEnvironment
+} from './harness.ts'
+
+const run = promisify(execFile)
+const deletion = (slug: string) => ({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug } }) as const
+const nobody = { tenant_id: null, user_id: null, request: '' }
+
+t.test('an operator suspends and resumes an agency, and every process knows within a second', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const env = testEnvironment(app.database)
+  const command = (...args: string[]) =>
+    run(process.execPath, ['src/cli/tenant.ts', ...args], { cwd: root, env: { ...process.env, ...env } })
+
+  const { stderr } = await command('suspend', 'acme')
+  t.equal(stderr, 'acme is suspended\n')
+  await eventually(async () => (await acme.send('/api/v1/users/me')).json().code === 'tenant_suspended', 1500)
+  t.match((await acme.anonymous('/api/v1/tenant')).json(), { status: 404, code: 'tenant_not_found' })
+  const refreshed = await acme.anonymous(post('/auth/refresh', { refresh_token: acme.owner.tokens.refresh_token }))
+  t.match(refreshed.json(), { status: 403, code: 'tenant_suspended' })
+
+  await command('resume', 'acme')
+  await eventually(async () => (await acme.send('/api/v1/users/me')).statusCode === 200, 1500)
+  const actions = (await acme.send('/api/v1/audit-events')).json().data.map((each: { action: string }) => each.action)
+  t.strictSame(actions.slice(0, 2), ['tenant.resumed', 'tenant.suspended'])
+
+  await t.rejects(command('suspend', 'nowhere'), { code: 1, stderr: 'there is no agency called nowhere\n' })
+  await t.rejects(command('explode', 'acme'), { code: 64 })
+})
+
+t.test('the command finds the embedded PostgreSQL of a running server', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-cli-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const env = { DATA_DIR: dir, RATE_LIMIT_AUTH: '0' }
+  const server = await startServer(t, env)
+  const body = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }
+  const headers = { 'content-type': 'application/json' }
+  await server.fetch('/api/v1/auth/register', { method: 'POST', headers, body: JSON.stringify(body) })
+  const { stderr } = await run(process.execPath, ['src/cli/tenant.ts', 'suspend', 'acme'], {
+    cwd: root,
+    env: { ...process.env, ...env }
+  })
+  t.equal(stderr, 'acme is suspended\n')
+  server.child.kill('SIGTERM')
+  await server.exited
+})
+
+t.test('an owner deletes the agency', async (t) => {
+  const app = await startApp(t, { TENANT_PURGE_AFTER: '3600' })
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const another = { name: 'Another', slug: 'another' }
+  await acme.send(post('/tenants', another))
+
+  t.test('only when its slug confirms it', async (t) => {
+    t.match((await acme.send(deletion('rival'))).json(), { status: 400, errors: [{ path: '/body/slug' }] })
+    t.equal((await acme.send('/api/v1/tenant')).statusCode, 200)
+  })
+  t.test('its tokens stop at once, and its people can still work elsewhere', async (t) => {
+    t.equal((await acme.send(deletion('acme'))).statusCode, 202)
+    t.match((await acme.send('/api/v1/users/me')).json(), { status: 403, code: 'tenant_suspended' })
+    t.match((await acme.anonymous('/api/v1/tenant')).json(), { status: 404, code: 'tenant_not_found' })
+    const elsewhere = await send(app, 'localhost', post('/auth/login', { email: acme.owner.email, password }))
+    t.equal(elsewhere.statusCode, 200, 'the active agency is the one that is taken')
+    t.equal((await rival.send('/api/v1/tenant')).statusCode, 200)
+  })
+  t.test('it is purged when its time has come, not before, and nothing else goes with it', async (t) => {
+    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }])
+    await allRows(app.database, 'update tenants set purge_at = now() where id = $1', [acme.id])
+    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: acme.id }])
+    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }])
+    for (const table of ['memberships', 'sessions', 'invitations', 'outbox']) {
+      t.strictSame(await allRows(app.database, `select from ${table} where tenant_id = $1`, [acme.id]), [], table)
+    }
+    const rows = await allRows(app.database, 'select action from audit_events where tenant_id = $1', [acme.id])
+    t.ok(rows.some(({ action }) => action === 'tenant.purged'))
+    t.equal((await allRows(app.database, 'select from tenants')).length, 2)
+    t.equal((await rival.send('/api/v1/members')).json().data.length, 1)
+  })
+  t.test('the slug is free again then', async (t) => {
+    t.equal((await acme.anonymous('/api/v1/tenant')).json().code, 'tenant_not_found')
+    t.equal((await rival.send(post('/tenants', { name: 'New', slug: 'acme' }))).statusCode, 201)
+    t.equal((await acme.anonymous('/api/v1/tenant')).json().code, 'unauthenticated')
+  })
+})
