@@ -30,3 +30,12 @@ export const recordRefusedSignIn = statement(
   insert into audit_events (action, detail) values ('session.refused', jsonb_build_object('email', ${$.email}::text))`,
   { writes: true }
 )
+
+/** An attempt of a signed-in person that was refused, in the tenant of their token. */
+export const recordDenial = statement(
+  'record_denial',
+  (_, $: { session_id: string; method: string; route: string }) => sql<never>`
+  insert into audit_events (action, session_id, detail)
+  values ('authz.denied', ${$.session_id}, jsonb_build_object('method', ${$.method}::text, 'route', ${$.route}::text))`,
+  { writes: true }
+)

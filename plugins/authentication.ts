@@ -5,6 +5,7 @@ import type { FastifyRequest, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
 import { LRUCache } from 'lru-cache'
 import { v4 as randomUuid } from 'uuid'
+import { recordDenial } from '../db/audit.ts'
 import {
   forbidden,
   invalidToken,
@@ -63,6 +64,10 @@ declare module 'fastify' {
       /** The claims of the request's bearer if this server signed it, expired and revoked or not; undefined without one. */
       findSigned(request: FastifyRequest): AccessClaims | undefined
     }
+  }
+  interface FastifyRequest {
+    /** Somebody whose token is good and who was refused all the same. */
+    denied: AccessClaims | undefined
   }
   interface FastifyContextConfig {
     /** Who may call the route. Guard, OpenAPI `security` and `x-authz` derive from this one word. */
@@ -138,7 +143,11 @@ export default fp(
       const token = bearer.exec(request.headers.authorization ?? '')?.[1]
       if (token === undefined) throw unauthenticated()
       const claims = verifyCached(token)
-      if (request.tenant && request.tenant.id !== claims.tenant_id) throw tenantMismatch()
+      if (request.tenant && request.tenant.id !== claims.tenant_id) {
+        // a token that no longer counts is nobody's attempt
+        if (!app.revocations.find(claims)) request.denied = claims
+        throw tenantMismatch()
+      }
       const problem = app.revocations.find(claims)
       if (problem) throw problem
       if (request.tenant?.status === 'suspended') throw tenantSuspended()
@@ -163,9 +172,24 @@ export default fp(
       // internal routes live on the internal listener, which has no guard; here nobody is one
       if (access === 'internal') throw forbidden()
       const claims = authenticate(request)
-      if (!allows(access, claims.role)) throw forbidden()
+      if (!allows(access, claims.role)) {
+        request.denied = claims
+        throw forbidden()
+      }
       request.user = claims
     }
+
+    app.decorateRequest('denied', undefined)
+    app.addHook('onResponse', async (request, reply) => {
+      const caller = request.denied ?? (reply.statusCode === 403 ? request.user : undefined)
+      if (!caller) return
+      const attempt = { session_id: caller.sid, method: request.method, route: request.routeOptions.url ?? '' }
+      try {
+        await request.tenantQuery(recordDenial, attempt, caller)
+      } catch (err) {
+        request.log.warn({ err }, 'a denied attempt could not be recorded')
+      }
+    })
 
     const undeclared: string[] = []
     const configs: { route: string; config: NonNullable<RouteOptions['config']> }[] = []

@@ -325,6 +325,17 @@ t.test('the audit log', async (t) => {
     t.equal(await by('to=2020-01-01T00:00:00Z'), 0)
     t.equal(await by('from=2999-01-01T00:00:00Z'), 0)
   })
+  t.test('records what was refused, in the agency of who tried', async (t) => {
+    const fresh = await acme.anonymous(post('/auth/refresh', { refresh_token: member.tokens.refresh_token }))
+    const viewer = fresh.json().access_token
+    await acme.with(viewer, patch('/tenant', { name: 'Mine' }))
+    await acme.with(rival.owner.tokens.access_token, '/api/v1/members')
+    const denials = (tenant: Tenant) =>
+      tenant.send('/api/v1/audit-events?action=authz.denied').then((r) => r.json().data)
+    await eventually(async () => (await denials(acme)).length === 1 && (await denials(rival)).length === 1)
+    t.match(await denials(acme), [{ actor_id: member.id, detail: { method: 'PATCH', route: '/api/v1/tenant' } }])
+    t.match(await denials(rival), [{ actor_id: rival.owner.id, detail: { method: 'GET', route: '/api/v1/members' } }])
+  })
   t.test('is exported whole, line by line, and of one agency only', async (t) => {
     const reply = await acme.send('/api/v1/audit-events/export')
     t.equal(reply.headers['content-type'], 'application/x-ndjson; charset=utf-8')

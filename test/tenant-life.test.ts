@@ -62,6 +62,34 @@ t.test('the command finds the embedded PostgreSQL of a running server', async (t
   await server.exited
 })
 
+t.test('an owner takes everything along, and nothing of others', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  await acme.send(post('/invitations', { email: 'ana@example.com', role: 'member' }))
+  // more than one page of one table
+  await allRows(
+    app.database,
+    "insert into audit_events (tenant_id, action) select $1, 'test.event' from generate_series(1, 2500)",
+    [acme.id]
+  )
+  const reply = await acme.send('/api/v1/tenant/export')
+  t.equal(reply.headers['content-type'], 'application/x-ndjson; charset=utf-8')
+  const lines = reply.body
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  const of = (table: string) => lines.filter((line) => line.table === table).map(({ row }) => row)
+  t.match(of('tenant'), [{ id: acme.id, slug: 'acme' }])
+  t.match(of('member'), [{ user_id: acme.owner.id, role: 'owner' }])
+  t.equal(of('session').length, 1)
+  t.match(of('invitation'), [{ email: 'ana@example.com' }])
+  t.equal(of('audit_event').filter(({ action }) => action === 'test.event').length, 2500)
+  t.equal(new Set(of('audit_event').map(({ id }) => id)).size, of('audit_event').length, 'no row twice')
+  t.notMatch(reply.body, rival.id)
+  t.notMatch(reply.body, 'argon2')
+})
+
 t.test('an owner deletes the agency', async (t) => {
   const app = await startApp(t, { TENANT_PURGE_AFTER: '3600' })
   const acme = await createTenant(app, 'acme')

@@ -1,5 +1,7 @@
+import { Readable } from 'node:stream'
 import { isDeepStrictEqual } from 'node:util'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
 import { recordAudit } from '../../db/audit.ts'
 import { transferOwnership } from '../../db/member-acts.ts'
 import type { TenantSettings } from '../../db/tables.ts'
@@ -10,6 +12,7 @@ import { type FieldError, notFound, preconditionFailed, validationFailed } from 
 import { matchesTag } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
 import { Accepted, NoContent, NotModified, Tenant } from '../schemas.ts'
+import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
 import { Deletion, TenantPatch, Transfer } from './schemas.ts'
 
@@ -78,6 +81,37 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (!row) throw notFound()
       reply.header('etag', tenantTag(row)).header('cache-control', 'private, no-cache')
       return present(row)
+    }
+  )
+
+  app.get(
+    '/export',
+    {
+      config: { access: 'owner' },
+      schema: {
+        operationId: 'exportTenant',
+        summary: 'Everything of the agency, one JSON document a line',
+        description:
+          'Each line is `{"table": …, "row": …}`. Streamed; sessions and invitations without what is secret.',
+        tags,
+        response: {
+          200: {
+            description: 'NDJSON',
+            content: {
+              'application/x-ndjson': { schema: Type.String({ examples: ['{"table":"tenant","row":{}}\n'] }) }
+            }
+          }
+        }
+      }
+    },
+    async (request, reply) => {
+      await request.withTenant((trx) =>
+        recordAudit(trx, { action: 'tenant.exported', target_id: request.user.tenant_id })
+      )
+      reply
+        .type('application/x-ndjson; charset=utf-8')
+        .header('content-disposition', 'attachment; filename="agency.ndjson"')
+      return Readable.from(exportLines(request), { objectMode: false, highWaterMark: 64 * 1024 }) as never
     }
   )
 
