@@ -2,8 +2,9 @@ import { Readable } from 'node:stream'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
+import { checkNextSeal } from '../../db/audit-seals.ts'
 import { type AuditRow, listAuditEvents } from './queries.ts'
-import { AuditEventPage, type AuditFilters, AuditQuery, AuditFilters as Filters } from './schemas.ts'
+import { AuditEventPage, type AuditFilters, AuditQuery, AuditVerification, AuditFilters as Filters } from './schemas.ts'
 
 const exportBatch = 1000
 
@@ -66,6 +67,44 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
         objectMode: false,
         highWaterMark: 64 * 1024
       }) as never
+    }
+  )
+
+  app.get(
+    '/verify',
+    {
+      config: { access },
+      schema: {
+        operationId: 'verifyAuditEvents',
+        summary: 'Whether the log is as it was written',
+        description:
+          'Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since.',
+        tags,
+        response: { 200: AuditVerification }
+      }
+    },
+    async (request) => {
+      const { tenant_id } = request.user
+      let sealed_events = 0
+      let head: string | null = null
+      for (let after = 0; ; ) {
+        const [check] = await request.tenantQuery(checkNextSeal, { tenant_id, after })
+        if (!check) return { status: 'intact' as const, sealed_events, head, broken: null }
+        // a segment that is missing breaks the chain of the next one, and so does one that was made anew
+        const reason =
+          check.broken_reason ?? (check.chained && (after === 0 || check.seq === after + 1) ? null : 'unchained')
+        if (reason) {
+          return {
+            status: 'broken' as const,
+            sealed_events,
+            head,
+            broken: { segment: check.seq, id: check.broken_id, reason }
+          }
+        }
+        sealed_events += check.events
+        head = check.digest
+        after = check.seq
+      }
     }
   )
 

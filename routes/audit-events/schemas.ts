@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Id, Nullable, Page, PageQuery, Timestamp } from '../schemas.ts'
+import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const filters = {
   action: Type.Optional(
@@ -37,3 +37,21 @@ export const AuditEvent = Type.Object(
   { title: 'AuditEvent', description: 'Something that happened in the agency. Rows are never changed.' }
 )
 export const AuditEventPage = Page(AuditEvent, 'AuditEventPage')
+
+export const AuditVerification = Type.Object(
+  {
+    status: StringEnum(['intact', 'broken'], { examples: ['intact'] }),
+    sealed_events: Type.Integer({ minimum: 0, examples: [1204] }),
+    head: Nullable(Type.String({ description: 'Digest of the last good segment; compare it with the one in the log' })),
+    broken: Type.Unsafe<{ segment: number; id: string | null; reason: string } | null>({
+      type: ['object', 'null'],
+      required: ['segment', 'id', 'reason'],
+      properties: {
+        segment: { type: 'integer' },
+        id: { type: ['string', 'null'], format: 'uuid', description: 'The first event that does not fit its seal' },
+        reason: { type: 'string', enum: ['changed', 'removed', 'added', 'unchained'] }
+      }
+    })
+  },
+  { title: 'AuditVerification' }
+)
