@@ -37,10 +37,12 @@ export type TenantGate = {
 
 const attempts = 4
 
+type QueryConfig = { name: string; text: string; values: unknown[] }
+
 export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipelines: readonly Pipeline[]): TenantGate {
   let turn = 0
 
-  async function onPool(settings: GateSettings, config: { name: string; text: string; values: unknown[] }) {
+  async function onPool(settings: GateSettings, config: QueryConfig) {
     const client = await pool.connect()
     let broken = false
     try {
@@ -56,14 +58,27 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
     }
   }
 
-  async function onPipeline(settings: GateSettings, config: { name: string; text: string; values: unknown[] }) {
+  /** Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
+  async function onPipeline(settings: GateSettings, config: QueryConfig) {
     const pipeline = pipelines[turn++ % pipelines.length] as Pipeline
     try {
-      return await pipeline.query(settings, config)
+      return await pipeline.query(settings, config).catch((err) => {
+        if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
+        return pipeline.query(settings, { ...config, name: '' })
+      })
     } catch (err) {
       if (err instanceof PipelineFull) return onPool(settings, config)
-      if (classifyFailure(err) === 'connection' || isStalePlan(err)) return pipeline.query(settings, config)
       throw err
+    }
+  }
+
+  /** For writes and lists. Not repeated, but for a stale plan, which PostgreSQL refuses before it runs anything. */
+  async function ownConnection(settings: GateSettings, config: QueryConfig) {
+    try {
+      return await onPool(settings, config)
+    } catch (err) {
+      if (!isStalePlan(err)) throw err
+      return onPool(settings, { ...config, name: '' })
     }
   }
 
@@ -74,7 +89,7 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
       values: Values
     ) {
       const config = { name, text, values: order.map((key) => values[key]) }
-      const result = await (writes || slow ? onPool(settings, config) : onPipeline(settings, config))
+      const result = await (writes || slow ? ownConnection(settings, config) : onPipeline(settings, config))
       return result.rows as Row[]
     },
 

@@ -1,4 +1,5 @@
 import pg from 'pg'
+import { classifyFailure } from './failures.ts'
 import { GateQuery, type GateSettings, prepareGate } from './gate-query.ts'
 
 const connectTimeoutMs = 2000
@@ -40,11 +41,15 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
       if (client === fresh) client = undefined
     })
     await fresh.connect()
+    // a database that falls silent now is not seen by the watch yet
+    const patience = setTimeout(drop, connectTimeoutMs, fresh)
     try {
       await prepareGate(fresh)
     } catch (err) {
       await fresh.end().catch(() => {})
       throw err
+    } finally {
+      clearTimeout(patience)
     }
     lastAnswer = Date.now()
     client = fresh
@@ -84,8 +89,8 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
         const done = (err: Error | null, result: pg.QueryResult) => {
           lastAnswer = Date.now()
           if (!err) return resolve(result)
-          // a plan that the schema has outgrown, or a statement that this connection never parsed: start afresh
-          if (isStalePlan(err)) drop(current)
+          // the connection is lost, though its socket may not know yet; or a plan that the schema has outgrown: start afresh
+          if (isStalePlan(err) || classifyFailure(err) === 'connection') drop(current)
           reject(err)
         }
         current.query(new GateQuery(settings, config, done) as unknown as pg.Submittable)
@@ -98,6 +103,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
+    await opening?.catch(() => {})
     await client?.end()
   }
 

@@ -1,12 +1,13 @@
 import { isIP } from 'node:net'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { Kysely, PostgresDialect, sql } from 'kysely'
+import { Kysely, sql } from 'kysely'
 import pg from 'pg'
 import { createTenantGate, type TenantGate, type TenantTransaction } from '../db/gate.ts'
 import { prepareGate, type RequestFacts, type Scope } from '../db/gate-query.ts'
 import { findMissingMigrations } from '../db/migrate.ts'
 import { createPipeline } from '../db/pipeline.ts'
+import { PoolDialect } from '../db/pool-dialect.ts'
 import type { Statement } from '../db/statement.ts'
 import type { SharedTables, TenantTables } from '../db/tables.ts'
 
@@ -53,11 +54,13 @@ export default fp(
       onConnect: prepareGate
     })
     pool.on('error', (err) => app.log.warn({ err }, 'idle database connection lost'))
+    // one that is lost while somebody holds it: the pool listens to idle ones only
+    pool.on('connect', (client) => client.on('error', (err) => app.log.warn({ err }, 'database connection lost')))
     const pipelines = Array.from({ length: pipelineCount }, () =>
       createPipeline(databaseUrl, (err) => app.log.warn({ err }, 'pipelined database connection lost'))
     )
     // one pool under two types: the tables of tenants are in the gate's only
-    const db = new Kysely<TenantTables>({ dialect: new PostgresDialect({ pool }) })
+    const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
     const gate = createTenantGate(db, pool, pipelines)
 
     app.addHook('onClose', async () => {

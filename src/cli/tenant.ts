@@ -1,10 +1,11 @@
-import { Kysely, PostgresDialect } from 'kysely'
+import { Kysely } from 'kysely'
 import pg from 'pg'
 import { findTenant } from '../../db/directory.ts'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { createTenantGate } from '../../db/gate.ts'
 import { prepareGate } from '../../db/gate-query.ts'
 import { createPipeline } from '../../db/pipeline.ts'
+import { PoolDialect } from '../../db/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readConfig } from '../config.ts'
@@ -37,7 +38,7 @@ if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own Pos
 
 const pool = new pg.Pool({ connectionString: url, max: 1, onConnect: prepareGate })
 const pipeline = createPipeline(url, () => {})
-const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PostgresDialect({ pool }) }), pool, [pipeline])
+const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [pipeline])
 const [tenant] = await gate.query({ tenant_id: null, user_id: null, request: '' }, findTenant, { slug })
 if (tenant) {
   const settings = { tenant_id: tenant.id, user_id: null, request: '' }

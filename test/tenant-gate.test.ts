@@ -1,0 +1,788 @@
+import { connect as connectSocket, createServer, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
+import pg from 'pg'
+import t, { type Test } from 'tap'
+import { recordAudit } from '../db/audit.ts'
+import type { TenantTransaction } from '../db/gate.ts'
+import type { GateSettings } from '../db/gate-query.ts'
+import { statement } from '../db/statement.ts'
+import { type DatabaseUrls, withClient } from './databases.ts'
+import { allRows, createTestDatabase, eventually, startApp, type TestApp } from './harness.ts'
+
+const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
+const members = 3
+const tenants = [id('a'), id('b')] as const
+const memberOf = (tenant: string, index: number) => id(tenant.slice(-1) + index)
+const gateOf = (tenant: string | null): GateSettings => ({
+  tenant_id: tenant,
+  user_id: tenant && memberOf(tenant, 1),
+  request: ''
+})
+const [inA, inB, nobody] = [gateOf(tenants[0]), gateOf(tenants[1]), gateOf(null)]
+
+/** A database with two agencies of three members each. */
+async function prepare(t: Test): Promise<DatabaseUrls> {
+  const database = await createTestDatabase(t)
+  await withClient(database.postgres, async (client) => {
+    for (const tenant of tenants) {
+      await client.query("insert into tenants (id, slug, name) values ($1, 'agency-' || $2, 'Agency')", [
+        tenant,
+        tenant.slice(-1)
+      ])
+      for (let index = 1; index <= members; index++) {
+        const user = memberOf(tenant, index)
+        await client.query("insert into users (id, email, name) values ($1, $2 || '@example.com', 'X')", [user, user])
+        await client.query("insert into memberships (tenant_id, user_id, role) values ($1, $2, 'member')", [
+          tenant,
+          user
+        ])
+      }
+    }
+  })
+  return database
+}
+
+/** The same numbers in each run, so that a failure comes again. */
+function random(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+}
+
+type Row = { tenant_id: string; setting: string; one: number }
+
+// one query by two ways: down the pipelined connections, and on a connection of its own
+const read = (_: unknown, $: { divisor: number | string }) => sql<Row>`
+  select m.tenant_id, current_setting('app.tenant_id') as setting, 1 / ${$.divisor}::int as one from memberships m`
+const rowsByPipeline = statement('test_rows_by_pipeline', read)
+const rowsByPool = statement('test_rows_by_pool', read, { writes: true })
+const rowsInTransaction = (trx: TenantTransaction) =>
+  sql<Row>`select tenant_id, current_setting('app.tenant_id') as setting, 1 as one from memberships`
+    .execute(trx)
+    .then(({ rows }) => rows)
+
+const slowRead = statement(
+  'test_slow_read',
+  (_, $: { seconds: number }) => sql<{ tenant_id: string }>`
+  select m.tenant_id from memberships m, (select pg_sleep(${$.seconds}) offset 0) s`
+)
+
+/** Rows that are not those of the tenant who asked, all of them and nothing else. */
+function foreign(tenant: string | null, rows: Row[]): number {
+  const wrong = rows.filter((row) => row.tenant_id !== tenant || row.setting !== tenant).length
+  return wrong + Math.abs(rows.length - (tenant === null ? 0 : members))
+}
+
+const codeOf = (err: unknown) => (err as { code?: string }).code ?? (err as Error).message
+
+type Wired = pg.Client & { pipeline?: boolean; database: string; processID: number }
+
+/** The connections that the process opens to a database, as they are opened. */
+function listen(t: Test, database: DatabaseUrls): Set<Wired> {
+  const opened = new Set<Wired>()
+  const name = new URL(database.app).pathname.slice(1)
+  const original = pg.Client.prototype.connect
+  pg.Client.prototype.connect = function (this: Wired, ...given: Parameters<typeof original>) {
+    if (this.database === name) opened.add(this.once('end', () => opened.delete(this)))
+    return original.apply(this, given)
+  } as typeof original
+  t.teardown(() => {
+    pg.Client.prototype.connect = original
+  })
+  return opened
+}
+
+type Leftover = { tenant: string; user: string; request: string; rows: number }
+const leftoverText = `select coalesce(current_setting('app.tenant_id', true), '') as tenant,
+  coalesce(current_setting('app.user_id', true), '') as "user", coalesce(current_setting('app.request', true), '') as request,
+  (select count(*)::int from memberships) as rows`
+const isClean = ({ tenant, user, request, rows }: Leftover) => !tenant && !user && !request && rows === 0
+
+/** Ends backends as an administrator would. Resolves to how many there were. */
+async function terminate(database: DatabaseUrls, application: string, most = 1000): Promise<number> {
+  const ended = await allRows(
+    database,
+    `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
+      where datname = current_database() and application_name = $1 order by random() limit $2) victims`,
+    [application, most]
+  )
+  return ended.length
+}
+
+t.test('many queries of two tenants on the same few connections', async (t) => {
+  const database = await prepare(t)
+  const opened = listen(t, database)
+  const app = await startApp(t, {}, database)
+  await Promise.all(Array.from({ length: 20 }, () => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
+  const shared = [...opened].filter((client) => client.pipeline)
+  t.equal(shared.length, 2, 'two shared connections')
+
+  // under a name of its own each, or the next one would have been sent before the first is known to fail
+  const nonsense = (number: number) =>
+    statement(`test_nonsense_${number}`, () => sql<Row>`select no_such_column from memberships`)
+  const next = random(1)
+  const seen = { queries: 0, foreign: 0, unexpected: [] as unknown[], leftovers: 0, checks: 0 }
+  const failures: Record<string, number> = {}
+
+  async function ask(settings: GateSettings, divisor: number | string, expected?: string): Promise<void> {
+    seen.queries++
+    try {
+      seen.foreign += foreign(settings.tenant_id, await app.gate.query(settings, rowsByPipeline, { divisor }))
+      if (expected) seen.unexpected.push(`no ${expected}`)
+    } catch (err) {
+      if (codeOf(err) !== expected) seen.unexpected.push(codeOf(err))
+      failures[codeOf(err)] = (failures[codeOf(err)] ?? 0) + 1
+    }
+  }
+  async function worker(): Promise<void> {
+    for (let turn = 0; turn < 40; turn++) {
+      const settings = next() < 0.5 ? inA : inB
+      const kind = next()
+      if (kind < 0.7) await ask(settings, 1)
+      else if (kind < 0.78) await ask(settings, 0, '22012')
+      else if (kind < 0.84) await ask(settings, 'not a number', '22P02')
+      else if (kind < 0.89) await ask({ ...settings, tenant_id: 'not a uuid' }, 1, '22P02')
+      else if (kind < 0.94) await ask(nobody, 1)
+      else if (kind < 0.97) {
+        // on the same wire, between the others' queries, without the gate
+        const { rows } = await (shared[turn % 2] as Wired).query<Leftover>(leftoverText)
+        seen.checks++
+        if (!isClean(rows[0] as Leftover)) seen.leftovers++
+      } else {
+        seen.queries++
+        await app.gate.query(settings, nonsense(seen.queries), {}).then(
+          () => seen.unexpected.push('no 42703'),
+          (err) => codeOf(err) === '42703' || seen.unexpected.push(codeOf(err))
+        )
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: 150 }, worker))
+
+  t.ok(seen.queries > 5000, `${seen.queries} queries`)
+  t.equal(seen.foreign, 0, 'no row of the other tenant, and none too few')
+  t.strictSame(seen.unexpected, [], 'each failed that had to, with its own error')
+  t.ok(Number(failures['22012']) > 300 && Number(failures['22P02']) > 300, JSON.stringify(failures))
+  t.ok(seen.checks > 100, `${seen.checks} looks at what is left`)
+  t.equal(seen.leftovers, 0, 'no setting was left behind')
+  t.strictSame(
+    [...opened].filter((client) => client.pipeline),
+    shared,
+    'and no error cost a connection'
+  )
+})
+
+t.test('a pool of two under requests that fail in every way', async (t) => {
+  const database = await prepare(t)
+  const next = random(2)
+  const seen = { checkouts: 0, leftovers: [] as Leftover[], foreign: 0, answered: 0, ended: 0 }
+  const failures: Record<string, number> = {}
+  const acknowledged: string[] = []
+
+  // looks at each connection before whoever asked for it gets it
+  const original = pg.Pool.prototype.connect as () => Promise<pg.PoolClient>
+  const watched = async function (this: pg.Pool) {
+    const client = await original.call(this)
+    try {
+      const { rows } = await client.query<Leftover>(leftoverText)
+      seen.checkouts++
+      if (!isClean(rows[0] as Leftover)) seen.leftovers.push(rows[0] as Leftover)
+      return client
+    } catch (err) {
+      client.release(true)
+      throw err
+    }
+  }
+  Object.defineProperty(pg.Pool.prototype, 'connect', { value: watched, configurable: true, writable: true })
+  t.teardown(() => Reflect.deleteProperty(pg.Pool.prototype, 'connect'))
+
+  const app = await startApp(t, { DATABASE_POOL: '2' }, database)
+  const mark = (trx: TenantTransaction, settings: GateSettings, marker: string) =>
+    recordAudit(trx, { action: marker, detail: { tenant: settings.tenant_id } })
+
+  async function request(number: number): Promise<void> {
+    const settings = next() < 0.5 ? inA : inB
+    const kind = next()
+    const keep = (rows: Row[]) => {
+      seen.foreign += foreign(settings.tenant_id, rows)
+    }
+    if (kind < 0.3) {
+      keep(await app.gate.query(settings, rowsByPool, { divisor: kind < 0.05 ? 0 : 1 }))
+      return
+    }
+    await app.gate.transaction(settings, async (trx) => {
+      keep(await rowsInTransaction(trx))
+      await mark(trx, settings, `request ${number}`)
+      if (kind < 0.5) keep(await rowsInTransaction(trx))
+      else if (kind < 0.6) throw new Error('changed its mind')
+      else if (kind < 0.7) await sql`select 1 / 0`.execute(trx)
+      else if (kind < 0.8) {
+        await sql`set local statement_timeout = '15ms'`.execute(trx)
+        await sql`select pg_sleep(1)`.execute(trx)
+      } else if (kind < 0.85) await sql`select pg_terminate_backend(pg_backend_pid())`.execute(trx)
+      else if (kind < 0.9) {
+        // an error that is overlooked: PostgreSQL turns the commit into a rollback
+        await sql`select 1 / 0`.execute(trx).catch(() => {})
+      } else {
+        await sql`savepoint s`.execute(trx)
+        await sql`select 1 / 0`.execute(trx).catch(() => {})
+        await sql`rollback to s`.execute(trx)
+        keep(await rowsInTransaction(trx))
+      }
+    })
+    acknowledged.push(`request ${number}`)
+  }
+  const requests = Array.from({ length: 400 }, (_, number) =>
+    request(number).then(
+      () => void seen.answered++,
+      (err) => {
+        failures[codeOf(err)] = (failures[codeOf(err)] ?? 0) + 1
+      }
+    )
+  )
+  let running = true
+  const killer = (async () => {
+    while (running) {
+      seen.ended += await terminate(database, 'aggios-pool', 1)
+      await sleep(60)
+    }
+  })()
+  await Promise.all(requests)
+  running = false
+  await killer
+
+  t.comment(seen.answered, seen.checkouts, seen.ended, failures)
+  t.ok(seen.answered >= 100, `${seen.answered} were answered`)
+  t.ok(seen.ended >= 3, `${seen.ended} backends were killed from outside`)
+  t.equal(seen.foreign, 0, 'no row of the other tenant, and none too few')
+  t.ok(seen.checkouts >= 200, `${seen.checkouts} checkouts`)
+  t.strictSame(seen.leftovers, [], 'and each found the settings empty')
+  for (const code of ['22012', '57014', 'changed its mind']) t.ok(Number(failures[code]) > 5, `${code} happened`)
+
+  const written = await allRows(database, "select tenant_id, action, detail ->> 'tenant' as tenant from audit_events")
+  t.strictSame(
+    written.filter((row) => row.tenant_id !== row.tenant),
+    [],
+    'each row is where it was meant to be'
+  )
+  const stored = new Set(written.map((row) => row.action))
+  t.equal(stored.size, written.length, 'none is there twice')
+  t.strictSame(
+    acknowledged.filter((marker) => !stored.has(marker)),
+    [],
+    'and what was acknowledged is there'
+  )
+  const after = await Promise.all([inA, inB].map((settings) => app.gate.query(settings, rowsByPool, { divisor: 1 })))
+  t.strictSame(
+    after.map((rows, index) => foreign(tenants[index] as string, rows)),
+    [0, 0],
+    'then all is well again'
+  )
+})
+
+t.test('a statement that could not be parsed can be parsed later', async (t) => {
+  const database = await prepare(t)
+  const opened = listen(t, database)
+  const app = await startApp(t, {}, database)
+  const pipelined = () => [...opened].filter((client) => client.pipeline)
+  await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
+  const before = pipelined()
+
+  await t.test('after a lock that was not given in time', async (t) => {
+    const locked = statement('test_locked', () => sql<Row>`select m.tenant_id from memberships m`)
+    await withClient(database.postgres, async (blocker) => {
+      await blocker.query('begin; lock table memberships in access exclusive mode')
+      for (const settings of [inA, inB]) {
+        await t.rejects(app.gate.query(settings, locked, {}), { code: '55P03' })
+      }
+      await blocker.query('rollback')
+    })
+    for (const settings of [inA, inB, inA, inB]) {
+      t.equal((await app.gate.query(settings, locked, {})).length, members)
+    }
+    t.strictSame(pipelined(), before, 'on the same connections')
+  })
+  await t.test('also when others had been sent behind it already', async (t) => {
+    const crowd = statement('test_crowd', () => sql<Row>`select m.tenant_id from memberships m`)
+    await withClient(database.postgres, async (blocker) => {
+      await blocker.query('begin; lock table memberships in access exclusive mode')
+      const waiting = Array.from({ length: 40 }, () => app.gate.query(inA, crowd, {}).then(() => 'answered', codeOf))
+      await sleep(100)
+      await blocker.query('rollback')
+      t.strictSame([...new Set(await Promise.all(waiting))], ['answered'], 'the lock came in time')
+      const late = statement('test_late', () => sql<Row>`select m.tenant_id from memberships m`)
+      await blocker.query('begin; lock table memberships in access exclusive mode')
+      const refused = Array.from({ length: 10 }, () => app.gate.query(inA, late, {}).then(() => 'answered', codeOf))
+      const outcomes = new Set(await Promise.all(refused))
+      await blocker.query('rollback')
+      t.notOk(outcomes.has('26000'), `nobody hears of statements: ${[...outcomes]}`)
+      const then = await Promise.all(Array.from({ length: 40 }, () => app.gate.query(inB, late, {})))
+      t.ok(then.every((rows) => rows.length === members && rows.every((row) => row.tenant_id === tenants[1])))
+    })
+  })
+  await t.test('after a table that was not there yet, by either way', async (t) => {
+    const early = (_: unknown) => sql<{ n: number }>`select n from late_table`
+    const ways = [statement('test_early_read', early), statement('test_early_write', early, { writes: true })] as const
+    for (let turn = 0; turn < 3; turn++) {
+      for (const way of ways) await t.rejects(app.gate.query(inA, way, {}), { code: '42P01' })
+    }
+    await withClient(database.owner, (owner) =>
+      owner.query(
+        'create table late_table (n int); insert into late_table values (1); grant select on late_table to aggios_app'
+      )
+    )
+    for (let turn = 0; turn < 6; turn++) {
+      for (const way of ways) t.strictSame(await app.gate.query(inA, way, {}), [{ n: 1 }])
+    }
+  })
+})
+
+t.test('a plan that the schema has outgrown heals', async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, { DATABASE_POOL: '2' }, database)
+  await withClient(database.owner, (owner) =>
+    owner.query('create table wide (n int); insert into wide values (1); grant select, insert on wide to aggios_app')
+  )
+  const all = (_: unknown) => sql<Record<string, number>>`select * from wide`
+  const byPipeline = statement('test_all_by_pipeline', all)
+  const byPool = statement('test_all_by_pool', all, { writes: true })
+  const ask = (way: typeof byPool, times: number) =>
+    Promise.all(Array.from({ length: times }, () => app.gate.query(inA, way, {}).then((rows) => rows[0], codeOf)))
+
+  t.strictSame(new Set((await ask(byPipeline, 20)).map((row) => JSON.stringify(row))), new Set(['{"n":1}']))
+  t.strictSame(new Set((await ask(byPool, 20)).map((row) => JSON.stringify(row))), new Set(['{"n":1}']))
+  await withClient(database.owner, (owner) => owner.query('alter table wide add column more int default 2'))
+  await t.test('a read is asked again, and nobody notices', async (t) => {
+    for (const row of await ask(byPipeline, 60)) t.strictSame(row, { n: 1, more: 2 })
+  })
+  await t.test('a write costs each connection its plan once at most', async (t) => {
+    const outcomes = await ask(byPool, 20)
+    const stale = outcomes.filter((row) => row === '0A000')
+    t.ok(stale.length <= 2, `${stale.length} of them on two connections`)
+    for (const row of outcomes) if (row !== '0A000') t.strictSame(row, { n: 1, more: 2 })
+    for (const row of await ask(byPool, 10)) t.strictSame(row, { n: 1, more: 2 })
+  })
+})
+
+t.test('a shared connection that breaks', async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, {}, database)
+  const good = async (settings: GateSettings) =>
+    foreign(settings.tenant_id, await app.gate.query(settings, rowsByPipeline, { divisor: 1 }))
+  await Promise.all([1, 2, 3, 4].map(() => good(inA)))
+
+  await t.test('while nobody uses it is replaced unseen', async (t) => {
+    t.equal(await terminate(database, 'aggios-pipeline'), 2)
+    await sleep(50)
+    t.strictSame(await Promise.all([good(inA), good(inB), good(inA), good(inB)]), [0, 0, 0, 0])
+  })
+  await t.test('under one read has it asked again', async (t) => {
+    for (let turn = 0; turn < 4; turn++) {
+      const asked = app.gate.query(inA, slowRead, { seconds: 0.2 }).then((rows) => rows.length, codeOf)
+      await sleep(60)
+      t.equal(await terminate(database, 'aggios-pipeline'), 2)
+      t.equal(await asked, members)
+    }
+  })
+  await t.test('under many reads has each of them asked again', async (t) => {
+    const asked = Array.from({ length: 100 }, (_, index) => {
+      const settings = index % 4 < 2 ? inA : inB
+      return app.gate
+        .query(settings, slowRead, { seconds: 0.005 })
+        .then((rows) => rows.length === members && rows.every((row) => row.tenant_id === settings.tenant_id), codeOf)
+    })
+    await sleep(50)
+    t.equal(await terminate(database, 'aggios-pipeline'), 2)
+    t.strictSame([...new Set(await Promise.all(asked))], [true])
+  })
+  await t.test('under more reads than may be in flight loses none either', async (t) => {
+    let running = true
+    const outcomes: Record<string, number> = {}
+    const finished = Array.from({ length: 260 }, () => 0)
+    const workers = finished.map(async (_, index) => {
+      const settings = index % 2 ? inA : inB
+      while (running) {
+        const outcome = await good(settings).then((count) => (count === 0 ? 'right' : 'foreign'), codeOf)
+        outcomes[outcome] = (outcomes[outcome] ?? 0) + 1
+        finished[index] = Number(finished[index]) + 1
+      }
+    })
+    let ended = 0
+    for (let turn = 0; turn < 8; turn++) {
+      // a read is asked again once, so no read may meet two of these cuts
+      const before = [...finished]
+      await eventually(() => finished.every((count, index) => count >= Number(before[index]) + 2), 10_000)
+      ended += await terminate(database, 'aggios-pipeline')
+    }
+    running = false
+    await Promise.all(workers)
+    t.ok(ended >= 10, `${ended} connections were cut`)
+    t.strictSame(Object.keys(outcomes), ['right'], JSON.stringify(outcomes))
+  })
+})
+
+t.test('a connection that breaks in the hands of a transaction', async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, { DATABASE_POOL: '2' }, database)
+  const killBackend = (trx: TenantTransaction) =>
+    sql<{ pid: number }>`select pg_backend_pid() as pid`
+      .execute(trx)
+      .then(({ rows }) => allRows(database, 'select pg_terminate_backend($1)', [rows[0]?.pid]))
+
+  await t.test('rejects it, rolls it back, and harms nobody else', async (t) => {
+    await t.rejects(
+      app.gate.transaction(inA, async (trx) => {
+        await recordAudit(trx, { action: 'lost' })
+        await killBackend(trx)
+        await sleep(50)
+        return rowsInTransaction(trx)
+      })
+    )
+    t.strictSame(await allRows(database, "select from audit_events where action = 'lost'"), [])
+    for (let turn = 0; turn < 4; turn++)
+      t.equal(foreign(inA.tenant_id, await app.gate.transaction(inA, rowsInTransaction)), 0)
+  })
+  await t.test('is not acknowledged when it was cut before its commit', async (t) => {
+    await t.rejects(
+      app.gate.transaction(inB, async (trx) => {
+        await recordAudit(trx, { action: 'lost' })
+        await killBackend(trx)
+        await sleep(50)
+      })
+    )
+    t.strictSame(await allRows(database, "select from audit_events where action = 'lost'"), [])
+    t.equal(foreign(inB.tenant_id, await app.gate.transaction(inB, rowsInTransaction)), 0)
+  })
+  await t.test('a write on its own is rejected, and never repeated', async (t) => {
+    const suicide = statement(
+      'test_suicide',
+      () => sql`insert into audit_events (action) select 'cut' from (select pg_terminate_backend(pg_backend_pid())) x`,
+      { writes: true }
+    )
+    await t.rejects(app.gate.query(inA, suicide, {}), { code: '57P01' })
+    t.strictSame(await allRows(database, "select from audit_events where action = 'cut'"), [])
+    t.equal(foreign(inA.tenant_id, await app.gate.query(inA, rowsByPool, { divisor: 1 })), 0)
+  })
+})
+
+t.test('a transaction', async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, {}, database)
+  const audited = async (action: string) =>
+    (await allRows(database, 'select tenant_id from audit_events where action = $1', [action])).map(
+      (row) => row.tenant_id
+    )
+
+  await t.test('that is rejected leaves nothing behind', async (t) => {
+    const refusal = new Error('no')
+    await t.rejects(
+      app.gate.transaction(inA, async (trx) => {
+        await recordAudit(trx, { action: 'rejected' })
+        await trx.updateTable('tenants').set({ name: 'Changed' }).execute()
+        throw refusal
+      }),
+      refusal
+    )
+    t.strictSame(await audited('rejected'), [])
+    t.strictSame(await allRows(database, "select from tenants where name = 'Changed'"), [])
+  })
+  await t.test('whose failure was overlooked is not acknowledged', async (t) => {
+    await t.rejects(
+      app.gate.transaction(inA, async (trx) => {
+        await recordAudit(trx, { action: 'overlooked' })
+        await sql`select 1 / 0`.execute(trx).catch(() => {})
+      })
+    )
+    t.strictSame(await audited('overlooked'), [])
+  })
+  await t.test('that meets a deadlock runs again with its settings', async (t) => {
+    const attempts: { tenant: string; user: string }[] = []
+    let arrived = 0
+    let open: () => void = () => {}
+    const bothHold = new Promise<void>((resolve) => {
+      open = resolve
+    })
+    const touch = (trx: TenantTransaction, index: number) =>
+      trx
+        .updateTable('memberships')
+        .set({ last_used_at: new Date() })
+        .where('user_id', '=', memberOf(tenants[0], index))
+        .execute()
+    const cross = (first: number, second: number) =>
+      app.gate.transaction(inA, async (trx) => {
+        const { rows } = await sql<{ tenant: string; user: string }>`
+          select current_tenant_id() as tenant, current_user_id() as "user"`.execute(trx)
+        attempts.push(...rows)
+        await recordAudit(trx, { action: `cross ${first}` })
+        await touch(trx, first)
+        if (++arrived === 2) open()
+        await bothHold
+        await touch(trx, second)
+        return 'done'
+      })
+    t.strictSame(await Promise.all([cross(1, 2), cross(2, 1)]), ['done', 'done'])
+    // who comes back may be quicker than who was waiting, and meet them again
+    t.ok(attempts.length >= 3 && attempts.length <= 8, `${attempts.length} attempts`)
+    for (const attempt of attempts) t.strictSame(attempt, { tenant: inA.tenant_id, user: inA.user_id })
+    for (const first of [1, 2])
+      t.strictSame(await audited(`cross ${first}`), [tenants[0]], 'and its rows are there once')
+  })
+  await t.test('that fails in this way for ever is given up after four attempts', async (t) => {
+    for (const code of ['40001', '40P01']) {
+      let attempts = 0
+      await t.rejects(
+        app.gate.transaction(inA, async (trx) => {
+          attempts++
+          await recordAudit(trx, { action: `for ever ${code}` })
+          await sql`do ${sql.lit(`begin raise exception 'again' using errcode = '${code}'; end`)}`.execute(trx)
+        }),
+        { code }
+      )
+      t.equal(attempts, 4)
+      t.strictSame(await audited(`for ever ${code}`), [])
+    }
+  })
+  await t.test('that fails in another way is not repeated', async (t) => {
+    let attempts = 0
+    const work = async (trx: TenantTransaction) => {
+      attempts++
+      await sql`select 1 / 0`.execute(trx)
+    }
+    await t.rejects(app.gate.transaction(inA, work), { code: '22012' })
+    t.equal(attempts, 1)
+  })
+})
+
+t.test('transactions that can not be put in an order run again until they can', async (t) => {
+  const database = await prepare(t)
+  await withClient(database.postgres, async (client) => {
+    const name = new URL(database.postgres).pathname.slice(1)
+    await client.query(`alter database ${name} set default_transaction_isolation = 'serializable'`)
+  })
+  const app = await startApp(t, {}, database)
+  let attempts = 0
+  let arrived = 0
+  let open: () => void = () => {}
+  const allHaveRead = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  const increment = (settings: GateSettings) =>
+    app.gate.transaction(settings, async (trx) => {
+      attempts++
+      const [tenant] = await trx.selectFrom('tenants').select(['id', 'version']).execute()
+      if (++arrived === 3) open()
+      await allHaveRead
+      await trx
+        .updateTable('tenants')
+        .set({ version: (tenant?.version ?? 0) + 1 })
+        .execute()
+      return tenant?.id
+    })
+  t.strictSame(await Promise.all([inA, inA, inB].map(increment)), [tenants[0], tenants[0], tenants[1]])
+  t.ok(attempts > 3, `${attempts} attempts`)
+  const versions = await allRows(database, 'select version from tenants order by id')
+  t.strictSame(versions, [{ version: 3 }, { version: 2 }], 'no change was lost')
+})
+
+t.test('more than a hundred in flight go to the pool', async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, {}, database)
+  const where = statement(
+    'test_where',
+    () => sql<{ way: string; tenant_id: string }>`
+    select current_setting('application_name') as way, m.tenant_id from memberships m`
+  )
+  await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, where, {})))
+  const ways: Record<string, number> = {}
+  let wrong = 0
+  await Promise.all(
+    Array.from({ length: 260 }, async (_, index) => {
+      const settings = index % 3 ? inA : inB
+      const rows = await app.gate.query(settings, where, {})
+      const way = String(rows[0]?.way)
+      ways[way] = (ways[way] ?? 0) + 1
+      if (rows.length !== members || rows.some((row) => row.tenant_id !== settings.tenant_id)) wrong++
+    })
+  )
+  t.equal(wrong, 0)
+  // the process itself may have a read under way
+  t.ok(Number(ways['aggios-pipeline']) <= 200 && Number(ways['aggios-pipeline']) >= 196, JSON.stringify(ways))
+  t.equal(ways['aggios-pool'], 260 - Number(ways['aggios-pipeline']))
+})
+
+type Proxy = {
+  url: string
+  /** Nothing is forwarded any more, in either direction; connections are still accepted. */
+  silence(): void
+  /** The connection that sends these bytes next goes silent before they arrive. */
+  silenceAt(bytes: string): void
+  /** Whether that has happened. */
+  caught(): boolean
+  /** What was held back arrives, and all goes on. */
+  resume(): void
+}
+
+/** A network that can go quiet without anybody being told. */
+async function startProxy(t: Test, target: string): Promise<Proxy> {
+  const { hostname, port } = new URL(target)
+  const quiet = new Set<Socket>()
+  const sockets = new Set<Socket>()
+  let held: [to: Socket, chunk: Buffer][] = []
+  let silent = false
+  let trap: string | undefined
+  const server = createServer((near) => {
+    const far = connectSocket(Number(port), hostname)
+    for (const [from, to] of [
+      [near, far],
+      [far, near]
+    ] as const) {
+      sockets.add(from)
+      from.on('data', (chunk) => {
+        if (trap && from === near && chunk.includes(trap)) {
+          trap = undefined
+          quiet.add(near)
+        }
+        if (silent || quiet.has(near)) held.push([to, chunk])
+        else to.write(chunk)
+      })
+      from.on('error', () => {})
+      from.on('close', () => {
+        sockets.delete(from)
+        // a network that is down does not carry the news either
+        if (!silent && !quiet.has(near)) to.destroy()
+      })
+    }
+  })
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
+  t.teardown(async () => {
+    for (const socket of sockets) socket.destroy()
+    await new Promise((done) => server.close(done))
+  })
+  const url = new URL(target)
+  url.port = String((server.address() as { port: number }).port)
+  return {
+    url: url.href,
+    silence() {
+      silent = true
+    },
+    silenceAt(bytes) {
+      trap = bytes
+    },
+    caught: () => trap === undefined,
+    resume() {
+      silent = false
+      quiet.clear()
+      for (const [to, chunk] of held) if (!to.destroyed) to.write(chunk)
+      held = []
+    }
+  }
+}
+
+t.test('a database that says nothing any more', async (t) => {
+  const database = await prepare(t)
+  async function behindProxy(pool: string): Promise<{ app: TestApp; proxy: Proxy }> {
+    const proxy = await startProxy(t, database.app)
+    const app = await startApp(t, { DATABASE_URL: proxy.url, DATABASE_POOL: pool }, database)
+    await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
+    await app.gate.query(inA, rowsByPool, { divisor: 1 })
+    return { app, proxy }
+  }
+  /** How a promise ended and when, within the time that is given to it. */
+  async function settle(promise: Promise<unknown>, withinMs: number) {
+    const startedAt = Date.now()
+    const outcome = await Promise.race([
+      promise.then(
+        () => 'answered' as const,
+        (err) => err as Error
+      ),
+      sleep(withinMs, 'hung' as const, { ref: false })
+    ])
+    return { outcome, ms: Date.now() - startedAt }
+  }
+  const mark = statement(
+    'test_mark',
+    (_, $: { action: string }) =>
+      sql<{ id: string }>`insert into audit_events (action) values (${$.action}) returning id`,
+    { writes: true }
+  )
+  const works = (app: TestApp) => async () => {
+    const [read, written, transacted] = await Promise.all([
+      app.gate.query(inA, rowsByPipeline, { divisor: 1 }),
+      app.gate.query(inA, rowsByPool, { divisor: 1 }),
+      app.gate.transaction(inA, rowsInTransaction)
+    ]).catch(() => [])
+    return [read, written, transacted].every((rows) => rows !== undefined && foreign(tenants[0], rows) === 0)
+  }
+
+  async function whole(t: Test) {
+    const { app, proxy } = await behindProxy('3')
+    const begun = app.gate.transaction(inA, async (trx) => {
+      await recordAudit(trx, { action: 'silent transaction' })
+      proxy.silence()
+      return rowsInTransaction(trx)
+    })
+    await sleep(100)
+    const outcomes = await Promise.all([
+      settle(app.gate.query(inA, rowsByPipeline, { divisor: 1 }), 8000),
+      settle(app.gate.query(inB, rowsByPipeline, { divisor: 1 }), 8000),
+      settle(app.gate.query(inA, mark, { action: 'silent write' }), 10_000),
+      settle(app.gate.transaction(inB, rowsInTransaction), 16_000),
+      settle(begun, 16_000)
+    ])
+    for (const [index, { outcome, ms }] of outcomes.entries()) {
+      t.ok(
+        outcome instanceof Error,
+        `${['a read', 'another', 'a write', 'a transaction', 'one that had begun'][index]} failed after ${ms} ms`
+      )
+    }
+    proxy.resume()
+    t.ok((await eventually(works(app), 10_000)) < 10_000, 'and it works when the database is back')
+    t.strictSame(await allRows(database, "select from audit_events where action = 'silent transaction'"), [])
+  }
+
+  async function whileOpening(t: Test) {
+    const { app, proxy } = await behindProxy('2')
+    proxy.silenceAt('set_config')
+    await terminate(database, 'aggios-pipeline')
+    try {
+      const reads = await Promise.all(
+        [1, 2, 3, 4].map(() => settle(app.gate.query(inA, rowsByPipeline, { divisor: 1 }), 10_000))
+      )
+      t.ok(proxy.caught(), 'a connection went silent between its sign-in and its first statement')
+      for (const { outcome, ms } of reads) t.not(outcome, 'hung', `a read ended after ${ms} ms`)
+      t.ok((await eventually(works(app), 10_000)) < 10_000, 'and later reads find another connection')
+    } finally {
+      proxy.resume()
+    }
+  }
+
+  async function atBegin(t: Test) {
+    const { app, proxy } = await behindProxy('1')
+    proxy.silenceAt('begin')
+    const { outcome } = await settle(app.gate.transaction(inA, rowsInTransaction), 16_000)
+    t.ok(outcome instanceof Error, 'a transaction that never began failed')
+    t.ok(proxy.caught())
+    proxy.resume()
+    for (let turn = 1; turn <= 3; turn++) {
+      const action = `after the silence ${turn}`
+      const { outcome } = await settle(app.gate.query(inA, mark, { action }), 10_000)
+      const stored = await allRows(database, 'select from audit_events where action = $1', [action])
+      t.equal(stored.length, outcome === 'answered' ? 1 : 0, 'what is acknowledged is committed, and nothing else')
+    }
+    const open = await allRows(
+      database,
+      "select query from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'"
+    )
+    t.strictSame(open, [], 'and no transaction was left open')
+  }
+
+  t.jobs = 3
+  t.test('fails everybody in bounded time, and never hangs', { buffered: true }, whole)
+  t.test('can not hang a connection that is being opened', { buffered: true }, whileOpening)
+  t.test('before a transaction has begun leaves no half-open one for the next', { buffered: true }, atBegin)
+})
