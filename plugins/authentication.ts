@@ -32,7 +32,8 @@ export const AccessClaims = Type.Object({
   iss: Type.String(),
   aud: Type.String(),
   iat: Type.Integer(),
-  exp: Type.Integer(),
+  // the last second that a date in RFC 3339 can name
+  exp: Type.Integer({ maximum: 253_402_300_799 }),
   jti: Type.String({ minLength: 1 })
 })
 export type AccessClaims = Static<typeof AccessClaims>
@@ -68,6 +69,10 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** Somebody whose token is good and who was refused all the same. */
     denied: AccessClaims | undefined
+  }
+  interface FastifyInstance {
+    /** What a suspended tenant's host answers: 403 to its members, and to everybody else that there is no such tenant. */
+    refuseSuspended(request: FastifyRequest): Problem
   }
   interface FastifyContextConfig {
     /** Who may call the route. Guard, OpenAPI `security` and `x-authz` derive from this one word. */
@@ -113,13 +118,13 @@ export default fp(
     /** Throws `invalid_token` or `token_expired`. */
     function verify(token: string, { expired }: { expired: 'refused' | 'accepted' }): AccessClaims {
       const keyId = token.length <= maxTokenLength ? findKeyId(token) : undefined
-      if (keyId === undefined || !keys.byId.has(keyId)) throw invalidToken()
+      if (keyId === undefined || !keys.byId.has(keyId) || !isCanonical(token)) throw invalidToken()
       let claims: unknown
       try {
         claims = app.jwt[expired === 'accepted' ? anyAge(keyId) : keyId]?.verify(token)
       } catch (err) {
         const { code } = err as { code?: string }
-        throw code === 'FST_JWT_AUTHORIZATION_TOKEN_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
+        throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
       }
       if (!claimsOf.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
       return claims
@@ -212,6 +217,7 @@ export default fp(
       if (undeclared.length > 0) throw new Error(`who may call ${undeclared.join(', ')}? config.access is missing`)
     })
 
+    app.decorate('refuseSuspended', refuseSuspended)
     app.decorate('tokens', {
       issue(subject: TokenSubject, counter: number): TokenReply {
         const issuedAt = Math.floor(Date.now() / 1000)
@@ -249,6 +255,11 @@ export default fp(
   },
   { name: 'authentication', dependencies: ['tenants', 'revocations'] }
 )
+
+/** base64url has several spellings of the same bytes where they don't fill the last character; only ours is the token. */
+function isCanonical(token: string): boolean {
+  return token.split('.').every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
+}
 
 const anyAge = (keyId: string) => `${keyId} of any age`
 

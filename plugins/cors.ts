@@ -28,6 +28,8 @@ export default fp(
       if (corsOrigins.includes(origin) || corsOrigins.includes('*')) return true
       if (development && localOrigin.test(origin)) return true
       const { tenant } = request
+      // as if it were not there
+      if (tenant?.status === 'suspended') return false
       const slug = slugOf(origin)
       if (tenant) return slug === tenant.slug || (tenant.settings.allowed_origins ?? []).includes(origin)
       if (slug === undefined || request.hostProblem) return false

@@ -32,11 +32,23 @@ export default fp(
       else methodsByRoute.set(new RegExp(pattern), new Set([method].flat()))
     })
 
-    app.setErrorHandler((err, request, reply) => sendProblem(toProblem(err), err, request, reply))
+    app.setErrorHandler((err, request, reply) =>
+      sendProblem(maskSuspended(toProblem(err), request, reply), err, request, reply)
+    )
+
+    /** A suspended tenant's host must look like one that is not there, whatever else is wrong with the request. */
+    function maskSuspended(problem: Problem, request: FastifyRequest, reply: FastifyReply): Problem {
+      const { code, status } = problem.kind
+      const suspended = request.tenant?.status === 'suspended' && request.routeOptions.config?.host !== 'any'
+      if (!suspended || status >= 500 || code === 'tenant_suspended') return problem
+      reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')
+      return app.refuseSuspended(request)
+    }
 
     // reached by unknown paths, unknown methods, and preflights that no CORS rule answered
     app.setNotFoundHandler((request, reply) => {
       if (request.hostProblem) throw request.hostProblem
+      if (request.tenant?.status === 'suspended') throw app.refuseSuspended(request)
       const path = request.url.split('?', 1)[0] as string
       const methods = [...methodsByRoute].flatMap(([pattern, known]) => (pattern.test(path) ? [...known] : []))
       if (methods.length === 0) throw problems.routeNotFound()

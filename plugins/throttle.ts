@@ -1,4 +1,4 @@
-import rateLimit from '@fastify/rate-limit'
+import rateLimit, { normalizeIP } from '@fastify/rate-limit'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { LRUCache } from 'lru-cache'
@@ -58,12 +58,13 @@ export default fp(
       },
       async account(request: FastifyRequest, reply: FastifyReply, account: string) {
         if (max === 0) return
-        const atHome = known.has(`${request.ip} ${account}`)
-        request.throttleKey = atHome ? `${request.ip} ${account}` : account
+        const home = homeOf(request, account)
+        const atHome = known.has(home)
+        request.throttleKey = atHome ? home : account
         await count(atHome ? byAccountAtHome : byAccount, 'account', request, reply)
       },
       know(request: FastifyRequest, account: string) {
-        known.set(`${request.ip} ${account}`, true)
+        known.set(homeOf(request, account), true)
       }
     })
 
@@ -74,6 +75,11 @@ export default fp(
   },
   { name: 'throttle', dependencies: ['config', 'authentication'] }
 )
+
+/** A network and the account it is known for. A device moves within its own /64 as it likes. */
+function homeOf(request: FastifyRequest, account: string): string {
+  return `${normalizeIP(request.ip, 64)} ${account}`
+}
 
 function append(reply: FastifyReply, name: string, value: string): void {
   const before = reply.getHeader(name)

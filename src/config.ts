@@ -105,7 +105,7 @@ function origins(value: string): string[] {
 
 /** Whether a text is a web origin, spelled as a browser sends it: no path, no default port, lower case. */
 export function isOrigin(value: string): boolean {
-  return /^https?:\/\//.test(value) && URL.canParse(value) && new URL(value).origin === value
+  return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value
 }
 
 const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }

@@ -6,7 +6,6 @@ import {
   refreshTokenReused,
   sessionRevoked,
   tenantMismatch,
-  tenantNotFound,
   tenantSuspended
 } from '../../src/errors.ts'
 import type { Refresh } from './schemas.ts'
@@ -23,14 +22,11 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
 /** New tokens for a refresh token. A forged one is refused before the database is asked and ends no session. */
 export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
   const token = app.tokens.verifyRefresh(request.body.refresh_token)
-  const isStranger = !token || (request.tenant && request.tenant.id !== token.tenant_id)
-  // to strangers a suspended tenant is not there
-  if (isStranger && request.tenant?.status === 'suspended') throw tenantNotFound()
   if (!token) {
     await app.throttle.address(request, reply)
     throw invalidRefreshToken()
   }
-  if (isStranger) throw tenantMismatch()
+  if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
   await app.throttle.account(request, reply, token.family)
 
   const { accessTokenTtl, refreshGrace, refreshTokenTtl } = app.config

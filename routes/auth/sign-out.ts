@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { endSession } from '../../db/sessions.ts'
-import { invalidRefreshToken, tenantMismatch, tenantNotFound, unauthenticated } from '../../src/errors.ts'
+import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/errors.ts'
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 
@@ -16,14 +16,9 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
 }
 
 function requireSession(app: FastifyInstance, request: SignOutRequest) {
-  try {
-    const session = shownSession(app, request)
-    if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
-    return session
-  } catch (err) {
-    // to strangers a suspended tenant is not there
-    throw request.tenant?.status === 'suspended' ? tenantNotFound() : err
-  }
+  const session = shownSession(app, request)
+  if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
+  return session
 }
 
 function shownSession(app: FastifyInstance, request: SignOutRequest) {

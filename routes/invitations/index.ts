@@ -44,7 +44,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: true, problems: ['already_invited', 'already_a_member'] },
+      config: { access, problems: ['already_invited', 'already_a_member'] },
       schema: {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
@@ -83,7 +83,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:id/resend',
     {
-      config: { access, throttled: true, problems: ['not_found'] },
+      config: { access, problems: ['not_found', 'rate_limited'] },
       schema: {
         operationId: 'resendInvitation',
         summary: 'Send an invitation again',
@@ -94,6 +94,8 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
+      // so that nobody's mailbox is filled
+      await app.throttle.account(request, reply, request.params.id)
       const renewed = await request.withTenant(async (trx) => {
         const invitation = await renewInvitation(trx, request.params.id)
         if (!invitation) return undefined

@@ -15,7 +15,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'user', throttled: true, problems: ['slug_taken'] },
+      config: { access: 'user', problems: ['slug_taken'] },
       schema: {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',

@@ -1,6 +1,8 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyRequest } from 'fastify'
 import { recordAudit } from '../../db/audit.ts'
 import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/directory.ts'
+import { readTenant } from '../../db/tenants.ts'
 import { readUser } from '../../db/users.ts'
 import {
   invalidCredentials,
@@ -127,7 +129,8 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const { user_id, sid } = request.user
       const checked = await requirePassword(app, request, reply, current_password, '/body/current_password')
       const path = '/body/new_password'
-      requireAcceptablePassword(new_password, path, passwordMinLength, [checked.email])
+      const own = [checked.email, ...(await namesOf(request))]
+      requireAcceptablePassword(new_password, path, passwordMinLength, own)
       if (new_password === current_password) {
         throw validationFailed({ errors: [{ path, message: 'must differ from the current one' }] })
       }
@@ -238,6 +241,15 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.slug]) : null }
     }
   )
+}
+
+/** What nobody should choose as a password: one's own name and the agency's. */
+async function namesOf(request: FastifyRequest): Promise<string[]> {
+  const [[user], [tenant]] = await Promise.all([
+    request.tenantQuery(readUser, request.user),
+    request.tenantQuery(readTenant, request.user)
+  ])
+  return [user?.name, tenant?.name].filter((name) => name !== undefined)
 }
 
 /** Changes exactly when the person or the membership does, and differs between the tenants of one person. */

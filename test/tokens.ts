@@ -1,0 +1,65 @@
+import { createHmac } from 'node:crypto'
+import { once } from 'node:events'
+import { type AddressInfo, connect } from 'node:net'
+import type { FastifyInstance } from 'fastify'
+import type { Reply } from './harness.ts'
+
+export type Json = Record<string, unknown>
+
+/** A JWT as somebody makes it who knows the format: any header, any claims, any key. */
+export function makeToken(header: unknown, claims: unknown, secret: string | Buffer, digest = 'sha256'): string {
+  const input = `${encode(header)}.${encode(claims)}`
+  return `${input}.${createHmac(digest, secret).update(input).digest('base64url')}`
+}
+
+/** A text goes in as it is, so that what is not JSON can be tried too. */
+export function encode(part: unknown): string {
+  return Buffer.from(typeof part === 'string' ? part : JSON.stringify(part)).toString('base64url')
+}
+
+export function decode(token: string): { header: Json; claims: Json } {
+  const [header = '', claims = ''] = token.split('.')
+  const read = (part: string) => JSON.parse(Buffer.from(part, 'base64url').toString())
+  return { header: read(header), claims: read(claims) }
+}
+
+export const seconds = () => Math.floor(Date.now() / 1000)
+
+/** Numbers from 0 to 1 that are the same in every run. */
+export function createRandom(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+}
+
+/** What a client could tell two replies apart by: not the names of the requests, nor the time, nor what is for one hop. */
+export function fingerprint(reply: Reply): object {
+  const { 'x-request-id': _, date: __, connection: ___, ...headers } = reply.headers
+  const body = reply.body.startsWith('{') ? { ...reply.json(), request_id: '' } : reply.body
+  return { status: reply.statusCode, headers: { ...headers, 'content-length': undefined }, body }
+}
+
+export type RawReply = { status: number; text: string; body: Json }
+
+/** Writes bytes to a listening application and reads until it closes, for what no client library sends. */
+export async function sendRaw(app: FastifyInstance, text: string): Promise<RawReply> {
+  const { port } = app.server.address() as AddressInfo
+  const socket = connect(port, '127.0.0.1')
+  socket.setTimeout(5000, () => socket.destroy(new Error('no answer in 5 s')))
+  const chunks: Buffer[] = []
+  socket.on('data', (chunk) => chunks.push(chunk))
+  socket.write(Buffer.from(text, 'latin1'))
+  await once(socket, 'close')
+  const reply = Buffer.concat(chunks).toString()
+  const body = reply.slice(reply.indexOf('\r\n\r\n') + 4)
+  return { status: Number(reply.split(' ')[1]), text: reply, body: body.startsWith('{') ? JSON.parse(body) : {} }
+}
+
+/** A request whose head is written line by line. The server closes after its answer. */
+export function rawRequest(line: string, ...headers: string[]): string {
+  return `${[line, ...headers, 'Connection: close'].join('\r\n')}\r\n\r\n`
+}
