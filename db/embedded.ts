@@ -1,5 +1,5 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -110,22 +110,54 @@ async function findBinaries(): Promise<{ postgres: string; initdb: string }> {
   }
 }
 
-/** One server process a folder. A claim whose process is gone, or is another one by now, is stale and taken over. */
+/**
+ * One server process a folder. A claim whose process is gone, or is another one by now, is stale and moved away by exactly one
+ * of those who find it. A claim is linked into place whole, so nobody ever reads half of one.
+ */
 function claimFolder(dir: string): () => void {
   const file = join(dir, 'server.lock')
   const mine = `${process.pid} ${startTime(process.pid)}`
+  const aside = `${file}.${process.pid}`
   for (;;) {
+    writeFileSync(aside, mine)
     try {
-      writeFileSync(file, mine, { flag: 'wx' })
-      return () => rmSync(file, { force: true })
+      linkSync(aside, file)
+      return () => {
+        if (readClaim(file) === mine) rmSync(file, { force: true })
+      }
     } catch (err) {
       if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
-      const [pid = '', started] = readFileSync(file, 'utf8').split(' ')
-      if (startTime(Number(pid)) === started && started !== '') {
-        throw new FolderInUse(`process ${pid} serves from ${dir} already; stop it, or set another DATA_DIR`)
-      }
-      rmSync(file, { force: true })
+    } finally {
+      rmSync(aside, { force: true })
     }
+    const claim = readClaim(file)
+    if (claim === undefined) continue
+    const [pid = '', started = ''] = claim.split(' ')
+    if (started !== '' && startTime(Number(pid)) === started) {
+      throw new FolderInUse(`process ${pid} serves from ${dir} already; stop it, or set another DATA_DIR`)
+    }
+    moveStaleClaim(file, aside, claim)
+  }
+}
+
+/** Put back when another process was faster and what was moved is its own claim. */
+function moveStaleClaim(file: string, aside: string, claim: string): void {
+  try {
+    renameSync(file, aside)
+    if (readClaim(aside) !== claim) linkSync(aside, file)
+  } catch (err) {
+    const { code } = err as NodeJS.ErrnoException
+    if (code !== 'ENOENT' && code !== 'EEXIST') throw err
+  } finally {
+    rmSync(aside, { force: true })
+  }
+}
+
+function readClaim(file: string): string | undefined {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch {
+    return undefined
   }
 }
 

@@ -5,6 +5,25 @@ import {
   PostgresDriver,
   type TransactionSettings
 } from 'kysely'
+import pg from 'pg'
+
+/**
+ * Ends its connection when a query got no answer in time. pg only stops waiting; a rollback on the same connection would wait
+ * as long again.
+ */
+export class ImpatientClient extends pg.Client {
+  // one of many signatures; pg's types name them all
+  override query(...args: unknown[]): never {
+    const result: unknown = (super.query as (...args: unknown[]) => unknown)(...args)
+    if (result instanceof Promise) {
+      result.catch((err: Error) => {
+        if (err.message !== 'Query read timeout') return
+        ;(this as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
+      })
+    }
+    return result as never
+  }
+}
 
 /**
  * Kysely gives a connection back to the pool when its BEGIN got no answer. Should the BEGIN arrive later after all, whoever

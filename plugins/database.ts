@@ -7,7 +7,7 @@ import { createTenantGate, type TenantGate, type TenantTransaction } from '../db
 import { prepareGate, type RequestFacts, type Scope } from '../db/gate-query.ts'
 import { findMissingMigrations } from '../db/migrate.ts'
 import { createPipeline } from '../db/pipeline.ts'
-import { PoolDialect } from '../db/pool-dialect.ts'
+import { ImpatientClient, PoolDialect } from '../db/pool-dialect.ts'
 import type { Statement } from '../db/statement.ts'
 import type { SharedTables, TenantTables } from '../db/tables.ts'
 
@@ -49,8 +49,9 @@ export default fp(
       keepAlive: true,
       application_name: 'aggios-pool',
       // the server's own limits; query_timeout is for a server that no longer says anything
-      options: '-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000',
-      query_timeout: 7000,
+      options: '-c statement_timeout=3000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000',
+      query_timeout: 4000,
+      Client: ImpatientClient,
       onConnect: prepareGate
     })
     pool.on('error', (err) => app.log.warn({ err }, 'idle database connection lost'))

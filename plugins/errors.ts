@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { classifyFailure } from '../db/failures.ts'
 import * as problems from '../src/errors.ts'
 import { type FieldError, Problem, problemDocument } from '../src/errors.ts'
+import { isDecodable } from '../src/paths.ts'
 
 const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_CTP_BODY_TOO_LARGE: problems.payloadTooLarge,
@@ -49,6 +50,7 @@ export default fp(
     app.setNotFoundHandler((request, reply) => {
       if (request.hostProblem) throw request.hostProblem
       if (request.tenant?.status === 'suspended') throw app.refuseSuspended(request)
+      if (!isDecodable(request.originalUrl.split('?', 1)[0] as string)) throw problems.malformedRequest()
       const path = request.url.split('?', 1)[0] as string
       const methods = [...methodsByRoute].flatMap(([pattern, known]) => (pattern.test(path) ? [...known] : []))
       if (methods.length === 0) throw problems.routeNotFound()

@@ -1,7 +1,7 @@
 import fp from 'fastify-plugin'
 
 /** For a JSON API: nothing may be loaded, framed, sniffed or remembered. A route overrides what differs for it. */
-const defaults = {
+export const defaultHeaders = {
   'cache-control': 'no-store',
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
   'cross-origin-resource-policy': 'same-origin',
@@ -16,7 +16,7 @@ const defaults = {
 export default fp(
   async (app) => {
     app.addHook('onRequest', (request, reply, done) => {
-      reply.headers(defaults).header('x-request-id', request.id)
+      reply.headers(defaultHeaders).header('x-request-id', request.id)
       done()
     })
   },

@@ -39,7 +39,8 @@ export default fp(
       }
     }
     app.decorate('health', health)
-    app.addHook('onRequest', (_request, reply, done) => {
+    // when it is sent and not when it was asked for: what is under way when the shutdown begins must close too
+    app.addHook('onSend', (_request, reply, _payload, done) => {
       if (health.draining) reply.header('connection', 'close')
       done()
     })

@@ -78,7 +78,7 @@ export default fp(
           url,
           schema: {
             ...schema,
-            security: access === 'public' ? [] : [{ bearer: [] }],
+            security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
             'x-authz': access,
             response: { ...(schema.response as object), ...problemResponses(codes) }
           } as never

@@ -7,7 +7,7 @@ import config from '../plugins/config.ts'
 import cors from '../plugins/cors.ts'
 import database from '../plugins/database.ts'
 import errors from '../plugins/errors.ts'
-import headers from '../plugins/headers.ts'
+import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
 import mail from '../plugins/mail.ts'
@@ -30,6 +30,7 @@ import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
 import type { Config } from './config.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './errors.ts'
+import { isDecodable } from './paths.ts'
 
 /** Paths of the first clients, which had no version. They answer like the canonical ones, for ever. */
 const aliases = new Map([
@@ -64,12 +65,20 @@ export function buildApp(
     connectionTimeout: 60_000,
     // longer than a load balancer keeps its idle connections
     keepAliveTimeout: 75_000,
-    http: { headersTimeout: 15_000, requireHostHeader: false, maxHeaderSize: 16_384 },
+    http: {
+      headersTimeout: 15_000,
+      connectionsCheckingInterval: 5_000,
+      requireHostHeader: false,
+      maxHeaderSize: 16_384
+    },
     forceCloseConnections: 'idle',
     return503OnClosing: false,
     frameworkErrors: refuseUrl,
     clientErrorHandler: refuseConnection
   })
+
+  // what a client expects besides a 100 is nothing to refuse a request for
+  app.server.on('checkExpectation', app.routing)
 
   app.register(config, { config: settings })
   app.register(errors)
@@ -115,30 +124,43 @@ function requestId({ headers }: { headers: IncomingMessage['headers'] }): string
 function canonicalUrl({ url = '/' }: IncomingMessage): string {
   const end = url.indexOf('?')
   const path = end === -1 ? url : url.slice(0, end)
+  // to where nothing is: unlike the router's own refusal, what answers there is behind all hooks
+  if (!isDecodable(path)) return '/'
   const canonical = aliases.get(path)
   return canonical === undefined ? url : canonical + url.slice(path.length)
 }
 
-/** Answers a URL that can't be decoded: there is no route whose error handler could. */
+/** Answers a URL that the router refuses by itself: there is no route whose error handler could. */
 function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): void {
   request.log.debug({ err }, 'the URL could not be read')
   const problem = malformedRequest()
   reply
     .code(problem.kind.status)
+    .headers({ ...defaultHeaders, 'x-request-id': request.id })
     .type('application/problem+json; charset=utf-8')
     .send(JSON.stringify(problemDocument(problem, request.id)))
 }
 
 /** Answers what is not HTTP, or came too slowly to become a request, before there is anything to route. */
 function refuseConnection(err: NodeJS.ErrnoException, socket: Socket): void {
-  if (err.code === 'ECONNRESET' || !socket.writable) return void socket.destroy()
+  // a reply that is under way on this connection, or still to come, must not be cut in two or taken for this one
+  const { _httpMessage: pending } = socket as { _httpMessage?: { headersSent: boolean; req: { complete: boolean } } }
+  if (err.code === 'ECONNRESET' || !socket.writable || pending?.headersSent || pending?.req.complete) {
+    return void socket.destroy()
+  }
   let problem: Problem = malformedRequest()
   if (err.code === 'HPE_HEADER_OVERFLOW') problem = headersTooLarge()
   else if (err.code === 'ERR_HTTP_REQUEST_TIMEOUT') problem = requestTimeout()
-  const { status } = problem.kind
-  const body = JSON.stringify(problemDocument(problem))
-  socket.end(
-    `HTTP/1.1 ${status} ${problem.kind.title}\r\ncontent-type: application/problem+json; charset=utf-8\r\n` +
-      `content-length: ${Buffer.byteLength(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n${body}`
-  )
+  const { status, title } = problem.kind
+  const id = randomUuid()
+  const body = JSON.stringify(problemDocument(problem, id))
+  const headers = {
+    ...defaultHeaders,
+    'x-request-id': id,
+    'content-type': 'application/problem+json; charset=utf-8',
+    'content-length': Buffer.byteLength(body),
+    connection: 'close'
+  }
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}`)
+  socket.end(`HTTP/1.1 ${status} ${title}\r\n${lines.join('\r\n')}\r\n\r\n${body}`)
 }

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { BlockList, isIP } from 'node:net'
 import { join } from 'node:path'
 import { deriveKey } from './keys.ts'
@@ -81,10 +81,10 @@ function appUrl(value: string): string {
 
 function networks(value: string): string[] {
   for (const range of list(value)) {
-    const [address = '', prefix] = range.split('/')
+    const [address = '', prefix, ...rest] = range.split('/')
     const family = isIP(address)
     const bits = prefix === undefined ? 0 : Number(prefix)
-    const valid = family !== 0 && (prefix === undefined || /^\d{1,3}$/.test(prefix))
+    const valid = family !== 0 && rest.length === 0 && (prefix === undefined || /^\d{1,3}$/.test(prefix))
     if (!valid || bits > (family === 4 ? 32 : 128)) {
       throw new Unreadable(`must be a list of addresses or CIDR ranges; "${range}" is neither`)
     }
@@ -265,19 +265,28 @@ function isPrivateConnection(url: URL): boolean {
   return loopback || ['require', 'verify-ca', 'verify-full'].includes(url.searchParams.get('sslmode') ?? '')
 }
 
-/** A secret that is made on first use and kept in a file that only its owner can read. */
+/**
+ * A secret that is made on first use and kept in a file that only its owner can read.
+ *
+ * Written aside and linked into its place, so that the file is there whole or not at all, and of two first starts at once one
+ * makes it and the other reads it.
+ */
 export function developmentSecret(dataDir: string, name: string): string {
-  const file = join(dataDir, 'secrets', name)
-  if (existsSync(file)) return readFileSync(file, 'utf8')
-  mkdirSync(join(dataDir, 'secrets'), { recursive: true, mode: 0o700 })
-  const value = randomBytes(32).toString('base64url')
-  try {
-    // wx: of two first starts at once one makes it, and the other reads it
-    writeFileSync(file, value, { mode: 0o600, flag: 'wx', flush: true })
-  } catch (err) {
-    if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
-    return readFileSync(file, 'utf8')
+  const folder = join(dataDir, 'secrets')
+  const file = join(folder, name)
+  if (!existsSync(file)) {
+    mkdirSync(folder, { recursive: true, mode: 0o700 })
+    const unfinished = `${file}.${process.pid}.${randomBytes(4).toString('hex')}`
+    writeFileSync(unfinished, randomBytes(32).toString('base64url'), { mode: 0o600, flag: 'wx', flush: true })
+    try {
+      linkSync(unfinished, file)
+    } catch (err) {
+      if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
+    } finally {
+      rmSync(unfinished)
+    }
   }
-  chmodSync(file, 0o600)
+  const value = readFileSync(file, 'utf8')
+  if (value.length < 32) throw new Error(`${file} holds no secret; remove it, and a new one is made`)
   return value
 }

@@ -8,6 +8,9 @@ import { type Config, InvalidConfiguration, readConfig } from './config.ts'
 /** sysexits.h: configuration error. */
 const exitConfig = 78
 
+/** Longer than the interval in which a load balancer asks for health. */
+const noticeMs = 3000
+
 const say = (line: string) => void process.stderr.write(`${line}\n`)
 
 let app: FastifyInstance | undefined
@@ -72,7 +75,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   const patience = (config?.shutdownTimeout ?? 1) * 1000
   const late = sleep(patience * 0.8, 'late' as const, { ref: false })
   try {
-    const outcome = await Promise.race([app?.close(), late])
+    const outcome = await Promise.race([drain(), late])
     if (outcome === 'late') {
       app?.log.warn('requests were cut off by the shutdown')
       app?.server.closeAllConnections()
@@ -83,6 +86,15 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
     app?.log.error({ err }, 'the shutdown failed')
     process.exit(1)
   }
+}
+
+/** Serves on for a moment while health says no, so that load balancers look elsewhere before the door is shut. */
+async function drain(): Promise<void> {
+  if (app && config?.nodeEnv === 'production') {
+    app.health.draining = true
+    await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
+  }
+  await app?.close()
 }
 
 async function fail(err: unknown): Promise<never> {

@@ -12,7 +12,7 @@ import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, with
 
 export const root = join(import.meta.dirname, '..')
 export const password = 'correct horse battery'
-export const jwtSecret = 'a secret of the tests, long enough for production too'
+export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
 let count = 0
 

@@ -72,6 +72,8 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
     })
     await page.register(swaggerUi, {
       routePrefix: '/docs',
+      // where the page looks for its own assets
+      indexPrefix: '/api/v1',
       uiConfig: { deepLinking: true, persistAuthorization: true, tryItOutEnabled: true, displayRequestDuration: true },
       theme: { title: 'Aggios API' }
     })

@@ -4,12 +4,12 @@ import { catalogue, notFound, type ProblemKind } from '../../src/errors.ts'
 
 const Params = Type.Object({ code: Type.String({ maxLength: 64, examples: ['validation_failed'] }) })
 
-/** The pages that the `type` of a problem document leads to. */
+/** The pages that the `type` of a problem document leads to: on every host, since that of `tenant_not_found` is none of ours. */
 const problems: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:code',
     {
-      config: { access: 'public', problems: ['not_found'] },
+      config: { access: 'public', host: 'any', problems: ['not_found'] },
       schema: {
         operationId: 'getProblem',
         summary: 'What a problem means and what to do',

@@ -1,0 +1,270 @@
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import posix from 'node:path/posix'
+import t from 'tap'
+import { root } from './harness.ts'
+
+/*
+ * Who may import whom. Each rule is a function of a path and a text, so that what it must catch can be planted here.
+ */
+
+type Import = { specifier: string; typesOnly: boolean }
+type Zone = 'wiring' | 'pure' | 'plugin' | 'route' | 'migration' | 'db' | 'test' | 'elsewhere'
+
+/** What a file imports, statically or not. A specifier that is computed is reported as the empty one. */
+function importsOf(source: string): Import[] {
+  const code = source.replaceAll(/\/\*[\s\S]*?\*\//g, '').replaceAll(/^\s*\/\/.*$/gm, '')
+  const statements = code.matchAll(
+    /^[ \t]*(?:import|export)\s+(type\s+)?(?:[\w\s{},*$]+?\s*from\s*)?(['"])([^'"]+)\2/gm
+  )
+  const calls = code.matchAll(
+    /(?<![.\w])(?:import\s*\(\s*(?:(['"`])([^'"`$]+)\1\s*[,)])?|require\s*\(\s*(['"`])([^'"`]+)\3)/g
+  )
+  return [
+    ...[...statements].map(([, type, , specifier = '']) => ({ specifier, typesOnly: type !== undefined })),
+    ...[...calls].map(([, , imported, , required]) => ({ specifier: imported ?? required ?? '', typesOnly: false }))
+  ]
+}
+
+function zoneOf(file: string): Zone {
+  if (/^src\/(?:app\.ts$|server\.ts$|cli\/|workers\/)/.test(file)) return 'wiring'
+  if (file.startsWith('src/')) return 'pure'
+  if (file.startsWith('plugins/')) return 'plugin'
+  if (file.startsWith('routes/')) return 'route'
+  if (file.startsWith('db/migrations/')) return 'migration'
+  if (file.startsWith('db/')) return 'db'
+  return file.startsWith('test/') ? 'test' : 'elsewhere'
+}
+
+const isRelative = (specifier: string) => specifier.startsWith('.')
+const isFastify = (specifier: string) => /^(?:fastify(?:-|\/|$)|@fastify\/)/.test(specifier)
+const folderOf = (file: string) => posix.dirname(file)
+
+/** Whether the table of the layout lets `file` import `target`, both being paths from the root. */
+function mayReach(file: string, target: string, typesOnly: boolean): boolean {
+  const to = zoneOf(target)
+  switch (zoneOf(file)) {
+    case 'wiring':
+    case 'test':
+      return true
+    case 'pure':
+      return to === 'pure'
+    case 'db':
+      return to === 'pure' || to === 'db'
+    case 'plugin':
+      return to === 'pure' || to === 'db' || (to === 'plugin' && typesOnly)
+    case 'route': {
+      const own = folderOf(file) !== 'routes' && target.startsWith(`${folderOf(file)}/`)
+      return to === 'pure' || to === 'db' || own || target === 'routes/schemas.ts'
+    }
+    default:
+      return false
+  }
+}
+
+function withoutSuffix(file: string, specifier: string): string[] {
+  return isRelative(specifier) && !specifier.endsWith('.ts') ? [`${file} imports ${specifier} without .ts`] : []
+}
+
+function importFaults(file: string, source: string): string[] {
+  const zone = zoneOf(file)
+  if (zone === 'test') return importsOf(source).flatMap(({ specifier }) => withoutSuffix(file, specifier))
+  return importsOf(source).flatMap(({ specifier, typesOnly }) => {
+    // the platform's package is chosen at run time, and is no file of ours
+    if (specifier === '') return file === 'db/embedded.ts' ? [] : [`${file} imports what nobody can read`]
+    const faults: string[] = []
+    if (zone === 'migration' && !/^kysely(?:\/|$)/.test(specifier)) faults.push(`${file} needs ${specifier}`)
+    if (isFastify(specifier) && (zone === 'db' || zone === 'pure')) faults.push(`${file} knows Fastify: ${specifier}`)
+    if (specifier === 'fastify-plugin' && zone === 'route') faults.push(`${file} is not encapsulated`)
+    if (isRelative(specifier)) {
+      faults.push(...withoutSuffix(file, specifier))
+      const target = posix.join(folderOf(file), specifier)
+      if (!mayReach(file, target, typesOnly)) faults.push(`${file} must not import ${target}`)
+    }
+    return faults
+  })
+}
+
+/** npm may hoist what nobody asked for; only what package.json names is there tomorrow. */
+function undeclaredPackages(file: string, source: string, declared: ReadonlySet<string>): string[] {
+  return importsOf(source).flatMap(({ specifier }) => {
+    if (specifier === '' || isRelative(specifier) || specifier.startsWith('node:')) return []
+    const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/')
+    return declared.has(name) ? [] : [`${file} imports ${name}, which package.json does not name`]
+  })
+}
+
+const unfinished = new RegExp(`\\b(?:${['TO', 'DO'].join('')}|FIX${'ME'}|HA${'CK'})\\b`)
+
+function wordFaults(file: string, source: string): string[] {
+  const faults: string[] = []
+  if (/(?<![./\w'"-])console\s*[.[]/.test(source)) faults.push(`${file} writes to the console`)
+  if (unfinished.test(source)) faults.push(`${file} is not finished`)
+  return faults
+}
+
+/** A plugin is wrapped, and called as its file is. */
+function pluginFaults(file: string, source: string): string[] {
+  if (zoneOf(file) !== 'plugin') return []
+  const faults: string[] = []
+  if (!/^export default fp\b/m.test(source)) faults.push(`${file} is not wrapped by fastify-plugin`)
+  if (!source.includes(`name: '${basename(file, '.ts')}'`)) faults.push(`${file} is not named like its file`)
+  return faults
+}
+
+function sourcesIn(...folders: string[]): [file: string, source: string][] {
+  return folders.flatMap((folder) =>
+    readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+      .filter((name) => name.endsWith('.ts'))
+      .map((name): [string, string] => {
+        const file = posix.join(folder, name.replaceAll('\\', '/'))
+        return [file, readFileSync(join(root, file), 'utf8')]
+      })
+  )
+}
+
+const product = sourcesIn('src', 'plugins', 'routes', 'db')
+// the plants below are not what this file does
+const everything = [...product, ...sourcesIn('test').filter(([file]) => file !== 'test/architecture.test.ts')]
+
+t.test('the sources keep to the table of the layout', async (t) => {
+  for (const folder of ['src/', 'plugins/', 'routes/', 'db/', 'db/migrations/']) {
+    t.ok(
+      product.some(([file]) => file.startsWith(folder)),
+      `there is something in ${folder}`
+    )
+  }
+  t.ok(product.flatMap(([, source]) => importsOf(source)).length > product.length, 'imports are found')
+  t.strictSame(
+    everything.flatMap(([file, source]) => importFaults(file, source)),
+    []
+  )
+})
+
+t.test('every package that is imported is named in package.json', async (t) => {
+  const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  const runtime = new Set(Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies }))
+  t.strictSame(
+    product.flatMap(([file, source]) => undeclaredPackages(file, source, runtime)),
+    []
+  )
+})
+
+t.test('nothing writes to the console, and nothing waits to be done', async (t) => {
+  t.strictSame(
+    everything.flatMap(([file, source]) => wordFaults(file, source)),
+    []
+  )
+})
+
+t.test('every plugin is wrapped and named', async (t) => {
+  t.strictSame(
+    product.flatMap(([file, source]) => pluginFaults(file, source)),
+    []
+  )
+})
+
+t.test('every relative import leads to a file', async (t) => {
+  const known = new Set(everything.map(([file]) => file))
+  const missing = everything.flatMap(([file, source]) =>
+    importsOf(source)
+      .filter(({ specifier }) => isRelative(specifier))
+      .map(({ specifier }) => posix.join(folderOf(file), specifier))
+      .filter((target) => !known.has(target))
+      .map((target) => `${file} imports ${target}`)
+  )
+  t.strictSame(missing, [])
+})
+
+t.test('a planted import is found, however it is spelled', async (t) => {
+  const spellings = [
+    "import app from '../src/app.ts'",
+    "import { a, type B } from '../src/app.ts'",
+    "import {\n  a,\n  b as c\n} from '../src/app.ts'",
+    "import * as app from '../src/app.ts'",
+    "import '../src/app.ts'",
+    "export { a } from '../src/app.ts'",
+    "export * from '../src/app.ts'",
+    "  const { a } = await import('../src/app.ts')",
+    'const a = await import("../src/app.ts")',
+    "const a = require('../src/app.ts')",
+    "let x: import('../src/app.ts').App"
+  ]
+  for (const source of spellings) {
+    t.strictSame(
+      importsOf(source).map(({ specifier, typesOnly }) => [specifier, typesOnly]),
+      [['../src/app.ts', false]],
+      source
+    )
+  }
+  t.match(importsOf("import type { A } from './a.ts'\nexport type { B } from './b.ts'"), [
+    { specifier: './a.ts', typesOnly: true },
+    { specifier: './b.ts', typesOnly: true }
+  ])
+  // what runs although only types are named is not "types only"
+  t.match(importsOf("import { type A } from './a.ts'"), [{ typesOnly: false }])
+  t.strictSame(importsOf("// import a from 'a'\n/* import b from 'b' */\nexport const from = 'c'\nconst d = 'd'"), [])
+})
+
+t.test('each row of the table refuses what is not on it', async (t) => {
+  const refused: [file: string, source: string][] = [
+    ['src/keys.ts', "import { buildApp } from './app.ts'"],
+    ['src/keys.ts', "import type { Gate } from '../db/gate.ts'"],
+    ['src/keys.ts', "import auth from '../plugins/authentication.ts'"],
+    ['src/keys.ts', "import { User } from '../routes/schemas.ts'"],
+    ['src/keys.ts', "import type { FastifyRequest } from 'fastify'"],
+    ['src/stores/s3.ts', "import { start } from '../workers/sweeper.ts'"],
+    ['db/gate.ts', "import type { FastifyInstance } from 'fastify'"],
+    ['db/gate.ts', "import fp from 'fastify-plugin'"],
+    ['db/gate.ts', "import jwt from '@fastify/jwt'"],
+    ['db/gate.ts', "import { buildApp } from '../src/app.ts'"],
+    ['db/gate.ts', "import type { AccessClaims } from '../plugins/authentication.ts'"],
+    ['db/gate.ts', "import { User } from '../routes/schemas.ts'"],
+    ['plugins/cors.ts', "import tenants from './tenants.ts'"],
+    ['plugins/cors.ts', "import { type Tenants } from './tenants.ts'"],
+    ['plugins/cors.ts', "import { Role } from '../routes/schemas.ts'"],
+    ['plugins/cors.ts', "import type { buildApp } from '../src/app.ts'"],
+    ['routes/users/index.ts', "import { User } from '../tenant/schemas.ts'"],
+    ['routes/users/index.ts', "import type { AccessClaims } from '../../plugins/authentication.ts'"],
+    ['routes/users/index.ts', "import fp from 'fastify-plugin'"],
+    ['routes/users/index.ts', "import { start } from '../../src/server.ts'"],
+    ['routes/users/index.ts', "import { up } from '../../db/migrations/0001_core.ts'"],
+    ['routes/schemas.ts', "import { User } from './users/schemas.ts'"],
+    ['db/migrations/0002_more.ts', "import { randomUUID } from 'node:crypto'"],
+    ['db/migrations/0002_more.ts', "import { roles } from '../../src/roles.ts'"],
+    ['db/migrations/0002_more.ts', "import { up } from './0001_core.ts'"],
+    ['db/migrations/0002_more.ts', "import pg from 'pg'"],
+    ['src/keys.ts', "import { a } from './errors'"],
+    ['src/keys.ts', "import { a } from './errors.js'"],
+    ['plugins/cors.ts', 'const plugin = await import(name)']
+  ]
+  for (const [file, source] of refused) t.equal(importFaults(file, source).length > 0, true, `${file}: ${source}`)
+
+  const accepted: [file: string, source: string][] = [
+    ['src/keys.ts', "import { a } from './errors.ts'"],
+    ['src/app.ts', "import cors from '../plugins/cors.ts'"],
+    ['src/cli/keys.ts', "import { gate } from '../../db/gate.ts'"],
+    [
+      'db/gate.ts',
+      "import { a } from '../src/roles.ts'\nimport { sql } from 'kysely'\nimport { b } from './tables.ts'"
+    ],
+    ['plugins/cors.ts', "import type { Tenants } from './tenants.ts'\nimport fp from 'fastify-plugin'"],
+    ['plugins/cors.ts', "import { a } from '../db/gate.ts'"],
+    ['routes/users/index.ts', "import { a } from './queries.ts'\nimport { b } from '../schemas.ts'"],
+    ['routes/users/index.ts', "import { a } from '../../db/users.ts'\nimport { b } from '../../src/errors.ts'"],
+    ['db/migrations/0002_more.ts', "import { type Kysely, sql } from 'kysely'"],
+    ['test/any.test.ts', "import { a } from '../plugins/cors.ts'"]
+  ]
+  for (const [file, source] of accepted) t.strictSame(importFaults(file, source), [], `${file}: ${source}`)
+})
+
+t.test('the other rules catch what is planted', async (t) => {
+  t.equal(wordFaults('src/a.ts', "console.log('x')").length, 1)
+  t.equal(wordFaults('src/a.ts', "console['error']('x')").length, 1)
+  t.equal(wordFaults('src/a.ts', `// ${'TO'}${'DO'}: later`).length, 1)
+  t.strictSame(wordFaults('src/a.ts', "const host = 'minio-console'"), [])
+  t.equal(pluginFaults('plugins/a.ts', 'export default async (app) => {}').length, 2)
+  t.equal(pluginFaults('plugins/a.ts', "export default fp(async () => {}, { name: 'b' })").length, 1)
+  t.strictSame(pluginFaults('plugins/a.ts', "export default fp(async () => {}, { name: 'a' })"), [])
+  t.equal(undeclaredPackages('src/a.ts', "import x from '@a/b/c'\nimport y from 'z/w'", new Set(['z'])).length, 1)
+})

@@ -1,0 +1,395 @@
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { type Environment, InvalidConfiguration, readConfig, settings } from '../src/config.ts'
+import { root } from './harness.ts'
+
+const key = 'k3y-0f-4t-l34st-th1rty-tw0-bytes!!'
+const otherKey = '4n0th3r-k3y-0f-th1rty-tw0-bytes!!!'
+
+/** The smallest thing that production accepts. */
+const production: Environment = {
+  NODE_ENV: 'production',
+  DATABASE_URL: 'postgres://aggios_app:pw@127.0.0.1/aggios',
+  JWT_SECRET: key,
+  PASSWORD_PEPPER: otherKey
+}
+
+/** The names of the variables that a configuration is refused for, sorted. */
+function refusedNames(env: Environment): string[] {
+  return [...new Set(refusals(env).map((problem) => problem.split(':', 1)[0] as string))].sort()
+}
+
+function refusals(env: Environment): string[] {
+  try {
+    readConfig(env)
+  } catch (err) {
+    if (err instanceof InvalidConfiguration) return err.problems
+    throw err
+  }
+  return []
+}
+
+/** The contract's table: what stands in the environment when nobody says anything. undefined: there is none. */
+const contract: Record<string, string | undefined> = {
+  NODE_ENV: 'development',
+  HOST: '127.0.0.1',
+  PORT: '8080',
+  METRICS_HOST: '127.0.0.1',
+  METRICS_PORT: '0',
+  BASE_DOMAIN: 'localhost',
+  TRUST_PROXY: '',
+  DATABASE_URL: undefined,
+  DATABASE_OWNER_URL: undefined,
+  DATABASE_POOL: '10',
+  REDIS_URL: undefined,
+  S3_ENDPOINT: undefined,
+  S3_REGION: undefined,
+  S3_BUCKET: undefined,
+  S3_ACCESS_KEY: undefined,
+  S3_SECRET_KEY: undefined,
+  S3_PUBLIC_ENDPOINT: undefined,
+  DATA_DIR: '.aggios',
+  JWT_SECRET: undefined,
+  PASSWORD_PEPPER: undefined,
+  PASSWORD_MIN_LENGTH: '12',
+  APP_REDIRECTS: '',
+  WEB_CONCURRENCY: '1',
+  ACCESS_TOKEN_TTL: '86400',
+  REFRESH_TOKEN_TTL: '604800',
+  REFRESH_GRACE: '60',
+  SESSION_MAX_AGE: '7776000',
+  APP_URL: 'http://{slug}.<BASE_DOMAIN>:<PORT>',
+  CORS_ORIGINS: '',
+  RATE_LIMIT: '300/1m',
+  RATE_LIMIT_TENANT: '6000/1m',
+  RATE_LIMIT_AUTH: '10/1m',
+  MAX_FILE_SIZE: '100MiB',
+  STORAGE_QUOTA: '10GiB',
+  GOOGLE_CLIENT_ID: undefined,
+  GOOGLE_CLIENT_SECRET: undefined,
+  GITHUB_CLIENT_ID: undefined,
+  GITHUB_CLIENT_SECRET: undefined,
+  OIDC_ISSUER: undefined,
+  SMTP_URL: undefined,
+  MAIL_FROM: undefined,
+  LOG_LEVEL: 'info',
+  SENTRY_DSN: undefined,
+  OTEL_EXPORTER_OTLP_ENDPOINT: undefined,
+  SHUTDOWN_TIMEOUT: '15'
+}
+
+t.test('every default is the one that the contract promises', async (t) => {
+  for (const { name, fallback } of Object.values(settings)) {
+    t.ok(name in contract, `${name} is a name of the contract`)
+    t.equal(fallback, contract[name], name)
+  }
+  const config = readConfig({ JWT_SECRET: key })
+  t.match(config, {
+    nodeEnv: 'development',
+    host: '127.0.0.1',
+    port: 8080,
+    baseDomain: 'localhost',
+    trustProxy: [],
+    databaseUrl: undefined,
+    databasePool: 10,
+    dataDir: '.aggios',
+    passwordMinLength: 12,
+    accessTokenTtl: 24 * 3600,
+    refreshTokenTtl: 7 * 24 * 3600,
+    refreshGrace: 60,
+    sessionMaxAge: 90 * 24 * 3600,
+    corsOrigins: [],
+    rateLimitAuth: { max: 10, window_ms: 60_000 },
+    logLevel: 'info',
+    shutdownTimeout: 15
+  })
+})
+
+t.test('every secret can come from a file, and only secrets', async (t) => {
+  const secrets = Object.values(settings).filter((one) => one.secret)
+  const names = secrets.map(({ name }) => name)
+  for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER', 'DATABASE_URL', 'DATABASE_OWNER_URL']) {
+    t.ok(names.includes(name), name)
+  }
+  for (const name of names) {
+    const missing = refusals({ JWT_SECRET: key, [name]: undefined, [`${name}_FILE`]: '/nowhere/at/all' })
+    t.ok(
+      missing.some((problem) => problem.startsWith(`${name}: `) && problem.includes(`${name}_FILE`)),
+      `${name}_FILE is read`
+    )
+  }
+  t.equal(readConfig({ JWT_SECRET: key, PORT_FILE: '/nowhere/at/all' }).port, 8080)
+})
+
+t.test('a secret from a file is the text without the white space around it', async (t) => {
+  const dir = t.testdir({ jwt: `${key},${otherKey}\n`, pepper: `  ${otherKey}\r\n`, empty: '\n' })
+  const config = readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), PASSWORD_PEPPER_FILE: join(dir, 'pepper') })
+  t.strictSame(config.jwtSecret, [key, otherKey])
+  t.strictSame(config.passwordPepper, [otherKey])
+  const { JWT_SECRET: _, ...others } = production
+  t.strictSame(refusedNames({ ...others, JWT_SECRET_FILE: join(dir, 'empty') }), ['JWT_SECRET'], 'an empty file')
+  t.strictSame(refusedNames({ ...others, JWT_SECRET_FILE: dir }), ['JWT_SECRET'], 'a folder')
+  t.strictSame(refusals({ ...others, JWT_SECRET_FILE: join(dir, 'jwt') }), [], 'production starts from files')
+})
+
+t.test('a secret that is set twice is refused, whichever comes first', async (t) => {
+  const dir = t.testdir({ jwt: key })
+  const problems = refusals({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: otherKey })
+  t.match(problems, [/^JWT_SECRET: .*JWT_SECRET_FILE/])
+  t.notMatch(problems.join(), otherKey)
+  t.strictSame(readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: '' }).jwtSecret, [key], 'empty is absent')
+  t.strictSame(readConfig({ JWT_SECRET_FILE: '', JWT_SECRET: key }).jwtSecret, [key], 'an empty file name too')
+})
+
+t.test('everything that is wrong is said at once, each by its name', async (t) => {
+  const wrong = {
+    NODE_ENV: 'staging',
+    PORT: '80a',
+    BASE_DOMAIN: 'not a domain',
+    TRUST_PROXY: '10.0.0.0/8,everybody',
+    DATABASE_URL: 'mysql://root@localhost/x',
+    DATABASE_OWNER_URL: 'neither',
+    DATABASE_POOL: '0',
+    JWT_SECRET: 'short',
+    PASSWORD_MIN_LENGTH: '7',
+    ACCESS_TOKEN_TTL: '-1',
+    REFRESH_TOKEN_TTL: '1d',
+    REFRESH_GRACE: '3601',
+    SESSION_MAX_AGE: '1.5',
+    CORS_ORIGINS: 'https://a.example/path',
+    RATE_LIMIT_AUTH: 'often',
+    LOG_LEVEL: 'loud',
+    SHUTDOWN_TIMEOUT: '0'
+  }
+  t.strictSame(refusedNames(wrong), Object.keys(wrong).sort())
+  try {
+    readConfig(wrong)
+    t.fail('it was accepted')
+  } catch (err) {
+    for (const name of Object.keys(wrong)) t.match((err as Error).message, `${name}: `, `${name} is in the message`)
+  }
+})
+
+t.test('no complaint repeats the text of a secret', async (t) => {
+  const canary = 'canary'
+  const messages = [
+    ...refusals({ JWT_SECRET: canary, DATABASE_URL: `http://${canary}@x`, DATABASE_OWNER_URL: canary }),
+    ...refusals({ ...production, JWT_SECRET: `${canary}-example`, PASSWORD_PEPPER: `${canary},${canary}` }),
+    ...refusals({ ...production, DATABASE_URL: `postgres://aggios_app:${canary}@db.${canary}.example/aggios` })
+  ]
+  t.ok(messages.length >= 6)
+  t.notMatch(messages.join('\n'), canary)
+})
+
+t.test('a number is a whole number within its bounds, and nothing that merely begins with one', async (t) => {
+  for (const PORT of ['8080x', '0x10', '1e3', ' 8080', '-1', '65536', '80.5', '9'.repeat(20)]) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, PORT }), ['PORT'], JSON.stringify(PORT))
+  }
+  t.equal(readConfig({ JWT_SECRET: key, PORT: '0' }).port, 0)
+  t.equal(readConfig({ JWT_SECRET: key, PORT: '' }).port, 8080, 'empty is absent')
+})
+
+t.test('a rate is a count and a time, or nothing', async (t) => {
+  const rateOf = (RATE_LIMIT_AUTH: string) => readConfig({ JWT_SECRET: key, RATE_LIMIT_AUTH }).rateLimitAuth
+  t.strictSame(rateOf('5/30s'), { max: 5, window_ms: 30_000 })
+  t.strictSame(rateOf('100/2h'), { max: 100, window_ms: 7_200_000 })
+  t.equal(rateOf('0').max, 0, 'off')
+  for (const RATE_LIMIT_AUTH of ['10', '10/m', '0/1m', '10/0m', '-1/1m', '10/1d', '10/1m,5/1s']) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, RATE_LIMIT_AUTH }), ['RATE_LIMIT_AUTH'], RATE_LIMIT_AUTH)
+  }
+})
+
+t.test('a proxy is trusted by its address, never by a number of hops and never everybody', async (t) => {
+  for (const TRUST_PROXY of ['true', '1', '2', '0.0.0.0/0', '::/0', '10.0.0.0/33', 'proxy.example', '10.0.0.0/8/8']) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, TRUST_PROXY }), ['TRUST_PROXY'], TRUST_PROXY)
+  }
+  const { trustProxy } = readConfig({ JWT_SECRET: key, TRUST_PROXY: '10.0.0.0/8, fd00::/8,127.0.0.1' })
+  t.strictSame(trustProxy, ['10.0.0.0/8', 'fd00::/8', '127.0.0.1'])
+})
+
+t.test('an origin is spelled as a browser sends it', async (t) => {
+  const spellings = ['https://a.example/', 'a.example', 'HTTPS://a.example', 'https://a.example:443', 'null', 'ftp://a']
+  for (const CORS_ORIGINS of spellings) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
+  }
+  const { corsOrigins } = readConfig({ JWT_SECRET: key, CORS_ORIGINS: 'https://a.example, http://b.example:3000 ,' })
+  t.strictSame(corsOrigins, ['https://a.example', 'http://b.example:3000'])
+})
+
+t.test('production', async (t) => {
+  t.test('starts with a database and two good secrets', async (t) => {
+    t.strictSame(refusals(production), [])
+    t.strictSame(refusals({ ...production, JWT_SECRET: `${key},${otherKey}` }), [], 'a list')
+  })
+  t.test('makes nothing up: what is missing is named', async (t) => {
+    const dir = t.testdir()
+    const env = { NODE_ENV: 'production', DATA_DIR: join(dir, 'data') }
+    t.strictSame(refusedNames(env), ['DATABASE_URL', 'JWT_SECRET', 'PASSWORD_PEPPER'])
+    t.strictSame(readdirSync(dir), [], 'no secret was made')
+  })
+  t.test('refuses a secret under 32 bytes, also as one of a list', async (t) => {
+    for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER']) {
+      const short = `${'q7'.repeat(15)}x`
+      t.equal(short.length, 31)
+      t.strictSame(refusedNames({ ...production, [name]: short }), [name], name)
+      t.strictSame(refusedNames({ ...production, [name]: `${`${short}y`},${short}` }), [name], `${name} in a list`)
+      t.strictSame(refusals({ ...production, [name]: `${short}y` }), [], `${name} of 32 bytes`)
+    }
+  })
+  t.test('refuses example values, however long', async (t) => {
+    const examples = [
+      'change-me-change-me-change-me-change-me',
+      'changeme'.repeat(5),
+      'CHANGE_ME_to_something_of_32_bytes_please',
+      'your-secret-key-goes-here-your-secret-key',
+      'this-is-an-example-value-of-32-bytes-or-so',
+      'please replace me with 32 random bytes !!',
+      'x'.repeat(48)
+    ]
+    for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER']) {
+      for (const value of examples) t.strictSame(refusedNames({ ...production, [name]: value }), [name], value)
+    }
+  })
+  t.test('refuses any origin at all', async (t) => {
+    t.strictSame(refusedNames({ ...production, CORS_ORIGINS: '*' }), ['CORS_ORIGINS'])
+    t.strictSame(refusedNames({ ...production, CORS_ORIGINS: 'https://a.example,*' }), ['CORS_ORIGINS'])
+    t.strictSame(refusals({ ...production, CORS_ORIGINS: 'https://a.example' }), [])
+  })
+  t.test('refuses PostgreSQL on another host without TLS', async (t) => {
+    const others = [
+      'postgres://u:p@db.example/aggios',
+      'postgres://u:p@10.0.0.5/aggios',
+      'postgres://u:p@db.example/aggios?sslmode=disable',
+      'postgres://u:p@db.example/aggios?sslmode=prefer',
+      'postgres://u:p@db.example/aggios?sslmode=no-verify',
+      'postgres://u:p@localhost.evil.example/aggios',
+      'postgres://u:p@127.0.0.1.evil.example/aggios',
+      'postgres://u:p@localhost/aggios?host=db.example'
+    ]
+    for (const url of others) {
+      t.strictSame(refusedNames({ ...production, DATABASE_URL: url }), ['DATABASE_URL'], url)
+      t.strictSame(refusedNames({ ...production, DATABASE_OWNER_URL: url }), ['DATABASE_OWNER_URL'], `owner: ${url}`)
+    }
+    const good = [
+      'postgres://u:p@db.example/aggios?sslmode=verify-full',
+      'postgresql://u:p@localhost/aggios',
+      'postgres://u:p@[::1]:5433/aggios',
+      'postgres://localhost/aggios?host=/var/run/postgresql'
+    ]
+    for (const url of good) t.strictSame(refusals({ ...production, DATABASE_URL: url }), [], url)
+  })
+  t.test('development refuses none of these', async (t) => {
+    const env = { DATABASE_URL: 'postgres://u:p@db.example/aggios', JWT_SECRET: 'x'.repeat(32), CORS_ORIGINS: '*' }
+    t.strictSame(refusals(env), [])
+  })
+})
+
+t.test('what contradicts itself is refused everywhere', async (t) => {
+  t.strictSame(refusedNames({ JWT_SECRET: key, DATABASE_OWNER_URL: 'postgres://o@localhost/x' }), [
+    'DATABASE_OWNER_URL'
+  ])
+  t.strictSame(refusedNames({ JWT_SECRET: `${key},${key}` }), ['JWT_SECRET'])
+  t.strictSame(refusedNames({ JWT_SECRET: key, PASSWORD_PEPPER: 'a,b,a' }), ['PASSWORD_PEPPER'])
+})
+
+t.test('the secrets of development', async (t) => {
+  const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)
+
+  t.test('are made once, random, and for the eyes of their owner only', async (t) => {
+    const dataDir = join(t.testdir(), 'data')
+    const first = readConfig({ DATA_DIR: dataDir })
+    const file = join(dataDir, 'secrets', 'jwt_secret')
+    t.strictSame(first.jwtSecret, [readFileSync(file, 'utf8')])
+    t.ok(Buffer.byteLength(first.jwtSecret[0] as string) >= 32)
+    t.equal(mode(file), '600')
+    t.equal(mode(join(dataDir, 'secrets')), '700')
+    t.strictSame(readConfig({ DATA_DIR: dataDir }), first, 'the next start has the same')
+    const other = readConfig({ DATA_DIR: join(t.testdirName, 'other') })
+    t.not(other.jwtSecret[0], first.jwtSecret[0], 'another folder has another')
+  })
+  t.test('have mode 600 whatever the umask', async (t) => {
+    const before = process.umask(0)
+    t.teardown(() => process.umask(before))
+    const dataDir = join(t.testdir(), 'data')
+    readConfig({ DATA_DIR: dataDir })
+    t.equal(mode(join(dataDir, 'secrets', 'jwt_secret')), '600')
+    t.equal(mode(join(dataDir, 'secrets')), '700')
+  })
+  t.test('give way to those of the environment', async (t) => {
+    const dataDir = join(t.testdir(), 'data')
+    const config = readConfig({ DATA_DIR: dataDir, JWT_SECRET: key })
+    t.strictSame(config.jwtSecret, [key])
+    t.notOk(existsSync(dataDir), 'nothing was made')
+  })
+  t.test('include a pepper that follows from each JWT_SECRET, and is none of them', async (t) => {
+    const one = readConfig({ JWT_SECRET: key })
+    const two = readConfig({ JWT_SECRET: `${otherKey},${key}` })
+    t.equal(one.passwordPepper.length, 1)
+    t.equal(two.passwordPepper.length, 2)
+    t.equal(two.passwordPepper[1], one.passwordPepper[0], 'a rotation keeps the old pepper')
+    t.ok(Buffer.byteLength(one.passwordPepper[0] as string) >= 32)
+    t.notOk(one.passwordPepper.includes(key))
+    t.strictSame(readConfig({ JWT_SECRET: key, PASSWORD_PEPPER: 'mine' }).passwordPepper, ['mine'])
+  })
+  t.test('are never empty, also when the last start was cut off while it made them', async (t) => {
+    const dataDir = join(t.testdir(), 'data')
+    mkdirSync(join(dataDir, 'secrets'), { recursive: true })
+    writeFileSync(join(dataDir, 'secrets', 'jwt_secret'), '')
+    let secrets: string[] = []
+    try {
+      secrets = readConfig({ DATA_DIR: dataDir }).jwtSecret
+    } catch (err) {
+      t.match((err as Error).message, 'jwt_secret', 'or the start is refused and names the file')
+      return
+    }
+    t.ok(
+      secrets.every((secret) => secret.length >= 32),
+      'tokens signed with nothing could be made by anybody'
+    )
+  })
+})
+
+t.test('.env.example', async (t) => {
+  const lines = readFileSync(join(root, '.env.example'), 'utf8').split('\n')
+  const entries = lines.flatMap((line) => {
+    const match = /^(#\s*)?([A-Z][A-Z0-9_]*)=(.*)$/.exec(line)
+    return match
+      ? [{ name: match[2] as string, value: (match[3] as string).trim(), active: match[1] === undefined }]
+      : []
+  })
+  const known = Object.values(settings)
+  const find = (name: string) => entries.filter((entry) => entry.name === name)
+
+  t.test('names every variable exactly once, and nothing that nobody reads', async (t) => {
+    const names = entries.map(({ name }) => name)
+    t.equal(new Set(names).size, names.length, 'no name twice')
+    for (const { name } of known) t.equal(find(name).length, 1, name)
+    const others = names.filter((name) => !known.some((one) => one.name === name))
+    const compose = readdirSync(root)
+      .filter((file) => /^compose.*\.yaml$/.test(file))
+      .map((file) => readFileSync(join(root, file), 'utf8'))
+      .join()
+    t.strictSame(
+      others.filter((name) => !new RegExp(`\\b${name}\\b`).test(compose)),
+      [],
+      'what the server does not read, compose.yaml does'
+    )
+  })
+  t.test('shows the default of each that has one', async (t) => {
+    for (const { name, fallback } of known) {
+      if (fallback !== undefined) t.equal(find(name)[0]?.value, fallback, name)
+    }
+  })
+  t.test('sets no secret', async (t) => {
+    for (const { name, secret } of known) {
+      if (!secret) continue
+      const [entry] = find(name)
+      t.ok(entry?.value === '' || entry?.active === false, name)
+    }
+  })
+  t.test('is a valid configuration as it stands, the same as none', async (t) => {
+    const active = Object.fromEntries(entries.filter((entry) => entry.active).map(({ name, value }) => [name, value]))
+    t.strictSame(readConfig({ ...active, JWT_SECRET: key }), readConfig({ JWT_SECRET: key }))
+  })
+})

@@ -1,0 +1,47 @@
+import { accessSync, constants } from 'node:fs'
+import { delimiter, join } from 'node:path'
+
+/*
+ * Programs and data that some tests need and npm does not bring. `.ci/run` installs all of them.
+ */
+
+const folder = join(import.meta.dirname, '..', 'node_modules', '.cache', 'parts')
+
+export type Part = {
+  path: string
+  /** For tap: false, or why the test is left out. */
+  skip: false | string
+}
+
+/** A program, from the folder of `.ci/run` or else from PATH. Where CI is "true" it must be there. */
+export function findProgram(name: string): Part {
+  const folders = [join(folder, 'bin'), ...(process.env.PATH ?? '').split(delimiter)]
+  return find(
+    name,
+    folders.map((each) => join(each, name)),
+    constants.X_OK
+  )
+}
+
+/** The JSON schema of compose files, as check-jsonschema ships it. */
+export function findComposeSchema(): Part {
+  const path = join(folder, 'check_jsonschema', 'builtin_schemas', 'vendor', 'compose-spec.json')
+  return find('the compose schema', [path], constants.R_OK)
+}
+
+function find(name: string, candidates: string[], mode: number): Part {
+  const path = candidates.find((candidate) => isAccessible(candidate, mode))
+  if (path !== undefined) return { path, skip: false }
+  const reason = `${name} is not on this machine; .ci/run installs it`
+  if (process.env.CI === 'true') throw new Error(reason)
+  return { path: '', skip: reason }
+}
+
+function isAccessible(path: string, mode: number): boolean {
+  try {
+    accessSync(path, mode)
+    return true
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,791 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import http from 'node:http'
+import https from 'node:https'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import tls from 'node:tls'
+import t, { type Test } from 'tap'
+import { parse, stringify } from 'yaml'
+import type { Environment } from '../src/config.ts'
+import {
+  allRows,
+  createTestDatabase,
+  eventually,
+  freePort,
+  password,
+  root,
+  type Server,
+  startServer,
+  testEnvironment
+} from './harness.ts'
+import { findProgram } from './parts.ts'
+
+/*
+ * The real Traefik on traefik.yml and traefik.dynamic.yml, in front of the real product. Of the static file only the ports
+ * are replaced, the folders, and the provider that needs Docker; the dynamic file is used as it stands.
+ *
+ * Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.
+ */
+
+const program = findProgram('traefik')
+const openssl = findProgram('openssl')
+const pebble = findProgram('pebble')
+const dnsServer = findProgram('pebble-challtestsrv')
+
+type StaticConfig = {
+  entryPoints: Record<
+    string,
+    { address: string; transport?: { respondingTimeouts: Record<string, string>; lifeCycle: Record<string, string> } }
+  >
+  providers: { docker?: object; file: { filename: string } }
+  certificatesResolvers: { letsencrypt: { acme: Record<string, unknown> & { dnsChallenge: object } } }
+}
+
+const readStatic = (): StaticConfig => parse(readFileSync(join(root, 'traefik.yml'), 'utf8'), { merge: true })
+
+type Traefik = {
+  child: ChildProcess
+  port(entryPoint: string): number
+  configFile: string
+  log(): Record<string, unknown>[]
+}
+
+/** Resolves when Traefik routes. `change` edits the static part further. */
+async function startTraefik(t: Test, env: Environment, change?: (config: StaticConfig) => void): Promise<Traefik> {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-traefik-'))
+  const config = readStatic()
+  const ports = new Map<string, number>()
+  for (const [name, entryPoint] of Object.entries(config.entryPoints)) {
+    ports.set(name, await freePort())
+    entryPoint.address = `127.0.0.1:${ports.get(name)}`
+  }
+  delete config.providers.docker
+  config.providers.file.filename = join(root, 'traefik.dynamic.yml')
+  config.certificatesResolvers.letsencrypt.acme.storage = join(dir, 'acme.json')
+  change?.(config)
+  const configFile = join(dir, 'traefik.yml')
+  writeFileSync(configFile, stringify(config))
+
+  const child = spawn(program.path, [`--configFile=${configFile}`], {
+    env: env as NodeJS.ProcessEnv,
+    stdio: ['ignore', 'pipe', 'inherit']
+  })
+  let text = ''
+  child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+    text += chunk
+  })
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
+    await exited
+    rmSync(dir, { recursive: true, force: true })
+  })
+  const traefik: Traefik = {
+    child,
+    configFile,
+    port: (name) => ports.get(name) as number,
+    log: () =>
+      text
+        .split('\n')
+        .filter(Boolean)
+        .map((line) => JSON.parse(line))
+  }
+  await eventually(async () => {
+    if (child.exitCode !== null) throw new Error(`Traefik ended:\n${text}`)
+    const reply = await ask(traefik.port('local'), '/api/health', { host: 'localhost' }).catch(() => undefined)
+    // 404 is Traefik's own answer while it has no router
+    return reply !== undefined && reply.status !== 404
+  }, 30_000)
+  return traefik
+}
+
+type Question = {
+  host?: string
+  method?: string
+  headers?: http.OutgoingHttpHeaders
+  body?: unknown
+  /** The address that the client has. */
+  from?: string
+  agent?: http.Agent
+}
+type Answer = { status: number; headers: http.IncomingHttpHeaders; text: string; json: () => Record<string, unknown> }
+
+function ask(port: number, path: string, question: Question = {}): Promise<Answer> {
+  return exchange(http.request, { host: '127.0.0.1', port, path, agent: question.agent ?? false }, question)
+}
+
+async function exchange(
+  request: typeof http.request,
+  target: https.RequestOptions,
+  { host, method = 'GET', headers = {}, body, from }: Question
+): Promise<Answer> {
+  const payload = body === undefined ? undefined : JSON.stringify(body)
+  const sent = request({
+    ...target,
+    method,
+    ...(from && { localAddress: from }),
+    timeout: 10_000,
+    headers: {
+      ...(host && { host }),
+      ...(payload !== undefined && {
+        'content-type': 'application/json',
+        'content-length': Buffer.byteLength(payload)
+      }),
+      ...headers
+    }
+  })
+  sent.on('timeout', () => sent.destroy(new Error('no answer')))
+  sent.end(payload)
+  const [reply] = (await once(sent, 'response')) as [http.IncomingMessage]
+  let text = ''
+  for await (const chunk of reply.setEncoding('utf8')) text += chunk
+  return { status: reply.statusCode ?? 0, headers: reply.headers, text, json: () => JSON.parse(text) }
+}
+
+const registration = (slug: string) => ({
+  tenant: { name: `The ${slug} agency`, slug },
+  name: 'Ada',
+  email: `owner@${slug}.example`,
+  password
+})
+
+t.test('Traefik in front of two processes', { skip: program.skip }, async (t) => {
+  const database = await createTestDatabase(t)
+  const env = testEnvironment(database, { TRUST_PROXY: '127.0.0.1', RATE_LIMIT_AUTH: '5/1m' })
+  const [first, second] = await Promise.all([startServer(t, env), startServer(t, env)])
+  const urls = [first, second].map(({ port }) => `http://127.0.0.1:${port}`)
+  const traefik = await startTraefik(t, { BACKEND_URLS: urls.join(',') })
+  const entry = traefik.port('local')
+
+  const reply = await ask(entry, '/api/v1/auth/register', {
+    host: 'api.localhost',
+    method: 'POST',
+    body: registration('acme'),
+    from: '127.0.0.9'
+  })
+  t.equal(reply.status, 201, 'api. is the general host: people sign up there')
+  const authorization = `Bearer ${reply.json().access_token}`
+
+  t.test('a subdomain is an agency', async (t) => {
+    for (const host of ['acme.localhost', `ACME.localhost:${entry}`]) {
+      const tenant = await ask(entry, '/api/v1/tenant', { host, headers: { authorization } })
+      t.equal(tenant.status, 200)
+      t.match(tenant.json(), { slug: 'acme' })
+    }
+  })
+
+  t.test('the base domain is the general host', async (t) => {
+    const me = await ask(entry, '/api/users/me', { host: 'localhost:8080', headers: { authorization } })
+    t.match(me.json(), { email: 'owner@acme.example' })
+  })
+
+  t.test('what no agency has and what is nobody\u2019s domain is for the backend to refuse', async (t) => {
+    for (const [host, status, code] of [
+      ['nobody.localhost', 404, 'tenant_not_found'],
+      ['evil.example', 421, 'unknown_host'],
+      ['acme.localhost.evil.example', 421, 'unknown_host'],
+      ['a.b.localhost', 421, 'unknown_host']
+    ] as const) {
+      const refused = await ask(entry, '/api/v1/tenant', { host, headers: { authorization } })
+      t.match(refused.headers, { 'content-type': /^application\/problem\+json/ }, host)
+      t.match(refused.json(), { status, code }, host)
+    }
+  })
+
+  t.test('what a client says about itself changes nothing', async (t) => {
+    const lies = {
+      'x-forwarded-for': '203.0.113.7',
+      'x-real-ip': '203.0.113.7',
+      forwarded: 'for=203.0.113.7;host=rival.localhost;proto=https',
+      'x-forwarded-host': 'rival.localhost',
+      'x-forwarded-proto': 'https',
+      x_forwarded_for: '203.0.113.7',
+      x_forwarded_host: 'rival.localhost',
+      x_forwarded_proto: 'https'
+    }
+    const tenant = await ask(entry, '/api/v1/tenant', {
+      host: 'acme.localhost',
+      from: '127.0.0.9',
+      headers: { authorization, ...lies }
+    })
+    t.match(tenant.json(), { slug: 'acme' })
+    const signedIn = await ask(entry, '/api/auth/login', {
+      host: 'acme.localhost',
+      method: 'POST',
+      body: { email: 'owner@acme.example', password },
+      from: '127.0.0.10',
+      headers: lies
+    })
+    t.equal(signedIn.status, 200)
+    const sessions = await allRows(database, 'select host(ip) as ip from sessions order by created_at')
+    t.strictSame(sessions, [{ ip: '127.0.0.9' }, { ip: '127.0.0.10' }])
+    const events = await allRows(database, 'select distinct host(ip) as ip from audit_events order by ip')
+    t.strictSame(events, [{ ip: '127.0.0.10' }, { ip: '127.0.0.9' }])
+  })
+
+  t.test('attempts are counted by the address that a client really has', async (t) => {
+    const attempt = (number: number, from: string) =>
+      ask(entry, '/api/auth/login', {
+        host: 'localhost',
+        method: 'POST',
+        body: { email: `nobody${number}@acme.example`, password },
+        from,
+        headers: { 'x-forwarded-for': `203.0.113.${number}` }
+      })
+    const statuses: number[] = []
+    // each of the two processes counts by itself
+    for (let number = 0; number < 12; number++) statuses.push((await attempt(number, '127.0.0.11')).status)
+    const admitted = statuses.indexOf(429)
+    t.ok(admitted >= 5 && admitted <= 10, `${admitted} attempts`)
+    t.strictSame(statuses.slice(0, admitted), Array(admitted).fill(401))
+    t.strictSame(statuses.slice(-2), [429, 429])
+    t.equal((await attempt(99, '127.0.0.12')).status, 401, 'another address is still welcome')
+  })
+
+  t.test('the dashboard is there in development, under its own name', async (t) => {
+    const page = await ask(entry, '/dashboard/', { host: 'traefik.localhost' })
+    t.equal(page.status, 200)
+    t.match(page.text, 'Traefik')
+    t.equal((await ask(entry, '/dashboard/', { host: 'localhost' })).status, 404)
+  })
+
+  t.test('Traefik has nothing to complain about', async (t) => {
+    t.strictSame(complaints(traefik), [])
+  })
+
+  t.test('its own health check passes', async (t) => {
+    execFileSync(program.path, ['healthcheck', `--configFile=${traefik.configFile}`], { stdio: 'ignore', env: {} })
+    t.equal((await ask(traefik.port('ping'), '/ping')).status, 200)
+  })
+
+  t.test('a process that hangs is left out until it answers again', async (t) => {
+    const state = async (server: Server) => {
+      const service = await ask(entry, '/api/http/services/backend@file', { host: 'traefik.localhost' })
+      return (service.json().serverStatus as Record<string, string>)[`http://127.0.0.1:${server.port}`]
+    }
+    t.equal(await state(first), 'UP')
+    first.child.kill('SIGSTOP')
+    await eventually(async () => (await state(first)) === 'DOWN', 20_000)
+    const statuses = new Set<number>()
+    for (let i = 0; i < 20; i++) statuses.add((await ask(entry, '/api/health', { host: 'localhost' })).status)
+    t.strictSame([...statuses], [200])
+    first.child.kill('SIGCONT')
+    await eventually(async () => (await state(first)) === 'UP', 20_000)
+  })
+
+  t.test('no request is lost when a process is told to stop', async (t) => {
+    const load = startLoad(entry)
+    await sleep(500)
+    second.child.kill('SIGTERM')
+    t.strictSame(await second.exited, { code: 0, signal: null })
+    // until the health check has noticed, and then some
+    await sleep(2500)
+    const { answers, failures } = await load.stop()
+    t.strictSame(failures, [])
+    t.ok(answers > 100, `${answers} requests`)
+  })
+})
+
+/**
+ * What it logs above level info. The advice on encoded characters is for those who route by path: here only hosts count. That
+ * a server on a busy machine was late for a health check is not the configuration's fault.
+ */
+function complaints(traefik: Traefik): unknown[] {
+  return traefik
+    .log()
+    .filter(({ level }) => level === 'warn' || level === 'error' || level === 'fatal')
+    .filter(({ message }) => !/^(Traefik can reject some encoded characters|Health check failed)/.test(String(message)))
+}
+
+/** Light and constant: reads and writes over kept connections, one of each every 20 ms. */
+function startLoad(port: number) {
+  const agent = new http.Agent({ keepAlive: true })
+  const pending = new Set<Promise<void>>()
+  const failures: string[] = []
+  let answers = 0
+  const send = (expected: number, path: string, question: Question) => {
+    const sent = ask(port, path, { host: 'localhost', agent, ...question })
+      .then(
+        ({ status }) => {
+          answers++
+          if (status !== expected) failures.push(`${path}: ${status}`)
+        },
+        (err) => void failures.push(`${path}: ${err.message}`)
+      )
+      .finally(() => pending.delete(sent))
+    pending.add(sent)
+  }
+  const timer = setInterval(() => {
+    send(200, '/api/health', {})
+    send(401, '/api/v1/tenants', { method: 'POST', body: { name: 'Nobody', slug: 'nobody' } })
+  }, 20)
+  return {
+    async stop() {
+      clearInterval(timer)
+      await Promise.all(pending)
+      agent.destroy()
+      return { answers, failures }
+    }
+  }
+}
+
+t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t) => {
+  const received: http.IncomingMessage[] = []
+  const server = http.createServer((request, reply) => {
+    if (request.url !== '/api/v1/health/ready' && request.url !== '/api/health') received.push(request)
+    // dies with the whole request in hand
+    if (request.url === '/dies') return void request.resume().on('end', () => request.socket.destroy())
+    reply.end('{}')
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => {
+    server.close()
+    server.closeAllConnections()
+  })
+  const { port } = server.address() as { port: number }
+  const traefik = await startTraefik(t, { BACKEND_URLS: `http://127.0.0.1:${port}` }, (config) => {
+    // the numbers only, which are minutes
+    const timeouts = config.entryPoints.local?.transport?.respondingTimeouts ?? {}
+    t.match(timeouts, { readTimeout: '120s', idleTimeout: '90s' })
+    timeouts.readTimeout = timeouts.idleTimeout = '1s'
+  })
+  const entry = traefik.port('local')
+
+  t.test('only what Traefik itself knows about the client', async (t) => {
+    await ask(entry, '/told', {
+      host: 'acme.localhost',
+      from: '127.0.0.9',
+      headers: {
+        'x-forwarded-for': ['203.0.113.7', '203.0.113.8'],
+        'x-forwarded-host': 'rival.localhost',
+        'x-forwarded-port': '443',
+        'x-forwarded-proto': 'https',
+        'x-real-ip': '203.0.113.7',
+        x_forwarded_for: '203.0.113.7',
+        'x.forwarded.proto': 'https',
+        // names them as belonging to one connection, so that a proxy drops them
+        connection: 'close, x-forwarded-for, x-real-ip'
+      }
+    })
+    const { headers } = received.at(-1) as http.IncomingMessage
+    t.match(headers, {
+      host: 'acme.localhost',
+      'x-forwarded-for': '127.0.0.9',
+      'x-forwarded-host': 'acme.localhost',
+      'x-forwarded-port': /^(80|\d+)$/,
+      'x-forwarded-proto': 'http',
+      'x-real-ip': '127.0.0.9'
+    })
+    t.notMatch(JSON.stringify(headers), '203.0.113.')
+    t.notHas(headers, 'x_forwarded_for')
+    t.notHas(headers, 'x.forwarded.proto')
+  })
+
+  t.test('a write that a server has taken is not sent to another', async (t) => {
+    const before = received.length
+    const reply = await ask(entry, '/dies', { host: 'localhost', method: 'POST', body: {} })
+    t.equal(reply.status, 502)
+    t.equal(received.length - before, 1)
+  })
+
+  t.test('headers and bodies that do not come to an end are cut off, and so is an idle connection', async (t) => {
+    const slow = [
+      ['headers', 'GET /slow HTTP/1.1\r\nhost: localhost\r\n'],
+      ['a body', 'POST /slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{'],
+      ['idle', 'GET /api/health HTTP/1.1\r\nhost: localhost\r\n\r\n']
+    ] as const
+    await Promise.all(
+      slow.map(async ([name, text]) => {
+        const startedAt = Date.now()
+        const socket = connect(entry, '127.0.0.1').on('error', () => {})
+        socket.resume().write(text)
+        await Promise.race([once(socket, 'close'), sleep(8000)])
+        t.ok(socket.closed, name)
+        t.ok(Date.now() - startedAt >= 900, `${name}, not at once`)
+        socket.destroy()
+      })
+    )
+  })
+})
+
+t.test('HTTPS for a domain of one\u2019s own', { skip: program.skip || openssl.skip }, async (t) => {
+  const certificates = mkdtempSync(join(tmpdir(), 'aggios-ca-'))
+  t.teardown(() => rmSync(certificates, { recursive: true, force: true }))
+  const ca = makeCertificate(certificates, 'aggios.test')
+  const database = await createTestDatabase(t)
+  const backend = await startServer(
+    t,
+    testEnvironment(database, {
+      NODE_ENV: 'production',
+      BASE_DOMAIN: 'aggios.test',
+      TRUST_PROXY: '127.0.0.1',
+      JWT_SECRET: randomBytes(32).toString('hex'),
+      PASSWORD_PEPPER: randomBytes(32).toString('hex')
+    })
+  )
+  const traefik = await startTraefik(t, {
+    BACKEND_URLS: `http://127.0.0.1:${backend.port}`,
+    BASE_DOMAIN: 'aggios.test',
+    TLS_FILES: `${certificates}/server.crt,${certificates}/server.key`
+  })
+  const secure = traefik.port('websecure')
+
+  /** As a browser would: the name decides the certificate, which has to verify. */
+  const askSecurely = (host: string, path: string, question: Question = {}) =>
+    exchange(
+      https.request as typeof http.request,
+      {
+        host,
+        servername: host,
+        port: secure,
+        path,
+        ca,
+        agent: false,
+        lookup: (_host, { all }, done) =>
+          all ? done(null, [{ address: '127.0.0.1', family: 4 }]) : done(null, '127.0.0.1', 4)
+      },
+      question
+    )
+
+  const registered = await askSecurely('api.aggios.test', '/api/v1/auth/register', {
+    method: 'POST',
+    body: registration('acme')
+  })
+  t.equal(registered.status, 201)
+  const headers = { authorization: `Bearer ${registered.json().access_token}` }
+
+  t.test('agencies and the general host answer under a certificate that verifies', async (t) => {
+    t.match((await askSecurely('acme.aggios.test', '/api/v1/tenant', { headers })).json(), { slug: 'acme' })
+    t.equal((await askSecurely('aggios.test', '/api/users/me', { headers })).status, 200)
+    const nobody = await askSecurely('nobody.aggios.test', '/api/v1/tenant', { headers })
+    t.match(nobody.json(), { status: 404, code: 'tenant_not_found' })
+  })
+
+  t.test('other names get 421 from the backend, and no certificate that verifies', async (t) => {
+    await t.rejects(askSecurely('evil.example', '/api/v1/tenant'), { code: /CERT|VERIFY|ALTNAME/ })
+    const other = await askSecurely('aggios.test', '/api/v1/tenant', { host: 'evil.example', headers })
+    t.match(other.json(), { status: 421, code: 'unknown_host' })
+  })
+
+  t.test('the dashboard is nowhere', async (t) => {
+    for (const host of ['traefik.localhost', 'traefik.aggios.test']) {
+      for (const path of ['/dashboard/', '/api/rawdata']) {
+        const overHttp = await ask(traefik.port('local'), path, { host })
+        t.match(overHttp.headers, { 'content-type': /^application\/problem\+json/ }, `${host}${path}`)
+        const overTls = await askSecurely('aggios.test', path, { host })
+        t.match(overTls.headers, { 'content-type': /^application\/problem\+json/ }, `${host}${path}`)
+      }
+    }
+  })
+
+  t.test('plain HTTP only sends people to HTTPS', async (t) => {
+    const get = await ask(traefik.port('web'), '/api/health?x=1', { host: 'acme.aggios.test' })
+    t.equal(get.status, 301)
+    t.equal(get.headers.location, `https://acme.aggios.test:${secure}/api/health?x=1`)
+    const post = await ask(traefik.port('web'), '/api/auth/login', {
+      host: 'acme.aggios.test',
+      method: 'POST',
+      body: { email: 'owner@acme.example', password }
+    })
+    t.equal(post.status, 308)
+    t.equal(post.headers.location, `https://acme.aggios.test:${secure}/api/auth/login`)
+  })
+
+  t.test('nothing is served in plain text on the port of HTTPS', async (t) => {
+    const plain = await ask(secure, '/api/v1/tenant', { host: 'acme.aggios.test', headers })
+    t.notMatch(plain.headers, { 'content-type': /json/ })
+    t.ok(plain.status >= 400, String(plain.status))
+  })
+
+  t.test('TLS begins at 1.2', async (t) => {
+    const handshake = async (version: tls.SecureVersion) => {
+      const socket = tls.connect({
+        host: '127.0.0.1',
+        port: secure,
+        servername: 'acme.aggios.test',
+        ca,
+        minVersion: version,
+        maxVersion: version,
+        // this side would refuse first
+        ciphers: 'DEFAULT@SECLEVEL=0'
+      })
+      try {
+        await once(socket, 'secureConnect')
+        return socket.getProtocol()
+      } finally {
+        socket.destroy()
+      }
+    }
+    await t.rejects(handshake('TLSv1'), { code: 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION' })
+    await t.rejects(handshake('TLSv1.1'), { code: 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION' })
+    t.equal(await handshake('TLSv1.2'), 'TLSv1.2')
+    t.equal(await handshake('TLSv1.3'), 'TLSv1.3')
+  })
+
+  t.test('Traefik has nothing to complain about', async (t) => {
+    t.strictSame(complaints(traefik), [])
+  })
+})
+
+t.test('with Docker the containers of compose.yaml are found and routed alike', { skip: program.skip }, async (t) => {
+  const database = await createTestDatabase(t)
+  const env = testEnvironment(database, { TRUST_PROXY: '127.0.0.1' })
+  const port = await freePort()
+  const addresses = ['127.0.0.2', '127.0.0.3']
+  for (const HOST of addresses) await startServer(t, { ...env, HOST, PORT: String(port) }, { ready: false })
+  for (const address of addresses) {
+    const get = () => fetch(`http://${address}:${port}/api/health`)
+    await eventually(
+      () =>
+        get().then(
+          (reply) => reply.ok,
+          () => false
+        ),
+      30_000
+    )
+  }
+  const engine = await startEngine(t, [
+    ...addresses.map((address) => ({ service: 'backend', address, port })),
+    { service: 'minio-gateway', address: '127.0.0.4', port }
+  ])
+  const traefik = await startTraefik(t, { BASE_DOMAIN: 'localhost' }, (config) => {
+    config.providers.docker = { ...readStatic().providers.docker, endpoint: `unix://${engine}` }
+  })
+  const entry = traefik.port('local')
+  const overview = async (path: string): Promise<Record<string, unknown>[]> =>
+    JSON.parse((await ask(entry, `/api/http/${path}`, { host: 'traefik.localhost' })).text)
+
+  const routers = (await overview('routers')).filter(({ provider }) => provider !== 'internal')
+  t.strictSame(
+    routers.map(({ name, status, rule, entryPoints, service }) => ({ name, status, rule, entryPoints, service })),
+    [
+      ['backend-aggios@docker', 'Host(`backend-aggios`)', 'backend'],
+      ['dashboard@file', 'Host(`traefik.localhost`)', 'api@internal'],
+      ['local@file', 'PathPrefix(`/`)', 'backend@docker'],
+      ['minio-console@docker', 'Host(`minio-console.localhost`)', 'minio-console'],
+      ['minio@docker', 'Host(`minio.localhost`)', 'minio']
+    ].map(([name, rule, service]) => ({ name, status: 'enabled', rule, entryPoints: ['local'], service }))
+  )
+  const backend = (await overview('services')).find(({ name }) => name === 'backend@docker')
+  t.strictSame(
+    backend?.serverStatus,
+    Object.fromEntries(addresses.map((address) => [`http://${address}:${port}`, 'UP'])),
+    'both are found on the network that they share with Traefik'
+  )
+
+  const reply = await ask(entry, '/api/v1/auth/register', {
+    host: 'localhost',
+    method: 'POST',
+    body: registration('acme'),
+    from: '127.0.0.9'
+  })
+  t.equal(reply.status, 201)
+  const headers = { authorization: `Bearer ${reply.json().access_token}` }
+  t.match((await ask(entry, '/api/v1/tenant', { host: 'acme.localhost', headers })).json(), { slug: 'acme' })
+  t.match((await ask(entry, '/api/v1/tenant', { host: 'evil.example', headers })).json(), { code: 'unknown_host' })
+
+  // the same two ways to say it: the labels of compose.yaml, and the dynamic file without Docker
+  const { healthCheck, passHostHeader } = (backend?.loadBalancer ?? {}) as Record<string, unknown>
+  t.match(healthCheck, { path: '/api/v1/health/ready' })
+  const withoutDocker = await startTraefik(t, { BACKEND_URLS: `http://127.0.0.2:${port}` })
+  const service = await ask(withoutDocker.port('local'), '/api/http/services/backend@file', {
+    host: 'traefik.localhost'
+  })
+  t.match(service.json().loadBalancer, { healthCheck, passHostHeader })
+})
+
+/**
+ * As much of Docker's API as Traefik asks for: the containers that `docker compose up` would make of compose.yaml, with its
+ * names, labels and networks. Only the port is another one.
+ */
+async function startEngine(t: Test, containers: { service: string; address: string; port: number }[]): Promise<string> {
+  const compose = parse(readFileSync(join(root, 'compose.yaml'), 'utf8'), { merge: true })
+  const details = containers.map(({ service, address, port }, index) => {
+    const labels: Record<string, string> = {
+      'com.docker.compose.project': compose.name,
+      'com.docker.compose.service': service,
+      ...compose.services[service].labels
+    }
+    for (const name of Object.keys(labels)) if (name.endsWith('.server.port')) labels[name] = String(port)
+    const networks = (compose.services[service].networks as string[]).map((name) => [
+      `${compose.name}_${name}`,
+      // Traefik has a foot in one of them only
+      { IPAddress: name === 'edge' ? address : '127.0.0.99', NetworkID: name }
+    ])
+    const name = `${compose.name}-${service}-${index + 1}`
+    return {
+      Id: String(index).repeat(64),
+      Name: `/${name}`,
+      Names: [`/${name}`],
+      State: { Status: 'running', Running: true },
+      Config: { Labels: labels },
+      Labels: labels,
+      HostConfig: { NetworkMode: `${compose.name}_edge` },
+      NetworkSettings: { Networks: Object.fromEntries(networks), Ports: {} }
+    }
+  })
+  const server = http.createServer((request, reply) => {
+    const path = (request.url ?? '').split('?')[0]?.replace(/^\/v[\d.]+/, '') ?? ''
+    const send = (body: unknown) => reply.setHeader('content-type', 'application/json').end(JSON.stringify(body))
+    reply.setHeader('api-version', '1.50')
+    if (path === '/_ping') reply.end('OK')
+    else if (path === '/version') send({ Version: '28.0.0', ApiVersion: '1.50', MinAPIVersion: '1.24' })
+    else if (path === '/containers/json') send(details.map((each) => ({ ...each, State: 'running' })))
+    else if (path === '/events') reply.writeHead(200).flushHeaders()
+    else send(details.find(({ Id }) => path === `/containers/${Id}/json`))
+  })
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-engine-'))
+  const socket = join(dir, 'docker.sock')
+  server.listen(socket)
+  await once(server, 'listening')
+  t.teardown(() => {
+    server.close()
+    server.closeAllConnections()
+    rmSync(dir, { recursive: true, force: true })
+  })
+  return socket
+}
+
+t.test(
+  'one certificate for the domain and every agency comes by ACME and DNS',
+  {
+    skip: program.skip || openssl.skip || pebble.skip || dnsServer.skip
+  },
+  async (t) => {
+    const authority = await startAuthority(t)
+    const traefik = await startTraefik(
+      t,
+      {
+        // nobody there: certificates come without
+        BACKEND_URLS: `http://127.0.0.1:${await freePort()}`,
+        BASE_DOMAIN: 'aggios.test',
+        HTTPREQ_ENDPOINT: authority.dnsProvider
+      },
+      ({ certificatesResolvers: { letsencrypt } }) => {
+        const { acme } = letsencrypt
+        t.match(acme, { keyType: 'EC256', dnsChallenge: { provider: 'cloudflare' } })
+        // another authority and another provider of DNS; whether the world sees the record yet is not this test's affair
+        const dnsChallenge = {
+          provider: 'httpreq',
+          propagation: { disableChecks: true },
+          resolvers: [authority.resolver]
+        }
+        Object.assign(acme, { caServer: authority.directory, caCertificates: [authority.caFile], dnsChallenge })
+      }
+    )
+    const certificateOf = async (servername: string) => {
+      const socket = tls.connect({
+        host: '127.0.0.1',
+        port: traefik.port('websecure'),
+        servername,
+        ca: await authority.root()
+      })
+      try {
+        await once(socket, 'secureConnect')
+        return socket.getPeerX509Certificate()
+      } finally {
+        socket.destroy()
+      }
+    }
+    await eventually(
+      () =>
+        certificateOf('acme.aggios.test').then(
+          () => true,
+          () => false
+        ),
+      45_000
+    )
+    const certificates = await Promise.all(['acme.aggios.test', 'api.aggios.test', 'aggios.test'].map(certificateOf))
+    t.equal(new Set(certificates.map((certificate) => certificate?.serialNumber)).size, 1)
+    t.strictSame(certificates[0]?.subjectAltName?.split(', ').sort(), ['DNS:*.aggios.test', 'DNS:aggios.test'])
+    t.strictSame([...authority.asked], ['_acme-challenge.aggios.test.'])
+  }
+)
+
+/** Pebble, which is Let's Encrypt in small, and the DNS that it looks into. */
+async function startAuthority(t: Test) {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-acme-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  makeCertificate(dir, 'localhost')
+  const [directory, management, dns, dnsControl] = await Promise.all([freePort(), freePort(), freePort(), freePort()])
+  const config = {
+    listenAddress: `127.0.0.1:${directory}`,
+    managementListenAddress: `127.0.0.1:${management}`,
+    certificate: join(dir, 'server.crt'),
+    privateKey: join(dir, 'server.key'),
+    httpPort: 1,
+    tlsPort: 1
+  }
+  writeFileSync(join(dir, 'pebble.json'), JSON.stringify({ pebble: config }))
+  const start = (path: string, args: string[]) => {
+    const env = { PEBBLE_VA_NOSLEEP: '1', PEBBLE_WFE_NONCEREJECT: '0' } as unknown as NodeJS.ProcessEnv
+    const child = spawn(path, args, { env, stdio: 'ignore' })
+    const exited = once(child, 'exit')
+    t.teardown(async () => {
+      child.kill('SIGKILL')
+      await exited
+    })
+  }
+  start(pebble.path, ['-config', join(dir, 'pebble.json'), '-dnsserver', `127.0.0.1:${dns}`])
+  start(dnsServer.path, [
+    ...['-dns01', `127.0.0.1:${dns}`, '-management', `127.0.0.1:${dnsControl}`],
+    ...['-http01', '', '-https01', '', '-tlsalpn01', '']
+  ])
+
+  // the provider of DNS, as Traefik knows it: puts up a record and takes it down
+  const asked = new Set<string>()
+  const provider = http.createServer(async (request, reply) => {
+    let text = ''
+    for await (const chunk of request.setEncoding('utf8')) text += chunk
+    const { fqdn, value } = JSON.parse(text) as { fqdn: string; value: string }
+    asked.add(fqdn)
+    const [action, body] =
+      request.url === '/present' ? ['set-txt', { host: fqdn, value }] : ['clear-txt', { host: fqdn }]
+    await fetch(`http://127.0.0.1:${dnsControl}/${action}`, { method: 'POST', body: JSON.stringify(body) })
+    reply.end()
+  })
+  provider.listen(0, '127.0.0.1')
+  await once(provider, 'listening')
+  t.teardown(() => {
+    provider.close()
+    provider.closeAllConnections()
+  })
+
+  const ca = readFileSync(join(dir, 'ca.crt'))
+  const get = (port: number, path: string) =>
+    exchange(https.request as typeof http.request, { host: 'localhost', port, path, ca, agent: false }, {})
+  await eventually(
+    () =>
+      get(directory, '/dir').then(
+        (reply) => reply.status === 200,
+        () => false
+      ),
+    10_000
+  )
+  return {
+    directory: `https://localhost:${directory}/dir`,
+    caFile: join(dir, 'ca.crt'),
+    resolver: `127.0.0.1:${dns}`,
+    dnsProvider: `http://127.0.0.1:${(provider.address() as { port: number }).port}`,
+    asked,
+    root: async () => (await get(management, '/roots/0')).text
+  }
+}
+
+/** A certificate for a domain and its subdomains, signed by an authority whose own is returned. */
+function makeCertificate(dir: string, domain: string): string {
+  const run = (...args: string[]) => execFileSync(openssl.path, args, { cwd: dir, stdio: 'pipe' })
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
+  run('req', '-x509', ...key, '-subj', '/CN=Authority of the tests', '-keyout', 'ca.key', '-out', 'ca.crt')
+  run('req', ...key, '-subj', `/CN=${domain}`, '-keyout', 'server.key', '-out', 'server.csr')
+  writeFileSync(join(dir, 'server.ext'), `subjectAltName=DNS:${domain},DNS:*.${domain}\n`)
+  const sign = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-CAcreateserial', '-extfile', 'server.ext']
+  run('x509', '-req', '-in', 'server.csr', ...sign, '-out', 'server.crt')
+  return readFileSync(join(dir, 'ca.crt'), 'utf8')
+}
