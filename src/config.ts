@@ -142,7 +142,7 @@ export const settings = {
   corsOrigins: setting('CORS_ORIGINS', '', origins),
   appUrl: optional('APP_URL', appUrl),
   smtpUrl: secret('SMTP_URL', smtpUrl),
-  mailFrom: setting('MAIL_FROM', 'Aggios <no-reply@localhost>', text),
+  mailFrom: optional('MAIL_FROM', text),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))
@@ -151,10 +151,11 @@ export const settings = {
 type Settings = { [K in keyof typeof settings]: (typeof settings)[K] extends Setting<infer T> ? T : never }
 
 /** What the process runs with. Secrets are present whatever the mode; the database URL is set once a server is known. */
-export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl'> & {
+export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'mailFrom'> & {
   jwtSecret: string[]
   passwordPepper: string[]
   appUrl: string
+  mailFrom: string
 }
 
 export type Environment = Record<string, string | undefined>
@@ -195,7 +196,13 @@ export function readConfig(env: Environment): Config {
   const passwordPepper =
     nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').toString('base64url'))
   const address = config.appUrl ?? `http://{slug}.${config.baseDomain}:${config.port}`
-  return { ...config, jwtSecret, passwordPepper, appUrl: address }
+  return {
+    ...config,
+    jwtSecret,
+    passwordPepper,
+    appUrl: address,
+    mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`
+  }
 }
 
 function readText(env: Environment, one: Setting<unknown>): string | undefined {

@@ -59,7 +59,10 @@ const contract: Record<string, string | undefined> = {
   REFRESH_TOKEN_TTL: '604800',
   REFRESH_GRACE: '60',
   SESSION_MAX_AGE: '7776000',
-  APP_URL: 'http://{slug}.<BASE_DOMAIN>:<PORT>',
+  // made from BASE_DOMAIN and PORT, which is tested below
+  APP_URL: undefined,
+  TENANT_PURGE_AFTER: '2592000',
+  AUDIT_RETENTION: '0',
   CORS_ORIGINS: '',
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',
@@ -85,6 +88,10 @@ t.test('every default is the one that the contract promises', async (t) => {
     t.equal(fallback, contract[name], name)
   }
   const config = readConfig({ JWT_SECRET: key })
+  t.equal(config.appUrl, 'http://{slug}.localhost:8080')
+  t.equal(config.mailFrom, 'Aggios <no-reply@localhost>')
+  const elsewhere = readConfig({ JWT_SECRET: key, BASE_DOMAIN: 'aggios.test', PORT: '9000' })
+  t.equal(elsewhere.appUrl, 'http://{slug}.aggios.test:9000')
   t.match(config, {
     nodeEnv: 'development',
     host: '127.0.0.1',

@@ -163,7 +163,7 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
           for (const scope of [{}, { user: person }, { tenant: '' }, { tenant: '', user: person }]) {
             if (select.length > 0) t.equal(await count(scope), 0)
             else t.equal(await outcome(client, scope, countAll), denied)
-            t.equal(await outcome(client, scope, copyOf(insert), [foreign.row]), denied)
+            t.equal(await outcome(client, scope, copyOf(insert.length > 0 ? insert : whole), [foreign.row]), denied)
             t.equal(await outcome(client, scope, copyOf(whole), [foreign.row]), denied)
             const assignment = update.length > 0 ? `${update[0]} = ${update[0]}` : `tenant_id = tenant_id`
             const changed = await outcome(client, scope, `update ${name} set ${assignment}`)
