@@ -29,13 +29,11 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor, ...filters } = request.query
       const scope = `audit ${request.user.tenant_id} ${JSON.stringify(filtersOf(filters))}`
-      const [after_at = null, after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const [after_at = null, after_id = null] = app.cursors.require(scope, cursor)
       const rows = await readPage(request, filters, { after_at, after_id }, limit + 1)
       reply.header('cache-control', 'private, no-cache')
-      const page = rows.slice(0, limit)
-      const last = page.at(-1)
-      const next_cursor = rows.length > limit && last ? app.cursors.issue(scope, [last.at, last.id]) : null
-      return { data: page.map(present), next_cursor }
+      const { data, next_cursor } = app.cursors.page(scope, rows, limit, ({ at, id }) => [at, id])
+      return { data: data.map(present), next_cursor }
     }
   )
 

@@ -32,12 +32,10 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const { tenant_id } = request.user
       const scope = `invitations ${tenant_id}`
-      const [after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const [after_id = null] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listInvitations, { tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
-      const data = rows.slice(0, limit)
-      const last = data.at(-1)
-      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.id]) : null }
+      return app.cursors.page(scope, rows, limit, ({ id }) => [id])
     }
   )
 

@@ -163,16 +163,15 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor } = request.query
       const scope = `sessions ${request.user.user_id}`
-      const [after_id = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const [after_id = null] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(mySessionsPage, {
         idle_seconds: refreshTokenTtl,
         after_id,
         limit: limit + 1
       })
       reply.header('cache-control', 'private, no-cache')
-      const data = rows.slice(0, limit).map((row) => ({ ...row, current: row.id === request.user.sid }))
-      const last = data.at(-1)
-      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.id]) : null }
+      const sessions = rows.map((row) => ({ ...row, current: row.id === request.user.sid }))
+      return app.cursors.page(scope, sessions, limit, ({ id }) => [id])
     }
   )
 
@@ -233,12 +232,10 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor } = request.query
       const scope = `tenants ${request.user.user_id}`
-      const [after_slug = null] = cursor === undefined ? [] : app.cursors.require(scope, cursor)
+      const [after_slug = null] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(myTenantsPage, { after_slug, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
-      const data = rows.slice(0, limit)
-      const last = data.at(-1)
-      return { data, next_cursor: rows.length > limit && last ? app.cursors.issue(scope, [last.slug]) : null }
+      return app.cursors.page(scope, rows, limit, ({ slug }) => [slug])
     }
   )
 }
