@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import swagger from '@fastify/swagger'
 import fp from 'fastify-plugin'
 import { catalogue } from '../src/errors.ts'
-import type { Access } from '../src/roles.ts'
+import { type Access, roles, roleTable } from '../src/roles.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -12,6 +12,11 @@ declare module 'fastify' {
 }
 
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
+
+/** `x-authz` at an operation is the lowest of these words, or `public` or `user` (any signed-in person). */
+const rolesText = `Roles, highest first; each may do what those below it may:\n\n${roles
+  .map((role) => `- \`${role}\`: ${roleTable[role].may}`)
+  .join('\n')}`
 
 const anyRoute = [
   'malformed_request',
@@ -44,7 +49,8 @@ export default fp(
           title: 'Aggios API',
           version,
           description:
-            'The multi-tenant back end of Aggios. A tenant (agency) lives at its own host, `<slug>.<BASE_DOMAIN>`; on the general host `api.<BASE_DOMAIN>` the tenant comes from the token. Every error is an RFC 9457 problem document with a stable `code`.',
+            'The multi-tenant back end of Aggios. A tenant (agency) lives at its own host, `<slug>.<BASE_DOMAIN>`; on the general host `api.<BASE_DOMAIN>` the tenant comes from the token. Every error is an RFC 9457 problem document with a stable `code`.\n\n' +
+            rolesText,
           contact: { name: 'Aggios', url: 'https://aggios.app' },
           license: { name: 'Proprietary', url: 'https://aggios.app' }
         },

@@ -11,6 +11,8 @@ import { type Kysely, sql } from 'kysely'
 export async function up(db: Kysely<unknown>): Promise<void> {
   await sql`
     create index audit_events_created on audit_events (created_at);
+    create index audit_events_action on audit_events (tenant_id, action, created_at, id);
+    create index audit_events_actor on audit_events (tenant_id, actor_id, created_at, id);
 
     create table audit_seals (
       tenant_id  uuid not null default current_tenant_id(),

@@ -3,7 +3,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import { checkNextSeal } from '../../db/audit-seals.ts'
-import { type AuditRow, listAuditEvents } from './queries.ts'
+import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
 import { AuditEventPage, type AuditFilters, AuditQuery, AuditVerification, AuditFilters as Filters } from './schemas.ts'
 
 const exportBatch = 1000
@@ -30,7 +30,8 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor, ...filters } = request.query
       const scope = `audit ${request.user.tenant_id} ${JSON.stringify(filtersOf(filters))}`
       const [after_at = null, after_id = null] = app.cursors.require(scope, cursor)
-      const rows = await readPage(request, filters, { after_at, after_id }, limit + 1)
+      const values = valuesOf(request, filters, { after_at, after_id }, limit + 1)
+      const rows = await request.tenantQuery(auditEventsBy(values), values)
       reply.header('cache-control', 'private, no-cache')
       const { data, next_cursor } = app.cursors.page(scope, rows, limit, ({ at, id }) => [at, id])
       return { data: data.map(present), next_cursor }
@@ -60,7 +61,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
         .type('application/x-ndjson; charset=utf-8')
         .header('content-disposition', 'attachment; filename="audit-events.ndjson"')
       // read before the reply begins, so that a failure is a problem document and not half a file
-      const first = await readPage(request, request.query, { after_at: null, after_id: null }, exportBatch)
+      const first = await readLines(request, request.query, beginning)
       return Readable.from(lines(request, request.query, first), {
         objectMode: false,
         highWaterMark: 64 * 1024
@@ -107,24 +108,26 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   /** A page at a time and no open transaction: memory stays flat, and a slow reader holds no connection. */
-  async function* lines(request: FastifyRequest, filters: AuditFilters, first: AuditRow[]) {
+  async function* lines(request: FastifyRequest, filters: AuditFilters, first: AuditLine[]) {
     for (let rows = first; rows.length > 0; ) {
-      yield rows.map((row) => `${JSON.stringify(present(row))}\n`).join('')
+      yield rows.map(({ line }) => `${line}\n`).join('')
       const last = rows.at(-1)
       if (!last || rows.length < exportBatch) return
-      rows = await readPage(request, filters, { after_at: last.at, after_id: last.id }, exportBatch)
+      rows = await readLines(request, filters, { after_at: last.at, after_id: last.id })
     }
+  }
+
+  function readLines(request: FastifyRequest, filters: AuditFilters, position: Position): Promise<AuditLine[]> {
+    const values = valuesOf(request, filters, position, exportBatch)
+    return request.tenantQuery(auditLinesBy(values), values)
   }
 }
 
-function readPage(
-  request: FastifyRequest,
-  filters: AuditFilters,
-  position: { after_at: string | null; after_id: string | null },
-  limit: number
-) {
-  const values = { tenant_id: request.user.tenant_id, ...filtersOf(filters), ...position, limit }
-  return request.tenantQuery(listAuditEvents, values)
+type Position = { after_at: string | null; after_id: string | null }
+const beginning: Position = { after_at: null, after_id: null }
+
+function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Position, limit: number) {
+  return { tenant_id: request.user.tenant_id, ...filtersOf(filters), ...position, limit }
 }
 
 function filtersOf({ action, actor_id, from, to }: AuditFilters) {
