@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
+import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { classifyFailure } from './failures.ts'
 import { GateQuery, type GateSettings, gateValues } from './gate-query.ts'
@@ -33,6 +33,21 @@ export type TenantGate = {
    * serialization failure or deadlock the whole runs again (three times at most).
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
+}
+
+/** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
+export async function queryIn<Values extends object, Row>(
+  trx: TenantTransaction,
+  { text, order }: Statement<Values, Row>,
+  values: Values
+): Promise<Row[]> {
+  const { rows } = await trx.executeQuery<Row>(
+    CompiledQuery.raw(
+      text,
+      order.map((key) => values[key])
+    )
+  )
+  return rows
 }
 
 const attempts = 4

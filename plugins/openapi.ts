@@ -66,7 +66,7 @@ export default fp(
         ],
         components: {
           securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
-          schemas: { Problem: problemSchema as never }
+          schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never }
         }
       },
       hideUntagged: false,
@@ -96,6 +96,12 @@ export default fp(
   { name: 'openapi', dependencies: ['config'] }
 )
 
+const fieldErrorSchema: Schema = {
+  type: 'object',
+  required: ['path', 'message'],
+  properties: { path: { type: 'string' }, message: { type: 'string' } }
+}
+
 const problemSchema: Schema = {
   type: 'object',
   description: 'Why a request failed (RFC 9457). Switch on `code`.',
@@ -110,11 +116,7 @@ const problemSchema: Schema = {
     errors: {
       type: 'array',
       description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
-      items: {
-        type: 'object',
-        required: ['path', 'message'],
-        properties: { path: { type: 'string' }, message: { type: 'string' } }
-      }
+      items: { $ref: '#/components/schemas/FieldError' }
     }
   },
   examples: [
@@ -168,13 +170,20 @@ function nameSchemas(document: Schema): Schema {
     components.schemas[title] = schema
     return { $ref: `#/components/schemas/${title}` }
   }
-  const paths = visit(document.paths) as Record<string, Record<string, { responses: Record<string, Response> }>>
-  for (const { responses } of Object.values(paths).flatMap((path) => Object.values(path))) {
+  const paths = visit(document.paths) as Record<string, Record<string, Operation>>
+  for (const { requestBody, responses } of Object.values(paths).flatMap((path) => Object.values(path))) {
+    // a body that may be null may be left out
+    const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
+    if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
     for (const [status, response] of Object.entries(responses)) describe(status, response)
   }
   return { ...document, paths }
 }
 
+type Operation = {
+  requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
+  responses: Record<string, Response>
+}
 type Response = { description: string; headers?: Schema; content?: Record<string, { schema?: { $ref?: string } }> }
 
 const headersByStatus: Record<string, string[]> = {

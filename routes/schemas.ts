@@ -25,7 +25,8 @@ export const Timestamp = Type.Unsafe<Date | string>({
 export const Name = Type.String({
   minLength: 1,
   maxLength: 100,
-  pattern: '^(?=.*\\S)[^\\p{Cc}\\p{Cs}]*$',
+  // written out: \\p{Cc} and \\p{Cs} are unknown to the regular expressions of Python
+  pattern: '^(?=.*\\S)[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
   examples: ['Ada Lovelace']
 })
 
@@ -51,6 +52,18 @@ export type PageQuery = Static<typeof PageQuery>
 export function Page<T extends TSchema>(item: T, title: string) {
   return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
 }
+
+/** Saves the body where the client has the newest already. */
+export const ReadConditions = Type.Object({
+  'if-none-match': Type.Optional(
+    Type.String({ description: 'ETag of what is known', examples: ['"1.1-441d7c9db9ee"'] })
+  )
+})
+
+/** Refuses a change to what has changed meanwhile. */
+export const WriteConditions = Type.Object({
+  'if-match': Type.Optional(Type.String({ description: 'ETag of what was read', examples: ['"1.1-441d7c9db9ee"'] }))
+})
 
 /** Taken on; what comes of it is seen elsewhere. */
 export const Accepted = Type.Object(

@@ -11,9 +11,9 @@ t.test('a million events', { timeout: 240_000 }, async (t) => {
   await allRows(
     app.database,
     `insert into audit_events (tenant_id, created_at, action, actor_id, ip, user_agent, detail)
-     select $1, now() - make_interval(secs => i), case when i % 5000 = 0 then 'rare.event' else 'common.event' end,
+     select $1, now() - (now() - date_trunc('month', now())) * (i / ${rows}::float8), case when i % 5000 = 0 then 'rare.event' else 'common.event' end,
        case when i % 7000 = 0 then $2::uuid else gen_random_uuid() end, '203.0.113.7', 'a phone', '{"after": {"name": "x"}}'
-     from generate_series(1, least(${rows}, extract(epoch from now() - date_trunc('month', now()))::int - 1)) i`,
+     from generate_series(1, ${rows - 1}) i`,
     [acme.id, acme.owner.id]
   )
   await allRows(app.database, 'analyze audit_events')
@@ -65,7 +65,7 @@ t.test('a million events', { timeout: 240_000 }, async (t) => {
     }
     const [{ n }] = (await allRows(app.database, 'select count(*)::int as n from audit_events')) as [{ n: number }]
     t.equal(lines, n)
-    t.ok(n > 500_000, `${n} events`)
+    t.ok(n >= rows, `${n} events`)
     t.equal(server.child.exitCode, null)
   })
 })

@@ -41,6 +41,6 @@ export const SignOut = Type.Unsafe<{ refresh_token?: string } | null>({
 
 export const Switch = Type.Object(
   { tenant: Type.String({ minLength: 1, maxLength: 63, examples: ['other-agency'] }) },
-  { ...strict, title: 'Switch' }
+  { ...strict, title: 'SwitchTenant' }
 )
 export type Switch = Static<typeof Switch>

@@ -3,6 +3,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { recordAudit } from '../../db/audit.ts'
+import { queryIn } from '../../db/gate.ts'
 import { transferOwnership } from '../../db/member-acts.ts'
 import type { TenantSettings } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
@@ -11,7 +12,7 @@ import { isOrigin } from '../../src/config.ts'
 import { type FieldError, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
-import { Accepted, NoContent, NotModified, Tenant } from '../schemas.ts'
+import { Accepted, NoContent, NotModified, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
 import { Deletion, TenantPatch, Transfer } from './schemas.ts'
@@ -29,6 +30,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         summary: 'The agency',
         description: 'The one that the token is for. `If-None-Match` saves the body.',
         tags,
+        headers: ReadConditions,
         response: { 200: Tenant, 304: NotModified }
       }
     },
@@ -55,6 +57,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         summary: 'Change the agency',
         description: 'JSON merge patch, also of `settings`. `If-Match` refuses a change to what has changed meanwhile.',
         tags,
+        headers: WriteConditions,
         body: TenantPatch,
         response: { 200: Tenant }
       }
@@ -69,18 +72,18 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         if (condition !== undefined && !matchesVersion(condition, before)) return 'changed'
         const after = merge(before, request.body)
         const change = { before: { name: before.name, settings: before.settings }, after }
-        if (isDeepStrictEqual(change.before, change.after)) return 'unchanged'
-        await updateTenant(trx, before, after)
-        await recordAudit(trx, { action: 'tenant.updated', target_id: tenant_id, detail: change })
-        return 'updated'
+        if (!isDeepStrictEqual(change.before, change.after)) {
+          await updateTenant(trx, before, after)
+          await recordAudit(trx, { action: 'tenant.updated', target_id: tenant_id, detail: change })
+        }
+        const [row] = await queryIn(trx, readTenant, request.user)
+        return row ?? 'gone'
       })
       if (outcome === 'gone') throw notFound()
       if (outcome === 'changed') throw preconditionFailed()
-      if (outcome === 'updated') await app.revocations.readNow()
-      const [row] = await request.tenantQuery(readTenant, request.user)
-      if (!row) throw notFound()
-      reply.header('etag', tenantTag(row)).header('cache-control', 'private, no-cache')
-      return present(row)
+      await app.revocations.readNow()
+      reply.header('etag', tenantTag(outcome)).header('cache-control', 'private, no-cache')
+      return present(outcome)
     }
   )
 

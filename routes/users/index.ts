@@ -2,6 +2,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { recordAudit } from '../../db/audit.ts'
 import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/directory.ts'
+import { queryIn } from '../../db/gate.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { readUser } from '../../db/users.ts'
 import {
@@ -14,7 +15,7 @@ import {
 } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
-import { NoContent, NotModified, PageQuery, User } from '../schemas.ts'
+import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import { requirePassword } from './credentials.ts'
 import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
 import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
@@ -34,6 +35,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
         summary: 'The signed-in person',
         description: 'With the role in the tenant of the token. `If-None-Match` saves the body.',
         tags,
+        headers: ReadConditions,
         response: { 200: User, 304: NotModified }
       }
     },
@@ -60,6 +62,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
         summary: 'Change the signed-in person',
         description: 'JSON merge patch. `If-Match` refuses a change to what has changed meanwhile.',
         tags,
+        headers: WriteConditions,
         body: UserPatch,
         response: { 200: User }
       }
@@ -71,21 +74,22 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
         const before = await lockUser(trx, request.user)
         if (!before) return 'gone'
         if (condition !== undefined && !matchesTag(condition, userTag(before), 'strong')) return 'changed'
-        if (name === undefined || name === before.name) return 'unchanged'
-        await renameUser(trx, request.user.user_id, name)
-        await recordAudit(trx, {
-          action: 'user.updated',
-          target_id: request.user.user_id,
-          detail: { before: { name: before.name }, after: { name } }
-        })
-        return 'updated'
+        if (name !== undefined && name !== before.name) {
+          await renameUser(trx, request.user.user_id, name)
+          await recordAudit(trx, {
+            action: 'user.updated',
+            target_id: request.user.user_id,
+            detail: { before: { name: before.name }, after: { name } }
+          })
+        }
+        // inside, so that the reply and its ETag are of this change and not of one that came right after
+        const [user] = await queryIn(trx, readUser, request.user)
+        return user ?? 'gone'
       })
       if (outcome === 'gone') throw sessionRevoked()
       if (outcome === 'changed') throw preconditionFailed()
-      const [user] = await request.tenantQuery(readUser, request.user)
-      if (!user) throw sessionRevoked()
-      reply.header('etag', userTag(user)).header('cache-control', 'private, no-cache')
-      return user
+      reply.header('etag', userTag(outcome)).header('cache-control', 'private, no-cache')
+      return outcome
     }
   )
 

@@ -1,0 +1,6 @@
+export { type AggiosClient, type AggiosClientOptions, createAggiosClient } from './client.js'
+export type { Lock } from './locks.js'
+export { type ProblemCode, ProblemError, unwrap } from './problems.js'
+export type { RetryOptions, Send } from './retries.js'
+export type * from './schema.js'
+export { localStorageStore, memoryStore, type StoredTokens, type TokenStore } from './stores.js'

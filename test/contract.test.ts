@@ -1,0 +1,110 @@
+import { execFile } from 'node:child_process'
+import { cpSync, existsSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { Ajv2020 } from 'ajv/dist/2020.js'
+import addFormats from 'ajv-formats'
+import t, { type Test } from 'tap'
+import { catalogue } from '../src/errors.ts'
+import { root, send, startApp } from './harness.ts'
+
+type Json = Record<string, unknown>
+type Document = {
+  info: Json
+  paths: Record<string, Record<string, { responses: Json }>>
+  components: { schemas: Record<string, { properties: Record<string, Json> }> }
+}
+
+const run = promisify(execFile)
+const client = join(root, 'client')
+const readDocument = (): Document => JSON.parse(readFileSync(join(client, 'openapi.json'), 'utf8'))
+
+const present = existsSync(join(client, 'node_modules')) || process.env.CI === 'true'
+const needsPackages = { skip: present ? false : 'client/node_modules is not there: npm --prefix client ci' }
+
+t.test('the document in client/', async (t) => {
+  const app = await startApp(t)
+  const document = readDocument()
+
+  t.test('is what the server serves', async (t) => {
+    t.strictSame(document, JSON.parse(JSON.stringify(app.swagger())), 'npm run openapi writes it')
+  })
+
+  t.test('has examples that obey their schemas', async (t) => {
+    const ajv = new Ajv2020({ strict: false, allErrors: true })
+    addFormats.default(ajv)
+    ajv.addSchema(document, 'openapi')
+    let examples = 0
+    for (const { schema, example, at } of examplesOf(document)) {
+      examples++
+      if (!ajv.validate(schema, example)) t.fail(`${at}: ${JSON.stringify(example)} ${ajv.errorsText()}`)
+    }
+    t.ok(examples > 40)
+  })
+
+  t.test('lists the codes of the catalogue, and the server has a page for each', async (t) => {
+    const codes = document.components.schemas.Problem?.properties.code?.enum as string[]
+    t.strictSame([...codes].sort(), [...catalogue.keys()].sort())
+    for (const code of codes) {
+      const page = await send(app, 'localhost', `/api/v1/problems/${code}`)
+      t.equal(page.statusCode, 200, code)
+      t.match(page.headers['content-type'], /^text\/html/)
+      t.match(page.body, `<h1>${catalogue.get(code)?.title}</h1>`)
+    }
+    t.equal((await send(app, 'localhost', '/api/v1/problems/no_such_code')).statusCode, 404)
+  })
+})
+
+t.test('the types of the client are made of the document', needsPackages, async (t) => {
+  const { stdout } = await run('npm', ['run', '--silent', 'types'], { cwd: client, maxBuffer: 1e7 })
+  t.ok(stdout.includes('export interface paths'))
+  t.ok(stdout === readFileSync(join(client, 'src', 'schema.d.ts'), 'utf8'), 'npm run generate writes them')
+})
+
+t.test('the linters of the contract', needsPackages, async (t) => {
+  await Promise.all([
+    t.test('find nothing', async (t) => {
+      t.match(await lint(t, () => {}), { code: 0 })
+    }),
+    t.test('would find what Redocly warns of', async (t) => {
+      const { code, output } = await lint(t, ({ info }) => delete info.license)
+      t.not(code, 0)
+      t.match(output, 'info-license')
+    }),
+    t.test('would find what Spectral warns of', async (t) => {
+      const { code, output } = await lint(t, ({ info }) => delete info.contact)
+      t.not(code, 0)
+      t.match(output, 'info-contact')
+    })
+  ])
+})
+
+/** Runs the script on a copy of the document with a change. */
+async function lint(t: Test, change: (document: Document) => void): Promise<{ code: number; output: string }> {
+  const dir = t.testdir()
+  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(client, file), join(dir, file))
+  symlinkSync(join(client, 'node_modules'), join(dir, 'node_modules'))
+  const document = readDocument()
+  change(document)
+  writeFileSync(join(dir, 'openapi.json'), JSON.stringify(document))
+  const done = await run('npm', ['run', '--silent', 'lint'], { cwd: dir }).catch((err) => err)
+  return { code: done.code ?? 0, output: done.stdout + done.stderr }
+}
+
+/** Every example in the document, with a reference to the schema that it is an example of. */
+function* examplesOf(node: unknown, way: string[] = []): Generator<{ schema: Json; example: unknown; at: string }> {
+  if (node === null || typeof node !== 'object') return
+  const { schema, example, examples } = node as Json
+  const at = way.map((part) => part.replaceAll('~', '~0').replaceAll('/', '~1')).join('/')
+  const refer = (pointer: string) => ({ $ref: `openapi#/${pointer.split('/').map(encodeURIComponent).join('/')}` })
+  // a parameter and a media type have theirs beside the schema, a schema has them in itself
+  if (schema && example !== undefined) yield { schema: refer(`${at}/schema`), example, at }
+  if (schema && examples)
+    for (const { value } of Object.values(examples as Record<string, { value: unknown }>))
+      yield { schema: refer(`${at}/schema`), example: value, at }
+  const isMember = way.at(-1) === 'properties'
+  if (!isMember && Array.isArray(examples)) for (const each of examples) yield { schema: refer(at), example: each, at }
+  for (const [key, value] of Object.entries(node)) {
+    if (key !== 'example' && (key !== 'examples' || isMember)) yield* examplesOf(value, [...way, key])
+  }
+}
