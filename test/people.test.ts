@@ -7,6 +7,7 @@ import {
   password,
   post,
   send,
+  setStatus,
   startApp,
   type Tenant,
   type TestApp,
@@ -134,6 +135,13 @@ t.test('invitations', async (t) => {
     const me = await acme.with(accepted.json().access_token, '/api/v1/users/me')
     t.match(me.json(), { tenant_id: acme.id, role: 'viewer' })
     t.match((await accept({ password })).json(), { status: 410, code: 'invitation_expired' })
+  })
+  t.test('an agency that is suspended takes nobody in', async (t) => {
+    const other = await createTenant(app, 'sleeping')
+    const token = await invite(app, other, 'sleeper@example.com', 'member')
+    await setStatus(app, other, 'suspended')
+    const reply = await send(app, 'localhost', post('/invitations/accept', { token, name: 'S', password }))
+    t.match(reply.json(), { status: 403, code: 'tenant_suspended' })
   })
   t.test('a revoked, an expired and a forged one are refused', async (t) => {
     const idOf = async (email: string) => {

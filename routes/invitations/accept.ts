@@ -37,8 +37,10 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const { tenant_id } = token
   const [invitation] = await request.tenantQuery(findInvitation, token, { tenant_id, user_id: null })
   if (!invitation) throw invitationExpired()
-  const { email, role } = invitation
-  const acceptor = await requireAcceptor(app, request, email, invitation.good)
+  const { email, role, good, suspended } = invitation
+  if (suspended) throw tenantSuspended()
+  if (!good) throw invitationExpired()
+  const acceptor = await requireAcceptor(app, request, email)
 
   const sid = uuidv7()
   const outcome = await request.withTenant(
@@ -67,14 +69,7 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   return app.tokens.issue({ user_id: acceptor.id, email, tenant_id, role, sid }, 0)
 }
 
-async function requireAcceptor(
-  app: FastifyInstance,
-  request: AcceptRequest,
-  email: string,
-  good: boolean
-): Promise<Acceptor> {
-  if (request.tenant?.status === 'suspended') throw tenantSuspended()
-  if (!good) throw invitationExpired()
+async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, email: string): Promise<Acceptor> {
   const { name, password } = request.body
   const [identity] = await request.tenantQuery(findIdentity, { email }, { tenant_id: null, user_id: null })
   const bearer = app.tokens.findLive(request)

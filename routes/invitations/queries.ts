@@ -74,14 +74,16 @@ export function deleteInvitation(trx: TenantTransaction, id: string) {
     .executeTakeFirst()
 }
 
-export type OpenInvitation = { email: string; role: InvitableRole; good: boolean }
+export type OpenInvitation = { email: string; role: InvitableRole; good: boolean; suspended: boolean }
 
 /** The invitation of a token: whether it is still the newest one, unused and in time. */
 export const findInvitation = statement(
   'find_invitation',
   (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
-  select email, role, accepted_at is null and expires_at > now() and generation = ${$.generation} as good
-  from invitations where tenant_id = ${$.tenant_id} and id = ${$.id}`
+  select i.email, i.role, i.accepted_at is null and i.expires_at > now() and i.generation = ${$.generation} as good,
+    t.status = 'suspended' as suspended
+  from invitations i join tenants t on t.id = i.tenant_id
+  where i.tenant_id = ${$.tenant_id} and i.id = ${$.id}`
 )
 
 /** Uses the invitation up. False: somebody was faster, or it is no longer good. */
