@@ -43,6 +43,8 @@ const compiler = new Kysely<TenantTables>({
   }
 })
 
+const names = new Set<string>()
+
 type Compilable<Row> = { compile(provider: QueryExecutorProvider): CompiledQuery<Row> }
 
 /**
@@ -60,6 +62,9 @@ export function statement<Values extends object, Row>(
   build: (db: Kysely<TenantTables>, $: Values) => Compilable<Row>,
   { writes = false, slow = false } = {}
 ): Statement<Values, Row> {
+  // on a connection two statements under one name are one that is wrong
+  if (names.has(name)) throw new TypeError(`there are two statements called ${name}`)
+  names.add(name)
   const compiled = build(compiler, placeholders as Values).compile(compiler)
   const order = compiled.parameters.map((parameter) => {
     if (!(parameter instanceof Placeholder)) throw new TypeError(`${name} has a value that is not a placeholder`)

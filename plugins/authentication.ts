@@ -166,6 +166,8 @@ export default fp(
       } catch (err) {
         if (err instanceof Problem && err.kind.code === 'tenant_suspended') return err
       }
+      // that it is there must not show in the audit log of who asked either
+      request.denied = undefined
       return tenantNotFound()
     }
 

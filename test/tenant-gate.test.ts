@@ -385,7 +385,8 @@ t.test('a shared connection that breaks', async (t) => {
     for (let turn = 0; turn < 4; turn++) {
       const asked = app.gate.query(inA, slowRead, { seconds: 0.2 }).then((rows) => rows.length, codeOf)
       await sleep(60)
-      t.equal(await terminate(database, 'aggios-pipeline'), 2)
+      // the other one may still be away since the turn before: it comes back when it is asked
+      t.ok((await terminate(database, 'aggios-pipeline')) >= 1)
       t.equal(await asked, members)
     }
   })

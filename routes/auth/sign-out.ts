@@ -26,6 +26,8 @@ function shownSession(app: FastifyInstance, request: SignOutRequest) {
   if (shown === undefined) {
     const claims = app.tokens.findSigned(request)
     if (!claims) throw unauthenticated()
+    const live = claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
+    if (live && request.tenant && request.tenant.id !== claims.tenant_id) request.denied = claims
     return { tenant_id: claims.tenant_id, session_id: claims.sid }
   }
   const token = app.tokens.verifyRefresh(shown)

@@ -74,7 +74,10 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
   const [identity] = await request.tenantQuery(findIdentity, { email }, { tenant_id: null, user_id: null })
   const bearer = app.tokens.findLive(request)
   if (bearer) {
-    if (bearer.user_id !== identity?.id) throw forbidden()
+    if (bearer.user_id !== identity?.id) {
+      request.denied = bearer
+      throw forbidden()
+    }
     return { id: bearer.user_id }
   }
   if (identity) return { id: await requireIdentity(app, identity, password) }

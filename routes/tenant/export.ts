@@ -45,7 +45,7 @@ const parts = [
     { slow: true }
   ),
   statement(
-    'export_audit_events',
+    'export_tenant_audit_events',
     (_, $: Position) => sql<Line>`
     select to_char(created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || ' ' || id::text as position,
       jsonb_build_object('table', 'audit_event', 'row', to_jsonb(a))::text as line
