@@ -12,10 +12,30 @@ export const defaultHeaders = {
   'x-frame-options': 'DENY'
 }
 
-/** Security headers and the request id on every reply. */
+/** Requests that one connection may have sent without having read the answers to those before. */
+const maxPipelined = 16
+
+const unanswered = Symbol('requests without an answer')
+type CountingSocket = { [unanswered]?: number }
+
+/** Security headers and the request id on every reply, and no more of them than a client reads. */
 export default fp(
   async (app) => {
+    // Node takes in whatever is pipelined however slow the reader, and keeps every answer: a megabyte of requests would be
+    // gigabytes of replies
+    app.addHook('onResponse', (request, _reply, done) => {
+      const socket = request.raw.socket as CountingSocket
+      socket[unanswered] = (socket[unanswered] ?? 1) - 1
+      done()
+    })
     app.addHook('onRequest', (request, reply, done) => {
+      const socket = request.raw.socket as CountingSocket
+      socket[unanswered] = (socket[unanswered] ?? 0) + 1
+      if (socket[unanswered] > maxPipelined) {
+        reply.hijack()
+        request.raw.socket.destroy()
+        return
+      }
       reply.headers(defaultHeaders).header('x-request-id', request.id)
       done()
     })

@@ -2,6 +2,8 @@ import { Type } from '@sinclair/typebox'
 import { Ajv, type Options } from 'ajv'
 import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
+import { malformedJson } from '../src/errors.ts'
+import { hasDuplicateMembers } from '../src/json.ts'
 
 const shared: Options = {
   allErrors: true,
@@ -19,7 +21,8 @@ const noQuery = Type.Object({}, { additionalProperties: false })
 export default fp(
   async (app) => {
     const forBodies = withFormats(new Ajv({ ...shared, coerceTypes: false }))
-    const forText = withFormats(new Ajv({ ...shared, coerceTypes: true }))
+    // strictNumbers would let Infinity pass by the limits that it is over
+    const forText = withFormats(new Ajv({ ...shared, coerceTypes: true, strictNumbers: false }))
 
     app.setValidatorCompiler(({ schema, httpPart }) =>
       (httpPart === 'body' ? forBodies : forText).compile(schema as object)
@@ -37,7 +40,11 @@ export default fp(
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
       if (body.length === 0) return done(null, undefined)
-      parseJson(request, body as string, done)
+      parseJson(request, body as string, (err, value) => {
+        if (!err && hasDuplicateMembers(body as string, value))
+          done(malformedJson({ detail: 'a member stands there twice' }))
+        else done(err, value)
+      })
     })
     app.removeContentTypeParser('text/plain')
   },

@@ -15,6 +15,10 @@ const contentSecurityPolicy = [
   "frame-ancestors 'none'"
 ].join('; ')
 
+const logo = Buffer.from(
+  '<svg xmlns="http://www.w3.org/2000/svg" width="150" height="40"><text x="0" y="28" font-family="sans-serif" font-size="26" fill="#fff">Aggios</text></svg>'
+)
+
 /** The OpenAPI document, and a page to read it and try it. */
 const docs: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['docs']
@@ -75,7 +79,8 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
       // where the page looks for its own assets
       indexPrefix: '/api/v1',
       uiConfig: { deepLinking: true, persistAuthorization: true, tryItOutEnabled: true, displayRequestDuration: true },
-      theme: { title: 'Aggios API' }
+      theme: { title: 'Aggios API' },
+      logo: { type: 'image/svg+xml', content: logo, href: '/api/v1/docs' }
     })
   })
 }

@@ -1,0 +1,289 @@
+import { readFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import pg from 'pg'
+import t from 'tap'
+import { settings } from '../src/config.ts'
+import { catalogue } from '../src/errors.ts'
+import { createKeyRing } from '../src/keys.ts'
+import { createPasswords } from '../src/passwords.ts'
+import { createTenant, createTestDatabase, post, root, send, startApp, type TestApp } from './harness.ts'
+
+/*
+ * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here, and
+ * every limit in the sources has a row.
+ */
+
+const page = readFileSync(join(root, 'docs', 'operations.md'), 'utf8')
+const source = (path: string) => readFileSync(join(root, path), 'utf8')
+
+type Row = { what: string; value: string; over: string }
+
+function rowsOf(heading: string): Row[] {
+  const section = page.split(/^## /m).find((each) => each.startsWith(heading)) ?? ''
+  const lines = section.split('\n').filter((line) => line.startsWith('|'))
+  return lines.slice(2).map((line) => {
+    const [what = '', value = '', over = ''] = line
+      .split('|')
+      .slice(1, -1)
+      .map((cell) => cell.trim())
+    return { what, value, over }
+  })
+}
+
+const rows = rowsOf('Limits and time-outs')
+const read = new Set<string>()
+
+/** The one row about something. */
+function rowAbout(start: string): Row {
+  const found = rows.filter(({ what }) => what.startsWith(start))
+  if (found.length !== 1 || !found[0]) throw new Error(`${found.length} rows begin with "${start}"`)
+  read.add(found[0].what)
+  return found[0]
+}
+
+const unitMs = { s: 1000, ms: 1, min: 60_000 }
+
+/** Every time in a text, in milliseconds. */
+function times(text: string): number[] {
+  return [...text.matchAll(/(\d+) (ms|s|min)\b/g)].map(
+    ([, count, unit]) => Number(count) * unitMs[unit as keyof typeof unitMs]
+  )
+}
+
+/** Every size in a text, in bytes. */
+const sizes = (text: string) => [...text.matchAll(/(\d+) KiB/g)].map(([, count]) => Number(count) * 1024)
+
+/** The number after something in a source file: that it stands there once makes it the one that counts. */
+function numberIn(path: string, before: string): number {
+  const found = [...source(path).matchAll(new RegExp(`${before}\\s*[:=]\\s*([\\d_]+)`, 'g'))]
+  if (found.length !== 1) throw new Error(`${found.length} times ${before} in ${path}`)
+  return Number(found[0]?.[1]?.replaceAll('_', ''))
+}
+
+/** The options with which a source file opens its connections. */
+function optionsIn(path: string): string {
+  const found = /options: '([^']+)'/.exec(source(path))?.[1]
+  if (found === undefined) throw new Error(`no options in ${path}`)
+  return found
+}
+
+async function listen(app: TestApp): Promise<number> {
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  return (app.server.address() as { port: number }).port
+}
+
+/** What a connection gets for some bytes, and after how long it is closed. */
+async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
+  const socket = connect(port, '127.0.0.1')
+  let text = ''
+  const startedAt = Date.now()
+  socket.setTimeout(10_000, () => socket.destroy())
+  socket.on('error', () => {})
+  socket.on('data', (chunk) => {
+    text += chunk
+  })
+  socket.write(bytes)
+  await new Promise((done) => socket.once('close', done))
+  return { text, ms: Date.now() - startedAt }
+}
+
+t.test('the limits of a request', async (t) => {
+  const app = await startApp(t)
+  const port = await listen(app)
+  const headers = rowAbout('headers of a request')
+  const get = (more: string) =>
+    `GET /api/v1/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n${more}\r\n`
+
+  t.test('how long its headers may take', (t) => {
+    t.strictSame(times(headers.value), [app.server.headersTimeout])
+    const { connectionsCheckingInterval } = app.server as unknown as { connectionsCheckingInterval: number }
+    t.strictSame(times(headers.what), [connectionsCheckingInterval])
+    t.end()
+  })
+  t.test('how large its headers may be', async (t) => {
+    const [limit = 0] = sizes(headers.value)
+    t.equal(limit, numberIn('src/app.ts', 'maxHeaderSize'))
+    const line = (bytes: number) => `X-A: ${'a'.repeat(bytes)}\r\n`
+    t.match((await exchange(port, get(line(limit - 1024)))).text, /^HTTP\/1\.1 200 /)
+    t.match((await exchange(port, get(line(limit + 1)))).text, /^HTTP\/1\.1 431 /)
+    t.match(headers.over, '408, 431')
+  })
+  t.test('how long all of it may take', (t) => {
+    t.strictSame(times(rowAbout('a whole request').value), [app.server.requestTimeout])
+    t.end()
+  })
+  t.test('how long its connection may be idle', async (t) => {
+    t.strictSame(times(rowAbout('an idle connection').value), [app.server.keepAliveTimeout])
+    // the same at a hundredth of the time
+    Object.assign(app.server, { keepAliveTimeout: app.server.keepAliveTimeout / 100 })
+    const { text, ms } = await exchange(port, get('').replace('Connection: close\r\n', ''))
+    t.match(text, /^HTTP\/1\.1 200 /)
+    t.ok(ms >= app.server.keepAliveTimeout, `closed after ${ms} ms`)
+  })
+  t.test('how long nothing may move on its connection', (t) => {
+    t.strictSame(times(rowAbout('a connection on which nothing moves').value), [app.server.timeout])
+    t.end()
+  })
+  t.test('how many requests may wait for their answers on one connection', async (t) => {
+    const most = Number(rowAbout('requests on one connection').value)
+    const { port } = app.server.address() as { port: number }
+    /** Sends so many requests at once. Resolves to how many were answered before the connection closed. */
+    const answersTo = async (count: number) => {
+      const socket = connect(port, '127.0.0.1')
+      let text = ''
+      socket.setEncoding('utf8').on('data', (chunk: string) => {
+        text += chunk
+      })
+      socket.on('error', () => {})
+      const one = 'GET /api/v1/health/live HTTP/1.1\r\nHost: localhost\r\n'
+      const last = `${one}Connection: close\r\n\r\n`
+      socket.write(`${one}\r\n`.repeat(count - 1) + last)
+      await new Promise((done) => socket.once('close', done))
+      return text.split('HTTP/1.1 200').length - 1
+    }
+    t.equal(await answersTo(most), most)
+    t.ok((await answersTo(most * 10)) < most * 10)
+  })
+  t.test('how large a JSON body may be', async (t) => {
+    const [limit = 0] = sizes(rowAbout('a JSON body').value)
+    t.equal(limit, app.initialConfig.bodyLimit)
+    const body = (bytes: number) => ({
+      ...post('/auth/login', `{"email":"${'x'.repeat(bytes - '{"email":""}'.length)}"}`),
+      headers: { 'content-type': 'application/json' }
+    })
+    t.equal((await send(app, 'localhost', body(limit))).statusCode, 400)
+    t.equal((await send(app, 'localhost', body(limit + 1))).statusCode, 413)
+  })
+})
+
+t.test('the limits of the database', async (t) => {
+  const database = await createTestDatabase(t)
+  const app = await startApp(t, { DATABASE_POOL: '1' }, database)
+  const acme = await createTenant(app, 'acme')
+  const me = await acme.send('/api/v1/users/me')
+  const scope = { tenant_id: acme.id, user_id: me.json().id, request: '' }
+  const setting = async (name: string, ask: (text: string) => Promise<{ rows: { value: string }[] }>) => {
+    const { rows } = await ask(`select setting as value from pg_settings where name = '${name}' and unit = 'ms'`)
+    return Number(rows[0]?.value)
+  }
+
+  t.test('how long one waits for a connection of the pool', async (t) => {
+    const { value, over } = rowAbout('waiting for a pooled connection')
+    const [limit = 0] = times(value)
+    t.equal(limit, numberIn('plugins/database.ts', 'acquireTimeoutMs'))
+    // the only connection is held for as long as it may be waited for
+    const held = app.gate.transaction(scope, () => sleep(limit + 500))
+    const startedAt = Date.now()
+    const reply = await acme.send({ method: 'PATCH', url: '/api/v1/users/me', payload: { name: 'Ada' } })
+    const ms = Date.now() - startedAt
+    await held
+    t.match(reply.json(), { status: 503, code: 'overloaded' })
+    t.match(over, '503 `overloaded`')
+    t.ok(ms >= limit - 50 && ms < limit + 2000, `refused after ${ms} ms`)
+  })
+  t.test('how long a statement may take, and wait for a lock', async (t) => {
+    const statement = times(rowAbout('a statement on the pool; on a pipelined connection').value)
+    const lock = times(rowAbout('waiting for a row lock').value)
+    const pool = new pg.Pool({ connectionString: database.app, options: optionsIn('plugins/database.ts') })
+    t.teardown(() => pool.end())
+    const single = new pg.Pool({ connectionString: database.app, options: optionsIn('db/pipeline.ts') })
+    t.teardown(() => single.end())
+    const inForce = (name: string) =>
+      Promise.all([pool, single].map((each) => setting(name, (text) => each.query(text) as never)))
+    t.strictSame(await inForce('statement_timeout'), statement)
+    t.strictSame(await inForce('lock_timeout'), lock)
+    const [idle] = await inForce('idle_in_transaction_session_timeout')
+    t.strictSame(times(rowAbout('a transaction in which nothing happens').value), [idle])
+  })
+  t.test('how long connecting may take, and what nobody uses is kept', async (t) => {
+    t.strictSame(times(rowAbout('connecting to the database').value), [numberIn('db/pipeline.ts', 'connectTimeoutMs')])
+    const idle = numberIn('plugins/database.ts', 'idleTimeoutMillis')
+    t.strictSame(times(rowAbout('a pooled connection that nobody uses').value), [idle])
+  })
+  t.test('how many queries are under way at once', async (t) => {
+    const { value } = rowAbout('connections of the pool; queries on a pipelined one')
+    const [, pool, inFlight] = /^`(\w+)`; (\d+)$/.exec(value) ?? []
+    t.equal(pool, settings.databasePool.name)
+    t.equal(Number(inFlight), numberIn('db/pipeline.ts', 'maxInFlight'))
+  })
+  t.test('how long a database may say nothing', async (t) => {
+    const { value } = rowAbout('a database that says nothing')
+    t.strictSame(times(value), [
+      numberIn('plugins/database.ts', 'query_timeout'),
+      numberIn('db/pipeline.ts', 'silenceLimitMs')
+    ])
+  })
+  t.test('how old what is known of revocations may be', async (t) => {
+    t.strictSame(times(rowAbout('revocations could not be read').value), [
+      numberIn('plugins/revocations.ts', 'staleAfterMs')
+    ])
+  })
+})
+
+t.test('how many passwords are hashed at once, and wait', async (t) => {
+  const { value, over } = rowAbout('password hashes at once; waiting')
+  const [, depth] = /^one a core; (\d+)$/.exec(value) ?? []
+  const room = availableParallelism() + Number(depth)
+  const passwords = await createPasswords(createKeyRing(['a pepper of the tests'], 'pepper'))
+  const outcomes = await Promise.allSettled(
+    Array.from({ length: room + 3 }, () => passwords.verify('a password', undefined))
+  )
+  const refused = outcomes.filter((outcome) => outcome.status === 'rejected')
+  t.equal(refused.length, 3)
+  for (const { reason } of refused) t.match(reason, { kind: { code: 'overloaded', status: 503 } })
+  t.match(over, '503 `overloaded`')
+})
+
+t.test('how long a shutdown may take is a setting', (t) => {
+  t.equal(rowAbout('a shutdown').value, `\`${settings.shutdownTimeout.name}\``)
+  t.end()
+})
+
+t.test('every row is read here, and names codes that there are', (t) => {
+  t.ok(rows.length > 10)
+  t.strictSame(
+    rows.map(({ what }) => what).filter((what) => !read.has(what)),
+    []
+  )
+  for (const { what, over } of rows) {
+    for (const [, status, code] of over.matchAll(/(\d{3}) `(\w+)`/g)) {
+      t.equal(catalogue.get(code as string)?.status, Number(status), `${what}: ${code}`)
+    }
+  }
+  t.end()
+})
+
+t.test('every limit in the sources has a row, or a reason to have none', (t) => {
+  const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
+    .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/throttle.ts'])
+    .flatMap((path) =>
+      [
+        ...source(path).matchAll(
+          /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
+        )
+      ].map(([, name]) => `${path} ${name}`)
+    )
+  const inTable = [
+    ...['bodyLimit', 'requestTimeout', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map(
+      (name) => `src/app.ts ${name}`
+    ),
+    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/passwords.ts depth'],
+    ...['connectTimeoutMs', 'silenceLimitMs', 'maxInFlight', 'statement_timeout', 'lock_timeout'].map(
+      (name) => `db/pipeline.ts ${name}`
+    ),
+    ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
+      (name) => `plugins/database.ts ${name}`
+    ),
+    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs']
+  ]
+  // how often something is looked at, or kept: nobody is refused or cut off by it
+  const notLimits = [
+    ...['src/server.ts noticeMs', 'plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
+    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs']
+  ]
+  t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
+  t.end()
+})
