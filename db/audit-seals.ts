@@ -28,14 +28,14 @@ export type SealCheck = {
 
 /**
  * One segment of the gate's tenant, held against the rows that are there now; `after` is the number of the one before. The
- * first row that does not fit is named. Segments from before the oldest month that is kept have no rows to be held against.
+ * first row that does not fit is named. Segments that begin before the oldest month that is kept are not looked at.
  */
 export const checkNextSeal = statement(
   'check_next_seal',
   (_, $: { tenant_id: string; after: number }) => sql<SealCheck>`
   with seal as materialized (
     select * from audit_seals where tenant_id = ${$.tenant_id} and seq > ${$.after}
-      and to_at > (select coalesce(min(created_at), 'infinity') from audit_events where tenant_id = ${$.tenant_id})
+      and from_at >= audit_kept_from()
     order by seq limit 1
   ), sealed as (
     select k.id, k.hash, k.place from seal, unnest(seal.ids, seal.hashes) with ordinality as k (id, hash, place)

@@ -42,7 +42,7 @@ export const myTenantsByUse = statement(
   select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
 )
 
-/** The tenants of a user by name; `after` are the name and id of the last one on the page before. */
+/** The tenants of a user by slug, after the last one on the page before. */
 export const myTenantsPage = statement(
   'my_tenants_page',
   (_, $: { after_slug: string | null; limit: number }) => sql<MyTenant>`
@@ -131,6 +131,12 @@ export const claimMail = statement(
   'claim_mail',
   (_, $: { batch: number; lease_seconds: number }) => sql<{ tenant_id: string; id: string }>`
   select tenant_id, id from claim_mail(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
+  { writes: true }
+)
+
+export const sweepOutbox = statement(
+  'sweep_outbox',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_outbox(${$.batch})::int as removed`,
   { writes: true }
 )
 

@@ -13,9 +13,12 @@ const byState: Record<string, Failure> = {
   '53100': 'connection',
   '53200': 'connection',
   '25006': 'connection',
-  // a NUL or half a surrogate pair in a text
+  // a NUL or half a surrogate pair in a text; a time that no calendar has
   '22021': 'invalid_text',
-  '22P05': 'invalid_text'
+  '22P05': 'invalid_text',
+  '22007': 'invalid_text',
+  '22008': 'invalid_text',
+  '22009': 'invalid_text'
 }
 
 const fromSystem = new Set([

@@ -18,7 +18,7 @@ export async function changeRole(trx: TenantTransaction, act: Act, role: Role): 
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
   const { actor, target, owners } = found
-  if (!mayManage(actor, target) || !mayManage(actor, role)) return 'forbidden'
+  if (!mayManage(actor, 'admin') || !mayManage(actor, target) || !mayManage(actor, role)) return 'forbidden'
   if (target === role) return 'done'
   if (target === 'owner' && owners === 1) return 'last_owner'
   await updateRole(trx, act.user_id, role)
@@ -51,7 +51,7 @@ export async function removeMember(trx: TenantTransaction, act: Act): Promise<Me
 export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
-  if (!mayManage(found.actor, found.target)) return 'forbidden'
+  if (!mayManage(found.actor, 'admin') || !mayManage(found.actor, found.target)) return 'forbidden'
   const ended = await endMemberSessions(trx, act.user_id, act.token_seconds)
   await recordAudit(trx, { action: 'member.sessions_ended', target_id: act.user_id, detail: { ended } })
   return 'done'

@@ -10,7 +10,6 @@ type Admission = { outcome: 'opened' | 'suspended' | 'disabled' | 'outdated'; em
  *
  * The user's row is locked against a new password, and `password_version` is what the password was checked against: a
  * sign-in with the old one either is seen, and ended, by the change of password, or is refused here as `outdated`.
- * Null stands for a sign-in without a password, by a session that is open.
  */
 export const openSession = statement(
   'open_session',
@@ -21,7 +20,7 @@ export const openSession = statement(
       user_id: string
       session_id: string
       expires_at: Date
-      password_version: number | null
+      password_version: number
       action: string
     }
   ) => sql<Admission>`
@@ -129,13 +128,16 @@ export const endSession = statement(
   { writes: true }
 )
 
-/** Whether a session is open, by the database and not by what the process remembers. */
+/**
+ * The person of an open session, by the database and not by what the process remembers. A session that is opened on the
+ * strength of this one takes the version along, so that a change of password ends it or refuses it.
+ */
 export const findOpenSession = statement(
   'find_open_session',
-  (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<{ id: string }>`
-  select id from sessions
-  where tenant_id = ${$.tenant_id} and id = ${$.session_id} and revoked_at is null and expires_at > now()
-    and rotated_at + make_interval(secs => ${$.idle_seconds}) > now()`
+  (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<{ password_version: number }>`
+  select u.password_version from sessions s join users u on u.id = s.user_id
+  where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
+    and s.rotated_at + make_interval(secs => ${$.idle_seconds}) > now()`
 )
 
 /** The first session of somebody who is just being made a member, in the same transaction. */

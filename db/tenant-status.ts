@@ -26,7 +26,9 @@ export async function setTenantStatus(
     .updateTable('tenants')
     .set({
       status,
-      purge_at: purgeAfter === undefined ? null : sql<Date>`now() + make_interval(secs => ${purgeAfter})`,
+      // only who resumes a tenant takes its deletion back
+      ...(status === 'active' && { purge_at: null }),
+      ...(purgeAfter !== undefined && { purge_at: sql<Date>`now() + make_interval(secs => ${purgeAfter})` }),
       version: sql`version + 1`,
       updated_at: sql`now()`
     })

@@ -127,6 +127,9 @@ export default fp(
         throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
       }
       if (!claimsOf.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
+      // revocations live as long as tokens do now, so one that was made to live longer must not outlive them
+      claims.exp = Math.min(claims.exp, claims.iat + accessTokenTtl)
+      if (expired === 'refused' && claims.exp * 1000 <= Date.now()) throw tokenExpired()
       return claims
     }
 
@@ -176,7 +179,7 @@ export default fp(
       if (request.hostProblem && host !== 'any') throw request.hostProblem
       if (request.tenant?.status === 'suspended' && host === undefined) throw refuseSuspended(request)
       if (access === 'public') return
-      // internal routes live on the internal listener, which has no guard; here nobody is one
+      // for a listener of its own; on the public one nobody is internal
       if (access === 'internal') throw forbidden()
       const claims = authenticate(request)
       if (!allows(access, claims.role)) {

@@ -79,7 +79,10 @@ function toProblem(err: unknown): Problem {
     case 'conflict':
       return problems.overloaded(retry)
     case 'invalid_text':
-      return problems.validationFailed({ detail: 'a text contains a character that can not be stored', cause: err })
+      return problems.validationFailed({
+        detail: 'a text contains a character or a time that cannot be stored',
+        cause: err
+      })
   }
   // whatever else of the framework blames the client for
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500)

@@ -1,6 +1,6 @@
 import fp from 'fastify-plugin'
 import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
-import { ensureAuditPartitions, purgeTenant, sweep } from '../db/directory.ts'
+import { ensureAuditPartitions, purgeTenant, sweep, sweepOutbox } from '../db/directory.ts'
 
 const intervalMs = 60_000
 const batch = 1000
@@ -13,37 +13,56 @@ export default fp(
   async (app) => {
     let timer: NodeJS.Timeout | undefined
     let running: Promise<void> | undefined
+    let closed = false
 
     /** The heads go to the log: whoever rewrites the chain in the database can't rewrite them there. */
     async function seal(): Promise<void> {
-      const heads = await app.gate.query(nobody, sealAudit, { age_seconds: sealAfterSeconds })
-      for (const head of heads) app.log.info({ audit_seal: head }, 'audit events sealed')
+      for (;;) {
+        const heads = await app.gate.query(nobody, sealAudit, { age_seconds: sealAfterSeconds })
+        for (const head of heads) app.log.info({ audit_seal: head }, 'audit events sealed')
+        if (heads.length === 0 || closed) return
+      }
+    }
+
+    /** Whole months only, and never one of the last four weeks. */
+    async function drop(): Promise<void> {
       if (app.config.auditRetention === 0) return
-      const [result] = await app.gate.query(nobody, dropAuditPartitions, { keep_days: app.config.auditRetention })
+      const keep_days = Math.max(28, app.config.auditRetention)
+      const [result] = await app.gate.query(nobody, dropAuditPartitions, { keep_days })
       if (result && result.dropped > 0) app.log.info({ months: result.dropped }, 'audit events dropped')
     }
 
     async function purge(): Promise<void> {
       for (;;) {
         const [purged] = await app.gate.query(nobody, purgeTenant, {})
-        if (!purged?.id) return
+        if (!purged?.id || closed) return
         app.log.info({ tenant_id: purged.id }, 'tenant purged')
       }
     }
 
+    const jobs = {
+      partitions: () => app.gate.query(nobody, ensureAuditPartitions, {}),
+      purge,
+      seal,
+      drop,
+      sweep: () => app.gate.query(nobody, sweep, { batch }),
+      outbox: () => app.gate.query(nobody, sweepOutbox, { batch })
+    }
+
+    /** One that fails keeps none of the others from its turn. */
     async function run(): Promise<void> {
-      try {
-        await app.gate.query(nobody, ensureAuditPartitions, {})
-        await purge()
-        await seal()
-        const [result] = await app.gate.query(nobody, sweep, { batch })
-        if (result && result.removed > 0) app.log.debug({ removed: result.removed }, 'swept')
-      } catch (err) {
-        app.log.warn({ err }, 'housekeeping failed, and is tried again')
+      for (const [job, work] of Object.entries(jobs)) {
+        if (closed) return
+        try {
+          await work()
+        } catch (err) {
+          app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
+        }
       }
     }
 
     function schedule(): void {
+      if (closed) return
       timer = setTimeout(() => {
         running = run().finally(schedule)
       }, intervalMs)
@@ -52,13 +71,16 @@ export default fp(
 
     app.addHook('onReady', async () => {
       // without this month's partition nothing could be recorded, so nothing could be changed
-      await app.gate.query(nobody, ensureAuditPartitions, {})
+      await jobs.partitions()
       schedule()
     })
     app.addHook('preClose', async () => {
+      closed = true
       clearTimeout(timer)
+    })
+    // once no request is under way any more
+    app.addHook('onClose', async () => {
       await running
-      clearTimeout(timer)
     })
   },
   { name: 'housekeeping', dependencies: ['database'] }

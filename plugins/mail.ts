@@ -15,11 +15,11 @@ declare module 'fastify' {
 }
 
 const intervalMs = 5_000
-const batch = 10
-/** Longer than a mail server may take, so that nobody else takes the mail while it is being sent. */
+/** One mail a lease, which is longer than a mail server may take: nobody else takes the mail while it is being sent. */
+const batch = 1
 const lease_seconds = 90
 const smtpTimeoutMs = 20_000
-/** Five tries over about a day: 1, 8, 64, 512 minutes apart. */
+/** Five tries over about ten hours: 1, 8, 64, 512 minutes apart. */
 const maxAttempts = 5
 const backoffSeconds = (attempt: number) => 60 * 8 ** (attempt - 1)
 const nobody = { tenant_id: null, user_id: null, request: '' }
@@ -139,6 +139,9 @@ export default fp(
     app.addHook('preClose', async () => {
       closed = true
       clearTimeout(timer)
+    })
+    // once no request is under way any more
+    app.addHook('onClose', async () => {
       await running
       transport?.close()
     })

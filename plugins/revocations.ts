@@ -3,6 +3,7 @@ import { revocationsSince } from '../db/directory.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../src/errors.ts'
 import type { AccessClaims } from './authentication.ts'
 
+type TenantListener = (tenantId: string | undefined) => void
 type Entry = { id: bigint; state: string | null; expires_at: number }
 
 declare module 'fastify' {
@@ -12,8 +13,8 @@ declare module 'fastify' {
       find(claims: AccessClaims): Problem | undefined
       /** Reads what was just published, so that the next request to this process sees it. Never rejects. */
       readNow(): Promise<void>
-      /** Calls back with the id of each tenant of which something has changed. */
-      onTenantChange(listener: (tenantId: string) => void): void
+      /** Calls back with the id of each tenant of which something has changed, or undefined: anything may have. */
+      onTenantChange(listener: TenantListener): void
       stats(): { entries: number; lag_ms: number }
     }
   }
@@ -34,10 +35,11 @@ export default fp(
     const sessions = new Map<string, Entry>()
     const members = new Map<string, Entry>()
     const tenants = new Map<string, Entry>()
-    const listeners: ((tenantId: string) => void)[] = []
+    const listeners: TenantListener[] = []
     let seen = '0'
     let lastRead = 0
     let reading: Promise<void> | undefined
+    let next: Promise<void> | undefined
     let timer: NodeJS.Timeout | undefined
 
     async function read(): Promise<void> {
@@ -54,16 +56,27 @@ export default fp(
         seen = rows[0]?.next ?? seen
         lastRead = startedAt
       } catch (err) {
-        // after a failover transaction ids may come again
+        // after a failover transaction ids may come again, and what was published meanwhile may be gone by the next read
         seen = '0'
+        for (const listener of listeners) listener(undefined)
         throw err
       }
     }
 
-    /** One read at a time; who asks while one is under way gets one that starts after it. */
+    /** One read at a time; all who ask while one is under way share the one that starts after it. */
     function readOnce(): Promise<void> {
-      const next = (reading ?? Promise.resolve()).catch(() => {}).then(read)
-      reading = next
+      if (!reading) {
+        reading = read().finally(() => {
+          reading = undefined
+        })
+        return reading
+      }
+      next ??= reading
+        .catch(() => {})
+        .then(() => {
+          next = undefined
+          return readOnce()
+        })
       return next
     }
 
@@ -95,7 +108,7 @@ export default fp(
         return undefined
       },
       readNow: () => readOnce().catch((err) => app.log.warn({ err }, 'revocations could not be read')),
-      onTenantChange: (listener: (tenantId: string) => void) => void listeners.push(listener),
+      onTenantChange: (listener: TenantListener) => void listeners.push(listener),
       stats: () => ({ entries: sessions.size + members.size + tenants.size, lag_ms: Date.now() - lastRead })
     })
 
@@ -119,6 +132,7 @@ const memberKey = (tenantId: string, userId: string) => tenantId + userId
 function keepNewest(entries: Map<string, Entry>, key: string, entry: Entry): boolean {
   const known = entries.get(key)
   if (known && known.id >= entry.id) return false
-  entries.set(key, entry)
+  // what was known for longer must not be forgotten earlier
+  entries.set(key, { ...entry, expires_at: Math.max(entry.expires_at, known?.expires_at ?? 0) })
   return true
 }

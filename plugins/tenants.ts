@@ -42,6 +42,7 @@ export default fp(
 
     app.revocations.onTenantChange((tenantId) => {
       changes++
+      if (tenantId === undefined) return known.clear()
       for (const [slug, tenant] of known) if (tenant.id === tenantId) known.delete(slug)
     })
 

@@ -42,7 +42,7 @@ export default fp(
       if (body.length === 0) return done(null, undefined)
       parseJson(request, body as string, (err, value) => {
         if (!err && hasDuplicateMembers(body as string, value))
-          done(malformedJson({ detail: 'a member stands there twice' }))
+          done(malformedJson({ detail: 'a member appears twice' }))
         else done(err, value)
       })
     })

@@ -12,7 +12,12 @@ export function Nullable<T extends TSchema>(schema: T) {
   return Type.Unsafe<Static<T> | null>({ ...schema, type: [schema.type, 'null'] })
 }
 
-export const Id = Type.String({ format: 'uuid', examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e'] })
+/** In one spelling only: the format alone lets upper case and `urn:uuid:` pass. */
+export const Id = Type.String({
+  format: 'uuid',
+  pattern: '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
+  examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
+})
 
 /** The serializer writes a Date as RFC 3339 in UTC with milliseconds. */
 export const Timestamp = Type.Unsafe<Date | string>({

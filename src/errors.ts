@@ -7,7 +7,7 @@
 
 export type FieldError = { path: string; message: string }
 
-/** What a thrower may add to the catalogue's wording. Extensions become members of the document, never of a 5xx one. */
+/** What a thrower may add to the catalogue's wording. Extensions become members of the document. */
 export type ProblemOptions = {
   detail?: string
   errors?: FieldError[]

@@ -8,6 +8,7 @@ export const tablesWithoutTenant = ['tenants', 'users', 'audit_horizon', 'kysely
 
 /** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
 export const definerFunctions = [
+  'audit_kept_from()',
   'claim_mail(integer,interval)',
   'drop_audit_partitions(interval)',
   'end_my_identity(interval)',
@@ -22,7 +23,8 @@ export const definerFunctions = [
   'purge_tenant()',
   'revocations_since(xid8)',
   'seal_audit(interval)',
-  'sweep(integer)'
+  'sweep(integer)',
+  'sweep_outbox(integer)'
 ]
 
 /** As PostgreSQL writes `tenant_id = (select current_tenant_id())`. */

@@ -398,6 +398,25 @@ t.test('the audit log is sealed', async (t) => {
     const removed = await change("delete from audit_events where tenant_id = $1 and action = 'three' returning id")
     t.match(await verify(), { status: 'broken', broken: { id: removed[0]?.id, reason: 'removed' } })
   })
+  t.test('and notices when the beginning, or all of it, is gone', async (t) => {
+    const [event] = await allRows(app.database, 'delete from audit_events where tenant_id = $1 returning id', [
+      rival.id
+    ])
+    t.match((await rival.send('/api/v1/audit-events/verify')).json(), {
+      status: 'broken',
+      broken: { id: event?.id, reason: 'removed' }
+    })
+  })
+  t.test('the server can neither seal the future nor drop what is young', async (t) => {
+    await t.rejects(
+      app.gate.query({ tenant_id: null, user_id: null, request: '' }, sealAudit, { age_seconds: -3600 }),
+      /out of bounds/
+    )
+    await t.rejects(
+      app.gate.query({ tenant_id: null, user_id: null, request: '' }, dropAuditPartitions, { keep_days: -36_500 }),
+      /too short/
+    )
+  })
   t.test('and a segment that was made anew does not fit the next', async (t) => {
     await allRows(app.database, "update audit_seals set digest = sha256('x') where tenant_id = $1 and seq = 1", [
       acme.id

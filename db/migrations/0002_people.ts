@@ -44,6 +44,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       primary key (tenant_id, id),
       unique (tenant_id, kind, subject_id, generation)
     );
+    create index outbox_done on outbox (coalesce(sent_at, dropped_at)) where coalesce(sent_at, dropped_at) is not null;
     create index outbox_due on outbox (due_at) where sent_at is null and dropped_at is null;
 
     do $$
@@ -79,10 +80,25 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       from due where o.tenant_id = due.tenant_id and o.id = due.id
       returning o.tenant_id, o.id;
     end;
+    -- Removes mails that were sent or given up a month ago.
+    create function sweep_outbox(batch integer) returns bigint
+      language sql volatile security definer
+    begin atomic
+      with dead as (
+        delete from outbox where (tenant_id, id) in (
+          select o.tenant_id, o.id from outbox o
+          where coalesce(o.sent_at, o.dropped_at) < now() - interval '30 days' limit batch for update skip locked)
+        returning 1
+      )
+      select count(*) from dead;
+    end;
+    revoke all on function sweep_outbox(integer) from public;
+    grant execute on function sweep_outbox(integer) to aggios_app;
     revoke all on function claim_mail(integer, interval) from public;
     grant execute on function claim_mail(integer, interval) to aggios_app;
     grant create on schema public to aggios_directory;
     alter function claim_mail(integer, interval) owner to aggios_directory;
+    alter function sweep_outbox(integer) owner to aggios_directory;
     revoke create on schema public from aggios_directory;
   `.execute(db)
 }

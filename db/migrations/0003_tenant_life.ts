@@ -15,20 +15,33 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     create policy directory_delete on tenants for delete to aggios_directory using (true);
     create policy directory on invitations to aggios_directory using (true);
 
-    -- Removes one tenant whose time has come, and says which. Called until it says nothing; two callers never take the same.
+    -- Removes one tenant whose time has come, a part at a time, and says which. Called until it says nothing; two callers never
+    -- take the same.
     create function purge_tenant() returns uuid
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     declare
       gone uuid;
+      part constant integer := 5000;
+      removed integer;
     begin
       select t.id into gone from tenants t where t.purge_at <= now() order by t.purge_at limit 1 for update skip locked;
       if gone is null then
         return null;
       end if;
+      delete from sessions where tenant_id = gone and id in (select s.id from sessions s where s.tenant_id = gone limit part);
+      get diagnostics removed = row_count;
+      if removed = part then
+        return gone;
+      end if;
+      delete from memberships where tenant_id = gone
+        and user_id in (select m.user_id from memberships m where m.tenant_id = gone limit part);
+      get diagnostics removed = row_count;
+      if removed = part then
+        return gone;
+      end if;
       delete from outbox where tenant_id = gone;
       delete from invitations where tenant_id = gone;
-      delete from memberships where tenant_id = gone; -- and, by their key, the sessions
       insert into audit_events (tenant_id, action, actor_id, target_id) values (gone, 'tenant.purged', null, gone);
       delete from tenants where id = gone;
       -- its slug is free now: nobody may remember whose it was

@@ -34,8 +34,13 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       using (tenant_id = (select current_tenant_id())) with check (tenant_id = (select current_tenant_id()));
     grant select on audit_seals to aggios_app;
 
-    -- Up to where all tenants are sealed.
-    create table audit_horizon (one boolean primary key default true check (one), sealed_to timestamptz not null);
+    -- Up to where all tenants are sealed, and from where on events are kept.
+    create table audit_horizon (
+      one        boolean primary key default true check (one),
+      sealed_to  timestamptz not null,
+      -- before this events were dropped on purpose
+      dropped_to timestamptz not null default '-infinity'
+    );
     insert into audit_horizon (sealed_to) values ('-infinity');
     alter table audit_horizon enable row level security;
     alter table audit_horizon force row level security;
@@ -53,20 +58,27 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     create policy directory_read on audit_events for select to aggios_directory using (true);
     create policy directory on audit_seals to aggios_directory using (true);
     create policy directory on audit_horizon to aggios_directory using (true);
+    create policy dropping on audit_horizon to aggios_owner using (true);
 
-    -- Seals what is older than "age" and not sealed yet, and says the new head of each tenant's chain. One works at a time; who
-    -- comes meanwhile seals nothing.
+    -- Seals the next ten minutes that are older than "age" and not sealed yet, and says the new head of each tenant's chain.
+    -- Called until it says nothing. One works at a time; who comes meanwhile seals nothing.
     create function seal_audit(age interval) returns table (tenant_id uuid, seq integer, events integer, digest bytea)
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     declare
       low timestamptz;
       high timestamptz := clock_timestamp() - age;
+      first timestamptz;
     begin
+      if age not between interval '0' and interval '1 hour' then
+        raise 'seal_audit: an age of % is out of bounds', age;
+      end if;
       select h.sealed_to into low from audit_horizon h for update skip locked;
       if low is null or low >= high then
         return;
       end if;
+      select min(e.created_at) into first from audit_events e where e.created_at > low and e.created_at <= high;
+      high := least(high, first + interval '10 minutes');
       return query
         with fresh as (
           select e.tenant_id, array_agg(e.id order by e.created_at, e.id) as ids,
@@ -94,6 +106,9 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       partition record;
       dropped integer := 0;
     begin
+      if keep < interval '28 days' then
+        raise 'drop_audit_partitions: % is too short to keep anything', keep;
+      end if;
       for partition in
         select c.relname as name, to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' as ends
         from pg_inherits i join pg_class c on c.oid = i.inhrelid
@@ -101,6 +116,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       loop
         if partition.ends < (now() at time zone 'utc') - keep then
           execute format('drop table %I', partition.name);
+          update audit_horizon set dropped_to = greatest(dropped_to, partition.ends at time zone 'utc');
           dropped := dropped + 1;
         end if;
       end loop;
@@ -109,10 +125,20 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     revoke all on function drop_audit_partitions(interval) from public;
     grant execute on function drop_audit_partitions(interval) to aggios_app;
 
+    -- Segments that begin before this may lack rows.
+    create function audit_kept_from() returns timestamptz
+      language sql stable security definer
+    begin atomic
+      select dropped_to from audit_horizon;
+    end;
+    revoke all on function audit_kept_from() from public;
+    grant execute on function audit_kept_from() to aggios_app;
+
     revoke all on function seal_audit(interval) from public;
     grant execute on function seal_audit(interval) to aggios_app;
     grant create on schema public to aggios_directory;
     alter function seal_audit(interval) owner to aggios_directory;
+    alter function audit_kept_from() owner to aggios_directory;
     revoke create on schema public from aggios_directory;
   `.execute(db)
 }

@@ -27,7 +27,7 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
     throw invalidRefreshToken()
   }
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
-  await app.throttle.account(request, reply, token.family)
+  await app.throttle.account(request, reply, `refresh ${token.family}`)
 
   const { accessTokenTtl, refreshGrace, refreshTokenTtl } = app.config
   const [rotation] = await request.tenantQuery(

@@ -25,7 +25,7 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
       ...subject,
       session_id: sid,
       expires_at: new Date(Date.now() + app.config.sessionMaxAge * 1000),
-      password_version: null,
+      password_version: open.password_version,
       action: 'session.switched'
     },
     subject

@@ -17,13 +17,18 @@ import {
   validationFailed
 } from '../../src/errors.ts'
 import { requireAcceptablePassword, requireHashablePassword } from '../../src/passwords.ts'
-import { findInvitation, useInvitation, verifyEmail } from './queries.ts'
+import { findInvitation, lockPerson, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
 
 /** Who accepts: somebody with an identity, or the identity that is made with the membership. */
-type Acceptor = { id: string; created?: { name: string; password_hash: string; pepper_id: string } }
+type Acceptor = {
+  id: string
+  /** What the password was checked against, or what the person had when the bearer was. */
+  password_version: number
+  created?: { name: string; password_hash: string; pepper_id: string }
+}
 
 /**
  * Redeems a mailed token for a membership and a session in it.
@@ -51,9 +56,11 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
         const { id, created } = acceptor
         if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
       } else {
+        if (!(await lockPerson(trx, acceptor.id, acceptor.password_version))) throw invalidCredentials()
         await verifyEmail(trx, acceptor.id)
       }
-      if (!(await insertMember(trx, acceptor.id, role))) return 'already'
+      // thrown, it leaves the invitation as it was
+      if (!(await insertMember(trx, acceptor.id, role))) throw alreadyAMember()
       // whatever was published when they left before is over
       await publishMember(trx, acceptor.id, role, app.config.accessTokenTtl)
       const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
@@ -64,7 +71,6 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
     { tenant_id, user_id: acceptor.id }
   )
   if (outcome === 'used') throw invitationExpired()
-  if (outcome === 'already') throw alreadyAMember()
   await app.revocations.readNow()
   return app.tokens.issue({ user_id: acceptor.id, email, tenant_id, role, sid }, 0)
 }
@@ -78,9 +84,11 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
       request.denied = bearer
       throw forbidden()
     }
-    return { id: bearer.user_id }
+    return { id: bearer.user_id, password_version: identity.password_version }
   }
-  if (identity) return { id: await requireIdentity(app, identity, password) }
+  if (identity) {
+    return { id: await requireIdentity(app, identity, password), password_version: identity.password_version }
+  }
 
   const missing = [
     ...(name === undefined ? [{ path: '/body/name', message: 'is required for a new account' }] : []),
@@ -88,7 +96,7 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
   ]
   if (name === undefined || password === undefined) throw validationFailed({ errors: missing })
   requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
-  return { id: uuidv7(), created: { name, ...(await app.passwords.hash(password)) } }
+  return { id: uuidv7(), password_version: 1, created: { name, ...(await app.passwords.hash(password)) } }
 }
 
 async function requireIdentity(

@@ -112,3 +112,15 @@ export async function verifyEmail(trx: TenantTransaction, userId: string): Promi
     .where('email_verified_at', 'is', null)
     .execute()
 }
+
+/** False: the password has been changed since it was looked at, and with it every session has ended. */
+export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
+  const person = await trx
+    .selectFrom('users')
+    .select('id')
+    .where('id', '=', userId)
+    .where('password_version', '=', passwordVersion)
+    .forShare()
+    .executeTakeFirst()
+  return person !== undefined
+}

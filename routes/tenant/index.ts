@@ -5,11 +5,12 @@ import { Type } from '@sinclair/typebox'
 import { recordAudit } from '../../db/audit.ts'
 import { queryIn } from '../../db/gate.ts'
 import { transferOwnership } from '../../db/member-acts.ts'
+import { lockRoles } from '../../db/members.ts'
 import type { TenantSettings } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { isOrigin } from '../../src/config.ts'
-import { type FieldError, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
+import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
 import { Accepted, NoContent, NotModified, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
@@ -108,13 +109,16 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
+      // read before the reply begins, so that a failure is a problem document and not half a file
+      const lines = exportLines(request)
+      const first = await lines.next()
       await request.withTenant((trx) =>
         recordAudit(trx, { action: 'tenant.exported', target_id: request.user.tenant_id })
       )
       reply
         .type('application/x-ndjson; charset=utf-8')
         .header('content-disposition', 'attachment; filename="agency.ndjson"')
-      return Readable.from(exportLines(request), { objectMode: false, highWaterMark: 64 * 1024 }) as never
+      return Readable.from(continued(first, lines), { objectMode: false, highWaterMark: 64 * 1024 }) as never
     }
   )
 
@@ -137,6 +141,8 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const outcome = await request.withTenant(async (trx) => {
         const tenant = await lockTenant(trx, tenant_id)
         if (tenant?.slug !== request.body.slug) return 'unconfirmed'
+        const roles = await lockRoles(trx, [request.user.user_id])
+        if (roles.find(({ user_id }) => user_id === request.user.user_id)?.role !== 'owner') return 'demoted'
         const [tokenSeconds, purgeAfter] = [app.config.accessTokenTtl, app.config.tenantPurgeAfter]
         await setTenantStatus(trx, tenant_id, {
           status: 'suspended',
@@ -149,6 +155,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (outcome === 'unconfirmed') {
         throw validationFailed({ errors: [{ path, message: "must be this agency's slug" }] })
       }
+      if (outcome === 'demoted') throw forbidden()
       await app.revocations.readNow()
       reply.code(202)
       return { status: 'accepted' as const }
@@ -185,6 +192,12 @@ type Row = { id: string; version: number; members: number }
 
 function present<T extends Row>({ members, ...row }: T) {
   return { ...row, usage: { members } }
+}
+
+/** What was read already, and the rest. */
+async function* continued(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
+  if (!first.done) yield first.value
+  yield* rest
 }
 
 /** RFC 7396, one level into `settings`: what is absent stays, what is null goes. */

@@ -8,7 +8,7 @@ import { createPipeline } from '../../db/pipeline.ts'
 import { PoolDialect } from '../../db/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
-import { readConfig } from '../config.ts'
+import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
 
 /*
  * npm run tenant -- suspend <slug>    its people get 403 within a second, everybody else 404
@@ -23,6 +23,15 @@ const acts = {
   resume: { status: 'active', action: 'tenant.resumed' }
 } as const
 
+function readSettings(): Config {
+  try {
+    return readConfig(process.env)
+  } catch (err) {
+    if (err instanceof InvalidConfiguration) end(78, err.message)
+    throw err
+  }
+}
+
 function end(code: number, line: string): never {
   process.stderr.write(`${line}\n`)
   process.exit(code)
@@ -32,7 +41,7 @@ const act =
   command === 'suspend' || command === 'resume' ? acts[command] : end(64, 'usage: tenant suspend|resume <slug>')
 if (!slug) end(64, 'usage: tenant suspend|resume <slug>')
 
-const config = readConfig(process.env)
+const config = readSettings()
 const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
 if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
 
