@@ -52,7 +52,6 @@ export const PageQuery = Type.Object(
   },
   { additionalProperties: false }
 )
-export type PageQuery = Static<typeof PageQuery>
 
 export function Page<T extends TSchema>(item: T, title: string) {
   return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
@@ -104,7 +103,6 @@ export const Tenant = Type.Object(
   },
   { title: 'Tenant' }
 )
-export type Tenant = Static<typeof Tenant>
 
 export const User = Type.Object(
   {
@@ -120,7 +118,6 @@ export const User = Type.Object(
   },
   { title: 'User', description: 'The signed-in person in the tenant of the token' }
 )
-export type User = Static<typeof User>
 
 const tokenMembers = {
   access_token: Type.String({ description: 'A JWT for `Authorization: Bearer`', examples: ['eyJ…'] }),

@@ -14,6 +14,12 @@ const maxLength = 128
 /** What is stored: the PHC string (parameters, salt, hash) and which pepper went into it. */
 export type PasswordHash = { password_hash: string; pepper_id: string }
 
+/** What is stored for somebody; nothing for one who signs in in other ways only. */
+export function storedHash(row: { password_hash: string | null; pepper_id: string | null }): PasswordHash | undefined {
+  const { password_hash, pepper_id } = row
+  return password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
+}
+
 export type Passwords = {
   hash(password: string): Promise<PasswordHash>
   /**
@@ -80,7 +86,7 @@ const commonest = new Set(
  * What is wrong with a new password, or undefined. No composition rules (NIST SP 800-63B, 3.1.1.2): length after NFKC, not
  * among the commonest, and not the person's own address or names.
  */
-export function passwordFault(password: string, minLength: number, own: readonly string[]): string | undefined {
+function passwordFault(password: string, minLength: number, own: readonly string[]): string | undefined {
   const normalized = password.normalize('NFKC')
   const length = [...normalized].length
   if (length < minLength) return `must have at least ${minLength} characters`

@@ -53,7 +53,7 @@ export interface paths {
     }
     /**
      * Whether to send requests here
-     * @description For load balancers: 503 when the API can not serve or the process is shutting down.
+     * @description For load balancers: 503 when the API cannot serve or the process is shutting down.
      */
     get: operations['getReadiness']
     put?: never
@@ -312,7 +312,7 @@ export interface paths {
       cookie?: never
     }
     /**
-     * Everything of the agency, one JSON document a line
+     * Everything of the agency, one JSON document per line
      * @description Each line is `{"table": …, "row": …}`. Streamed; sessions and invitations without what is secret.
      */
     get: operations['exportTenant']
@@ -544,7 +544,7 @@ export interface paths {
       cookie?: never
     }
     /**
-     * Every event, one JSON document a line
+     * Every event, one JSON document per line
      * @description The newest first, streamed. A line holds what the list holds.
      */
     get: operations['exportAuditEvents']

@@ -44,7 +44,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
       config: { access },
       schema: {
         operationId: 'exportAuditEvents',
-        summary: 'Every event, one JSON document a line',
+        summary: 'Every event, one JSON document per line',
         description: 'The newest first, streamed. A line holds what the list holds.',
         tags,
         querystring: Filters,

@@ -6,7 +6,7 @@ import { openSession } from '../../db/sessions.ts'
 import { replaceHash } from '../../db/users.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/errors.ts'
-import { type PasswordHash, requireHashablePassword } from '../../src/passwords.ts'
+import { type PasswordHash, requireHashablePassword, storedHash } from '../../src/passwords.ts'
 import type { SignIn } from './schemas.ts'
 
 type SignInRequest = FastifyRequest<{ Body: SignIn }>
@@ -57,11 +57,6 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   if (admission?.outcome !== 'opened') throw await refuse()
   app.throttle.know(request, email)
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
-}
-
-/** Nothing for somebody who signs in in other ways only. */
-function storedHash({ password_hash, pepper_id }: Identity): PasswordHash | undefined {
-  return password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
 }
 
 /** An active one if there is any. */

@@ -62,7 +62,7 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getReadiness',
         summary: 'Whether to send requests here',
-        description: 'For load balancers: 503 when the API can not serve or the process is shutting down.',
+        description: 'For load balancers: 503 when the API cannot serve or the process is shutting down.',
         tags,
         response: { 200: Health }
       }

@@ -16,7 +16,7 @@ import {
   tenantSuspended,
   validationFailed
 } from '../../src/errors.ts'
-import { requireAcceptablePassword, requireHashablePassword } from '../../src/passwords.ts'
+import { requireAcceptablePassword, requireHashablePassword, storedHash } from '../../src/passwords.ts'
 import { findInvitation, lockPerson, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
@@ -109,8 +109,7 @@ async function requireIdentity(
     throw validationFailed({ errors })
   }
   requireHashablePassword(password, '/body/password')
-  const { password_hash, pepper_id, disabled_at } = identity
-  const stored = password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
-  if (!(await app.passwords.verify(password, stored)) || disabled_at) throw invalidCredentials()
+  const correct = await app.passwords.verify(password, storedHash(identity))
+  if (!correct || identity.disabled_at) throw invalidCredentials()
   return identity.id
 }

@@ -8,7 +8,6 @@ export const NewInvitation = Type.Object(
   { email: Email, role: InvitableRole },
   { additionalProperties: false, title: 'NewInvitation' }
 )
-export type NewInvitation = Static<typeof NewInvitation>
 
 /** What a client sees. The token itself is mailed to the invitee and never returned. */
 export const Invitation = Type.Object(

@@ -1,4 +1,4 @@
-import { type Static, Type } from '@sinclair/typebox'
+import { Type } from '@sinclair/typebox'
 import { Email, Id, Name, Page, Role, Timestamp } from '../schemas.ts'
 
 export const Member = Type.Object(
@@ -11,6 +11,5 @@ export const MemberPatch = Type.Object(
   { role: Type.Optional(Role) },
   { additionalProperties: false, title: 'MemberPatch' }
 )
-export type MemberPatch = Static<typeof MemberPatch>
 
 export const UserId = Type.Object({ user_id: Id })

@@ -94,7 +94,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       config: { access: 'owner' },
       schema: {
         operationId: 'exportTenant',
-        summary: 'Everything of the agency, one JSON document a line',
+        summary: 'Everything of the agency, one JSON document per line',
         description:
           'Each line is `{"table": …, "row": …}`. Streamed; sessions and invitations without what is secret.',
         tags,

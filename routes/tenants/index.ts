@@ -1,5 +1,5 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { type Static, Type } from '@sinclair/typebox'
+import { Type } from '@sinclair/typebox'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
 import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
@@ -8,7 +8,6 @@ import { isReservedSlug } from '../../src/slugs.ts'
 import { Name, Slug, Tenant } from '../schemas.ts'
 
 const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'NewTenant' })
-export type NewTenant = Static<typeof NewTenant>
 
 /** More agencies for people who have an account. */
 const tenants: FastifyPluginAsyncTypebox = async (app) => {

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { myCredentials } from '../../db/directory.ts'
 import { invalidCredentials, sessionRevoked } from '../../src/errors.ts'
-import { requireHashablePassword } from '../../src/passwords.ts'
+import { requireHashablePassword, storedHash } from '../../src/passwords.ts'
 
 /**
  * Demands the person's password once more before something grave, however good the token is. Throws `invalid_credentials`.
@@ -18,8 +18,6 @@ export async function requirePassword(
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
   await app.throttle.account(request, reply, credentials.email)
-  const { email, password_hash, pepper_id, password_version } = credentials
-  const stored = password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
-  if (!(await app.passwords.verify(password, stored))) throw invalidCredentials()
-  return { email, password_version }
+  if (!(await app.passwords.verify(password, storedHash(credentials)))) throw invalidCredentials()
+  return { email: credentials.email, password_version: credentials.password_version }
 }

@@ -1,17 +1,15 @@
-import { type Static, Type } from '@sinclair/typebox'
+import { Type } from '@sinclair/typebox'
 import { Id, Name, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
 export const UserPatch = Type.Object({ name: Type.Optional(Name) }, { ...strict, title: 'UserPatch' })
-export type UserPatch = Static<typeof UserPatch>
 
 export const Confirmation = Type.Object({ password: Password }, { ...strict, title: 'Confirmation' })
 export const PasswordChange = Type.Object(
   { current_password: Password, new_password: Password },
   { ...strict, title: 'PasswordChange' }
 )
-export type PasswordChange = Static<typeof PasswordChange>
 
 export const Session = Type.Object(
   {
