@@ -88,9 +88,9 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   }
 }
 
-/** Serves on for a moment while health says no, so that load balancers look elsewhere before the door is shut. */
+/** Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. */
 async function drain(): Promise<void> {
-  if (app && config?.nodeEnv === 'production') {
+  if (app && config && config.trustProxy.length > 0) {
     app.health.draining = true
     await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
   }
