@@ -237,14 +237,17 @@ t.test('a pool of two under requests that fail in every way', async (t) => {
     })
     acknowledged.push(`request ${number}`)
   }
-  const requests = Array.from({ length: 400 }, (_, number) =>
-    request(number).then(
-      () => void seen.answered++,
-      (err) => {
-        failures[codeOf(err)] = (failures[codeOf(err)] ?? 0) + 1
-      }
+  const send = (first: number, count: number) =>
+    Promise.all(
+      Array.from({ length: count }, (_, index) =>
+        request(first + index).then(
+          () => void seen.answered++,
+          (err) => {
+            failures[codeOf(err)] = (failures[codeOf(err)] ?? 0) + 1
+          }
+        )
+      )
     )
-  )
   let running = true
   const killer = (async () => {
     while (running) {
@@ -252,7 +255,9 @@ t.test('a pool of two under requests that fail in every way', async (t) => {
       await sleep(60)
     }
   })()
-  await Promise.all(requests)
+  await send(0, 400)
+  // on a slow machine more of them give up waiting for one of the two connections
+  for (let sent = 400; seen.checkouts < 200 && sent < 2000; sent += 50) await send(sent, 50)
   running = false
   await killer
 
@@ -260,8 +265,7 @@ t.test('a pool of two under requests that fail in every way', async (t) => {
   t.ok(seen.answered >= 100, `${seen.answered} were answered`)
   t.ok(seen.ended >= 3, `${seen.ended} backends were killed from outside`)
   t.equal(seen.foreign, 0, 'no row of the other tenant, and none too few')
-  // how many there are depends on the machine; that there are many is what counts
-  t.ok(seen.checkouts >= 50, `${seen.checkouts} checkouts`)
+  t.ok(seen.checkouts >= 200, `${seen.checkouts} checkouts`)
   t.strictSame(seen.leftovers, [], 'and each found the settings empty')
   for (const code of ['22012', '57014', 'changed its mind']) t.ok(Number(failures[code]) > 5, `${code} happened`)
 
@@ -635,6 +639,7 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
   const quiet = new Set<Socket>()
   const sockets = new Set<Socket>()
   let held: [to: Socket, chunk: Buffer][] = []
+  let gone: Socket[] = []
   let silent = false
   let trap: string | undefined
   const server = createServer((near) => {
@@ -656,7 +661,8 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
       from.on('close', () => {
         sockets.delete(from)
         // a network that is down does not carry the news either
-        if (!silent && !quiet.has(near)) to.destroy()
+        if (silent || quiet.has(near)) gone.push(to)
+        else to.destroy()
       })
     }
   })
@@ -681,6 +687,8 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
       quiet.clear()
       for (const [to, chunk] of held) if (!to.destroyed) to.write(chunk)
       held = []
+      for (const to of gone) to.end()
+      gone = []
     }
   }
 }
@@ -781,8 +789,8 @@ t.test('a database that says nothing any more', async (t) => {
         database,
         "select query from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'"
       )
-    // when the proxy does not pass the closing on, PostgreSQL ends it by its own limit of ten seconds
-    await eventually(async () => (await open()).length === 0, 20_000)
+    // the news that the connection is closed arrives after what was sent on it
+    await eventually(async () => (await open()).length === 0)
     t.strictSame(await open(), [], 'and no transaction was left open')
   }
 
