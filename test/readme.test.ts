@@ -21,7 +21,7 @@ t.test('the walk in the README works when it is pasted', async (t) => {
   const script = walk
     .replace('http://localhost:8080', `http://localhost:${server.port}`)
     .replaceAll('curl -s ', 'curl -sw "\\n" ')
-  const { stdout, stderr } = await promisify(execFile)('bash', ['-euc', script])
+  const { stdout, stderr } = await promisify(execFile)('bash', ['--norc', '-euc', script])
   t.equal(stderr, '')
   const replies = stdout
     .split('\n')
