@@ -18,7 +18,7 @@ export type TenantsTable = {
   purge_at: ColumnType<Date | null, never, Date | null>
   plan: ByDatabase<string>
   settings: JSONColumnType<TenantSettings, never, string>
-  logo_url: ByDatabase<string | null>
+  logo_url: ColumnType<string | null, never, string | null>
   version: ColumnType<number, never, number>
   created_at: ByDatabase<Date>
   updated_at: ColumnType<Date, never, Date>
@@ -29,7 +29,7 @@ export type UsersTable = {
   id: Fixed<string>
   email: Fixed<string>
   name: string
-  avatar_url: ByDatabase<string | null>
+  avatar_url: ColumnType<string | null, never, string | null>
   password_hash: ColumnType<never, string, string>
   pepper_id: ColumnType<never, string, string>
   password_version: ColumnType<number, never, number>
@@ -112,6 +112,13 @@ export type OutboxTable = {
   created_at: ByDatabase<Date>
 }
 
+export type UploadsTable = {
+  tenant_id: ByDatabase<string>
+  id: Fixed<string>
+  sha256: Fixed<Buffer | null>
+  store_id: ColumnType<string | null, string | null, string>
+}
+
 /** What exists behind the tenant gate only. */
 export type TenantTables = {
   tenants: TenantsTable
@@ -122,6 +129,7 @@ export type TenantTables = {
   audit_events: AuditEventsTable
   invitations: InvitationsTable
   outbox: OutboxTable
+  uploads: UploadsTable
 }
 
 /** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */

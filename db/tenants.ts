@@ -18,7 +18,10 @@ export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }
       't.created_at',
       't.updated_at',
       't.version',
-      sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members')
+      sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members'),
+      sql<number>`coalesce((select u.bytes from storage_usage u where u.tenant_id = t.id), 0)::float8`.as(
+        'storage_bytes'
+      )
     ])
 )
 

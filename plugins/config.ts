@@ -1,6 +1,7 @@
 import fp from 'fastify-plugin'
 import type { Config } from '../src/config.ts'
 import { type Cursors, createCursors } from '../src/cursors.ts'
+import { createFileLinks, type FileLinks } from '../src/file-links.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { createOneTimeTokens, type OneTimeTokens } from '../src/one-time-tokens.ts'
 
@@ -9,6 +10,7 @@ declare module 'fastify' {
     config: Config
     cursors: Cursors
     oneTimeTokens: OneTimeTokens
+    fileLinks: FileLinks
   }
 }
 
@@ -19,6 +21,7 @@ export default fp<{ config: Config }>(
     const keys = createKeyRing(config.jwtSecret, 'access token')
     app.decorate('cursors', createCursors(keys))
     app.decorate('oneTimeTokens', createOneTimeTokens(keys))
+    app.decorate('fileLinks', createFileLinks(keys))
   },
   { name: 'config' }
 )

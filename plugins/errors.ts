@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { classifyFailure } from '../db/failures.ts'
 import * as problems from '../src/errors.ts'
 import { type FieldError, Problem, problemDocument } from '../src/errors.ts'
+import { StoreFailure } from '../src/objects/store.ts'
 import { isDecodable } from '../src/paths.ts'
 
 const byFastifyCode: Record<string, typeof problems.internalError> = {
@@ -11,7 +12,11 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_CTP_INVALID_JSON_BODY: problems.malformedJson,
   FST_ERR_CTP_EMPTY_JSON_BODY: problems.malformedJson,
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: problems.malformedRequest,
-  FST_ERR_BAD_URL: problems.malformedRequest
+  FST_ERR_BAD_URL: problems.malformedRequest,
+  FST_PARTS_LIMIT: problems.payloadTooLarge,
+  FST_FILES_LIMIT: problems.payloadTooLarge,
+  FST_FIELDS_LIMIT: problems.payloadTooLarge,
+  FST_INVALID_MULTIPART_CONTENT_TYPE: problems.unsupportedMediaType
 }
 
 /** More than this many complaints about one request help nobody. */
@@ -71,6 +76,10 @@ function toProblem(err: unknown): Problem {
   if (err instanceof SyntaxError && statusCode === 400) return problems.malformedJson({ cause: err })
 
   const retry = { headers: { 'retry-after': '1' }, cause: err }
+  if (err instanceof StoreFailure) {
+    const later = { headers: { 'retry-after': '5' }, cause: err }
+    return err.kind === 'full' ? problems.storageFull(later) : problems.unavailable(later)
+  }
   switch (classifyFailure(err)) {
     case 'connection':
     case 'timeout':

@@ -8,6 +8,8 @@ declare module 'fastify' {
     health: {
       /** Whether the database answers. Asked at most once a second however many want to know. */
       database(): Promise<CheckStatus>
+      /** The same of the object store, without which all but files is served. */
+      storage(): Promise<CheckStatus>
       /** Whether this process has begun to shut down. */
       draining: boolean
     }
@@ -20,23 +22,10 @@ const patienceMs = 2000
 /** Knows whether the process can serve, and makes connections close after their reply once it is shutting down. */
 export default fp(
   async (app) => {
-    let asked: { at: number; answer: Promise<CheckStatus> } | undefined
-
-    async function ask(): Promise<CheckStatus> {
-      const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, patienceMs, 'down').unref())
-      const answer = app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {}).then(
-        () => 'ok' as const,
-        () => 'down' as const
-      )
-      return Promise.race([answer, late])
-    }
-
     const health = {
       draining: false,
-      database() {
-        if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
-        return asked.answer
-      }
+      database: asking(() => app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {})),
+      storage: asking(() => app.objects.check())
     }
     app.decorate('health', health)
     // when it is sent and not when it was asked for: what is under way when the shutdown begins must close too
@@ -48,5 +37,22 @@ export default fp(
       health.draining = true
     })
   },
-  { name: 'health', dependencies: ['database'] }
+  { name: 'health', dependencies: ['database', 'objects'] }
 )
+
+/** Remembers an answer for a moment, and takes silence for one. */
+function asking(check: () => Promise<unknown>): () => Promise<CheckStatus> {
+  let asked: { at: number; answer: Promise<CheckStatus> } | undefined
+  async function ask(): Promise<CheckStatus> {
+    const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, patienceMs, 'down').unref())
+    const answer = check().then(
+      () => 'ok' as const,
+      () => 'down' as const
+    )
+    return Promise.race([answer, late])
+  }
+  return () => {
+    if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
+    return asked.answer
+  }
+}

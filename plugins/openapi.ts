@@ -60,6 +60,7 @@ export default fp(
           { name: 'me', description: 'The signed-in person' },
           { name: 'tenant', description: 'Agencies' },
           { name: 'people', description: 'Members and invitations' },
+          { name: 'files', description: 'Documents and images' },
           { name: 'audit', description: 'Who did what' },
           { name: 'health', description: 'Whether the service can serve' },
           { name: 'docs', description: 'What you are reading' }

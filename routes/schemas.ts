@@ -80,6 +80,8 @@ export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done; t
 
 export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'You have the newest already' })
 
+const imageAddress = 'Of an image, relative to the origin of this API'
+
 export const Tenant = Type.Object(
   {
     id: Id,
@@ -96,20 +98,36 @@ export const Tenant = Type.Object(
       },
       { description: 'What the agency decides for itself' }
     ),
-    logo_url: Nullable(Type.String({ examples: [null] })),
-    usage: Type.Object({ members: Type.Integer({ minimum: 0, examples: [3] }) }),
+    logo_url: Nullable(Type.String({ description: imageAddress, examples: [null] })),
+    usage: Type.Object({
+      members: Type.Integer({ minimum: 0, examples: [3] }),
+      storage_bytes: Type.Integer({
+        minimum: 0,
+        description: 'Files, with those that are arriving and those that can be restored',
+        examples: [1024]
+      }),
+      storage_quota: Type.Integer({ minimum: 0, examples: [10_737_418_240] })
+    }),
     created_at: Timestamp,
     updated_at: Timestamp
   },
   { title: 'Tenant' }
 )
 
+/** A row as it is shown: what is counted stands under `usage`, beside how much there may be. */
+export function presentTenant<T extends { members: number; storage_bytes: number }>(
+  { members, storage_bytes, ...row }: T,
+  storage_quota: number
+) {
+  return { ...row, usage: { members, storage_bytes, storage_quota } }
+}
+
 export const User = Type.Object(
   {
     id: Id,
     email: Email,
     name: Name,
-    avatar_url: Nullable(Type.String({ examples: [null] })),
+    avatar_url: Nullable(Type.String({ description: imageAddress, examples: [null] })),
     email_verified: Type.Boolean({ examples: [false] }),
     tenant_id: Id,
     role: Role,

@@ -11,8 +11,11 @@ import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
 import mail from '../plugins/mail.ts'
+import objectSweep from '../plugins/object-sweep.ts'
+import objects from '../plugins/objects.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
+import requestBody from '../plugins/request-body.ts'
 import requestLog from '../plugins/request-log.ts'
 import revocations from '../plugins/revocations.ts'
 import tenants from '../plugins/tenants.ts'
@@ -21,7 +24,9 @@ import validation from '../plugins/validation.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
+import filesRoutes from '../routes/files/index.ts'
 import healthRoutes from '../routes/health/index.ts'
+import imagesRoutes from '../routes/images/index.ts'
 import invitationsRoutes from '../routes/invitations/index.ts'
 import membersRoutes from '../routes/members/index.ts'
 import problemsRoutes from '../routes/problems/index.ts'
@@ -60,8 +65,8 @@ export function buildApp(
     genReqId: requestId,
     rewriteUrl: canonicalUrl,
     routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
-    // a phone's connection is slow, an attacker's is slower
-    requestTimeout: 30_000,
+    // how long a body may take depends on its route: plugins/request-body.ts
+    requestTimeout: 0,
     connectionTimeout: 60_000,
     // longer than a load balancer keeps its idle connections
     keepAliveTimeout: 75_000,
@@ -84,8 +89,10 @@ export function buildApp(
   app.register(errors)
   app.register(validation)
   app.register(headers)
+  app.register(requestBody)
   app.register(requestLog)
   app.register(database)
+  app.register(objects)
   app.register(health)
   app.register(revocations)
   app.register(tenants)
@@ -95,6 +102,7 @@ export function buildApp(
   app.register(passwords)
   app.register(mail)
   app.register(housekeeping)
+  app.register(objectSweep)
   app.register(openapi)
 
   app.register(
@@ -106,6 +114,8 @@ export function buildApp(
       api.register(tenantsRoutes, { prefix: '/tenants' })
       api.register(membersRoutes, { prefix: '/members' })
       api.register(invitationsRoutes, { prefix: '/invitations' })
+      api.register(filesRoutes, { prefix: '/files' })
+      api.register(imagesRoutes)
       api.register(auditEventsRoutes, { prefix: '/audit-events' })
       api.register(problemsRoutes, { prefix: '/problems' })
       api.register(docsRoutes)
@@ -150,6 +160,7 @@ function refuseConnection(err: NodeJS.ErrnoException, socket: Socket): void {
   }
   let problem: Problem = malformedRequest()
   if (err.code === 'HPE_HEADER_OVERFLOW') problem = headersTooLarge()
+  // headers that came too slowly
   else if (err.code === 'ERR_HTTP_REQUEST_TIMEOUT') problem = requestTimeout()
   const { status, title } = problem.kind
   const id = randomUuid()

@@ -117,6 +117,26 @@ function rate(value: string): Rate {
   return { max: Number(match[1]), window_ms: Number(match[2]) * (unitMs[match[3] as string] as number) }
 }
 
+/** Bytes, as `100MiB` or `10GiB` or a number of them. */
+function bytes(value: string): number {
+  const [, count, unit = ''] = /^(\d{1,15})(KiB|MiB|GiB|TiB)?$/.exec(value) ?? []
+  const size = Number(count) * 1024 ** ['', 'KiB', 'MiB', 'GiB', 'TiB'].indexOf(unit)
+  if (!(size > 0 && size <= 2 ** 50)) throw new Unreadable('must be a size such as 100MiB or 10GiB')
+  return size
+}
+
+function httpUrl(value: string): string {
+  if (!URL.canParse(value) || !/^https?:$/.test(new URL(value).protocol) || new URL(value).pathname !== '/') {
+    throw new Unreadable('must be a URL such as https://storage.example.com, without a path')
+  }
+  return value.replace(/\/$/, '')
+}
+
+function bucketName(value: string): string {
+  if (!/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(value)) throw new Unreadable('must be the name of a bucket')
+  return value
+}
+
 const years = 10 * 366 * 86_400
 
 /** Every variable, once. `.env.example` and the README are tested against this table. */
@@ -130,6 +150,15 @@ export const settings = {
   databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
   databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
   dataDir: setting('DATA_DIR', '.aggios', text),
+  s3Endpoint: optional('S3_ENDPOINT', httpUrl),
+  s3Region: optional('S3_REGION', text),
+  s3Bucket: optional('S3_BUCKET', bucketName),
+  s3AccessKey: secret('S3_ACCESS_KEY', text),
+  s3SecretKey: secret('S3_SECRET_KEY', text),
+  s3PublicEndpoint: optional('S3_PUBLIC_ENDPOINT', httpUrl),
+  maxFileSize: setting('MAX_FILE_SIZE', '100MiB', bytes),
+  storageQuota: setting('STORAGE_QUOTA', '10GiB', bytes),
+  fileRestoreFor: setting('FILE_RESTORE_FOR', '604800', integer(0, years)),
   jwtSecret: secret('JWT_SECRET', list),
   passwordPepper: secret('PASSWORD_PEPPER', list),
   passwordMinLength: setting('PASSWORD_MIN_LENGTH', '12', integer(8, 64)),
@@ -259,6 +288,11 @@ function contradictions(config: Settings): string[] {
     ['PASSWORD_PEPPER', config.passwordPepper]
   ] as const) {
     if (new Set(values).size !== (values?.length ?? 0)) problems.push(`${name}: lists the same value twice`)
+  }
+  const storage = { S3_BUCKET: config.s3Bucket, S3_ACCESS_KEY: config.s3AccessKey, S3_SECRET_KEY: config.s3SecretKey }
+  for (const [name, value] of Object.entries(storage)) {
+    if (config.s3Endpoint && !value) problems.push(`${name}: must be set where there is an S3_ENDPOINT`)
+    if (!config.s3Endpoint && value) problems.push(`${name}: is set, but S3_ENDPOINT is not`)
   }
   if (config.databaseOwnerUrl && !config.databaseUrl) {
     problems.push('DATABASE_OWNER_URL: is set, but DATABASE_URL is not')

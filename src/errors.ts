@@ -149,7 +149,13 @@ export const requestTimeout = problem(
   'Send it again on a faster connection.'
 )
 
-// 409, 412, 413, 415, 421
+// 409, 412, 413, 415, 416, 421, 422
+export const conflict = problem(
+  'conflict',
+  409,
+  'It is not in a state that allows this',
+  'Read it again; `detail` says what is in the way.'
+)
 export const slugTaken = problem('slug_taken', 409, 'This name is taken', 'Choose another slug.')
 export const emailTaken = problem(
   'email_taken',
@@ -189,11 +195,29 @@ export const preconditionFailed = problem(
   'Read it again and repeat the change with the new ETag in If-Match.'
 )
 export const payloadTooLarge = problem('payload_too_large', 413, 'The body is too large', 'Send less.')
+export const fileTooLarge = problem(
+  'file_too_large',
+  413,
+  'The file is too large',
+  'Send a smaller file. `detail` says how large one may be.'
+)
+export const rangeNotSatisfiable = problem(
+  'range_not_satisfiable',
+  416,
+  'The file has no such range',
+  'Ask for bytes that are within the size in Content-Range.'
+)
+export const quotaExceeded = problem(
+  'quota_exceeded',
+  422,
+  "The agency's storage is full",
+  'Delete files for good, or ask for more room. `usage` of `GET /api/v1/tenant` says how much there is.'
+)
 export const unsupportedMediaType = problem(
   'unsupported_media_type',
   415,
   'This media type is not accepted here',
-  'Send `Content-Type: application/json`.'
+  'Send the Content-Type that the operation names, and files that are what their name says.'
 )
 export const unknownHost = problem(
   'unknown_host',
@@ -215,6 +239,8 @@ export const internalError = problem(
 )
 export const unavailable = problem('unavailable', 503, 'A part of the service is away', retryLater)
 export const overloaded = problem('overloaded', 503, 'The service is busy', retryLater)
+/** The object store has no room for anybody, which waits for an operator. */
+export const storageFull = problem('storage_full', 507, 'There is no room for files', retryLater)
 export const shuttingDown = problem('shutting_down', 503, 'This process is shutting down', retryLater)
 
 /**

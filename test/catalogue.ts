@@ -4,18 +4,31 @@
  */
 
 /** Tables that belong to no tenant, and why that is right: identities and agencies themselves, and the list of migrations. */
-export const tablesWithoutTenant = ['tenants', 'users', 'audit_horizon', 'kysely_migration', 'kysely_migration_lock']
+export const tablesWithoutTenant = [
+  'tenants',
+  'users',
+  'audit_horizon',
+  'object_sweep',
+  'kysely_migration',
+  'kysely_migration_lock'
+]
 
 /** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
 export const definerFunctions = [
+  'advance_object_sweep(text)',
   'audit_kept_from()',
+  'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
+  'claim_object_sweep(interval)',
   'drop_audit_partitions(interval)',
   'end_my_identity(interval)',
   'end_my_sessions(uuid,uuid,interval)',
   'ensure_audit_partitions()',
+  'files_after(uuid,uuid,integer)',
   'find_identity(text)',
   'find_tenant(text)',
+  'known_objects(uuid[],text[],uuid[])',
+  'miscounted_storage()',
   'my_credentials()',
   'my_sessions(interval)',
   'my_tenants()',
@@ -179,8 +192,8 @@ export const checks: readonly Check[] = [
       },
       {
         title: 'rows that were meant to be public',
-        plant: `${goodTable('files')} create policy public_files on files for select using (key like 'public/%')`,
-        finds: 'files.public_files'
+        plant: `${goodTable('documents')} create policy public_files on documents for select using (key like 'public/%')`,
+        finds: 'documents.public_files'
       },
       {
         title: 'one for the server alone',
@@ -361,27 +374,27 @@ export const checks: readonly Check[] = [
     defects: [
       {
         title: 'a key that is unique among all tenants',
-        plant: `${goodTable('files')} create unique index files_key on files (key)`,
+        plant: `${goodTable('documents')} create unique index files_key on documents (key)`,
         finds: 'files_key'
       },
       {
         title: 'an expression that is',
-        plant: `${goodTable('files')} create unique index files_key on files (lower(key), tenant_id)`,
+        plant: `${goodTable('documents')} create unique index files_key on documents (lower(key), tenant_id)`,
         finds: 'files_key'
       },
       {
         title: 'an exclusion that is',
-        plant: `${goodTable('files')} alter table files add constraint files_key exclude (key with =)`,
+        plant: `${goodTable('documents')} alter table documents add constraint files_key exclude (key with =)`,
         finds: 'files_key'
       },
       {
         title: 'a primary key that is',
-        plant: `${goodTable('files')} alter table files drop constraint files_pkey; alter table files add primary key (id)`,
-        finds: 'files_pkey'
+        plant: `${goodTable('documents')} alter table documents drop constraint documents_pkey; alter table documents add primary key (id)`,
+        finds: 'documents_pkey'
       },
       {
         title: 'the tenant as a passenger',
-        plant: `${goodTable('files')} create unique index files_key on files (key) include (tenant_id)`,
+        plant: `${goodTable('documents')} create unique index files_key on documents (key) include (tenant_id)`,
         finds: 'files_key'
       }
     ]

@@ -63,6 +63,7 @@ const contract: Record<string, string | undefined> = {
   APP_URL: undefined,
   TENANT_PURGE_AFTER: '2592000',
   AUDIT_RETENTION: '0',
+  FILE_RESTORE_FOR: '604800',
   CORS_ORIGINS: '',
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',

@@ -120,6 +120,7 @@ const secrets = {
   AGGIOS_OWNER_PASSWORD: 'eeee5555ffff6666',
   REDIS_PASSWORD: 'abab1212cdcd3434',
   MINIO_ROOT_PASSWORD: 'efef5656abab7878',
+  S3_SECRET_KEY: '0101abab2323cdcd',
   CF_DNS_API_TOKEN: 'cdcd9090efef1212'
 }
 const exampleLines = read('.env.example').split('\n')
@@ -292,11 +293,12 @@ t.test('settings and secrets of the containers', async (t) => {
     })
     t.strictSame(Object.fromEntries(known), {
       traefik: ['CF_DNS_API_TOKEN'],
-      backend: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'],
+      backend: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER', 'S3_SECRET_KEY'],
       certificates: [],
       postgres: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'POSTGRES_PASSWORD'],
       redis: ['REDIS_PASSWORD'],
       minio: ['MINIO_ROOT_PASSWORD'],
+      'minio-setup': ['MINIO_ROOT_PASSWORD', 'S3_SECRET_KEY'],
       'minio-gateway': []
     })
   })

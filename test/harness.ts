@@ -32,6 +32,7 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT_AUTH: '0',
     LOG_LEVEL: 'silent',
     DATABASE_URL: database.app,
+    DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
     ...env
   }
 }

@@ -29,7 +29,12 @@ const rows: Record<string, string> = {
   outbox: `insert into outbox (tenant_id, kind, subject_id, generation) values ($1, 'invitation', $2, 1), ($1, 'invitation', $3, 1)`,
   audit_seals: `insert into audit_seals (tenant_id, seq, from_at, to_at, ids, hashes, digest)
     values ($1, 1, now(), now(), array[$2::uuid], array[sha256('a')], sha256('a')),
-      ($1, 2, now(), now(), array[$3::uuid], array[sha256('b')], sha256('b'))`
+      ($1, 2, now(), now(), array[$3::uuid], array[sha256('b')], sha256('b'))`,
+  files: `insert into files (tenant_id, id, name, folded_name, size, created_by, expires_at)
+    values ($1, $2, 'one', 'one', 1, $2, now()), ($1, $3, 'two', 'two', 1, $3, now())`,
+  uploads: `insert into uploads (tenant_id, id) values ($1, $2), ($1, $3)`,
+  // one row a tenant
+  storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`
 }
 
 async function prepare(t: Test): Promise<{ database: DatabaseUrls; tables: Table[] }> {

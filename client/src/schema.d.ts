@@ -516,6 +516,278 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/files': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * Files
+     * @description The newest first. A cursor belongs to the filters with which it was given.
+     */
+    get: operations['listFiles']
+    put?: never
+    /**
+     * Upload a file
+     * @description A form with one part `file`, and optionally `purpose` and `sha256` (in hex; refused when it is not that of what arrives). What the file is is decided by what is in it; programs, and files that pretend to be another kind, are refused.
+     */
+    post: operations['createFile']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/{id}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /** A file, without its bytes */
+    get: operations['getFile']
+    put?: never
+    post?: never
+    /**
+     * Delete a file
+     * @description Members their own, admins any. It can be restored for a while, in which it still takes room; `permanent` deletes for good, also what is deleted already.
+     */
+    delete: operations['deleteFile']
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/{id}/restore': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Restore a deleted file
+     * @description Members their own, admins any, until it is removed for good.
+     */
+    post: operations['restoreFile']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/{id}/content': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * The bytes of a file
+     * @description Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.
+     */
+    get: operations['getFileContent']
+    put?: never
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/{id}/url': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * A link to the bytes
+     * @description For one file and five minutes, good without a token: for players, viewers and downloads.
+     */
+    get: operations['getFileUrl']
+    put?: never
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/links/{token}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * The bytes of a file, by a link
+     * @description Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.
+     */
+    get: operations['getLinkedFileContent']
+    /**
+     * Send the bytes of a direct upload
+     * @description Where clients can not reach the store itself, a direct upload leads here.
+     */
+    put: operations['putLinkedFileContent']
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/uploads': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin a direct upload
+     * @description Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. Until then there is no file.
+     */
+    post: operations['createUpload']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/{id}/complete': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Complete a direct upload
+     * @description Checks what arrived: size, SHA-256 and type. Repeating it after a lost reply gives the file again.
+     */
+    post: operations['completeUpload']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/resumable': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin a resumable upload
+     * @description tus 1.0. Room for the whole file is kept until the upload ends or nothing has moved for a day.
+     */
+    post: operations['createResumableUpload']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/files/resumable/{id}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    post?: never
+    /** Give an upload up */
+    delete: operations['cancelResumableUpload']
+    options?: never
+    head?: never
+    /**
+     * Send the next bytes of an upload
+     * @description From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there.
+     */
+    patch: operations['continueResumableUpload']
+    trace?: never
+  }
+  '/api/v1/users/me/avatar': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    /**
+     * Set the avatar
+     * @description A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.
+     */
+    put: operations['setAvatar']
+    post?: never
+    /** Remove the avatar */
+    delete: operations['deleteAvatar']
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/tenant/logo': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    /**
+     * Set the logo
+     * @description A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.
+     */
+    put: operations['setLogo']
+    post?: never
+    /** Remove the logo */
+    delete: operations['deleteLogo']
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/images/{owner_id}/{id}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * An avatar or a logo
+     * @description What `avatar_url` and `logo_url` name. Whoever was shown the address may fetch it, from any page.
+     */
+    get: operations['getImage']
+    put?: never
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/audit-events': {
     parameters: {
       query?: never
@@ -688,6 +960,7 @@ export interface components {
         | 'route_not_found'
         | 'method_not_allowed'
         | 'request_timeout'
+        | 'conflict'
         | 'slug_taken'
         | 'email_taken'
         | 'already_invited'
@@ -696,6 +969,9 @@ export interface components {
         | 'last_owner'
         | 'precondition_failed'
         | 'payload_too_large'
+        | 'file_too_large'
+        | 'range_not_satisfiable'
+        | 'quota_exceeded'
         | 'unsupported_media_type'
         | 'unknown_host'
         | 'rate_limited'
@@ -703,6 +979,7 @@ export interface components {
         | 'internal_error'
         | 'unavailable'
         | 'overloaded'
+        | 'storage_full'
         | 'shutting_down'
       request_id?: string
       /** @description Every failure of validation, with a JSON pointer each; only with `validation_failed` */
@@ -720,6 +997,13 @@ export interface components {
       status: 'ok' | 'degraded'
       checks: {
         database: {
+          /**
+           * @example ok
+           * @enum {string}
+           */
+          status: 'ok' | 'down'
+        }
+        storage: {
           /**
            * @example ok
            * @enum {string}
@@ -771,7 +1055,10 @@ export interface components {
       email: string
       /** @example Ada Lovelace */
       name: string
-      /** @example null */
+      /**
+       * @description Of an image, relative to the origin of this API
+       * @example null
+       */
       avatar_url: string | null
       /** @example false */
       email_verified: boolean
@@ -824,11 +1111,21 @@ export interface components {
         allowed_origins?: string[]
         locale?: components['schemas']['Locale']
       }
-      /** @example null */
+      /**
+       * @description Of an image, relative to the origin of this API
+       * @example null
+       */
       logo_url: string | null
       usage: {
         /** @example 3 */
         members: number
+        /**
+         * @description Files, with those that are arriving and those that can be restored
+         * @example 1024
+         */
+        storage_bytes: number
+        /** @example 10737418240 */
+        storage_quota: number
       }
       /**
        * Format: date-time
@@ -1110,6 +1407,101 @@ export interface components {
       /** @example correct horse battery staple */
       password?: string
     }
+    File: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /**
+       * @description As people call it; never part of a path
+       * @example Contract.pdf
+       */
+      name: string
+      /** @example contract */
+      purpose: string | null
+      /**
+       * @description By what is in it
+       * @example application/pdf
+       */
+      content_type: string
+      /** @example 1024 */
+      size: number
+      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      sha256: string
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      created_by: string | null
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+    }
+    FilePage: {
+      data: components['schemas']['File'][]
+      next_cursor: string | null
+    }
+    FileLink: {
+      /**
+       * Format: uri
+       * @example https://storage.example.com/aggios/file
+       */
+      url: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      expires_at: string
+    }
+    NewUpload: {
+      /**
+       * @description As people call it; never part of a path
+       * @example Contract.pdf
+       */
+      name: string
+      /** @example application/pdf */
+      content_type: string
+      /** @example 1024 */
+      size: number
+      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      sha256: string
+      /** @example contract */
+      purpose?: string
+    }
+    Upload: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /**
+       * Format: uri
+       * @example https://storage.example.com/aggios/file
+       */
+      url: string
+      /**
+       * @example PUT
+       * @enum {string}
+       */
+      method: 'PUT'
+      /**
+       * @description To be sent with the bytes, exactly
+       * @example {
+       *       "content-type": "application/pdf"
+       *     }
+       */
+      headers: {
+        [key: string]: string
+      }
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      expires_at: string
+    }
     /** @description Something that happened in the agency. Rows are never changed. */
     AuditEvent: {
       /**
@@ -1219,6 +1611,11 @@ export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type NewInvitation = components['schemas']['NewInvitation']
 export type Acceptance = components['schemas']['Acceptance']
+export type File = components['schemas']['File']
+export type FilePage = components['schemas']['FilePage']
+export type FileLink = components['schemas']['FileLink']
+export type NewUpload = components['schemas']['NewUpload']
+export type Upload = components['schemas']['Upload']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
@@ -5452,6 +5849,2633 @@ export interface operations {
           'Retry-After'?: string
           'RateLimit-Policy'?: string
           RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  listFiles: {
+    parameters: {
+      query?: {
+        limit?: number
+        /** @description `next_cursor` of the page before */
+        cursor?: string
+        /** @example contract */
+        purpose?: string
+        /** @description Part of the name, whatever its case and accents */
+        q?: string
+        /** @description Those that can be restored */
+        deleted?: boolean
+      }
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description FilePage */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['FilePage']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_cursor`: The cursor is not one of this list
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  createFile: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description File */
+      201: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['File']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `payload_too_large`: The body is too large
+       *     `file_too_large`: The file is too large
+       */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `quota_exceeded`: The agency's storage is full */
+      422: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getFile: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description File */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['File']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  deleteFile: {
+    parameters: {
+      query?: {
+        /** @description Without a way back, and the room is free */
+        permanent?: boolean
+      }
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  restoreFile: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description File */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['File']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getFileContent: {
+    parameters: {
+      query?: never
+      header?: {
+        /**
+         * @description ETag of what is known
+         * @example "1.1-441d7c9db9ee"
+         */
+        'if-none-match'?: string
+        /**
+         * @description One range of bytes
+         * @example bytes=0-1023
+         */
+        range?: string
+        /** @description ETag for which the range is meant */
+        'if-range'?: string
+      }
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description The bytes */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          '*/*': string
+        }
+      }
+      /** @description The range that was asked for */
+      206: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          '*/*': string
+        }
+      }
+      /** @description You have the newest already */
+      304: {
+        headers: {
+          ETag?: string
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `range_not_satisfiable`: The file has no such range */
+      416: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getFileUrl: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description FileLink */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['FileLink']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getLinkedFileContent: {
+    parameters: {
+      query?: never
+      header?: {
+        /**
+         * @description ETag of what is known
+         * @example "1.1-441d7c9db9ee"
+         */
+        'if-none-match'?: string
+        /**
+         * @description One range of bytes
+         * @example bytes=0-1023
+         */
+        range?: string
+        /** @description ETag for which the range is meant */
+        'if-range'?: string
+      }
+      path: {
+        token: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description The bytes */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          '*/*': string
+        }
+      }
+      /** @description The range that was asked for */
+      206: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          '*/*': string
+        }
+      }
+      /** @description You have the newest already */
+      304: {
+        headers: {
+          ETag?: string
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_mismatch`: The token belongs to another agency */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `range_not_satisfiable`: The file has no such range */
+      416: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  putLinkedFileContent: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        token: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_mismatch`: The token belongs to another agency */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  createUpload: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['NewUpload']
+      }
+    }
+    responses: {
+      /** @description Upload */
+      201: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Upload']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
+       */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `quota_exceeded`: The agency's storage is full */
+      422: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  completeUpload: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description File */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['File']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  createResumableUpload: {
+    parameters: {
+      query?: never
+      header: {
+        /** @example 1.0.0 */
+        'tus-resumable'?: string
+        /**
+         * @description Bytes of the whole file
+         * @example 1024
+         */
+        'upload-length': string
+        /**
+         * @description Keys with values in base64: `filename`, `filetype`, `purpose`, `sha256`
+         * @example filename Q29udHJhY3QucGRm
+         */
+        'upload-metadata'?: string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Begun; `Location` says where it goes on */
+      201: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `precondition_failed`: It has changed since you read it */
+      412: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `file_too_large`: The file is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `quota_exceeded`: The agency's storage is full */
+      422: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  cancelResumableUpload: {
+    parameters: {
+      query?: never
+      header?: {
+        /** @example 1.0.0 */
+        'tus-resumable'?: string
+      }
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `precondition_failed`: It has changed since you read it */
+      412: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  continueResumableUpload: {
+    parameters: {
+      query?: never
+      header: {
+        /** @example 1.0.0 */
+        'tus-resumable'?: string
+        /**
+         * @description Bytes that the server has
+         * @example 0
+         */
+        'upload-offset': string
+      }
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `precondition_failed`: It has changed since you read it */
+      412: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  setAvatar: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description The signed-in person in the tenant of the token */
+      200: {
+        headers: {
+          ETag?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['User']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `payload_too_large`: The body is too large
+       *     `file_too_large`: The file is too large
+       */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  deleteAvatar: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  setLogo: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Tenant */
+      200: {
+        headers: {
+          ETag?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Tenant']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `payload_too_large`: The body is too large
+       *     `file_too_large`: The file is too large
+       */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `storage_full`: There is no room for files */
+      507: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  deleteLogo: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getImage: {
+    parameters: {
+      query?: never
+      header?: {
+        /**
+         * @description ETag of what is known
+         * @example "1.1-441d7c9db9ee"
+         */
+        'if-none-match'?: string
+      }
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        owner_id: string
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description The image */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'image/webp': string
+        }
+      }
+      /** @description You have the newest already */
+      304: {
+        headers: {
+          ETag?: string
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
           [name: string]: unknown
         }
         content: {

@@ -8,6 +8,7 @@ import { normalizeEmail } from '../../src/emails.ts'
 import { emailTaken, notFound, slugTaken } from '../../src/errors.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
+import { presentTenant } from '../schemas.ts'
 import type { NewRegistration } from './schemas.ts'
 
 /** A new agency, its first owner and their first session: all of it, or nothing. */
@@ -38,11 +39,10 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
     request.tenantQuery(readTenant, scope, scope)
   ])
   if (!user || !row) throw notFound()
-  const { members, ...registered } = row
   return {
     ...app.tokens.issue({ ...scope, email, role: 'owner', sid }, 0),
     user,
-    tenant: { ...registered, usage: { members } }
+    tenant: presentTenant(row, await app.storageQuota(row.id))
   }
 }
 

@@ -3,10 +3,11 @@ import { Type } from '@sinclair/typebox'
 import { shuttingDown, unavailable } from '../../src/errors.ts'
 import { StringEnum } from '../schemas.ts'
 
+const Check = Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) })
 const Health = Type.Object(
   {
     status: StringEnum(['ok', 'degraded'], { examples: ['ok'] }),
-    checks: Type.Object({ database: Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) }) })
+    checks: Type.Object({ database: Check, storage: Check })
   },
   { title: 'Health' }
 )
@@ -20,9 +21,10 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['health']
 
   async function check() {
-    const checks = { database: { status: await app.health.database() } }
-    if (checks.database.status === 'down') throw unavailable({ headers: retry, extensions: { checks } })
-    return { status: 'ok' as const, checks }
+    const [database, storage] = await Promise.all([app.health.database(), app.health.storage()])
+    const checks = { database: { status: database }, storage: { status: storage } }
+    if (database === 'down') throw unavailable({ headers: retry, extensions: { checks } })
+    return { status: storage === 'ok' ? ('ok' as const) : ('degraded' as const), checks }
   }
 
   app.get(

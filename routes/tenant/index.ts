@@ -13,7 +13,7 @@ import { isOrigin } from '../../src/config.ts'
 import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
-import { Accepted, NoContent, NotModified, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
+import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
 import { Deletion, TenantPatch, Transfer } from './schemas.ts'
@@ -45,7 +45,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         reply.code(304)
         return
       }
-      return present(row)
+      return presentTenant(row, await app.storageQuota(row.id))
     }
   )
 
@@ -84,7 +84,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (outcome === 'changed') throw preconditionFailed()
       await app.revocations.readNow()
       reply.header('etag', tenantTag(outcome)).header('cache-control', 'private, no-cache')
-      return present(outcome)
+      return presentTenant(outcome, await app.storageQuota(outcome.id))
     }
   )
 
@@ -188,11 +188,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-type Row = { id: string; version: number; members: number }
-
-function present<T extends Row>({ members, ...row }: T) {
-  return { ...row, usage: { members } }
-}
+type Row = { id: string; version: number; members: number; storage_bytes: number }
 
 /** What was read already, and the rest. */
 async function* continued(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
@@ -218,14 +214,14 @@ function requireOrigins(origins: string[], production: boolean): void {
 
 /** The first part changes with what can be written here, the last with what is counted. */
 function tenantTag(row: Row): string {
-  return `"${versionPart(row)}-${row.members}"`
+  return `"${versionPart(row)}-${row.members}-${row.storage_bytes}"`
 }
 
 const versionPart = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
 
 /** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
-  const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+"/g, '"$1"')
+  const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+-\d+"/g, '"$1"')
   return matchesTag(withoutCounts, `"${versionPart(row)}"`, 'strong')
 }
 

@@ -5,7 +5,7 @@ import { recordAudit } from '../../db/audit.ts'
 import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
 import { notFound, slugTaken } from '../../src/errors.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
-import { Name, Slug, Tenant } from '../schemas.ts'
+import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
 const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'NewTenant' })
 
@@ -38,9 +38,8 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
 
       const [row] = await request.tenantQuery(readTenant, scope, scope)
       if (!row) throw notFound()
-      const { members, ...tenant } = row
       reply.code(201)
-      return { ...tenant, usage: { members } }
+      return presentTenant(row, await app.storageQuota(row.id))
     }
   )
 }

@@ -1,0 +1,121 @@
+import fp from 'fastify-plugin'
+import { advanceObjectSweep, claimFiles, claimObjectSweep, knownObjects, removeFile } from '../db/files.ts'
+import { fileKey, isOurKey, uploadKey } from '../src/objects/keys.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    objectSweep: {
+      /** Something may have to be removed; the sweep need not wait for its turn. */
+      nudge(): void
+      /** Does all that there is to do now. */
+      run(): Promise<void>
+      stats(): { pending: number; deleted: number; orphans: number }
+    }
+  }
+}
+
+const intervalMs = 60_000
+const batch = 100
+/** Longer than it takes to remove a batch; when this process dies another goes on after it. */
+const lease_seconds = 120
+const page = 1000
+/** An object is written before the row that refers to it where an image is replaced. */
+const orphanAfterMs = 3_600_000
+const nobody = { tenant_id: null, user_id: null, request: '' }
+
+/**
+ * Removes from the object store what should not be there: uploads that were given up, files that were deleted, and objects that
+ * no row refers to. Any number of processes may run it; each takes what nobody else has.
+ */
+export default fp(
+  async (app) => {
+    const counts = { pending: 0, deleted: 0, orphans: 0 }
+    let timer: NodeJS.Timeout | undefined
+    let running: Promise<void> | undefined
+    let again = false
+    let closed = false
+
+    /** Bytes first and the row last, so that a crash in between leaves a row that says what is to be done. */
+    async function removeFiles(): Promise<void> {
+      for (;;) {
+        const claimed = await app.gate.query(nobody, claimFiles, { batch, lease_seconds })
+        for (const { tenant_id, id, was, store_id } of claimed) {
+          const key = fileKey(tenant_id, id)
+          if (store_id !== null) await app.objects.dropParts(key, store_id)
+          await app.objects.remove(key)
+          await app.objects.remove(uploadKey(tenant_id, id))
+          await app.gate.query({ tenant_id, user_id: null, request: '' }, removeFile, { tenant_id, id })
+          counts[was === 'pending' ? 'pending' : 'deleted']++
+        }
+        if (claimed.length < batch || closed) return
+      }
+    }
+
+    /** One page of the store at a time, so that however much lies there a turn costs the same. */
+    async function removeOrphans(): Promise<void> {
+      const [turn] = await app.gate.query(nobody, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
+      if (turn?.reached === null || turn === undefined) return
+      const objects = await app.objects.list(turn.reached, page)
+      const settledBefore = Date.now() - orphanAfterMs
+      const settled = objects.filter(({ key, modified_at }) => isOurKey(key) && modified_at.getTime() < settledBefore)
+      const parts = settled.map(({ key }) => key.split('/') as [string, string, string])
+      const known = await app.gate.query(nobody, knownObjects, {
+        owners: parts.map(([owner]) => owner),
+        kinds: parts.map(([, kind]) => kind),
+        ids: parts.map(([, , id]) => id)
+      })
+      const wanted = new Set(known.map(({ owner, kind, id }) => `${owner}/${kind}/${id}`))
+      for (const { key } of settled) {
+        if (wanted.has(key)) continue
+        await app.objects.remove(key)
+        counts.orphans++
+      }
+      const reached = objects.length < page ? '' : (objects.at(-1)?.key ?? '')
+      await app.gate.query(nobody, advanceObjectSweep, { reached })
+    }
+
+    async function run(): Promise<void> {
+      const before = { ...counts }
+      for (const work of [removeFiles, removeOrphans]) {
+        if (closed) return
+        await work().catch((err) => app.log.warn({ err }, 'the object store could not be swept, and is tried again'))
+      }
+      const swept = Object.entries(counts).map(([what, count]) => [what, count - before[what as keyof typeof before]])
+      if (swept.some(([, count]) => Number(count) > 0))
+        app.log.info({ swept: Object.fromEntries(swept) }, 'object store swept')
+    }
+
+    function work(): Promise<void> {
+      clearTimeout(timer)
+      again = running !== undefined
+      running ??= run().finally(() => {
+        running = undefined
+        if (closed) return
+        timer = setTimeout(work, again ? 0 : intervalMs)
+        timer.unref()
+      })
+      return running
+    }
+
+    app.decorate('objectSweep', {
+      nudge: () => {
+        if (!closed) setImmediate(work)
+      },
+      run: work,
+      stats: () => ({ ...counts })
+    })
+    app.addHook('onReady', async () => {
+      timer = setTimeout(work, intervalMs)
+      timer.unref()
+    })
+    app.addHook('preClose', async () => {
+      closed = true
+      clearTimeout(timer)
+    })
+    // once no request is under way any more
+    app.addHook('onClose', async () => {
+      await running
+    })
+  },
+  { name: 'object-sweep', dependencies: ['database', 'objects'] }
+)

@@ -1,0 +1,126 @@
+import { Readable } from 'node:stream'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FileRow } from '../../db/files.ts'
+import { findRange } from '../../src/byte-ranges.ts'
+import { notFound, rangeNotSatisfiable, tenantMismatch } from '../../src/errors.ts'
+import { matchesTag } from '../../src/etags.ts'
+import { linkSeconds } from '../../src/file-links.ts'
+import { attachment } from '../../src/file-names.ts'
+import { fileKey } from '../../src/objects/keys.ts'
+import { NotModified, ReadConditions } from '../schemas.ts'
+import { requireFile, requireLinkedFile } from './found.ts'
+import { FileLink, FileParams, LinkParams } from './schemas.ts'
+
+const RangeConditions = Type.Object({
+  ...ReadConditions.properties,
+  range: Type.Optional(Type.String({ description: 'One range of bytes', examples: ['bytes=0-1023'] })),
+  'if-range': Type.Optional(Type.String({ description: 'ETag for which the range is meant' }))
+})
+const bytes = (description: string) => ({
+  description,
+  content: { '*/*': { schema: Type.String({ format: 'binary' }) } }
+})
+const responses = { 200: bytes('The bytes'), 206: bytes('The range that was asked for'), 304: NotModified }
+
+/** The bytes of files, to whoever may read them or holds a link that says so. */
+const content: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['files']
+  const problems = ['not_found', 'range_not_satisfiable']
+  const description = 'Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.'
+
+  app.get(
+    '/:id/content',
+    {
+      config: { access: 'viewer', problems },
+      schema: {
+        operationId: 'getFileContent',
+        summary: 'The bytes of a file',
+        description,
+        tags,
+        params: FileParams,
+        headers: RangeConditions,
+        response: responses
+      }
+    },
+    async (request, reply) =>
+      sendContent(request, reply, request.user.tenant_id, await requireFile(request, request.params.id))
+  )
+
+  app.get(
+    '/:id/url',
+    {
+      config: { access: 'viewer', problems: ['not_found'] },
+      schema: {
+        operationId: 'getFileUrl',
+        summary: 'A link to the bytes',
+        description: 'For one file and five minutes, good without a token: for players, viewers and downloads.',
+        tags,
+        params: FileParams,
+        response: { 200: FileLink }
+      }
+    },
+    async (request) => {
+      const { tenant_id } = request.user
+      const { id, name, content_type } = await requireFile(request, request.params.id)
+      const expires_at = new Date(Date.now() + linkSeconds * 1000)
+      const reply = { content_type, content_disposition: attachment(name) }
+      const direct = await app.objects.direct?.get(fileKey(tenant_id, id), reply, linkSeconds)
+      const token = app.fileLinks.issue('read', { tenant_id, id, expires_at })
+      return { url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`, expires_at }
+    }
+  )
+
+  app.get(
+    '/links/:token',
+    {
+      config: { access: 'public', problems: [...problems, 'tenant_mismatch'] },
+      schema: {
+        operationId: 'getLinkedFileContent',
+        summary: 'The bytes of a file, by a link',
+        description,
+        tags,
+        params: LinkParams,
+        headers: RangeConditions,
+        response: responses
+      }
+    },
+    async (request, reply) => {
+      const link = app.fileLinks.verify('read', request.params.token)
+      if (!link) throw notFound()
+      if (request.tenant && request.tenant.id !== link.tenant_id) throw tenantMismatch()
+      return sendContent(request, reply, link.tenant_id, await requireLinkedFile(request, link))
+    }
+  )
+
+  async function sendContent(request: FastifyRequest, reply: FastifyReply, tenantId: string, file: FileRow) {
+    const tag = `"${file.sha256}"`
+    reply
+      .header('etag', tag)
+      .header('cache-control', 'private, no-cache')
+      .header('accept-ranges', 'bytes')
+      .header('content-security-policy', "default-src 'none'; frame-ancestors 'none'; sandbox")
+      .header('content-disposition', attachment(file.name))
+    const known = request.headers['if-none-match']
+    if (known !== undefined && matchesTag(known, tag, 'weak')) {
+      reply.code(304)
+      return
+    }
+    const condition = request.headers['if-range']
+    const meant = condition === undefined || matchesTag(String(condition), tag, 'strong')
+    const range = meant ? findRange(request.headers.range, file.size) : undefined
+    if (range === 'unsatisfiable') {
+      throw rangeNotSatisfiable({ headers: { 'content-range': `bytes */${file.size}` } })
+    }
+    if (range) reply.code(206).header('content-range', `bytes ${range.start}-${range.end}/${file.size}`)
+    reply.type(file.content_type).header('content-length', range ? range.end - range.start + 1 : file.size)
+    if (request.method === 'HEAD' || file.size === 0) return Readable.from([]) as never
+    const stream = await app.objects.get(fileKey(tenantId, file.id), range)
+    // a row without its bytes waits for an operator: `npm run files -- compare` names it
+    if (!stream) throw new Error(`the bytes of file ${file.id} are missing`)
+    return stream as never
+  }
+}
+
+export default content

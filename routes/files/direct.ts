@@ -1,0 +1,151 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyRequest } from 'fastify'
+import { readFile } from '../../db/files.ts'
+import { conflict, notFound, payloadTooLarge, tenantMismatch, validationFailed } from '../../src/errors.ts'
+import { linkSeconds } from '../../src/file-links.ts'
+import { cleanFileName } from '../../src/file-names.ts'
+import { fileKey, uploadKey } from '../../src/objects/keys.ts'
+import { writeObject } from '../../src/objects/writing.ts'
+import { NoContent } from '../schemas.ts'
+import { finishArrived } from './arrived.ts'
+import { insertUpload, readUpload } from './queries.ts'
+import { reserve } from './receiving.ts'
+import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
+
+/** A direct upload that is not completed for this long is given up. */
+const patienceSeconds = 3600
+
+/** Uploads that go to the store itself, or where clients can't reach it, to a link; and are looked at afterwards. */
+const direct: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['files']
+
+  app.post(
+    '/uploads',
+    {
+      config: { access: 'member', problems: ['file_too_large', 'quota_exceeded'] },
+      schema: {
+        operationId: 'createUpload',
+        summary: 'Begin a direct upload',
+        description:
+          'Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. Until then there is no file.',
+        tags,
+        body: NewUpload,
+        response: { 201: Upload }
+      }
+    },
+    async (request, reply) => {
+      const { tenant_id } = request.user
+      const { name: given, content_type, size, sha256: hex, purpose = null } = request.body
+      const name = cleanFileName(given)
+      const sha256 = Buffer.from(hex, 'hex')
+      const id = await reserve(app, request, { name, content_type, purpose, size }, patienceSeconds)
+      await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
+      const expires_at = new Date(Date.now() + linkSeconds * 1000)
+      const target = await app.objects.direct?.put(
+        uploadKey(tenant_id, id),
+        { size, sha256, content_type },
+        linkSeconds
+      )
+      const token = app.fileLinks.issue('write', { tenant_id, id, expires_at })
+      reply.code(201)
+      return {
+        id,
+        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`,
+        method: 'PUT' as const,
+        headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
+        expires_at
+      }
+    }
+  )
+
+  app.post(
+    '/:id/complete',
+    {
+      config: {
+        access: 'member',
+        problems: ['not_found', 'conflict', 'validation_failed', 'unsupported_media_type', 'storage_full']
+      },
+      schema: {
+        operationId: 'completeUpload',
+        summary: 'Complete a direct upload',
+        description:
+          'Checks what arrived: size, SHA-256 and type. Repeating it after a lost reply gives the file again.',
+        tags,
+        params: FileParams,
+        response: { 200: File }
+      }
+    },
+    async (request) => {
+      const { id } = request.params
+      const { tenant_id, user_id } = request.user
+      const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
+      if (upload?.created_by !== user_id || upload.sha256 === null) return requireOwn(request, id)
+      const [from, to] = [uploadKey(tenant_id, id), fileKey(tenant_id, id)]
+      const arrived = (upload.size === 0 || (await app.objects.size(from))) ?? (await app.objects.size(to))
+      if (arrived === undefined) throw conflict({ detail: 'nothing has arrived yet' })
+      return app.withUploadPlace(tenant_id, () =>
+        // out of the client's reach before it is looked at
+        finishArrived(app, request, id, upload, () => app.objects.move(from, to))
+      )
+    }
+  )
+
+  /** What the caller has completed before. */
+  async function requireOwn(request: FastifyRequest, id: string) {
+    const { tenant_id, user_id } = request.user
+    const [file] = await request.tenantQuery(readFile, { tenant_id, id })
+    if (file?.created_by !== user_id) throw notFound()
+    return file
+  }
+
+  app.register(async (scope) => {
+    scope.removeAllContentTypeParsers()
+    scope.addContentTypeParser('*', (_request, payload, done) => done(null, payload))
+
+    scope.put(
+      '/links/:token',
+      {
+        config: {
+          access: 'public',
+          upload: true,
+          problems: ['not_found', 'tenant_mismatch', 'payload_too_large', 'storage_full']
+        },
+        schema: {
+          operationId: 'putLinkedFileContent',
+          summary: 'Send the bytes of a direct upload',
+          description: 'Where clients can not reach the store itself, a direct upload leads here.',
+          tags,
+          params: LinkParams,
+          response: { 204: NoContent }
+        }
+      },
+      async (request, reply) => {
+        const link = app.fileLinks.verify('write', (request.params as { token: string }).token)
+        if (!link) throw notFound()
+        const { tenant_id, id } = link
+        if (request.tenant && request.tenant.id !== tenant_id) throw tenantMismatch()
+        const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
+        if (!upload) throw notFound()
+        const body = (request.body ?? []) as AsyncIterable<Buffer>
+        await app.withUploadPlace(tenant_id, () =>
+          writeObject(app.objects, uploadKey(tenant_id, id), exactly(body, upload.size))
+        )
+        reply.code(204)
+      }
+    )
+  })
+}
+
+/** Passes what has the announced size and no other. */
+async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
+  let passed = 0
+  for await (const chunk of content) {
+    passed += chunk.length
+    if (passed > size) throw payloadTooLarge({ detail: `${size} bytes were announced` })
+    yield chunk
+  }
+  const message = `must have the ${size} bytes that were announced`
+  if (passed < size) throw validationFailed({ detail: `body ${message}`, errors: [{ path: '/body', message }] })
+}
+
+export default direct

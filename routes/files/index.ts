@@ -1,0 +1,177 @@
+import multipart from '@fastify/multipart'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { recordAudit } from '../../db/audit.ts'
+import { conflict, forbidden, notFound } from '../../src/errors.ts'
+import { foldText } from '../../src/file-names.ts'
+import { allows, type Role } from '../../src/roles.ts'
+import { NoContent } from '../schemas.ts'
+import content from './content.ts'
+import direct from './direct.ts'
+import { receiveForm } from './form.ts'
+import { requireFile } from './found.ts'
+import { filesPage, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
+import resumable from './resumable.ts'
+import { Deletion, File, FilePage, FileParams, FileQuery } from './schemas.ts'
+
+/** Documents of the agency. */
+const files: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['files']
+  await app.register(multipart)
+  app.register(content)
+  app.register(direct)
+  app.register(resumable, { prefix: '/resumable' })
+
+  app.post(
+    '',
+    {
+      config: {
+        access: 'member',
+        upload: true,
+        problems: [
+          'malformed_request',
+          'payload_too_large',
+          'file_too_large',
+          'unsupported_media_type',
+          'quota_exceeded',
+          'validation_failed',
+          'storage_full'
+        ]
+      },
+      schema: {
+        operationId: 'createFile',
+        summary: 'Upload a file',
+        description:
+          'A form with one part `file`, and optionally `purpose` and `sha256` (in hex; refused when it is not that of what arrives). What the file is is decided by what is in it; programs, and files that pretend to be another kind, are refused.',
+        tags,
+        consumes: ['multipart/form-data'],
+        response: { 201: File }
+      }
+    },
+    async (request, reply) => {
+      const file = await app.withUploadPlace(request.user.tenant_id, () => receiveForm(app, request))
+      reply.code(201).header('location', `/api/v1/files/${file.id}`)
+      return file
+    }
+  )
+
+  app.get(
+    '',
+    {
+      config: { access: 'viewer', problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listFiles',
+        summary: 'Files',
+        description: 'The newest first. A cursor belongs to the filters with which it was given.',
+        tags,
+        querystring: FileQuery,
+        response: { 200: FilePage }
+      }
+    },
+    async (request, reply) => {
+      const { tenant_id } = request.user
+      const { limit = 25, cursor, purpose = null, q, deleted = false } = request.query
+      const filter = {
+        purpose,
+        q: q === undefined ? null : foldText(q),
+        status: deleted ? 'deleted' : 'ready'
+      } as const
+      const scope = `files ${tenant_id} ${JSON.stringify(filter)}`
+      const [after_id = null] = app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(filesPage, { ...filter, tenant_id, after_id, limit: limit + 1 })
+      reply.header('cache-control', 'private, no-cache')
+      return app.cursors.page(scope, rows, limit, ({ id }) => [id])
+    }
+  )
+
+  app.get(
+    '/:id',
+    {
+      config: { access: 'viewer', problems: ['not_found'] },
+      schema: {
+        operationId: 'getFile',
+        summary: 'A file, without its bytes',
+        tags,
+        params: FileParams,
+        response: { 200: File }
+      }
+    },
+    async (request, reply) => {
+      reply.header('cache-control', 'private, no-cache')
+      return requireFile(request, request.params.id)
+    }
+  )
+
+  app.delete(
+    '/:id',
+    {
+      config: { access: 'member', problems: ['not_found'] },
+      schema: {
+        operationId: 'deleteFile',
+        summary: 'Delete a file',
+        description:
+          'Members their own, admins any. It can be restored for a while, in which it still takes room; `permanent` deletes for good, also what is deleted already.',
+        tags,
+        params: FileParams,
+        querystring: Deletion,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const { id } = request.params
+      const { tenant_id } = request.user
+      const { permanent = false } = request.query
+      const outcome = await request.withTenant(async (trx) => {
+        const file = await lockFile(trx, tenant_id, id)
+        if (file?.status !== 'ready' && !(permanent && file?.status === 'deleted')) return 'gone'
+        if (!mayChange(request.user, file)) return 'forbidden'
+        await hideFile(trx, tenant_id, id, permanent ? 0 : app.config.fileRestoreFor)
+        const detail = { before: { name: file.name }, permanent: permanent || app.config.fileRestoreFor === 0 }
+        await recordAudit(trx, { action: 'file.deleted', target_id: id, detail })
+        return 'deleted'
+      })
+      if (outcome === 'gone') throw notFound()
+      if (outcome === 'forbidden') throw forbidden()
+      app.objectSweep.nudge()
+      reply.code(204)
+    }
+  )
+
+  app.post(
+    '/:id/restore',
+    {
+      config: { access: 'member', problems: ['not_found', 'conflict'] },
+      schema: {
+        operationId: 'restoreFile',
+        summary: 'Restore a deleted file',
+        description: 'Members their own, admins any, until it is removed for good.',
+        tags,
+        params: FileParams,
+        response: { 200: File }
+      }
+    },
+    async (request) => {
+      const { id } = request.params
+      const { tenant_id } = request.user
+      const outcome = await request.withTenant(async (trx) => {
+        const file = await lockFile(trx, tenant_id, id)
+        if (file?.status === 'ready') return 'ready'
+        if (file?.status !== 'deleted' || !file.in_time) return 'gone'
+        if (!mayChange(request.user, file)) return 'forbidden'
+        await restoreFile(trx, tenant_id, id)
+        await recordAudit(trx, { action: 'file.restored', target_id: id, detail: { after: { name: file.name } } })
+        return 'restored'
+      })
+      if (outcome === 'gone') throw notFound()
+      if (outcome === 'ready') throw conflict({ detail: 'the file is not deleted' })
+      if (outcome === 'forbidden') throw forbidden()
+      return requireFile(request, id)
+    }
+  )
+}
+
+/** Members change their own files, admins any. */
+function mayChange(user: { user_id: string; role: Role }, file: LockedFile): boolean {
+  return file.created_by === user.user_id || allows('admin', user.role)
+}
+
+export default files

@@ -1,0 +1,184 @@
+import { createHash, type Hash } from 'node:crypto'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { v7 as uuidv7 } from 'uuid'
+import { recordAudit } from '../../db/audit.ts'
+import { type FileRow, finishFile, giveUpFile, growFile, removeFile, reserveFile } from '../../db/files.ts'
+import { fileTooLarge, notFound, quotaExceeded, validationFailed } from '../../src/errors.ts'
+import { cleanFileName, foldText } from '../../src/file-names.ts'
+import { headBytes, requireFileType } from '../../src/file-types.ts'
+import { fileKey } from '../../src/objects/keys.ts'
+import { writeObject } from '../../src/objects/writing.ts'
+
+/** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
+const patience_seconds = 900
+const heartbeatMs = 300_000
+/** By so much the reservation grows where a sender does not say how much is to come. */
+const stepBytes = 64 * 1024 * 1024
+
+export type Incoming = {
+  name: string | undefined
+  content_type: string | undefined
+  /** Bytes that are expected; undefined: the sender does not say. */
+  size: number | undefined
+  content: AsyncIterable<Buffer>
+}
+
+/** What is known of a file once all of its request has been read. */
+export type Conclusion = { purpose: string | null; sha256?: string | undefined }
+
+/**
+ * Brings one file into the store: row, bytes, and then in one transaction the row's being ready and its audit event. Whatever
+ * fails in between is undone here, or by the sweep when this process can't.
+ *
+ * `conclude` runs when the bytes are stored, and its rejection undoes them.
+ */
+export async function receiveFile(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  { name: given, content_type: declared, size: expected, content }: Incoming,
+  conclude: () => Promise<Conclusion>
+): Promise<FileRow> {
+  const { tenant_id } = request.user
+  const name = cleanFileName(given)
+  const { head, whole } = await peek(content, headBytes)
+  const content_type = await requireFileType(head, name, declared)
+  const size = expected ?? head.length
+  const id = await reserve(app, request, { name, content_type, purpose: null, size })
+  try {
+    const meter = measure(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
+    await writeObject(app.objects, fileKey(tenant_id, id), meter.content)
+    const { purpose, sha256: announced } = await conclude()
+    const sha256 = meter.hash.digest()
+    requireSum(sha256, announced, '/body/sha256')
+    return await finish(request, { id, size: meter.size(), sha256, content_type, purpose })
+  } catch (err) {
+    await undo(app, request, id)
+    throw err
+  }
+}
+
+/** Throws `validation_failed` when bytes are not those that were announced. */
+export function requireSum(actual: Buffer, announced: string | undefined, path: string): void {
+  if (announced === undefined || actual.toString('hex') === announced) return
+  const message = `is not the SHA-256 of what arrived, which is ${actual.toString('hex')}`
+  throw validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
+}
+
+/** Makes the row of a file that is about to arrive. Throws `file_too_large` and `quota_exceeded`. */
+export async function reserve(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  file: { name: string; content_type: string; purpose: string | null; size: number },
+  patience = patience_seconds
+): Promise<string> {
+  requireSize(app, file.size)
+  const id = uuidv7()
+  const [reserved] = await request.tenantQuery(reserveFile, {
+    ...file,
+    id,
+    folded_name: foldText(file.name),
+    quota: await app.storageQuota(request.user.tenant_id),
+    patience_seconds: patience
+  })
+  if (!reserved) throw quotaExceeded()
+  return id
+}
+
+function requireSize(app: FastifyInstance, size: number): void {
+  const { maxFileSize } = app.config
+  if (size > maxFileSize) throw fileTooLarge({ detail: `a file may have at most ${maxFileSize} bytes` })
+}
+
+/** The file is there: its row and its audit event, in one transaction. Throws `not_found` when the sweep was faster. */
+export async function finish(
+  request: FastifyRequest,
+  file: { id: string; size: number; sha256: Buffer; content_type: string; purpose: string | null }
+): Promise<FileRow> {
+  const { tenant_id } = request.user
+  const row = await request.withTenant(async (trx) => {
+    const finished = await finishFile(trx, tenant_id, file)
+    if (!finished) return
+    const { name, content_type, size, sha256, purpose } = finished
+    const detail = { after: { name, content_type, size, sha256, purpose } }
+    await recordAudit(trx, { action: 'file.created', target_id: file.id, detail })
+    return finished
+  })
+  if (!row) throw notFound({ detail: 'the upload took too long and was given up' })
+  return row
+}
+
+/** Removes what has not become a file. What can't be undone now is what the sweep finds. */
+export async function undo(app: FastifyInstance, request: FastifyRequest, id: string): Promise<void> {
+  const { tenant_id } = request.user
+  try {
+    const [given] = await request.tenantQuery(giveUpFile, { tenant_id, id, lease_seconds: 60 })
+    if (!given) return
+    const key = fileKey(tenant_id, id)
+    if (given.store_id !== null) await app.objects.dropParts(key, given.store_id)
+    await app.objects.remove(key)
+    await request.tenantQuery(removeFile, { tenant_id, id })
+  } catch (err) {
+    request.log.warn({ err, file_id: id }, 'a failed upload is left to the sweep')
+  }
+}
+
+/** The beginning of a content, and the content with it. */
+async function peek(content: AsyncIterable<Buffer>, bytes: number) {
+  const source = content[Symbol.asyncIterator]()
+  const read: Buffer[] = []
+  for (let size = 0; size < bytes; ) {
+    const next = await source.next()
+    if (next.done) break
+    read.push(next.value)
+    size += next.value.length
+  }
+  async function* whole() {
+    yield* read.splice(0)
+    for (let next = await source.next(); !next.done; next = await source.next()) yield next.value
+  }
+  return { head: Buffer.concat(read).subarray(0, bytes), whole: whole() }
+}
+
+/** Counts and hashes what passes, and reserves room for it before it is stored: `step` bytes ahead, or only what is there. */
+function measure(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  reservation: { id: string; size: number; step: number },
+  content: AsyncIterable<Buffer>
+): { content: AsyncIterable<Buffer>; hash: Hash; size(): number } {
+  const { tenant_id } = request.user
+  const hash = createHash('sha256')
+  let { size: reserved, step } = reservation
+  let size = 0
+  let toldAt = Date.now()
+
+  /** Also tells the sweep that somebody is at work. */
+  async function hasRoomFor(more: number): Promise<boolean> {
+    const quota = await app.storageQuota(tenant_id)
+    const [row] = await request.tenantQuery(growFile, { tenant_id, id: reservation.id, more, quota, patience_seconds })
+    if (row) reserved = row.size
+    toldAt = Date.now()
+    return row !== undefined
+  }
+
+  async function makeRoom(): Promise<void> {
+    const missing = size - reserved
+    if (step > missing && (await hasRoomFor(step))) return
+    // where a whole step does not fit, what is there already may
+    step = 0
+    if (!(await hasRoomFor(missing))) throw quotaExceeded()
+  }
+
+  async function* measured() {
+    for await (const chunk of content) {
+      size += chunk.length
+      requireSize(app, size)
+      if (size > reserved) await makeRoom()
+      else if (Date.now() - toldAt > heartbeatMs) await hasRoomFor(0)
+      hash.update(chunk)
+      yield chunk
+    }
+  }
+
+  return { content: measured(), hash, size: () => size }
+}

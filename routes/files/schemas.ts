@@ -1,0 +1,82 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
+
+const strict = { additionalProperties: false }
+
+export const FileName = Type.String({
+  minLength: 1,
+  maxLength: 255,
+  pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
+  description: 'As people call it; never part of a path',
+  examples: ['Contract.pdf']
+})
+/** What a file is for, in a word of the client's own. */
+export const Purpose = Type.String({ pattern: '^[a-z][a-z0-9_-]{0,39}$', examples: ['contract'] })
+const ContentType = Type.String({ minLength: 1, maxLength: 127, examples: ['application/pdf'] })
+export const Sha256 = Type.String({
+  pattern: '^[0-9a-f]{64}$',
+  examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
+})
+const Size = Type.Integer({ minimum: 0, maximum: 2 ** 50, examples: [1024] })
+
+export const File = Type.Object(
+  {
+    id: Id,
+    name: FileName,
+    purpose: Nullable(Purpose),
+    content_type: Type.String({ description: 'By what is in it', examples: ['application/pdf'] }),
+    size: Size,
+    sha256: Sha256,
+    created_by: Nullable(Id),
+    created_at: Timestamp
+  },
+  { title: 'File' }
+)
+export const FilePage = Page(File, 'FilePage')
+export const FileParams = Type.Object({ id: Id })
+
+export const LinkParams = Type.Object({ token: Type.String({ minLength: 1, maxLength: 200 }) })
+
+export const FileQuery = Type.Object(
+  {
+    ...PageQuery.properties,
+    purpose: Type.Optional(Purpose),
+    q: Type.Optional(
+      Type.String({ minLength: 1, maxLength: 100, description: 'Part of the name, whatever its case and accents' })
+    ),
+    deleted: Type.Optional(Type.Boolean({ description: 'Those that can be restored', default: false }))
+  },
+  strict
+)
+
+export const Deletion = Type.Object(
+  {
+    permanent: Type.Optional(Type.Boolean({ description: 'Without a way back, and the room is free', default: false }))
+  },
+  strict
+)
+
+export const FileLink = Type.Object(
+  { url: Type.String({ format: 'uri', examples: ['https://storage.example.com/aggios/file'] }), expires_at: Timestamp },
+  { title: 'FileLink' }
+)
+
+export const NewUpload = Type.Object(
+  { name: FileName, content_type: ContentType, size: Size, sha256: Sha256, purpose: Type.Optional(Purpose) },
+  { ...strict, title: 'NewUpload' }
+)
+export type NewUpload = Static<typeof NewUpload>
+
+export const Upload = Type.Object(
+  {
+    id: Id,
+    url: Type.String({ format: 'uri', examples: ['https://storage.example.com/aggios/file'] }),
+    method: StringEnum(['PUT'], { examples: ['PUT'] }),
+    headers: Type.Record(Type.String(), Type.String(), {
+      description: 'To be sent with the bytes, exactly',
+      examples: [{ 'content-type': 'application/pdf' }]
+    }),
+    expires_at: Timestamp
+  },
+  { title: 'Upload' }
+)

@@ -1,0 +1,233 @@
+import multipart from '@fastify/multipart'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { v4 as randomUuid } from 'uuid'
+import { recordAudit } from '../../db/audit.ts'
+import { queryIn, type TenantTransaction } from '../../db/gate.ts'
+import { readTenant } from '../../db/tenants.ts'
+import { readUser } from '../../db/users.ts'
+import { createBoundedQueue, QueueFull } from '../../src/bounded-queue.ts'
+import {
+  fileTooLarge,
+  malformedRequest,
+  notFound,
+  overloaded,
+  Problem,
+  sessionRevoked,
+  validationFailed
+} from '../../src/errors.ts'
+import { imageType, maxImageBytes, reencodeImage } from '../../src/images.ts'
+import { imageKey, imagePath } from '../../src/objects/keys.ts'
+import { Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
+import { setAvatar, setLogo } from './queries.ts'
+
+const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, fileSize: maxImageBytes + 1 }
+const problems = [
+  'malformed_request',
+  'payload_too_large',
+  'file_too_large',
+  'unsupported_media_type',
+  'validation_failed',
+  'storage_full'
+]
+const Owner = Type.Object({ owner_id: Id, id: Id })
+
+/** Avatars of people and logos of agencies: small, re-encoded, and fetched by addresses that can't be guessed. */
+const images: FastifyPluginAsyncTypebox = async (app) => {
+  await app.register(multipart)
+  // an image in memory is its pixels, so few at a time
+  const queue = createBoundedQueue(2, 32)
+  const consumes = ['multipart/form-data']
+  const description = 'A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.'
+
+  app.put(
+    '/users/me/avatar',
+    {
+      config: { access: 'user', upload: true, problems },
+      schema: {
+        operationId: 'setAvatar',
+        summary: 'Set the avatar',
+        description,
+        tags: ['me'],
+        consumes,
+        response: { 200: User }
+      }
+    },
+    async (request) => {
+      const { user_id } = request.user
+      const content = await receiveImage(request)
+      const user = await replace(app, request, user_id, content, async (trx, url) => {
+        const before = await setAvatar(trx, user_id, url)
+        await recordAudit(trx, { action: 'user.avatar_set', target_id: user_id })
+        const [row] = await queryIn(trx, readUser, request.user)
+        return { before, row }
+      })
+      if (!user) throw sessionRevoked()
+      return user
+    }
+  )
+
+  app.delete(
+    '/users/me/avatar',
+    {
+      config: { access: 'user' },
+      schema: { operationId: 'deleteAvatar', summary: 'Remove the avatar', tags: ['me'], response: { 204: NoContent } }
+    },
+    async (request, reply) => {
+      const { user_id } = request.user
+      const before = await request.withTenant(async (trx) => {
+        const url = await setAvatar(trx, user_id, null)
+        if (url) await recordAudit(trx, { action: 'user.avatar_removed', target_id: user_id })
+        return url
+      })
+      await removeImage(app, request, before)
+      reply.code(204)
+    }
+  )
+
+  app.put(
+    '/tenant/logo',
+    {
+      config: { access: 'admin', upload: true, problems },
+      schema: {
+        operationId: 'setLogo',
+        summary: 'Set the logo',
+        description,
+        tags: ['tenant'],
+        consumes,
+        response: { 200: Tenant }
+      }
+    },
+    async (request) => {
+      const { tenant_id } = request.user
+      const content = await receiveImage(request)
+      const tenant = await replace(app, request, tenant_id, content, async (trx, url) => {
+        const before = await setLogo(trx, tenant_id, url)
+        await recordAudit(trx, { action: 'tenant.logo_set', target_id: tenant_id })
+        const [row] = await queryIn(trx, readTenant, request.user)
+        return { before, row }
+      })
+      if (!tenant) throw notFound()
+      return presentTenant(tenant, await app.storageQuota(tenant_id))
+    }
+  )
+
+  app.delete(
+    '/tenant/logo',
+    {
+      config: { access: 'admin' },
+      schema: { operationId: 'deleteLogo', summary: 'Remove the logo', tags: ['tenant'], response: { 204: NoContent } }
+    },
+    async (request, reply) => {
+      const { tenant_id } = request.user
+      const before = await request.withTenant(async (trx) => {
+        const url = await setLogo(trx, tenant_id, null)
+        if (url) await recordAudit(trx, { action: 'tenant.logo_removed', target_id: tenant_id })
+        return url
+      })
+      await removeImage(app, request, before)
+      reply.code(204)
+    }
+  )
+
+  app.get(
+    '/images/:owner_id/:id',
+    {
+      config: { access: 'public', problems: ['not_found'] },
+      schema: {
+        operationId: 'getImage',
+        summary: 'An avatar or a logo',
+        description:
+          'What `avatar_url` and `logo_url` name. Whoever was shown the address may fetch it, from any page.',
+        tags: ['files'],
+        params: Owner,
+        headers: ReadConditions,
+        response: {
+          200: { description: 'The image', content: { [imageType]: { schema: Type.String({ format: 'binary' }) } } },
+          304: NotModified
+        }
+      }
+    },
+    async (request, reply) => {
+      const { owner_id, id } = request.params
+      const tag = `"${id}"`
+      // what an address names never changes
+      reply
+        .header('etag', tag)
+        .header('cache-control', 'private, max-age=86400, immutable')
+        .header('cross-origin-resource-policy', 'cross-origin')
+      if (request.headers['if-none-match'] === tag) {
+        reply.code(304)
+        return
+      }
+      const stream = await app.objects.get(imageKey(owner_id, id))
+      if (!stream) throw notFound()
+      reply.type(imageType)
+      return stream as never
+    }
+  )
+
+  /** The one image of a form, re-encoded. */
+  async function receiveImage(request: FastifyRequest): Promise<Buffer> {
+    try {
+      const content = await app.withUploadPlace(request.user.tenant_id, () => readImage(request))
+      return await queue.run(() => reencodeImage(content))
+    } catch (err) {
+      if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
+      throw err
+    }
+  }
+}
+
+async function readImage(request: FastifyRequest): Promise<Buffer> {
+  const path = '/body/file'
+  let content: Buffer | undefined
+  try {
+    const part = await request.file({ limits, throwFileSizeLimit: false })
+    content = await part?.toBuffer()
+    if (part && part.fieldname !== 'file') content = undefined
+  } catch (err) {
+    const { code } = err as { code?: string }
+    if (code?.startsWith('FST_') && !code.endsWith('PREMATURE_CLOSE')) throw err
+    throw malformedRequest({ detail: 'the form can not be read', cause: err })
+  }
+  if (content === undefined)
+    throw validationFailed({ detail: 'body/file is required', errors: [{ path, message: 'is required' }] })
+  if (content.length > maxImageBytes) throw fileTooLarge({ detail: `an image may have at most ${maxImageBytes} bytes` })
+  return content
+}
+
+/**
+ * Stores the new image, lets `work` refer to it, and removes the one before. A crash in between leaves an image that nothing refers
+ * to, which the sweep removes.
+ */
+async function replace<Row>(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  ownerId: string,
+  content: Buffer,
+  work: (trx: TenantTransaction, url: string) => Promise<{ before: string | null | undefined; row: Row | undefined }>
+): Promise<Row | undefined> {
+  const id = randomUuid()
+  await app.objects.put(imageKey(ownerId, id), content)
+  const { before, row } = await request.withTenant((trx) => work(trx, imagePath(ownerId, id)))
+  await removeImage(app, request, before)
+  return row
+}
+
+/** What can't be removed now nothing refers to any more, and the sweep finds it. */
+async function removeImage(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  url: string | null | undefined
+): Promise<void> {
+  const [ownerId, id] = url?.split('/').slice(-2) ?? []
+  if (ownerId === undefined || id === undefined) return
+  await app.objects.remove(imageKey(ownerId, id)).catch((err) => {
+    if (err instanceof Problem) throw err
+    request.log.warn({ err }, 'an image is left to the sweep')
+  })
+}
+
+export default images

@@ -1,0 +1,189 @@
+import http from 'node:http'
+import https from 'node:https'
+import { AwsClient } from 'aws4fetch'
+import { Client, S3Error } from 'minio'
+import { type DirectRequests, type ObjectStore, patienceMs, StoreFailure } from './store.ts'
+
+export type S3Settings = {
+  endpoint: string
+  /** Where clients reach the same store; undefined: they don't. */
+  public_endpoint: string | undefined
+  region: string
+  bucket: string
+  access_key: string
+  secret_key: string
+}
+
+const mebibyte = 1024 * 1024
+
+/**
+ * Objects in a bucket of MinIO or any S3. Asks for four actions on the bucket's objects (Get, Put, Delete,
+ * AbortMultipartUpload) and, for the sweep of what nothing refers to, for ListBucket.
+ */
+export function createS3Store(settings: S3Settings): ObjectStore {
+  const { bucket, region } = settings
+  const endpoint = new URL(settings.endpoint)
+  const secure = endpoint.protocol === 'https:'
+  const library = secure ? https : http
+  const agent = new library.Agent({ keepAlive: true, maxSockets: 128 })
+  const client = new Client({
+    endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
+    port: Number(endpoint.port) || (secure ? 443 : 80),
+    useSSL: secure,
+    // named, so that nobody has to ask for it
+    region,
+    accessKey: settings.access_key,
+    secretKey: settings.secret_key,
+    transportAgent: agent,
+    transport: { request: impatient(library.request as typeof http.request) },
+    retryOptions: { disableRetry: true }
+  })
+
+  async function call<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work()
+    } catch (err) {
+      throw toFailure(err)
+    }
+  }
+  /** What is not there is no failure. */
+  async function find<T>(work: () => Promise<T>): Promise<T | undefined> {
+    return call(() =>
+      work().catch((err) => {
+        if (isMissing(err)) return undefined
+        throw err
+      })
+    )
+  }
+
+  return {
+    put: (key, content) => call(async () => void (await client.putObject(bucket, key, content, content.length))),
+    get: (key, range) =>
+      find(() =>
+        range
+          ? client.getPartialObject(bucket, key, range.start, range.end - range.start + 1)
+          : client.getObject(bucket, key)
+      ),
+    size: async (key) => (await find(() => client.statObject(bucket, key)))?.size,
+    remove: async (key) => void (await find(() => client.removeObject(bucket, key))),
+    move: (from, to) =>
+      call(async () => {
+        await client.copyObject(bucket, to, `/${bucket}/${from}`)
+        await client.removeObject(bucket, from)
+      }),
+    list: (after, limit) =>
+      call(async () => {
+        const { objects } = await client.listObjectsV2Query(bucket, '', '', '', limit, after)
+        return objects.flatMap(({ name, size, lastModified }) =>
+          name === undefined ? [] : [{ key: name, size: size ?? 0, modified_at: lastModified as Date }]
+        )
+      }),
+
+    minPartBytes: 5 * mebibyte,
+    startParts: (key) => call(() => client.initiateNewMultipartUpload(bucket, key, {})),
+    putPart: (key, id, number, _offset, content) =>
+      call(async () => {
+        const config = { bucketName: bucket, objectName: key, uploadID: id, partNumber: number, headers: {} }
+        return { number, tag: (await client.uploadPart(config, content)).etag }
+      }),
+    finishParts: (key, id, parts) =>
+      call(async () => {
+        const tags = parts.map(({ number, tag }) => ({ part: number, etag: tag }))
+        await client.completeMultipartUpload(bucket, key, id, tags)
+      }),
+    dropParts: async (key, id) => void (await find(() => client.abortMultipartUpload(bucket, key, id))),
+
+    direct:
+      settings.public_endpoint === undefined ? undefined : createDirectRequests(settings, settings.public_endpoint),
+    check: () =>
+      call(async () => {
+        if (!(await client.bucketExists(bucket))) throw new StoreFailure('refused', new Error(`no bucket ${bucket}`))
+      }),
+    close: () => agent.destroy()
+  }
+}
+
+/** A store that says nothing for too long is away, whatever TCP thinks of it. Putting a large object together takes its time. */
+function impatient(request: typeof http.request): typeof http.request {
+  return ((options: http.RequestOptions, callback: (reply: http.IncomingMessage) => void) => {
+    const sent = request(options, callback)
+    const assembles = options.method === 'POST' || 'x-amz-copy-source' in (options.headers ?? {})
+    sent.setTimeout(assembles ? 6 * patienceMs : patienceMs, () =>
+      sent.destroy(new Error('the store did not answer in time'))
+    )
+    // whoever reads may pause for as long as a client's connection may
+    sent.once('response', () => sent.setTimeout(6 * patienceMs))
+    return sent
+  }) as typeof http.request
+}
+
+function createDirectRequests(settings: S3Settings, endpoint: string): DirectRequests {
+  const { access_key, secret_key, region, bucket } = settings
+  const signer = new AwsClient({
+    accessKeyId: access_key,
+    secretAccessKey: secret_key,
+    region,
+    service: 's3',
+    retries: 0
+  })
+  async function sign(
+    method: 'GET' | 'PUT',
+    key: string,
+    seconds: number,
+    query: object,
+    headers: Record<string, string>
+  ) {
+    const url = new URL(`${endpoint.replace(/\/+$/, '')}/${bucket}/${key}`)
+    for (const [name, value] of Object.entries({ 'X-Amz-Expires': String(seconds), ...query })) {
+      url.searchParams.set(name, value)
+    }
+    const signed = await signer.sign(url.href, { method, headers, aws: { signQuery: true, allHeaders: true } })
+    return { url: signed.url, method, headers }
+  }
+  return {
+    put: (key, { size, sha256, content_type }, seconds) =>
+      sign(
+        'PUT',
+        key,
+        seconds,
+        {},
+        {
+          'content-length': String(size),
+          'content-type': content_type,
+          'x-amz-checksum-sha256': sha256.toString('base64')
+        }
+      ),
+    get: (key, { content_type, content_disposition }, seconds) =>
+      sign(
+        'GET',
+        key,
+        seconds,
+        {
+          'response-content-type': content_type,
+          'response-content-disposition': content_disposition
+        },
+        {}
+      )
+  }
+}
+
+const missing = new Set(['NoSuchKey', 'NotFound', 'NoSuchUpload'])
+const full = new Set(['XMinioStorageFull', 'QuotaExceeded', 'XMinioAdminBucketQuotaExceeded', 'InsufficientCapacity'])
+const refused = new Set([
+  'AccessDenied',
+  'InvalidAccessKeyId',
+  'SignatureDoesNotMatch',
+  'RequestTimeTooSkewed',
+  'NoSuchBucket',
+  'AllAccessDisabled'
+])
+
+const codeOf = (err: unknown) =>
+  err instanceof S3Error || err instanceof Error ? (err as { code?: string }).code : undefined
+const isMissing = (err: unknown) => missing.has(codeOf(err) ?? '')
+
+function toFailure(err: unknown): unknown {
+  if (err instanceof StoreFailure || err instanceof TypeError) return err
+  const code = codeOf(err) ?? ''
+  return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
+}
