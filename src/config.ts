@@ -16,7 +16,7 @@ type Setting<T> = {
 }
 
 /** A reader throws this with what is wrong with the text; the message never repeats the text of a secret. */
-class Unreadable extends Error {}
+export class Unreadable extends Error {}
 
 function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
   return { name, fallback, secret: false, read }
@@ -110,11 +110,28 @@ export function isOrigin(value: string): boolean {
 
 const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }
 
-function rate(value: string): Rate {
+/** `10/1m`; `0` is no limit. Throws Unreadable. */
+export function rate(value: string): Rate {
   if (value === '0') return { max: 0, window_ms: unitMs.m as number }
   const match = /^([1-9]\d{0,8})\/([1-9]\d{0,3})([smh])$/.exec(value)
   if (!match) throw new Unreadable('must be a count and a time such as 10/1m, or 0 for no limit')
   return { max: Number(match[1]), window_ms: Number(match[2]) * (unitMs[match[3] as string] as number) }
+}
+
+const unitBytes: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 }
+
+/** Bytes: `100MiB`. Throws Unreadable. */
+export function size(value: string): number {
+  const [, count, unit] = /^(\d{1,6})(|[KMGT]iB)$/.exec(value) ?? []
+  if (count === undefined || unit === undefined) throw new Unreadable('must be a size such as 100MiB')
+  return Number(count) * (unitBytes[unit] as number)
+}
+
+function redisUrl(value: string): string {
+  if (!URL.canParse(value) || !/^rediss?:$/.test(new URL(value).protocol) || new URL(value).hostname === '') {
+    throw new Unreadable('must be a URL that begins with redis:// or rediss://')
+  }
+  return value
 }
 
 const years = 10 * 366 * 86_400
@@ -129,6 +146,7 @@ export const settings = {
   databaseUrl: secret('DATABASE_URL', postgresUrl),
   databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
   databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
+  redisUrl: secret('REDIS_URL', redisUrl),
   dataDir: setting('DATA_DIR', '.aggios', text),
   jwtSecret: secret('JWT_SECRET', list),
   passwordPepper: secret('PASSWORD_PEPPER', list),
@@ -143,6 +161,8 @@ export const settings = {
   appUrl: optional('APP_URL', appUrl),
   smtpUrl: secret('SMTP_URL', smtpUrl),
   mailFrom: optional('MAIL_FROM', text),
+  rateLimit: setting('RATE_LIMIT', '300/1m', rate),
+  rateLimitTenant: setting('RATE_LIMIT_TENANT', '6000/1m', rate),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))

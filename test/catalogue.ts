@@ -4,7 +4,14 @@
  */
 
 /** Tables that belong to no tenant, and why that is right: identities and agencies themselves, and the list of migrations. */
-export const tablesWithoutTenant = ['tenants', 'users', 'audit_horizon', 'kysely_migration', 'kysely_migration_lock']
+export const tablesWithoutTenant = [
+  'tenants',
+  'users',
+  'plans',
+  'audit_horizon',
+  'kysely_migration',
+  'kysely_migration_lock'
+]
 
 /** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
 export const definerFunctions = [
@@ -16,6 +23,7 @@ export const definerFunctions = [
   'ensure_audit_partitions()',
   'find_identity(text)',
   'find_tenant(text)',
+  'list_plans()',
   'my_credentials()',
   'my_sessions(interval)',
   'my_tenants()',
@@ -23,8 +31,10 @@ export const definerFunctions = [
   'purge_tenant()',
   'revocations_since(xid8)',
   'seal_audit(interval)',
+  'set_plan(text,integer,integer,bigint)',
   'sweep(integer)',
-  'sweep_outbox(integer)'
+  'sweep_outbox(integer)',
+  'tenant_limits(uuid)'
 ]
 
 /** As PostgreSQL writes `tenant_id = (select current_tenant_id())`. */

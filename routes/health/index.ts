@@ -16,7 +16,7 @@ const retry = { 'retry-after': '1' }
 
 /** Whether the service can serve; answered on every host. A reply of 503 is a problem document with `checks` in it. */
 const health: FastifyPluginAsyncTypebox = async (app) => {
-  const config = { access: 'public', host: 'any' } as const
+  const config = { access: 'public', host: 'any', limited: false } as const
   const tags = ['health']
 
   async function check() {
