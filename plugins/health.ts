@@ -8,6 +8,8 @@ declare module 'fastify' {
     health: {
       /** Whether the database answers. Asked at most once a second however many want to know. */
       database(): Promise<CheckStatus>
+      /** Whether Redis answers, asked as often; undefined where there is none. The API serves without it. */
+      redis(): Promise<CheckStatus> | undefined
       /** Whether this process has begun to shut down. */
       draining: boolean
     }
@@ -20,9 +22,7 @@ const patienceMs = 2000
 /** Knows whether the process can serve, and makes connections close after their reply once it is shutting down. */
 export default fp(
   async (app) => {
-    let asked: { at: number; answer: Promise<CheckStatus> } | undefined
-
-    async function ask(): Promise<CheckStatus> {
+    async function askDatabase(): Promise<CheckStatus> {
       const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, patienceMs, 'down').unref())
       const answer = app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {}).then(
         () => 'ok' as const,
@@ -33,10 +33,8 @@ export default fp(
 
     const health = {
       draining: false,
-      database() {
-        if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
-        return asked.answer
-      }
+      database: remembered(askDatabase),
+      redis: remembered(app.shared.check)
     }
     app.decorate('health', health)
     // when it is sent and not when it was asked for: what is under way when the shutdown begins must close too
@@ -48,5 +46,14 @@ export default fp(
       health.draining = true
     })
   },
-  { name: 'health', dependencies: ['database'] }
+  { name: 'health', dependencies: ['database', 'redis'] }
 )
+
+/** Asks at most once in a while however many want to know. */
+function remembered<T>(ask: () => T): () => T {
+  let asked: { at: number; answer: T } | undefined
+  return () => {
+    if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
+    return asked.answer
+  }
+}

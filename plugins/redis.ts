@@ -63,10 +63,9 @@ export default fp(
       reconnectOnError: (err) => err.message.startsWith('READONLY'),
       // both would need commands that the product has no use for
       enableReadyCheck: false,
-      disableClientInfo: true,
-      connectionName: 'aggios'
+      disableClientInfo: true
     })
-    const subscriber = client.duplicate({ autoResubscribe: false, connectionName: 'aggios-news' })
+    const subscriber = client.duplicate({ autoResubscribe: false })
     let lost = false
     client.on('error', (err) => {
       if (!lost) app.log.warn({ err }, 'Redis is away: limits are counted by each process for itself')

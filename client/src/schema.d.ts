@@ -13,7 +13,7 @@ export interface paths {
     }
     /**
      * Health of the service
-     * @description 200 while the API can serve; else 503 with the failed checks.
+     * @description 200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.
      */
     get: operations['getHealth']
     put?: never
@@ -720,6 +720,13 @@ export interface components {
       status: 'ok' | 'degraded'
       checks: {
         database: {
+          /**
+           * @example ok
+           * @enum {string}
+           */
+          status: 'ok' | 'down'
+        }
+        redis?: {
           /**
            * @example ok
            * @enum {string}
@@ -2031,6 +2038,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -2174,6 +2193,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -2300,6 +2331,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -2622,6 +2665,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -2895,6 +2950,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3004,6 +3071,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3131,6 +3210,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3247,6 +3338,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3380,6 +3483,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3521,6 +3636,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3684,6 +3811,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3796,6 +3935,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3938,6 +4089,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4094,6 +4257,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -4211,6 +4386,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4335,6 +4522,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4466,6 +4665,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4628,6 +4839,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -4744,6 +4967,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4867,6 +5102,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5020,6 +5267,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5278,6 +5537,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5595,6 +5866,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -5728,6 +6011,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -5846,6 +6141,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -5936,6 +6243,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -6034,6 +6353,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -6118,6 +6449,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {

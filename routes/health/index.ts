@@ -3,10 +3,11 @@ import { Type } from '@sinclair/typebox'
 import { shuttingDown, unavailable } from '../../src/errors.ts'
 import { StringEnum } from '../schemas.ts'
 
+const Check = Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) })
 const Health = Type.Object(
   {
     status: StringEnum(['ok', 'degraded'], { examples: ['ok'] }),
-    checks: Type.Object({ database: Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) }) })
+    checks: Type.Object({ database: Check, redis: Type.Optional(Check) })
   },
   { title: 'Health' }
 )
@@ -20,9 +21,10 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['health']
 
   async function check() {
-    const checks = { database: { status: await app.health.database() } }
-    if (checks.database.status === 'down') throw unavailable({ headers: retry, extensions: { checks } })
-    return { status: 'ok' as const, checks }
+    const [database, redis] = await Promise.all([app.health.database(), app.health.redis()])
+    const checks = { database: { status: database }, ...(redis && { redis: { status: redis } }) }
+    if (database === 'down') throw unavailable({ headers: retry, extensions: { checks } })
+    return { status: redis === 'down' ? ('degraded' as const) : ('ok' as const), checks }
   }
 
   app.get(
@@ -32,7 +34,8 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getHealth',
         summary: 'Health of the service',
-        description: '200 while the API can serve; else 503 with the failed checks.',
+        description:
+          '200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.',
         tags,
         response: { 200: Health }
       }
