@@ -50,13 +50,13 @@ export default fp(
       return
     }
 
-    const { run: attempt } = createCircuitBreaker({ failures: maxFailures, restMs })
+    const breaker = createCircuitBreaker({ failures: maxFailures, restMs })
+    const attempt = <T>(work: () => Promise<T>) => breaker.run(() => within(commandTimeoutMs, work()))
     const client = new Redis(redisUrl, {
       lazyConnect: true,
       enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
       maxRetriesPerRequest: 1,
-      commandTimeout: commandTimeoutMs,
       connectTimeout: connectTimeoutMs,
       retryStrategy: (times) => Math.min(maxReconnectMs, 50 * 2 ** times) * (0.5 + Math.random() / 2),
       // a former primary: the name may lead to the new one
@@ -118,3 +118,16 @@ export default fp(
   },
   { name: 'redis', dependencies: ['config'] }
 )
+
+/** Rejects after a time, but not before what has arrived by then was read: a busy event loop fires timers first. */
+async function within<T>(ms: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => setImmediate(() => reject(new Error('Redis did not answer in time'))), ms)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -35,8 +35,8 @@ type Entry = {
   refill: Promise<void> | undefined
 }
 
-/** At most a hundredth is taken beyond need: it may stay unused where it is, while somebody else could use it. */
-const spareShare = 100
+/** At most this part is taken beyond need: it may stay unused where it is, while somebody else could use it. */
+const spareShare = 1 / 128
 /** Below this much left nothing is given beyond need. */
 const minForSpare = 8
 
@@ -44,7 +44,7 @@ const minForSpare = 8
  * Counts requests against quotas in windows that begin with their first request.
  *
  * With a store a process takes a batch and counts it down by itself, so that most answers are immediate; the last of a quota
- * is handed out one by one. Never more than the quota passes in total, and what nobody can use is a hundredth of it a process.
+ * is handed out one by one. Never more than the quota passes in total, and less than a hundredth of it lies unused in each process.
  * Without a store, and while it fails, the process counts for itself: nothing becomes unlimited.
  *
  * Time is this process's monotonic clock and what the store says is left of a window; no two clocks are compared.
@@ -124,7 +124,7 @@ export function createQuotas({ store, max }: { store: QuotaStore | undefined; ma
     // whoever begins to wait in this turn of the event loop waits for this answer
     await undefined
     const askedAt = performance.now()
-    entry.spare = Math.min(Math.max(1, entry.spare * 2), Math.floor(rate.max / spareShare))
+    entry.spare = Math.min(Math.max(1, entry.spare * 2), Math.floor(rate.max * spareShare))
     try {
       const spare = Math.max(0, entry.spare - entry.leased)
       const { granted, remaining, ends_in_ms } = await (store as QuotaStore).take(key, rate, entry.waiting, spare)

@@ -9,8 +9,7 @@ export type ScriptRunner = {
 }
 
 /*
- * One number a key, with an expiry, set by whoever is first in the window. Spare is never more than a hundredth of the quota,
- * and an eighth of what is left. KEYS is made by the server from digests and ids; nothing of the text is a client's.
+ * One number a key, with an expiry, set by whoever is first in the window. Spare is an eighth of what is left at most. KEYS is made by the server from digests and ids; nothing of the text is a client's.
  */
 const take = `
 local max, window, needed, spare = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -20,7 +19,7 @@ if ends < 0 then
   used, ends = 0, window
 end
 local left = math.max(0, max - used)
-local granted = math.min(left, needed + math.min(spare, math.floor(max / 100), math.floor(left / 8)))
+local granted = math.min(left, needed + math.min(spare, math.floor(left / 8)))
 if granted > 0 then
   redis.call('set', KEYS[1], used + granted, 'px', math.max(1, ends))
 end
