@@ -92,7 +92,7 @@ export type Revocation = {
   next: string
   id: string | null
   tenant_id: string
-  kind: 'session' | 'member' | 'tenant'
+  kind: 'session' | 'member' | 'tenant' | 'plan'
   subject: string
   state: string | null
   expires_at: Date

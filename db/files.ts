@@ -168,3 +168,21 @@ export const miscountedStorage = statement(
   select tenant_id, counted::float8 as counted, actual::float8 as actual from miscounted_storage()`,
   { slow: true }
 )
+
+/** Gives up a file whose bytes are gone; the sweep removes its row. */
+export async function loseFile(trx: TenantTransaction, tenantId: string, id: string): Promise<void> {
+  await sql`
+    update files set status = 'removing', expires_at = now()
+    where tenant_id = ${tenantId} and id = ${id} and status in ('ready', 'deleted')`.execute(trx)
+}
+
+/** Sets the count of a tenant to what its rows say; nobody reserves meanwhile. */
+export const recountStorage = statement(
+  'recount_storage',
+  (_, $: { tenant_id: string }) => sql<never>`
+  with locked as (select from storage_usage where tenant_id = ${$.tenant_id} for update)
+  insert into storage_usage (bytes)
+  select coalesce(sum(size), 0) from files where tenant_id = ${$.tenant_id} and (select count(*) from locked) >= 0
+  on conflict (tenant_id) do update set bytes = excluded.bytes`,
+  { writes: true }
+)

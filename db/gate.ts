@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
+import { createShares } from '../src/shares.ts'
 import { classifyFailure } from './failures.ts'
 import { GateQuery, type GateSettings, gateValues } from './gate-query.ts'
 import { isStalePlan, type Pipeline, PipelineFull } from './pipeline.ts'
@@ -10,7 +11,7 @@ import type { TenantTables } from './tables.ts'
 /** A transaction inside the gate of one tenant. Only the gate makes one, so a query that asks for it is behind the gate. */
 export type TenantTransaction = KyselyTransaction<TenantTables>
 
-/** The only way to the tables of the tenants: two doors, one lock. */
+/** The only way to the tables of the tenants: two doors, one lock. A tenant holds at most half of the pool. */
 export type TenantGate = {
   /**
    * One statement, together with its settings in one network flush. Resolves to its rows.
@@ -52,12 +53,27 @@ export async function queryIn<Values extends object, Row>(
 
 const attempts = 4
 
+/** How many queries of one tenant may wait for its share of the pool, and for how long. */
+const shareDepth = 256
+const sharePatienceMs = 2000
+
 type QueryConfig = { name: string; text: string; values: unknown[] }
 
 export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipelines: readonly Pipeline[]): TenantGate {
   let turn = 0
+  // so that the slow queries of one tenant leave the others connections
+  const width = Math.max(1, Math.floor(pool.options.max / 2))
+  const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
+
+  function withinShare<T>({ tenant_id }: GateSettings, work: () => Promise<T>): Promise<T> {
+    return tenant_id === null ? work() : shares.run(tenant_id, work)
+  }
 
   async function onPool(settings: GateSettings, config: QueryConfig) {
+    return withinShare(settings, () => onConnection(settings, config))
+  }
+
+  async function onConnection(settings: GateSettings, config: QueryConfig) {
     const client = await pool.connect()
     let broken = false
     try {
@@ -111,12 +127,14 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
     async transaction(settings, work) {
       for (let attempt = 1; ; attempt++) {
         try {
-          return await db.transaction().execute(async (trx) => {
-            const [tenant, user, request] = gateValues(settings)
-            await sql`select set_config('app.tenant_id', ${tenant}, true), set_config('app.user_id', ${user}, true),
-              set_config('app.request', ${request}, true)`.execute(trx)
-            return work(trx)
-          })
+          return await withinShare(settings, () =>
+            db.transaction().execute(async (trx) => {
+              const [tenant, user, request] = gateValues(settings)
+              await sql`select set_config('app.tenant_id', ${tenant}, true), set_config('app.user_id', ${user}, true),
+                set_config('app.request', ${request}, true)`.execute(trx)
+              return work(trx)
+            })
+          )
         } catch (err) {
           if (attempt === attempts || classifyFailure(err) !== 'conflict') throw err
           await sleep(Math.random() * 20 * 2 ** attempt)

@@ -16,7 +16,7 @@ export type TenantsTable = {
   name: string
   status: ColumnType<TenantStatus, never, TenantStatus>
   purge_at: ColumnType<Date | null, never, Date | null>
-  plan: ByDatabase<string>
+  plan: ColumnType<string, never, string>
   settings: JSONColumnType<TenantSettings, never, string>
   logo_url: ColumnType<string | null, never, string | null>
   version: ColumnType<number, never, number>

@@ -43,6 +43,9 @@ export type TokenSubject = Pick<AccessClaims, 'user_id' | 'email' | 'tenant_id' 
 
 export type TokenReply = { access_token: string; refresh_token: string; token_type: 'Bearer'; expires_in: number }
 
+/** The claims of a token that this server signed and that has not expired, and why it is not good all the same. */
+export type Bearer = { claims: AccessClaims; problem: Problem | undefined } | { claims: undefined; problem: Problem }
+
 declare module '@fastify/jwt' {
   interface FastifyJWT {
     namespaces: string
@@ -67,6 +70,8 @@ declare module 'fastify' {
     }
   }
   interface FastifyRequest {
+    /** What came as a bearer token, read once and from memory; undefined where none did. */
+    bearer: Bearer | undefined
     /** Somebody whose token is good and who was refused all the same. */
     denied: AccessClaims | undefined
   }
@@ -87,7 +92,10 @@ const maxTokenLength = 4096
 const clockToleranceSeconds = 60
 const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
 
-/** Signs and verifies tokens, and puts a guard before every route. A route that does not say who may call it stops the boot. */
+/**
+ * Signs and verifies tokens, reads the bearer of each request, and puts a guard before every route, which decides when host and
+ * limits are known too. A route that does not say who may call it stops the boot.
+ */
 export default fp(
   async (app) => {
     const { accessTokenTtl, baseDomain, jwtSecret } = app.config
@@ -146,17 +154,28 @@ export default fp(
       return claims
     }
 
+    function readBearer(authorization: string): Bearer | undefined {
+      const token = bearer.exec(authorization)?.[1]
+      if (token === undefined) return undefined
+      try {
+        const claims = verifyCached(token)
+        return { claims, problem: app.revocations.find(claims) }
+      } catch (err) {
+        if (!(err instanceof Problem)) throw err
+        return { claims: undefined, problem: err }
+      }
+    }
+
     /** The claims of a bearer that is good here and now. Host and token must agree before anything is looked up. */
     function authenticate(request: FastifyRequest): AccessClaims {
-      const token = bearer.exec(request.headers.authorization ?? '')?.[1]
-      if (token === undefined) throw unauthenticated()
-      const claims = verifyCached(token)
+      if (!request.bearer) throw unauthenticated()
+      const { claims, problem } = request.bearer
+      if (!claims) throw problem
       if (request.tenant && request.tenant.id !== claims.tenant_id) {
         // a token that no longer counts is nobody's attempt
-        if (!app.revocations.find(claims)) request.denied = claims
+        if (!problem) request.denied = claims
         throw tenantMismatch()
       }
-      const problem = app.revocations.find(claims)
       if (problem) throw problem
       if (request.tenant?.status === 'suspended') throw tenantSuspended()
       return claims
@@ -176,6 +195,7 @@ export default fp(
 
     function admit(request: FastifyRequest, config: RouteOptions['config']): void {
       const { access, host } = config as { access: Access; host?: 'any' | 'suspended' }
+      if (request.refused) throw request.refused
       if (request.hostProblem && host !== 'any') throw request.hostProblem
       if (request.tenant?.status === 'suspended' && host === undefined) throw refuseSuspended(request)
       if (access === 'public') return
@@ -188,6 +208,13 @@ export default fp(
       }
       request.user = claims
     }
+
+    app.decorateRequest('bearer', undefined)
+    app.addHook('onRequest', (request, _reply, done) => {
+      const { authorization } = request.headers
+      if (authorization !== undefined) request.bearer = readBearer(authorization)
+      done()
+    })
 
     app.decorateRequest('denied', undefined)
     app.addHook('onResponse', async (request, reply) => {
@@ -240,12 +267,9 @@ export default fp(
       },
       verifyRefresh: refreshTokens.verify,
       findLive(request: FastifyRequest) {
-        const { authorization } = request.headers
-        if (authorization === undefined) return undefined
-        const token = bearer.exec(authorization)?.[1]
-        if (token === undefined) throw unauthenticated()
-        const claims = verifyCached(token)
-        const problem = app.revocations.find(claims)
+        if (request.headers.authorization === undefined) return undefined
+        if (!request.bearer) throw unauthenticated()
+        const { claims, problem } = request.bearer
         if (problem) throw problem
         return claims
       },
@@ -258,7 +282,7 @@ export default fp(
       }
     })
   },
-  { name: 'authentication', dependencies: ['tenants', 'revocations'] }
+  { name: 'authentication', dependencies: ['revocations'] }
 )
 
 /** base64url has several spellings of the same bytes where they don't fill the last character; only ours is the token. */

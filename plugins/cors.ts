@@ -33,12 +33,14 @@ export default fp(
       const slug = slugOf(origin)
       if (tenant) return slug === tenant.slug || (tenant.settings.allowed_origins ?? []).includes(origin)
       if (slug === undefined || request.hostProblem) return false
-      return (await app.tenants.find(slug))?.status === 'active'
+      const found = request.refused ? app.tenants.peek(slug) : await app.tenants.find(slug)
+      return found?.status === 'active'
     }
 
     // its route for preflights is the plugin's own; everybody may ask what is allowed
     app.addHook('onRoute', (route) => {
-      if (route.method === 'OPTIONS' && route.url === '*') route.config = { ...route.config, access: 'public' }
+      if (route.method === 'OPTIONS' && route.url === '*')
+        route.config = Object.assign(route.config ?? {}, { access: 'public' as const })
     })
     await app.register(cors, {
       delegator(request, done) {

@@ -46,13 +46,14 @@ export default fp(
     function maskSuspended(problem: Problem, request: FastifyRequest, reply: FastifyReply): Problem {
       const { code, status } = problem.kind
       const suspended = request.tenant?.status === 'suspended' && request.routeOptions.config?.host !== 'any'
-      if (!suspended || status >= 500 || code === 'tenant_suspended') return problem
-      reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')
+      if (!suspended || status >= 500 || code === 'tenant_suspended' || problem === request.refused) return problem
+      app.limits.showGeneral(request, reply)
       return app.refuseSuspended(request)
     }
 
     // reached by unknown paths, unknown methods, and preflights that no CORS rule answered
     app.setNotFoundHandler((request, reply) => {
+      if (request.refused) throw request.refused
       if (request.hostProblem) throw request.hostProblem
       if (request.tenant?.status === 'suspended') throw app.refuseSuspended(request)
       if (!isDecodable(request.originalUrl.split('?', 1)[0] as string)) throw problems.malformedRequest()

@@ -10,6 +10,8 @@ declare module 'fastify' {
       database(): Promise<CheckStatus>
       /** The same of the object store, without which all but files is served. */
       storage(): Promise<CheckStatus>
+      /** Whether Redis answers, asked as often; undefined where there is none. The API serves without it. */
+      redis: (() => Promise<CheckStatus>) | undefined
       /** Whether this process has begun to shut down. */
       draining: boolean
     }
@@ -25,7 +27,8 @@ export default fp(
     const health = {
       draining: false,
       database: asking(() => app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {})),
-      storage: asking(() => app.objects.check())
+      storage: asking(() => app.objects.check()),
+      redis: app.shared.check && asking(app.shared.check)
     }
     app.decorate('health', health)
     // when it is sent and not when it was asked for: what is under way when the shutdown begins must close too
@@ -37,7 +40,7 @@ export default fp(
       health.draining = true
     })
   },
-  { name: 'health', dependencies: ['database', 'objects'] }
+  { name: 'health', dependencies: ['database', 'objects', 'redis'] }
 )
 
 /** Remembers an answer for a moment, and takes silence for one. */

@@ -1,50 +1,38 @@
-import { join } from 'node:path'
 import fp from 'fastify-plugin'
-import { QueueFull } from '../src/bounded-queue.ts'
+import { createBoundedQueue, QueueFull } from '../src/bounded-queue.ts'
 import { overloaded } from '../src/errors.ts'
-import { createFairQueue } from '../src/fair-queue.ts'
-import { createDiskStore } from '../src/objects/disk.ts'
-import { createS3Store } from '../src/objects/s3.ts'
+import { openStore } from '../src/objects/open.ts'
 import type { ObjectStore } from '../src/objects/store.ts'
+import { createShares, ShareExhausted } from '../src/shares.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     /** Where the bytes of files lie. */
     objects: ObjectStore
-    /** Bytes that a tenant may keep. */
-    storageQuota(tenantId: string): number | Promise<number>
     /** Takes one of the places for uploads, each of which holds some memory. Throws `overloaded`. */
     withUploadPlace<T>(tenantId: string, work: () => Promise<T>): Promise<T>
     uploads: { stats(): { running: number; waiting: number } }
   }
 }
 
-const places = { width: 24, share: 12, depth: 200 }
+/** Uploads at once in this process, and of one tenant; how many of each wait, and of a tenant how long. */
+const places = { width: 24, depth: 200 }
+const tenantPlaces = { width: 12, depth: 100, patienceMs: 30_000 }
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */
 export default fp(
   async (app) => {
-    const { config } = app
-    const store =
-      config.s3Endpoint === undefined
-        ? createDiskStore(join(config.dataDir, 'files'))
-        : createS3Store({
-            endpoint: config.s3Endpoint,
-            public_endpoint: config.s3PublicEndpoint,
-            region: config.s3Region ?? 'us-east-1',
-            bucket: config.s3Bucket as string,
-            access_key: config.s3AccessKey as string,
-            secret_key: config.s3SecretKey as string
-          })
-    const queue = createFairQueue(places)
+    const store = openStore(app.config)
+    const queue = createBoundedQueue(places.width, places.depth)
+    const shares = createShares(tenantPlaces)
     app.decorate('objects', store)
-    app.decorate('storageQuota', () => config.storageQuota)
     app.decorate('uploads', { stats: queue.stats })
     app.decorate('withUploadPlace', async <T>(tenantId: string, work: () => Promise<T>) => {
       try {
-        return await queue.run(tenantId, work)
+        return await shares.run(tenantId, () => queue.run(work))
       } catch (err) {
-        if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '5' }, cause: err })
+        if (err instanceof QueueFull || err instanceof ShareExhausted)
+          throw overloaded({ headers: { 'retry-after': '5' }, cause: err })
         throw err
       }
     })

@@ -78,7 +78,7 @@ export default fp(
         const codes = [...anyRoute, ...(config.problems ?? [])]
         if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
         if (schema.body) codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
-        if (config.throttled) codes.push('rate_limited')
+        if (config.limited !== false) codes.push('rate_limited')
         if (access !== 'public') codes.push(...signedIn)
         if (access !== 'public' && access !== 'user') codes.push('forbidden')
         return {

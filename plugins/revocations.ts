@@ -11,7 +11,7 @@ declare module 'fastify' {
     revocations: {
       /** Why this token is no longer to be believed, or undefined. From memory; no I/O. */
       find(claims: AccessClaims): Problem | undefined
-      /** Reads what was just published, so that the next request to this process sees it. Never rejects. */
+      /** Reads what was just published, so that the next request to this process sees it, and tells the others. Never rejects. */
       readNow(): Promise<void>
       /** Calls back with the id of each tenant of which something has changed, or undefined: anything may have. */
       onTenantChange(listener: TenantListener): void
@@ -23,10 +23,12 @@ declare module 'fastify' {
 /** Twice a second, so that what was published is in force everywhere within one. */
 const intervalMs = 500
 const staleAfterMs = 5000
+const topic = 'revocations'
 
 /**
  * Remembers which issued tokens must be refused. A revocation is a row, written by the transaction that causes it; every
- * process reads the new ones twice a second, by transaction id, so that no commit is missed however late it comes.
+ * process reads the new ones twice a second, by transaction id, so that no commit is missed however late it comes. News through
+ * Redis only makes a process read sooner.
  *
  * When nothing could be read for five seconds, nothing is known and signed-in requests get 503.
  */
@@ -35,12 +37,17 @@ export default fp(
     const sessions = new Map<string, Entry>()
     const members = new Map<string, Entry>()
     const tenants = new Map<string, Entry>()
+    const plans = new Map<string, Entry>()
     const listeners: TenantListener[] = []
     let seen = '0'
     let lastRead = 0
     let reading: Promise<void> | undefined
     let next: Promise<void> | undefined
     let timer: NodeJS.Timeout | undefined
+
+    function tell(tenantId: string | undefined): void {
+      for (const listener of listeners) listener(tenantId)
+    }
 
     async function read(): Promise<void> {
       const startedAt = Date.now()
@@ -51,14 +58,15 @@ export default fp(
           const entry = { id: BigInt(id), state, expires_at: expires_at.getTime() }
           if (kind === 'session') sessions.set(subject, entry)
           else if (kind === 'member') keepNewest(members, memberKey(tenant_id, subject), entry)
-          else if (keepNewest(tenants, subject, entry)) for (const listener of listeners) listener(subject)
+          else if (kind === 'plan') keepNewest(plans, subject, entry) && tell(undefined)
+          else keepNewest(tenants, subject, entry) && tell(subject)
         }
         seen = rows[0]?.next ?? seen
         lastRead = startedAt
       } catch (err) {
         // after a failover transaction ids may come again, and what was published meanwhile may be gone by the next read
         seen = '0'
-        for (const listener of listeners) listener(undefined)
+        tell(undefined)
         throw err
       }
     }
@@ -80,19 +88,19 @@ export default fp(
       return next
     }
 
+    const readOrWarn = () => readOnce().catch((err) => app.log.warn({ err }, 'revocations could not be read'))
+
     function poll(): void {
       timer = setTimeout(() => {
         prune()
-        readOnce()
-          .catch((err) => app.log.warn({ err }, 'revocations could not be read'))
-          .finally(poll)
+        readOrWarn().finally(poll)
       }, intervalMs)
       timer.unref()
     }
 
     function prune(): void {
       const now = Date.now()
-      for (const entries of [sessions, members, tenants]) {
+      for (const entries of [sessions, members, tenants, plans]) {
         for (const [key, entry] of entries) if (entry.expires_at < now) entries.delete(key)
       }
     }
@@ -107,12 +115,19 @@ export default fp(
         if (tenants.get(claims.tenant_id)?.state === 'suspended') return tenantSuspended()
         return undefined
       },
-      readNow: () => readOnce().catch((err) => app.log.warn({ err }, 'revocations could not be read')),
+      readNow() {
+        app.shared.announce(topic)
+        return readOrWarn()
+      },
       onTenantChange: (listener: TenantListener) => void listeners.push(listener),
       stats: () => ({ entries: sessions.size + members.size + tenants.size, lag_ms: Date.now() - lastRead })
     })
 
     let closed = false
+    // that there is something new, and not what: the database is asked
+    app.shared.onAnnounced(topic, () => {
+      if (!closed) readOrWarn()
+    })
     app.addHook('onReady', async () => {
       await readOnce()
       if (!closed) poll()
@@ -123,7 +138,7 @@ export default fp(
       await reading?.catch(() => {})
     })
   },
-  { name: 'revocations', dependencies: ['database'] }
+  { name: 'revocations', dependencies: ['database', 'redis'] }
 )
 
 const memberKey = (tenantId: string, userId: string) => tenantId + userId

@@ -10,16 +10,18 @@ import errors from '../plugins/errors.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
+import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
 import objectSweep from '../plugins/object-sweep.ts'
 import objects from '../plugins/objects.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
+import plans from '../plugins/plans.ts'
+import redis from '../plugins/redis.ts'
 import requestBody from '../plugins/request-body.ts'
 import requestLog from '../plugins/request-log.ts'
 import revocations from '../plugins/revocations.ts'
 import tenants from '../plugins/tenants.ts'
-import throttle from '../plugins/throttle.ts'
 import validation from '../plugins/validation.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
@@ -91,14 +93,16 @@ export function buildApp(
   app.register(headers)
   app.register(requestBody)
   app.register(requestLog)
+  app.register(redis)
   app.register(database)
   app.register(objects)
   app.register(health)
   app.register(revocations)
+  app.register(plans)
+  app.register(authentication)
+  app.register(limits)
   app.register(tenants)
   app.register(cors)
-  app.register(authentication)
-  app.register(throttle)
   app.register(passwords)
   app.register(mail)
   app.register(housekeeping)

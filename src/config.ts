@@ -16,7 +16,7 @@ type Setting<T> = {
 }
 
 /** A reader throws this with what is wrong with the text; the message never repeats the text of a secret. */
-class Unreadable extends Error {}
+export class Unreadable extends Error {}
 
 function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
   return { name, fallback, secret: false, read }
@@ -110,19 +110,29 @@ export function isOrigin(value: string): boolean {
 
 const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }
 
-function rate(value: string): Rate {
+/** `10/1m`; `0` is no limit. Throws Unreadable. */
+export function rate(value: string): Rate {
   if (value === '0') return { max: 0, window_ms: unitMs.m as number }
   const match = /^([1-9]\d{0,8})\/([1-9]\d{0,3})([smh])$/.exec(value)
   if (!match) throw new Unreadable('must be a count and a time such as 10/1m, or 0 for no limit')
   return { max: Number(match[1]), window_ms: Number(match[2]) * (unitMs[match[3] as string] as number) }
 }
 
-/** Bytes, as `100MiB` or `10GiB` or a number of them. */
-function bytes(value: string): number {
-  const [, count, unit = ''] = /^(\d{1,15})(KiB|MiB|GiB|TiB)?$/.exec(value) ?? []
-  const size = Number(count) * 1024 ** ['', 'KiB', 'MiB', 'GiB', 'TiB'].indexOf(unit)
-  if (!(size > 0 && size <= 2 ** 50)) throw new Unreadable('must be a size such as 100MiB or 10GiB')
-  return size
+const unitBytes: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 }
+
+/** Bytes: `100MiB`, `10GiB` or a number of them. Throws Unreadable. */
+export function size(value: string): number {
+  const [, count, unit = ''] = /^([1-9]\d{0,14})(|[KMGT]iB)$/.exec(value) ?? []
+  const bytes = Number(count) * (unitBytes[unit] as number)
+  if (!(bytes <= 2 ** 50)) throw new Unreadable('must be a size such as 100MiB or 10GiB')
+  return bytes
+}
+
+function redisUrl(value: string): string {
+  if (!URL.canParse(value) || !/^rediss?:$/.test(new URL(value).protocol) || new URL(value).hostname === '') {
+    throw new Unreadable('must be a URL that begins with redis:// or rediss://')
+  }
+  return value
 }
 
 function httpUrl(value: string): string {
@@ -149,6 +159,7 @@ export const settings = {
   databaseUrl: secret('DATABASE_URL', postgresUrl),
   databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
   databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
+  redisUrl: secret('REDIS_URL', redisUrl),
   dataDir: setting('DATA_DIR', '.aggios', text),
   s3Endpoint: optional('S3_ENDPOINT', httpUrl),
   s3Region: optional('S3_REGION', text),
@@ -156,8 +167,8 @@ export const settings = {
   s3AccessKey: secret('S3_ACCESS_KEY', text),
   s3SecretKey: secret('S3_SECRET_KEY', text),
   s3PublicEndpoint: optional('S3_PUBLIC_ENDPOINT', httpUrl),
-  maxFileSize: setting('MAX_FILE_SIZE', '100MiB', bytes),
-  storageQuota: setting('STORAGE_QUOTA', '10GiB', bytes),
+  maxFileSize: setting('MAX_FILE_SIZE', '100MiB', size),
+  storageQuota: setting('STORAGE_QUOTA', '10GiB', size),
   fileRestoreFor: setting('FILE_RESTORE_FOR', '604800', integer(0, years)),
   jwtSecret: secret('JWT_SECRET', list),
   passwordPepper: secret('PASSWORD_PEPPER', list),
@@ -172,6 +183,8 @@ export const settings = {
   appUrl: optional('APP_URL', appUrl),
   smtpUrl: secret('SMTP_URL', smtpUrl),
   mailFrom: optional('MAIL_FROM', text),
+  rateLimit: setting('RATE_LIMIT', '300/1m', rate),
+  rateLimitTenant: setting('RATE_LIMIT_TENANT', '6000/1m', rate),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))

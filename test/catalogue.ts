@@ -9,6 +9,7 @@ export const tablesWithoutTenant = [
   'users',
   'audit_horizon',
   'object_sweep',
+  'plans',
   'kysely_migration',
   'kysely_migration_lock'
 ]
@@ -28,6 +29,7 @@ export const definerFunctions = [
   'find_identity(text)',
   'find_tenant(text)',
   'known_objects(uuid[],text[],uuid[])',
+  'list_plans()',
   'miscounted_storage()',
   'my_credentials()',
   'my_sessions(interval)',
@@ -36,8 +38,10 @@ export const definerFunctions = [
   'purge_tenant()',
   'revocations_since(xid8)',
   'seal_audit(interval)',
+  'set_plan(text,integer,integer,bigint)',
   'sweep(integer)',
-  'sweep_outbox(integer)'
+  'sweep_outbox(integer)',
+  'tenant_limits(uuid)'
 ]
 
 /** As PostgreSQL writes `tenant_id = (select current_tenant_id())`. */

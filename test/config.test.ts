@@ -108,6 +108,9 @@ t.test('every default is the one that the contract promises', async (t) => {
     refreshGrace: 60,
     sessionMaxAge: 90 * 24 * 3600,
     corsOrigins: [],
+    redisUrl: undefined,
+    rateLimit: { max: 300, window_ms: 60_000 },
+    rateLimitTenant: { max: 6000, window_ms: 60_000 },
     rateLimitAuth: { max: 10, window_ms: 60_000 },
     logLevel: 'info',
     shutdownTimeout: 15
@@ -166,6 +169,9 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     REFRESH_GRACE: '3601',
     SESSION_MAX_AGE: '1.5',
     CORS_ORIGINS: 'https://a.example/path',
+    REDIS_URL: 'localhost:6379',
+    RATE_LIMIT: '300/day',
+    RATE_LIMIT_TENANT: 'many',
     RATE_LIMIT_AUTH: 'often',
     LOG_LEVEL: 'loud',
     SHUTDOWN_TIMEOUT: '0'
@@ -182,7 +188,7 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
 t.test('no complaint repeats the text of a secret', async (t) => {
   const canary = 'canary'
   const messages = [
-    ...refusals({ JWT_SECRET: canary, DATABASE_URL: `http://${canary}@x`, DATABASE_OWNER_URL: canary }),
+    ...refusals({ JWT_SECRET: canary, DATABASE_URL: `http://${canary}@x`, REDIS_URL: `http://${canary}@x` }),
     ...refusals({ ...production, JWT_SECRET: `${canary}-example`, PASSWORD_PEPPER: `${canary},${canary}` }),
     ...refusals({ ...production, DATABASE_URL: `postgres://aggios_app:${canary}@db.${canary}.example/aggios` })
   ]

@@ -203,7 +203,7 @@ t.test('compose.yaml', async (t) => {
         }
       }
     }
-    for (const script of ['certificates.sh', 'passwords.sh']) {
+    for (const script of ['certificates.sh', 'passwords.sh', 'redis.sh']) {
       // PostgreSQL's image would read a script that can't be run into its own shell
       t.ok(statSync(join(root, 'db/deploy', script)).mode & 0o100, `${script} can be run`)
       execFileSync('sh', ['-n', join(root, 'db/deploy', script)])
@@ -249,7 +249,7 @@ t.test('Traefik\u2019s image is of the version that is tested', { skip: traefik.
 
 t.test('settings and secrets of the containers', async (t) => {
   /** Fixed in a container, or made of its passwords. */
-  const decided = ['HOST', 'PORT', 'DATABASE_URL', 'DATABASE_OWNER_URL']
+  const decided = ['HOST', 'PORT', 'DATABASE_URL', 'DATABASE_OWNER_URL', 'REDIS_URL']
   /** Without meaning where a database is given. */
   const left = ['DATA_DIR']
 
@@ -293,7 +293,10 @@ t.test('settings and secrets of the containers', async (t) => {
     })
     t.strictSame(Object.fromEntries(known), {
       traefik: ['CF_DNS_API_TOKEN'],
-      backend: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER', 'S3_SECRET_KEY'],
+      backend: [
+        ...['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'],
+        ...['REDIS_PASSWORD', 'S3_SECRET_KEY']
+      ],
       certificates: [],
       postgres: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'POSTGRES_PASSWORD'],
       redis: ['REDIS_PASSWORD'],
@@ -311,6 +314,7 @@ t.test('settings and secrets of the containers', async (t) => {
       for (const url of [config.databaseUrl, config.databaseOwnerUrl]) {
         t.match(url, /^postgres:\/\/aggios_(app|owner):[a-z0-9]{16}@postgres:5432\/aggios\?sslmode=verify-full&/)
       }
+      t.match(config.redisUrl, /^redis:\/\/aggios:[a-z0-9]{16}@redis:6379$/)
     }
     const empty = interpolate(production.services.backend.environment, {}).result
     t.throws(

@@ -29,6 +29,8 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
   return {
     JWT_SECRET: jwtSecret,
     PASSWORD_PEPPER: 'a pepper of the tests',
+    RATE_LIMIT: '0',
+    RATE_LIMIT_TENANT: '0',
     RATE_LIMIT_AUTH: '0',
     LOG_LEVEL: 'silent',
     DATABASE_URL: database.app,

@@ -237,6 +237,76 @@ t.test('how many passwords are hashed at once, and wait', async (t) => {
   t.match(over, '503 `overloaded`')
 })
 
+t.test('how often anybody may ask is a setting', async (t) => {
+  const names = (start: string) => [...rowAbout(start).value.matchAll(/`(\w+)`/g)].map(([, name]) => name)
+  t.strictSame(names('requests of a person; of an agency'), [settings.rateLimit.name, settings.rateLimitTenant.name])
+  t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
+  t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
+  for (const { what, over } of rows.filter(({ value }) => value.includes('RATE_LIMIT'))) {
+    t.equal(over, '429 `rate_limited`', what)
+  }
+})
+
+t.test('the share of one agency', async (t) => {
+  t.test('of the requests under way', async (t) => {
+    const { value, over } = rowAbout('requests of one agency under way')
+    t.match(over, '503 `overloaded`')
+    const limit = Number(value)
+    const app = await startApp(t)
+    const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
+    // held by what every read waits for
+    let open = () => {}
+    const door = new Promise<void>((done) => {
+      open = done
+    })
+    const { query } = app.gate
+    app.gate.query = async (scope, statement, values) => {
+      if (statement.name === 'read_user') await door
+      return query(scope, statement, values)
+    }
+    const held = Array.from({ length: limit }, () => acme.send('/api/v1/users/me'))
+    await sleep(200)
+    const reply = await acme.send('/api/v1/users/me')
+    t.match(reply.json(), { status: 503, code: 'overloaded' })
+    t.match(reply.headers['retry-after'], /^[1-9]\d*$/)
+    const other = rival.send('/api/v1/users/me')
+    open()
+    t.equal((await other).statusCode, 200, 'another agency')
+    t.strictSame([...new Set((await Promise.all(held)).map(({ statusCode }) => statusCode))], [200])
+    t.equal((await acme.send('/api/v1/users/me')).statusCode, 200, 'when they are done')
+  })
+  t.test('of the connections', async (t) => {
+    t.equal(rowAbout('connections of the pool that one agency').value, 'half of them')
+    const { value, over } = rowAbout('queries of one agency that wait')
+    const [, depth] = /^(\d+);/.exec(value) ?? []
+    t.equal(Number(depth), numberIn('db/gate.ts', 'shareDepth'))
+    const [patience = 0] = times(value)
+    t.equal(patience, numberIn('db/gate.ts', 'sharePatienceMs'))
+    t.match(over, '503 `overloaded`')
+    const app = await startApp(t, { DATABASE_POOL: '4' })
+    const acme = await createTenant(app, 'acme')
+    const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
+    const all = await Promise.allSettled(
+      Array.from({ length: 2 + Number(depth) + 5 }, () => app.gate.transaction(scope, () => sleep(patience + 500)))
+    )
+    const refused = all.filter((one) => one.status === 'rejected')
+    t.equal(all.length - refused.length, 2, 'half of the pool works')
+    for (const { reason } of refused.slice(-1)) t.match(reason.message, 'share')
+  })
+})
+
+t.test('how long Redis may take', (t) => {
+  const { what, value } = rowAbout('Redis: connecting')
+  t.match(what, 'three failures')
+  t.equal(numberIn('plugins/redis.ts', 'maxFailures'), 3)
+  t.strictSame(times(value), [
+    numberIn('plugins/redis.ts', 'connectTimeoutMs'),
+    numberIn('plugins/redis.ts', 'commandTimeoutMs'),
+    numberIn('plugins/redis.ts', 'restMs')
+  ])
+  t.end()
+})
+
 t.test('how long a shutdown may take is a setting', (t) => {
   t.equal(rowAbout('a shutdown').value, `\`${settings.shutdownTimeout.name}\``)
   t.end()
@@ -258,7 +328,8 @@ t.test('every row is read here, and names codes that there are', (t) => {
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
-    .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/throttle.ts'])
+    .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts'])
+    .concat(['plugins/redis.ts', 'db/gate.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -275,14 +346,17 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
       (name) => `plugins/database.ts ${name}`
     ),
-    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs']
+    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
+    ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
+    'db/gate.ts sharePatienceMs'
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
     ...['src/server.ts noticeMs', 'plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs'],
     // off: plugins/request-body.ts bounds it by route
-    'src/app.ts requestTimeout'
+    'src/app.ts requestTimeout',
+    'plugins/redis.ts maxReconnectMs'
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()

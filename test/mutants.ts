@@ -1,11 +1,12 @@
 import { createHmac } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import pg from 'pg'
+import type { AccessClaims } from '../plugins/authentication.ts'
 import { forbidden } from '../src/errors.ts'
 import { checks } from './catalogue.ts'
 import { jwtSecret } from './harness.ts'
 import type { Hole, World } from './isolation.ts'
-import { decode, type Json, makeToken, seconds } from './tokens.ts'
+import { decode, type Json, seconds } from './tokens.ts'
 
 /*
  * Holes that the product does not have. Each is made here, around the application or in its database: there is no switch for one
@@ -43,22 +44,15 @@ function beforeHandler(act: (request: FastifyRequest) => void): Hole {
   }
 }
 
-/** A verifier that takes what it should not: what comes in is signed again, properly. */
+/** A verifier that takes what it should not. */
 function verifierThatTakes(repair: (token: string, header: Json, claims: Json) => Json | undefined): Hole {
-  let kid: unknown
-  return {
-    ...onArrival(({ raw }) => {
-      const token = /^Bearer ([\w-]+\.[\w-]+\.[\w-]*)$/.exec(raw.headers.authorization ?? '')?.[1]
-      if (token === undefined || kid === undefined) return
-      const { header, claims } = decode(token)
-      const repaired = repair(token, header, claims)
-      if (!repaired) return
-      raw.headers.authorization = `Bearer ${makeToken({ alg: 'HS256', typ: 'at+jwt', kid }, repaired, jwtSecret)}`
-    }),
-    after: ({ a }) => {
-      kid = decode(a.people.owner.token).header.kid
-    }
-  }
+  return onArrival((request, app) => {
+    const token = /^Bearer ([\w-]+\.[\w-]+\.[\w-]*)$/.exec(request.headers.authorization ?? '')?.[1]
+    if (token === undefined) return
+    const { header, claims } = decode(token)
+    const repaired = repair(token, header, claims) as AccessClaims | undefined
+    if (repaired) request.bearer = { claims: repaired, problem: app.revocations.find(repaired) }
+  })
 }
 
 /** Changes the answer to whether a token is still to be believed. */

@@ -13,7 +13,7 @@ export interface paths {
     }
     /**
      * Health of the service
-     * @description 200 while the API can serve; else 503 with the failed checks.
+     * @description 200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.
      */
     get: operations['getHealth']
     put?: never
@@ -1004,6 +1004,13 @@ export interface components {
           status: 'ok' | 'down'
         }
         storage: {
+          /**
+           * @example ok
+           * @enum {string}
+           */
+          status: 'ok' | 'down'
+        }
+        redis?: {
           /**
            * @example ok
            * @enum {string}
@@ -2428,6 +2435,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -2571,6 +2590,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -2697,6 +2728,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3019,6 +3062,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3292,6 +3347,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3401,6 +3468,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3528,6 +3607,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -3644,6 +3735,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3777,6 +3880,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -3918,6 +4033,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4081,6 +4208,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -4193,6 +4332,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4335,6 +4486,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4491,6 +4654,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -4608,6 +4783,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4732,6 +4919,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -4863,6 +5062,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5025,6 +5236,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -5141,6 +5364,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5264,6 +5499,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5417,6 +5664,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5675,6 +5934,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -5984,6 +6255,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -6132,6 +6415,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -6265,6 +6560,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -6384,6 +6691,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -6517,6 +6836,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -6686,6 +7017,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -6804,6 +7147,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -6953,6 +7308,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -7058,6 +7425,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -7226,6 +7605,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -7362,6 +7753,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -7533,6 +7936,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -7661,6 +8076,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -7833,6 +8260,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -7981,6 +8420,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8099,6 +8550,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -8245,6 +8708,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8370,6 +8845,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8476,6 +8963,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -8619,6 +9118,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8752,6 +9263,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8870,6 +9393,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -8960,6 +9495,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {
@@ -9058,6 +9605,18 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `headers_too_large`: The headers are too large */
       431: {
         headers: {
@@ -9142,6 +9701,18 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
           [name: string]: unknown
         }
         content: {

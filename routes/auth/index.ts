@@ -64,8 +64,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
           'refresh_token_reused',
           'session_revoked',
           'tenant_mismatch',
-          'tenant_suspended',
-          'rate_limited'
+          'tenant_suspended'
         ]
       },
       schema: {

@@ -23,11 +23,11 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
 export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
   const token = app.tokens.verifyRefresh(request.body.refresh_token)
   if (!token) {
-    await app.throttle.address(request, reply)
+    await app.limits.attempt(request, reply)
     throw invalidRefreshToken()
   }
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
-  await app.throttle.account(request, reply, `refresh ${token.family}`)
+  await app.limits.account(request, reply, `refresh ${token.family}`)
 
   const { accessTokenTtl, refreshGrace, refreshTokenTtl } = app.config
   const [rotation] = await request.tenantQuery(

@@ -20,7 +20,7 @@ type SignInRequest = FastifyRequest<{ Body: SignIn }>
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
   const email = normalizeEmail(request.body.email)
-  await app.throttle.account(request, reply, email)
+  await app.limits.account(request, reply, email)
   requireHashablePassword(password, '/body/password')
 
   const slug = request.body.tenant
@@ -55,7 +55,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   )
   if (admission?.outcome === 'suspended') throw tenantSuspended()
   if (admission?.outcome !== 'opened') throw await refuse()
-  app.throttle.know(request, email)
+  app.limits.know(request, email)
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
 }
 

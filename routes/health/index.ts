@@ -7,7 +7,7 @@ const Check = Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'
 const Health = Type.Object(
   {
     status: StringEnum(['ok', 'degraded'], { examples: ['ok'] }),
-    checks: Type.Object({ database: Check, storage: Check })
+    checks: Type.Object({ database: Check, storage: Check, redis: Type.Optional(Check) })
   },
   { title: 'Health' }
 )
@@ -17,14 +17,20 @@ const retry = { 'retry-after': '1' }
 
 /** Whether the service can serve; answered on every host. A reply of 503 is a problem document with `checks` in it. */
 const health: FastifyPluginAsyncTypebox = async (app) => {
-  const config = { access: 'public', host: 'any' } as const
+  const config = { access: 'public', host: 'any', limited: false } as const
   const tags = ['health']
 
   async function check() {
-    const [database, storage] = await Promise.all([app.health.database(), app.health.storage()])
-    const checks = { database: { status: database }, storage: { status: storage } }
+    const { health } = app
+    const [database, storage, redis] = await Promise.all([health.database(), health.storage(), health.redis?.()])
+    const checks = {
+      database: { status: database },
+      storage: { status: storage },
+      ...(redis && { redis: { status: redis } })
+    }
     if (database === 'down') throw unavailable({ headers: retry, extensions: { checks } })
-    return { status: storage === 'ok' ? ('ok' as const) : ('degraded' as const), checks }
+    const whole = storage === 'ok' && redis !== 'down'
+    return { status: whole ? ('ok' as const) : ('degraded' as const), checks }
   }
 
   app.get(
@@ -34,7 +40,8 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getHealth',
         summary: 'Health of the service',
-        description: '200 while the API can serve; else 503 with the failed checks.',
+        description:
+          '200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.',
         tags,
         response: { 200: Health }
       }

@@ -42,7 +42,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, problems: ['already_invited', 'already_a_member'] },
+      config: { access, throttled: true, problems: ['already_invited', 'already_a_member'] },
       schema: {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
@@ -81,7 +81,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:id/resend',
     {
-      config: { access, problems: ['not_found', 'rate_limited'] },
+      config: { access, problems: ['not_found'] },
       schema: {
         operationId: 'resendInvitation',
         summary: 'Send an invitation again',
@@ -93,7 +93,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       // so that nobody's mailbox is filled
-      await app.throttle.account(request, reply, `resend ${request.user.tenant_id} ${request.params.id}`)
+      await app.limits.account(request, reply, `resend ${request.user.tenant_id} ${request.params.id}`)
       const renewed = await request.withTenant(async (trx) => {
         const invitation = await renewInvitation(trx, request.params.id)
         if (!invitation) return undefined

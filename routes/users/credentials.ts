@@ -17,7 +17,7 @@ export async function requirePassword(
   requireHashablePassword(password, path)
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
-  await app.throttle.account(request, reply, credentials.email)
+  await app.limits.account(request, reply, credentials.email)
   if (!(await app.passwords.verify(password, storedHash(credentials)))) throw invalidCredentials()
   return { email: credentials.email, password_version: credentials.password_version }
 }

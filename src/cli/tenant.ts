@@ -1,60 +1,39 @@
-import { Kysely } from 'kysely'
-import pg from 'pg'
 import { findTenant } from '../../db/directory.ts'
-import { findEmbeddedUrl } from '../../db/embedded.ts'
-import { createTenantGate } from '../../db/gate.ts'
-import { prepareGate } from '../../db/gate-query.ts'
-import { createPipeline } from '../../db/pipeline.ts'
-import { PoolDialect } from '../../db/pool-dialect.ts'
-import type { TenantTables } from '../../db/tables.ts'
+import { changePlan, listPlans } from '../../db/plans.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
-import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+import { end, nobody, operate, Refusal } from './operator.ts'
 
 /*
- * npm run tenant -- suspend <slug>    its people get 403 within a second, everybody else 404
- * npm run tenant -- resume <slug>     also one that was deleted, until it is purged
- *
- * Takes the server's own settings, and finds its embedded PostgreSQL while it runs.
+ * npm run tenant -- suspend <slug>        its people get 403 within a second, everybody else 404
+ * npm run tenant -- resume <slug>         also one that was deleted, until it is purged
+ * npm run tenant -- plan <slug> <plan>    its limits are those of the plan within a second
  */
 
-const [command, slug] = process.argv.slice(2)
+const [command, slug, plan] = process.argv.slice(2)
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
   resume: { status: 'active', action: 'tenant.resumed' }
 } as const
 
-function readSettings(): Config {
-  try {
-    return readConfig(process.env)
-  } catch (err) {
-    if (err instanceof InvalidConfiguration) end(78, err.message)
-    throw err
-  }
+const act = command === 'suspend' || command === 'resume' ? acts[command] : undefined
+if (!slug || !(act || (command === 'plan' && plan))) {
+  end(64, 'usage: tenant suspend|resume <slug>\n       tenant plan <slug> <plan>')
 }
 
-function end(code: number, line: string): never {
-  process.stderr.write(`${line}\n`)
-  process.exit(code)
-}
-
-const act =
-  command === 'suspend' || command === 'resume' ? acts[command] : end(64, 'usage: tenant suspend|resume <slug>')
-if (!slug) end(64, 'usage: tenant suspend|resume <slug>')
-
-const config = readSettings()
-const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
-if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
-
-const pool = new pg.Pool({ connectionString: url, max: 1, onConnect: prepareGate })
-const pipeline = createPipeline(url, () => {})
-const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [pipeline])
-const [tenant] = await gate.query({ tenant_id: null, user_id: null, request: '' }, findTenant, { slug })
-if (tenant) {
+await operate(async (gate, config) => {
+  const [tenant] = await gate.query(nobody, findTenant, { slug })
+  if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
   const settings = { tenant_id: tenant.id, user_id: null, request: '' }
-  await gate.transaction(settings, (trx) =>
-    setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: config.accessTokenTtl })
-  )
-}
-await Promise.all([pipeline.close(), pool.end()])
-if (tenant) end(0, `${slug} is ${act.status}`)
-end(1, `there is no agency called ${slug}`)
+  if (act) {
+    await gate.transaction(settings, (trx) =>
+      setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: config.accessTokenTtl })
+    )
+    return `${slug} is ${act.status}`
+  }
+  const plans = await gate.query(nobody, listPlans, {})
+  const chosen = plans.find(({ name }) => name === plan)
+  if (!chosen)
+    throw new Refusal(`there is no plan called ${plan}; there are ${plans.map(({ name }) => name).join(', ')}`)
+  await gate.transaction(settings, (trx) => changePlan(trx, tenant, chosen.name))
+  return `${slug} has the plan ${chosen.name}`
+})

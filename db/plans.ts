@@ -1,0 +1,57 @@
+import { sql } from 'kysely'
+import { recordAudit } from './audit.ts'
+import type { TenantTransaction } from './gate.ts'
+import { statement } from './statement.ts'
+import type { TenantStatus } from './tables.ts'
+
+/** What a plan allows; null: as the server's settings say. `requests` 0 is no limit, `storage_quota` is bytes. */
+export type PlanLimits = {
+  requests: number | null
+  window_seconds: number | null
+  storage_quota: number | null
+}
+
+/** The limits of one tenant; no row where there is no such tenant any more. */
+export const tenantLimits = statement(
+  'tenant_limits',
+  (_, $: { tenant_id: string }) => sql<PlanLimits>`
+  select requests, window_seconds, storage_quota::float8 as storage_quota from tenant_limits(${$.tenant_id})`
+)
+
+/** Every plan, with how many tenants have it. */
+export const listPlans = statement(
+  'list_plans',
+  (_, __: Record<never, never>) => sql<PlanLimits & { name: string; tenants: number }>`
+  select name, requests, window_seconds, storage_quota::float8 as storage_quota, tenants::int as tenants from list_plans()`,
+  { slow: true }
+)
+
+/** Makes or changes a plan. It is in force on every process within a second. */
+export const setPlan = statement(
+  'set_plan',
+  (_, $: PlanLimits & { name: string }) => sql<never>`
+  select from set_plan(${$.name}, ${$.requests}, ${$.window_seconds}, ${$.storage_quota}::bigint)`,
+  { writes: true }
+)
+
+/**
+ * Gives the gate's tenant another plan, tells every process, and records it. The database refuses a plan that there is not
+ * (foreign_key_violation).
+ */
+export async function changePlan(
+  trx: TenantTransaction,
+  tenant: { id: string; status: TenantStatus },
+  plan: string
+): Promise<void> {
+  await trx
+    .updateTable('tenants')
+    .set({ plan, version: sql`version + 1`, updated_at: sql`now()` })
+    .where('id', '=', tenant.id)
+    .execute()
+  const expires_at = sql<Date>`now() + interval '1 minute'`
+  await trx
+    .insertInto('revocations')
+    .values({ kind: 'tenant', subject: tenant.id, state: tenant.status, expires_at })
+    .execute()
+  await recordAudit(trx, { action: 'tenant.plan_changed', target_id: tenant.id, detail: { after: { plan } } })
+}

@@ -1,0 +1,220 @@
+import { normalizeIP } from '@fastify/rate-limit'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { LRUCache } from 'lru-cache'
+import type { PlanLimits } from '../db/plans.ts'
+import type { Rate } from '../src/config.ts'
+import { overloaded, type Problem, rateLimited } from '../src/errors.ts'
+import { createQuotas, type Verdict } from '../src/quotas.ts'
+import type { AccessClaims } from './authentication.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    limits: {
+      /** Counts an attempt from the request's address. Throws `rate_limited`. */
+      attempt(request: FastifyRequest, reply: FastifyReply): Promise<void>
+      /** Counts an attempt on one account from anywhere. Throws `rate_limited`, but not for an address that is known. */
+      account(request: FastifyRequest, reply: FastifyReply, account: string): Promise<void>
+      /** This address has shown that it belongs to the account: attempts from elsewhere no longer lock it out. */
+      know(request: FastifyRequest, account: string): void
+      /** Leaves of the limits in the reply's headers only those that every request has. */
+      showGeneral(request: FastifyRequest, reply: FastifyReply): void
+    }
+  }
+  interface FastifyRequest {
+    /** Set for who asks too often or has too much under way. Nothing is looked up for them, and the guard throws it. */
+    refused: Problem | undefined
+    /** The limits that every request has. */
+    general: Counted[]
+    /** The tenant whose request this is, while it is under way. */
+    occupies: string | undefined
+  }
+  interface FastifyContextConfig {
+    /** False: never limited. */
+    limited?: false
+    /**
+     * Counted by itself too, before the body is read: on a public route by address, RATE_LIMIT_AUTH for all such routes
+     * together; else by person, so many times RATE_LIMIT_AUTH for this route (`true`: once).
+     */
+    throttled?: boolean | number
+  }
+}
+
+type Counted = { name: string; rate: Rate; verdict: Verdict }
+type Outcome = { counted: Counted[]; allowed: boolean }
+
+const maxKeys = 20_000
+const maxTenants = 50_000
+/** Requests of one tenant under way in this process at once. */
+const maxUnderWay = 128
+/** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
+const preflightShare = 10
+
+/**
+ * Bounds what anybody may ask for. Requests with a good token count for their person and their tenant, and for no address, so
+ * that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
+ * can use up a tenant's quota without a token of it. Attempts to sign in are counted by address and by account besides.
+ *
+ * All processes count together through Redis, and each for itself while there is none.
+ */
+export default fp(
+  async (app) => {
+    const { rateLimit, rateLimitTenant, rateLimitAuth } = app.config
+    const store = app.shared.quotas
+    const counter = (name: string, max: number) => {
+      const quotas = createQuotas({ store, max })
+      return (key: string, rate: Rate): Counted | undefined | Promise<Counted> => {
+        if (rate.max === 0) return undefined
+        return after(quotas.count(`${name} ${key}`, rate), (verdict) => ({ name, rate, verdict }))
+      }
+    }
+    const byStranger = counter('anonymous', maxKeys)
+    const byPreflight = counter('preflight', maxKeys)
+    const byUser = counter('user', maxTenants)
+    const byTenant = counter('tenant', maxTenants)
+    const byRoute = counter('route', maxKeys)
+    const byAddress = counter('address', maxKeys)
+    const byAccount = counter('account', maxKeys)
+    const homes = new LRUCache<string, true>({ max: maxKeys })
+    const underWay = new Map<string, number>()
+
+    // == every request ===============================================================================================
+
+    function countGeneral(request: FastifyRequest): Outcome | Promise<Outcome> {
+      const claims = knownSender(request)
+      if (claims) return countSender(claims)
+      const address = normalizeIP(request.ip, 64)
+      if (request.method !== 'OPTIONS') return after(byStranger(address, rateLimit), (counted) => outcomeOf(counted))
+      const preflights = { ...rateLimit, max: rateLimit.max * preflightShare }
+      return after(byPreflight(address, preflights), (counted) => ({ ...outcomeOf(counted), counted: [] }))
+    }
+
+    function countSender({ tenant_id, user_id }: AccessClaims): Outcome | Promise<Outcome> {
+      return after(byUser(`${tenant_id} ${user_id}`, rateLimit), (user) => {
+        // who is over their own limit costs their agency nothing
+        if (user && !user.verdict.allowed) return outcomeOf(user)
+        return after(app.plans.find(tenant_id), (plan) =>
+          after(byTenant(tenant_id, rateOf(plan) ?? rateLimitTenant), (tenant) => outcomeOf(tenant, user))
+        )
+      })
+    }
+
+    /** A tenant may have so many requests under way; the share of a process that one of them can't take from others. */
+    function enter(request: FastifyRequest, tenantId: string): Problem | undefined {
+      const before = underWay.get(tenantId) ?? 0
+      if (before >= maxUnderWay) return overloaded({ headers: { 'retry-after': '1' } })
+      underWay.set(tenantId, before + 1)
+      request.occupies = tenantId
+      return undefined
+    }
+
+    function leave(request: FastifyRequest): void {
+      if (request.occupies === undefined) return
+      const left = (underWay.get(request.occupies) ?? 1) - 1
+      if (left === 0) underWay.delete(request.occupies)
+      else underWay.set(request.occupies, left)
+      request.occupies = undefined
+    }
+
+    app.decorateRequest('refused', undefined)
+    app.decorateRequest('general')
+    app.decorateRequest('occupies', undefined)
+    app.addHook('onRequest', (request, reply, done) => {
+      if (request.routeOptions.config?.limited === false) return done()
+      const settle = ({ counted, allowed }: Outcome) => {
+        request.general = counted
+        show(reply, counted)
+        const claims = knownSender(request)
+        request.refused = allowed ? claims && enter(request, claims.tenant_id) : tooMany(counted)
+        done()
+      }
+      const outcome = countGeneral(request)
+      if (outcome instanceof Promise) outcome.then(settle, done)
+      else settle(outcome)
+    })
+    app.addHook('onResponse', (request, _reply, done) => {
+      leave(request)
+      done()
+    })
+
+    // == attempts ====================================================================================================
+
+    async function countAttempt(reply: FastifyReply, counting: ReturnType<typeof byAddress>): Promise<void> {
+      const counted = await counting
+      if (!counted) return
+      show(reply, [counted], { append: true })
+      if (!counted.verdict.allowed) throw tooMany([counted])
+    }
+
+    const limits = {
+      attempt: (request: FastifyRequest, reply: FastifyReply) =>
+        countAttempt(reply, byAddress(normalizeIP(request.ip, 64), rateLimitAuth)),
+      account(request: FastifyRequest, reply: FastifyReply, account: string) {
+        const home = homeOf(request, account)
+        return countAttempt(reply, byAccount(homes.has(home) ? home : account, rateLimitAuth))
+      },
+      know(request: FastifyRequest, account: string) {
+        homes.set(homeOf(request, account), true)
+      },
+      showGeneral(request: FastifyRequest, reply: FastifyReply) {
+        reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')
+        show(reply, request.general ?? [])
+      }
+    }
+    app.decorate('limits', limits)
+
+    app.addHook('onRoute', (route) => {
+      const { throttled, access } = route.config ?? {}
+      if (!throttled) return
+      const rate = { ...rateLimitAuth, max: rateLimitAuth.max * Number(throttled) }
+      const attempt = ({ user }: FastifyRequest, reply: FastifyReply) =>
+        countAttempt(reply, byRoute(`${route.method} ${route.url} ${user.tenant_id} ${user.user_id}`, rate))
+      route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
+    })
+  },
+  { name: 'limits', dependencies: ['redis', 'plans', 'authentication'] }
+)
+
+/** Whose the request is, if its token is good or nothing could be found out about that. */
+function knownSender({ bearer }: FastifyRequest): AccessClaims | undefined {
+  return bearer?.problem && bearer.problem.kind.status !== 503 ? undefined : bearer?.claims
+}
+
+function rateOf({ requests, window_seconds }: PlanLimits): Rate | undefined {
+  if (requests === null || window_seconds === null) return undefined
+  return { max: requests, window_ms: window_seconds * 1000 }
+}
+
+/** A network and the account it is known for. A device moves within its own /64 as it likes. */
+function homeOf(request: FastifyRequest, account: string): string {
+  return `${normalizeIP(request.ip, 64)} ${account}`
+}
+
+function outcomeOf(...each: (Counted | undefined)[]): Outcome {
+  const counted = each.filter((one) => one !== undefined)
+  return { counted, allowed: counted.every(({ verdict }) => verdict.allowed) }
+}
+
+const secondsUntil = ({ verdict }: Counted) => Math.ceil(verdict.ends_in_ms / 1000)
+
+function tooMany(counted: Counted[]): Problem {
+  const spent = counted.filter(({ verdict }) => !verdict.allowed)
+  return rateLimited({ headers: { 'retry-after': String(Math.max(1, ...spent.map(secondsUntil))) } })
+}
+
+/** The limits as structured fields, as the IETF's draft has them. */
+function show(reply: FastifyReply, counted: Counted[], { append = false } = {}): void {
+  if (counted.length === 0) return
+  const policy = counted.map(({ name, rate }) => `"${name}";q=${rate.max};w=${rate.window_ms / 1000}`).join(', ')
+  const state = counted
+    .map((one) => `"${one.name}";r=${Math.max(0, one.verdict.remaining)};t=${secondsUntil(one)}`)
+    .join(', ')
+  const before = append ? reply.getHeader('ratelimit') : undefined
+  reply.header('ratelimit-policy', before === undefined ? policy : `${reply.getHeader('ratelimit-policy')}, ${policy}`)
+  reply.header('ratelimit', before === undefined ? state : `${before}, ${state}`)
+}
+
+/** Goes on at once where there is nothing to wait for: on the hot path there is not. */
+function after<T, U>(value: T | Promise<T>, next: (value: T) => U | Promise<U>): U | Promise<U> {
+  return value instanceof Promise ? value.then(next) : next(value)
+}

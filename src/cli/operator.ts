@@ -1,0 +1,51 @@
+import { Kysely } from 'kysely'
+import pg from 'pg'
+import { findEmbeddedUrl } from '../../db/embedded.ts'
+import { createTenantGate, type TenantGate } from '../../db/gate.ts'
+import { prepareGate } from '../../db/gate-query.ts'
+import { createPipeline } from '../../db/pipeline.ts'
+import { PoolDialect } from '../../db/pool-dialect.ts'
+import type { TenantTables } from '../../db/tables.ts'
+import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+
+/** For statements of the directory, which need no tenant. */
+export const nobody = { tenant_id: null, user_id: null, request: '' }
+
+/** Says a line on stderr and ends with one of the codes of sysexits.h. */
+export function end(code: number, line: string): never {
+  process.stderr.write(`${line}\n`)
+  process.exit(code)
+}
+
+/**
+ * Runs an operator's command with the server's own settings, and finds its embedded PostgreSQL while it runs. Ends the process
+ * with the line that `work` resolves to, or with its refusal.
+ */
+export async function operate(work: (gate: TenantGate, config: Config) => Promise<string>): Promise<never> {
+  const config = readSettings()
+  const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
+  if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
+  const pool = new pg.Pool({ connectionString: url, max: 1, onConnect: prepareGate })
+  const pipeline = createPipeline(url, () => {})
+  const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [pipeline])
+  try {
+    const said = await work(gate, config)
+    await Promise.all([pipeline.close(), pool.end()])
+    return end(0, said)
+  } catch (err) {
+    if (err instanceof Refusal) end(1, err.message)
+    throw err
+  }
+}
+
+/** Thrown by an operator's command that can't do what it was asked. */
+export class Refusal extends Error {}
+
+function readSettings(): Config {
+  try {
+    return readConfig(process.env)
+  } catch (err) {
+    if (err instanceof InvalidConfiguration) end(78, err.message)
+    throw err
+  }
+}

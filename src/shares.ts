@@ -1,0 +1,44 @@
+/** Thrown to an owner who holds all that they may, when as many wait for it as may wait, or they have waited too long. */
+export class ShareExhausted extends Error {}
+
+type Owner = { held: number; waiting: (() => void)[] }
+
+/**
+ * Lets each owner have at most `width` jobs running at once. One more waits for the owner's own to finish, for `patienceMs` at
+ * most and behind `depth` at most; owners never wait for each other. Remembers only owners who have something running.
+ */
+export function createShares({ width, depth, patienceMs }: { width: number; depth: number; patienceMs: number }) {
+  const owners = new Map<string, Owner>()
+
+  async function run<T>(name: string, job: () => Promise<T>): Promise<T> {
+    const owner = owners.get(name) ?? { held: 0, waiting: [] }
+    owners.set(name, owner)
+    if (owner.held < width) owner.held++
+    else await wait(owner)
+    try {
+      return await job()
+    } finally {
+      const next = owner.waiting.shift()
+      // the place is handed over, not given back, so that nobody slips in between
+      if (next) next()
+      else if (--owner.held === 0) owners.delete(name)
+    }
+  }
+
+  function wait({ waiting }: Owner): Promise<void> {
+    if (waiting.length >= depth) throw new ShareExhausted('too many wait for their share')
+    return new Promise((resolve, reject) => {
+      const start = () => {
+        clearTimeout(patience)
+        resolve()
+      }
+      const patience = setTimeout(() => {
+        waiting.splice(waiting.indexOf(start), 1)
+        reject(new ShareExhausted('the share stayed taken'))
+      }, patienceMs)
+      waiting.push(start)
+    })
+  }
+
+  return { run, size: () => owners.size }
+}

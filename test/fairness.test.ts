@@ -1,0 +1,77 @@
+import pg from 'pg'
+import t, { type Test } from 'tap'
+import { withClient } from './databases.ts'
+import { createTenant, startApp, type Tenant } from './harness.ts'
+
+const me = '/api/v1/users/me'
+const rename = (name: string) => ({ method: 'PATCH', url: me, payload: { name } }) as const
+
+/** Counts how often somebody finds all connections of the pool taken. */
+function countPoolWaits(t: Test): () => number {
+  const pool = pg.Pool.prototype
+  const { connect } = pool
+  let waits = 0
+  pool.connect = function (this: pg.Pool, ...args: unknown[]) {
+    if (this.idleCount === 0 && this.totalCount >= this.options.max) waits++
+    return (connect as (...args: unknown[]) => unknown).apply(this, args)
+  } as typeof connect
+  t.teardown(() => {
+    pool.connect = connect
+  })
+  return () => waits
+}
+
+/** Reads and writes, four at a time. Resolves to what went wrong. */
+async function work(tenant: Tenant): Promise<string[]> {
+  const failures: string[] = []
+  for (let round = 0; round < 10; round++) {
+    const replies = await Promise.all([
+      tenant.send(me),
+      tenant.send('/api/v1/members'),
+      tenant.send(rename(`Ada ${round}`)),
+      tenant.send('/api/v1/audit-events')
+    ])
+    failures.push(...replies.filter(({ statusCode }) => statusCode !== 200).map(({ body }) => body))
+  }
+  return failures
+}
+
+t.test('an agency at ten times its limit, with slow queries, is no other\u2019s problem', async (t) => {
+  const waits = countPoolWaits(t)
+  const app = await startApp(t, { DATABASE_POOL: '10', RATE_LIMIT_TENANT: '100/1h' })
+  const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
+  await work(rival)
+
+  await withClient(app.database.postgres, async (admin) => {
+    // every change of acme's owner waits for this, for as long as a lock may be waited for
+    await admin.query('begin')
+    await admin.query('select from users where id = $1 for update', [acme.owner.id])
+    const flood = Promise.all(Array.from({ length: 1000 }, (_, i) => acme.send(rename(`Hog ${i}`))))
+    const before = waits()
+    t.strictSame(await work(rival), [], 'the other agency sees no error')
+    t.equal(waits() - before, 0, 'and waits for no connection')
+    await admin.query('rollback')
+
+    const replies = (await flood).map((reply) => (reply.statusCode === 200 ? 'ok' : reply.json().code))
+    const count = (what: string) => replies.filter((each) => each === what).length
+    t.equal(count('ok') + count('overloaded') + count('rate_limited'), 1000)
+    t.equal(count('ok') + count('overloaded'), 100, 'the limit holds')
+    t.comment(`${count('ok')} done, ${count('overloaded')} overloaded, ${count('rate_limited')} refused`)
+  })
+  t.equal((await rival.send(rename('Ada'))).statusCode, 200)
+})
+
+t.test('the half of one agency is given back', async (t) => {
+  const app = await startApp(t, { DATABASE_POOL: '3' })
+  const acme = await createTenant(app, 'acme')
+  const replies = await Promise.all(Array.from({ length: 60 }, (_, i) => acme.send(rename(`Ada ${i}`))))
+  t.strictSame([...new Set(replies.map(({ statusCode }) => statusCode))], [200])
+  const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
+  for (let i = 0; i < 5; i++) {
+    await t.rejects(
+      app.gate.transaction(scope, async () => Promise.reject(new Error('undone'))),
+      /undone/
+    )
+  }
+  t.equal((await acme.send(rename('Ada'))).statusCode, 200)
+})

@@ -1,0 +1,104 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import { Redis } from 'ioredis'
+import type { Test } from 'tap'
+import { eventually, freePort, root } from './harness.ts'
+import { findProgram } from './parts.ts'
+
+/*
+ * A Redis of a test's own, started as in compose.yaml: by db/deploy/redis.sh, with the user that the product has.
+ */
+
+const password = 'the0password0of0the0tests'
+const server = findProgram('redis-server')
+const client = findProgram('redis-cli')
+
+/** For tap: left out where there is no Redis. */
+export const needsRedis = { skip: server.skip || client.skip }
+
+export type RedisServer = {
+  port: number
+  /** As the product connects. */
+  url: string
+  /** As somebody who may do everything. */
+  admin: Redis
+  /** A signal to the process: SIGSTOP, SIGCONT, SIGKILL. */
+  signal(name: NodeJS.Signals): void
+  /** Starts it again on its port, empty. */
+  restart(): Promise<void>
+}
+
+export const unusedRedisUrl = async () => `redis://aggios:${password}@127.0.0.1:${await freePort()}`
+
+export async function startRedis(t: Test, port?: number): Promise<RedisServer> {
+  const chosen = port ?? (await freePort())
+  const dir = t.testdir()
+  let child: ChildProcess | undefined
+  const admin = new Redis({ port: chosen, username: 'admin', lazyConnect: true, retryStrategy: () => 50 })
+  admin.on('error', () => {})
+
+  async function start(): Promise<void> {
+    child = spawn(
+      join(root, 'db/deploy/redis.sh'),
+      [
+        ...['--port', String(chosen), '--bind', '127.0.0.1', '--dir', dir],
+        ...['--user', 'admin', 'on', 'nopass', '~*', '&*', '+@all']
+      ],
+      { env: { PATH: process.env.PATH, REDIS_PASSWORD: password }, stdio: 'ignore' }
+    )
+    if (admin.status === 'wait')
+      await eventually(() =>
+        admin.connect().then(
+          () => true,
+          () => false
+        )
+      )
+    await eventually(() =>
+      admin.ping().then(
+        (reply) => reply === 'PONG',
+        () => false
+      )
+    )
+  }
+
+  async function end(): Promise<void> {
+    if (!child || child.exitCode !== null || child.signalCode !== null) return
+    const exited = once(child, 'exit')
+    child.kill('SIGKILL')
+    await exited
+  }
+
+  t.teardown(async () => {
+    admin.disconnect()
+    await end()
+  })
+  await start()
+  return {
+    port: chosen,
+    url: `redis://aggios:${password}@127.0.0.1:${chosen}`,
+    admin,
+    signal: (name) => void child?.kill(name),
+    async restart() {
+      await end()
+      await start()
+    }
+  }
+}
+
+/** Every key with its remaining time, which is negative where there is no end. */
+export async function keysOf(admin: Redis): Promise<[name: string, ttl: number][]> {
+  const keys: [string, number][] = []
+  for await (const names of admin.scanStream()) {
+    for (const name of names as string[]) keys.push([name, await admin.pttl(name)])
+  }
+  return keys
+}
+
+/** How often each command was called since the last reset, by the name that INFO gives it. */
+export async function callsOf(admin: Redis): Promise<Record<string, number>> {
+  const text = await admin.info('commandstats')
+  return Object.fromEntries(
+    [...text.matchAll(/^cmdstat_([\w|]+):calls=(\d+)/gm)].map(([, name, calls]) => [name, Number(calls)])
+  )
+}
