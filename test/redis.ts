@@ -47,19 +47,18 @@ export async function startRedis(t: Test, port?: number): Promise<RedisServer> {
       ],
       { env: { PATH: process.env.PATH, REDIS_PASSWORD: password }, stdio: 'ignore' }
     )
-    if (admin.status === 'wait')
-      await eventually(() =>
-        admin.connect().then(
-          () => true,
-          () => false
-        )
+    const connects = () =>
+      admin.connect().then(
+        () => true,
+        () => false
       )
-    await eventually(() =>
+    const answers = () =>
       admin.ping().then(
         (reply) => reply === 'PONG',
         () => false
       )
-    )
+    if (admin.status === 'wait') await eventually(connects, 30_000)
+    await eventually(answers, 30_000)
   }
 
   async function end(): Promise<void> {
