@@ -140,6 +140,12 @@ export const sweepOutbox = statement(
   { writes: true }
 )
 
+export const sweepIdempotencyKeys = statement(
+  'sweep_idempotency_keys',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_idempotency_keys(${$.batch})::int as removed`,
+  { writes: true }
+)
+
 /** Removes one tenant whose time has come; null when there is none. */
 export const purgeTenant = statement(
   'purge_tenant',

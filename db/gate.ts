@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, gateValues } from './gate-query.ts'
+import { GateQuery, type GateSettings, gateValues, type Scope } from './gate-query.ts'
 import { isStalePlan, type Pipeline, PipelineFull } from './pipeline.ts'
 import type { Statement } from './statement.ts'
 import type { TenantTables } from './tables.ts'
@@ -48,6 +48,30 @@ export async function queryIn<Values extends object, Row>(
     )
   )
   return rows
+}
+
+/**
+ * Runs `work` in another scope of the same transaction, then goes back to `own`: for one act in two tenants that must be done or
+ * left undone together. Both scopes are the server's own words, as everywhere (`Scope`).
+ *
+ * Also after a rejection the scope is `own` again, or the transaction has failed and takes no more statements.
+ */
+export async function inScope<T>(trx: TenantTransaction, scope: Scope, own: Scope, work: () => Promise<T>): Promise<T> {
+  await enter(trx, scope)
+  try {
+    const result = await work()
+    await enter(trx, own)
+    return result
+  } catch (err) {
+    await enter(trx, own).catch(() => {})
+    throw err
+  }
+}
+
+async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
+  await sql`select set_config('app.tenant_id', ${tenant_id ?? ''}, true), set_config('app.user_id', ${user_id ?? ''}, true)`.execute(
+    trx
+  )
 }
 
 const attempts = 4

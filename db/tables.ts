@@ -112,6 +112,18 @@ export type OutboxTable = {
   created_at: ByDatabase<Date>
 }
 
+export type IdempotencyKeysTable = {
+  tenant_id: ByDatabase<string>
+  user_id: ByDatabase<string>
+  route: Fixed<string>
+  key: Fixed<string>
+  fingerprint: Fixed<Buffer>
+  status: Fixed<number>
+  headers: ColumnType<Record<string, string>, string, never>
+  body: Fixed<string>
+  expires_at: ByDatabase<Date>
+}
+
 /** What exists behind the tenant gate only. */
 export type TenantTables = {
   tenants: TenantsTable
@@ -122,6 +134,7 @@ export type TenantTables = {
   audit_events: AuditEventsTable
   invitations: InvitationsTable
   outbox: OutboxTable
+  idempotency_keys: IdempotencyKeysTable
 }
 
 /** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */

@@ -10,6 +10,7 @@ import errors from '../plugins/errors.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
+import idempotency from '../plugins/idempotency.ts'
 import mail from '../plugins/mail.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
@@ -86,6 +87,7 @@ export function buildApp(
   app.register(headers)
   app.register(requestLog)
   app.register(database)
+  app.register(idempotency)
   app.register(health)
   app.register(revocations)
   app.register(tenants)

@@ -1,3 +1,11 @@
+/** The tag of a tenant: the first part changes with what can be written, the last with what is counted. */
+export function tenantTag({ id, version, members }: { id: string; version: number; members: number }): string {
+  return `"${tenantVersion({ id, version })}-${members}"`
+}
+
+/** The part of the tag that changes with the tenant's own row. */
+export const tenantVersion = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
+
 /**
  * Whether a condition header names the tag: `*`, or a list of tags (RFC 9110, 8.8.3).
  *

@@ -24,6 +24,7 @@ export const definerFunctions = [
   'revocations_since(xid8)',
   'seal_audit(interval)',
   'sweep(integer)',
+  'sweep_idempotency_keys(integer)',
   'sweep_outbox(integer)'
 ]
 

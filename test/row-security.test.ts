@@ -29,7 +29,11 @@ const rows: Record<string, string> = {
   outbox: `insert into outbox (tenant_id, kind, subject_id, generation) values ($1, 'invitation', $2, 1), ($1, 'invitation', $3, 1)`,
   audit_seals: `insert into audit_seals (tenant_id, seq, from_at, to_at, ids, hashes, digest)
     values ($1, 1, now(), now(), array[$2::uuid], array[sha256('a')], sha256('a')),
-      ($1, 2, now(), now(), array[$3::uuid], array[sha256('b')], sha256('b'))`
+      ($1, 2, now(), now(), array[$3::uuid], array[sha256('b')], sha256('b'))`,
+  // both of one person: within a tenant too a reply is shown to nobody but who asked
+  idempotency_keys: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body)
+    values ($1, $3, 'POST /things', 'one-' || $2::uuid, sha256('a'), 201, '{}', '{}'),
+      ($1, $3, 'POST /things', 'two-' || $2::uuid, sha256('b'), 201, '{}', '{}')`
 }
 
 async function prepare(t: Test): Promise<{ database: DatabaseUrls; tables: Table[] }> {

@@ -692,12 +692,14 @@ export interface components {
         | 'email_taken'
         | 'already_invited'
         | 'already_a_member'
+        | 'idempotency_key_in_use'
         | 'invitation_expired'
         | 'last_owner'
         | 'precondition_failed'
         | 'payload_too_large'
         | 'unsupported_media_type'
         | 'unknown_host'
+        | 'idempotency_key_reused'
         | 'rate_limited'
         | 'headers_too_large'
         | 'internal_error'
@@ -3980,7 +3982,13 @@ export interface operations {
   createTenant: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /**
+         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
+         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
+         */
+        'idempotency-key'?: string
+      }
       path?: never
       cookie?: never
     }
@@ -3994,6 +4002,7 @@ export interface operations {
       201: {
         headers: {
           ETag?: string
+          'Idempotency-Replayed'?: string
           [name: string]: unknown
         }
         content: {
@@ -4058,7 +4067,10 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `slug_taken`: This name is taken */
+      /**
+       * @description `slug_taken`: This name is taken
+       *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
+       */
       409: {
         headers: {
           [name: string]: unknown
@@ -4087,6 +4099,15 @@ export interface operations {
       }
       /** @description `unknown_host`: This server does not serve that host */
       421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
+      422: {
         headers: {
           [name: string]: unknown
         }
@@ -4909,7 +4930,13 @@ export interface operations {
   createInvitation: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /**
+         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
+         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
+         */
+        'idempotency-key'?: string
+      }
       path?: never
       cookie?: never
     }
@@ -4922,6 +4949,7 @@ export interface operations {
       /** @description Invitation */
       201: {
         headers: {
+          'Idempotency-Replayed'?: string
           [name: string]: unknown
         }
         content: {
@@ -4990,6 +5018,7 @@ export interface operations {
       /**
        * @description `already_invited`: This address already has an invitation
        *     `already_a_member`: This person is a member already
+       *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
        */
       409: {
         headers: {
@@ -5019,6 +5048,15 @@ export interface operations {
       }
       /** @description `unknown_host`: This server does not serve that host */
       421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
+      422: {
         headers: {
           [name: string]: unknown
         }

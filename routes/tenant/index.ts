@@ -11,7 +11,7 @@ import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { isOrigin } from '../../src/config.ts'
 import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
-import { matchesTag } from '../../src/etags.ts'
+import { matchesTag, tenantTag, tenantVersion } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
 import { Accepted, NoContent, NotModified, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
@@ -216,17 +216,10 @@ function requireOrigins(origins: string[], production: boolean): void {
   if (errors[0]) throw validationFailed({ errors, detail: `${errors[0].path.slice(1)} ${errors[0].message}` })
 }
 
-/** The first part changes with what can be written here, the last with what is counted. */
-function tenantTag(row: Row): string {
-  return `"${versionPart(row)}-${row.members}"`
-}
-
-const versionPart = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
-
 /** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
   const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+"/g, '"$1"')
-  return matchesTag(withoutCounts, `"${versionPart(row)}"`, 'strong')
+  return matchesTag(withoutCounts, `"${tenantVersion(row)}"`, 'strong')
 }
 
 export default tenant
