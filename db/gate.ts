@@ -2,9 +2,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, gateValues, type Scope } from './gate-query.ts'
+import { type GateSettings, gateStatement, type QueryConfig, type Scope, type TimeOuts } from './gate-query.ts'
 import { isStalePlan, type Pipeline, PipelineFull } from './pipeline.ts'
-import type { Statement } from './statement.ts'
+import { queryOnPool } from './pool-query.ts'
+import { type Statement, valuesOf } from './statement.ts'
 import type { TenantTables } from './tables.ts'
 
 /** A transaction inside the gate of one tenant. Only the gate makes one, so a query that asks for it is behind the gate. */
@@ -15,8 +16,8 @@ export type TenantGate = {
   /**
    * One statement, together with its settings in one network flush. Resolves to its rows.
    *
-   * Keyed reads share a few pipelined connections and are asked once more if the connection broke. Lists and writes take a
-   * connection of their own, and a write is never repeated, because whether it was committed is not known.
+   * Keyed reads share a few pipelined connections (but behind a pooler) and are asked once more if the connection broke. Lists
+   * and writes take a connection of their own, and a write is never repeated, because whether it was committed is not known.
    */
   query<Values extends object, Row>(
     settings: GateSettings,
@@ -38,15 +39,10 @@ export type TenantGate = {
 /** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
 export async function queryIn<Values extends object, Row>(
   trx: TenantTransaction,
-  { text, order }: Statement<Values, Row>,
+  statement: Statement<Values, Row>,
   values: Values
 ): Promise<Row[]> {
-  const { rows } = await trx.executeQuery<Row>(
-    CompiledQuery.raw(
-      text,
-      order.map((key) => values[key])
-    )
-  )
+  const { rows } = await trx.executeQuery<Row>(CompiledQuery.raw(statement.text, valuesOf(statement, values)))
   return rows
 }
 
@@ -76,37 +72,32 @@ async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Pro
 
 const attempts = 4
 
-type QueryConfig = { name: string; text: string; values: unknown[] }
+/**
+ * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. It
+ * may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
+ */
+export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
 
-export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipelines: readonly Pipeline[]): TenantGate {
+export function createTenantGate(
+  db: Kysely<TenantTables>,
+  pool: pg.Pool,
+  pipelines: readonly Pipeline[],
+  carried?: CarriedTimeOuts
+): TenantGate {
   let turn = 0
 
-  async function onPool(settings: GateSettings, config: QueryConfig) {
-    const client = await pool.connect()
-    let broken = false
+  /** For keyed reads. Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
+  async function keyedRead(settings: GateSettings, config: QueryConfig) {
+    const pipeline = pipelines[turn++ % pipelines.length]
+    const ask = (each: QueryConfig) =>
+      pipeline ? pipeline.query(settings, each) : queryOnPool(pool, settings, each, carried?.keyed)
     try {
-      return await new Promise<pg.QueryResult>((resolve, reject) => {
-        const done = (err: Error | null, result: pg.QueryResult) => (err ? reject(err) : resolve(result))
-        client.query(new GateQuery(settings, config, done) as unknown as pg.Submittable)
-      })
-    } catch (err) {
-      broken = classifyFailure(err) === 'connection' || isStalePlan(err)
-      throw err
-    } finally {
-      client.release(broken)
-    }
-  }
-
-  /** Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
-  async function onPipeline(settings: GateSettings, config: QueryConfig) {
-    const pipeline = pipelines[turn++ % pipelines.length] as Pipeline
-    try {
-      return await pipeline.query(settings, config).catch((err) => {
+      return await ask(config).catch((err) => {
         if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-        return pipeline.query(settings, { ...config, name: '' })
+        return ask({ ...config, name: '' })
       })
     } catch (err) {
-      if (err instanceof PipelineFull) return onPool(settings, config)
+      if (err instanceof PipelineFull) return queryOnPool(pool, settings, config, undefined)
       throw err
     }
   }
@@ -114,21 +105,18 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
   /** For writes and lists. Not repeated, but for a stale plan, which PostgreSQL refuses before it runs anything. */
   async function ownConnection(settings: GateSettings, config: QueryConfig) {
     try {
-      return await onPool(settings, config)
+      return await queryOnPool(pool, settings, config, carried?.all)
     } catch (err) {
       if (!isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' })
+      return queryOnPool(pool, settings, { ...config, name: '' }, carried?.all)
     }
   }
 
   return {
-    async query<Values extends object, Row>(
-      settings: GateSettings,
-      { name, text, order, writes, slow }: Statement<Values, Row>,
-      values: Values
-    ) {
-      const config = { name, text, values: order.map((key) => values[key]) }
-      const result = await (writes || slow ? ownConnection(settings, config) : onPipeline(settings, config))
+    async query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
+      const { name, text, writes, slow } = statement
+      const config = { name, text, values: valuesOf(statement, values) }
+      const result = await (writes || slow ? ownConnection(settings, config) : keyedRead(settings, config))
       return result.rows as Row[]
     },
 
@@ -136,9 +124,8 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
       for (let attempt = 1; ; attempt++) {
         try {
           return await db.transaction().execute(async (trx) => {
-            const [tenant, user, request] = gateValues(settings)
-            await sql`select set_config('app.tenant_id', ${tenant}, true), set_config('app.user_id', ${user}, true),
-              set_config('app.request', ${request}, true)`.execute(trx)
+            const { text, values } = gateStatement(settings, carried?.all)
+            await trx.executeQuery(CompiledQuery.raw(text, values))
             return work(trx)
           })
         } catch (err) {

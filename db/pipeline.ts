@@ -1,11 +1,20 @@
 import pg from 'pg'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, prepareGate } from './gate-query.ts'
+import {
+  GateQuery,
+  type GateSettings,
+  prepareGate,
+  type QueryConfig,
+  startUpOptions,
+  type TimeOuts
+} from './gate-query.ts'
 
 const connectTimeoutMs = 2000
 /** With no answer for this long the connection counts as dead, whatever TCP thinks of it. */
 const silenceLimitMs = 3000
 const maxInFlight = 100
+/** A slow statement stands in front of everybody behind it. */
+export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may be in flight; the caller takes a connection from the pool instead. */
 export class PipelineFull extends Error {}
@@ -30,8 +39,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
       application_name: 'aggios-pipeline',
-      // a slow statement stands in front of everybody behind it
-      options: '-c statement_timeout=1000 -c lock_timeout=250'
+      options: startUpOptions(keyedTimeOuts)
     } as pg.ClientConfig)
     fresh.on('error', (err) => {
       if (client === fresh) client = undefined
@@ -77,10 +85,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
   }
 
   /** Sends the statement behind its settings. Rejects with PipelineFull, or with what pg or PostgreSQL say. */
-  async function query(
-    settings: GateSettings,
-    config: { name: string; text: string; values: unknown[] }
-  ): Promise<pg.QueryResult> {
+  async function query(settings: GateSettings, config: QueryConfig): Promise<pg.QueryResult> {
     if (inFlight >= maxInFlight) throw new PipelineFull()
     if (inFlight++ === 0) lastAnswer = Date.now()
     try {

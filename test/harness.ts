@@ -31,7 +31,8 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     PASSWORD_PEPPER: 'a pepper of the tests',
     RATE_LIMIT_AUTH: '0',
     LOG_LEVEL: 'silent',
-    DATABASE_URL: database.app,
+    DATABASE_URL: database.serving,
+    DATABASE_POOLER: database.serving === database.app ? 'none' : 'transaction',
     ...env
   }
 }

@@ -4,19 +4,24 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
-import { createDatabase, templateDatabase } from './databases.ts'
+import { createDatabase, type DatabaseUrls, templateDatabase } from './databases.ts'
+import { startPgBouncer } from './pgbouncer.ts'
 
 /*
  * Starts one PostgreSQL for the whole run, makes the database that every test copies, and runs tap on the files that are
- * named, or on all. The last line says how it went.
+ * named, or on all. The last line says how it went. With TEST_PGBOUNCER=1 the product reaches it through PgBouncer in
+ * transaction mode.
  */
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
 const server = await startEmbedded(dir, { durable: false })
-const urls = {
+const app = server.url('aggios_app', 'DATABASE')
+const pooler = process.env.TEST_PGBOUNCER === '1' ? await startPgBouncer(app) : undefined
+const urls: DatabaseUrls = {
   postgres: server.url('postgres', 'DATABASE'),
   owner: server.url('aggios_owner', 'DATABASE'),
-  app: server.url('aggios_app', 'DATABASE')
+  app,
+  serving: pooler?.through(app) ?? app
 }
 process.env.TEST_POSTGRES = JSON.stringify(urls)
 await createDatabase(templateDatabase, 'template1')
@@ -32,6 +37,7 @@ const code = await new Promise<number>((done, fail) => {
   tap.once('error', fail)
   tap.once('close', (exit) => done(exit ?? 1))
 })
+await pooler?.stop()
 await server.stop()
 rmSync(dir, { recursive: true, force: true })
 

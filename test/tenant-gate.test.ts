@@ -696,7 +696,7 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
 t.test('a database that says nothing any more', async (t) => {
   const database = await prepare(t)
   async function behindProxy(pool: string): Promise<{ app: TestApp; proxy: Proxy }> {
-    const proxy = await startProxy(t, database.app)
+    const proxy = await startProxy(t, database.serving)
     const app = await startApp(t, { DATABASE_URL: proxy.url, DATABASE_POOL: pool }, database)
     await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
     await app.gate.query(inA, rowsByPool, { divisor: 1 })
