@@ -14,20 +14,20 @@ export type PgBouncer = {
 }
 
 /** PgBouncer in transaction mode in front of the server of `url`, for its role and all databases. */
-export async function startPgBouncer(url: string, { poolSize = 20 } = {}): Promise<PgBouncer> {
+export async function startPgBouncer(url: string, { poolSize = 20, port = 0 } = {}): Promise<PgBouncer> {
   const { hostname, port: target, username, password } = new URL(url)
   const folder = mkdtempSync(join(tmpdir(), 'aggios-pgbouncer-'))
   // it runs as nobody where we are root
   chmodSync(folder, 0o755)
   writeFileSync(join(folder, 'users.txt'), `"${username}" "${password}"\n`)
-  const port = await freePort()
+  const own = port || (await freePort())
   const file = join(folder, 'pgbouncer.ini')
   const lines = [
     '[databases]',
     `* = host=${hostname} port=${target}`,
     '[pgbouncer]',
     'listen_addr = 127.0.0.1',
-    `listen_port = ${port}`,
+    `listen_port = ${own}`,
     'unix_socket_dir =',
     'auth_type = scram-sha-256',
     `auth_file = ${join(folder, 'users.txt')}`,
@@ -44,7 +44,7 @@ export async function startPgBouncer(url: string, { poolSize = 20 } = {}): Promi
   return {
     through(other) {
       const there = new URL(other)
-      there.port = String(port)
+      there.port = String(own)
       return there.href
     },
     async stop() {
