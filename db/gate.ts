@@ -72,6 +72,8 @@ async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Pro
 
 const attempts = 4
 
+const isLost = (err: Error) => classifyFailure(err) === 'connection' || isStalePlan(err)
+
 /**
  * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. It
  * may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
@@ -87,18 +89,26 @@ export function createTenantGate(
   let turn = 0
 
   /** For keyed reads. Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
-  async function keyedRead(settings: GateSettings, config: QueryConfig) {
+  function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     const pipeline = pipelines[turn++ % pipelines.length]
-    const ask = (each: QueryConfig) =>
-      pipeline ? pipeline.query(settings, each) : queryOnPool(pool, settings, each, carried?.keyed)
-    try {
-      return await ask(config).catch((err) => {
-        if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-        return ask({ ...config, name: '' })
+    if (!pipeline) return keyedReadOnPool(settings, config)
+    return new Promise((resolve, reject) => {
+      pipeline.query(settings, config, (err, rows) => {
+        if (!err) return resolve(rows)
+        if (err instanceof PipelineFull) return resolve(queryOnPool(pool, settings, config, undefined))
+        if (!isLost(err)) return reject(err)
+        pipeline.query(settings, { ...config, name: '' }, (again, found) => (again ? reject(again) : resolve(found)))
       })
+    })
+  }
+
+  /** The same behind a pooler. */
+  async function keyedReadOnPool(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
+    try {
+      return await queryOnPool(pool, settings, config, carried?.keyed)
     } catch (err) {
-      if (err instanceof PipelineFull) return queryOnPool(pool, settings, config, undefined)
-      throw err
+      if (!isLost(err as Error)) throw err
+      return queryOnPool(pool, settings, config, carried?.keyed)
     }
   }
 
@@ -113,11 +123,11 @@ export function createTenantGate(
   }
 
   return {
-    async query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
+    query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
       const { name, text, writes, slow } = statement
       const config = { name, text, values: valuesOf(statement, values) }
-      const result = await (writes || slow ? ownConnection(settings, config) : keyedRead(settings, config))
-      return result.rows as Row[]
+      const rows = writes || slow ? ownConnection(settings, config) : keyedRead(settings, config)
+      return rows as Promise<Row[]>
     },
 
     async transaction(settings, work) {

@@ -1,6 +1,6 @@
 import type pg from 'pg'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, type QueryConfig, type TimeOuts } from './gate-query.ts'
+import { type Done, GateQuery, type GateSettings, type QueryConfig, type TimeOuts } from './gate-query.ts'
 import { isStalePlan } from './pipeline.ts'
 
 /** One statement behind its settings on a connection of its own. `carried`: see GateQuery. */
@@ -9,12 +9,12 @@ export async function queryOnPool(
   settings: GateSettings,
   config: QueryConfig,
   carried: TimeOuts | undefined
-): Promise<pg.QueryResult> {
+): Promise<unknown[]> {
   const client = await pool.connect()
   let broken = false
   try {
-    return await new Promise<pg.QueryResult>((resolve, reject) => {
-      const done = (err: Error | null, result: pg.QueryResult) => (err ? reject(err) : resolve(result))
+    return await new Promise<unknown[]>((resolve, reject) => {
+      const done: Done = (err, rows) => (err ? reject(err) : resolve(rows))
       client.query(new GateQuery(settings, config, done, carried) as unknown as pg.Submittable)
     })
   } catch (err) {

@@ -101,7 +101,7 @@ export function createReplica({
       if (isUsable() && !leftBy.has(reader)) {
         try {
           const config = { name: statement.name, text: statement.text, values: valuesOf(statement, values) }
-          return (await queryOnPool(pool, settings, config, carried)).rows as Row[]
+          return (await queryOnPool(pool, settings, config, carried)) as Row[]
         } catch (err) {
           const failure = classifyFailure(err)
           // what takes too long here would there too, and others wait there

@@ -164,15 +164,22 @@ t.test('the product through PgBouncer', { skip: pgbouncer.skip }, async (t) => {
 
 t.test('what goes over the wire in one flush', async (t) => {
   const config = { name: 'known', text: 'select 1', values: [] }
-  /** The messages of a query, on a connection that knows its statement already. */
-  function messagesOf(carried?: TimeOuts): string {
-    const sent: string[] = []
-    const names = ['parse', 'bind', 'describe', 'execute', 'sync', 'flush', 'close']
-    const recorders = Object.fromEntries(names.map((name) => [name, () => sent.push(name)]))
-    const wire = { ...recorders, parsedStatements: { [config.name]: config.text }, submittedNamedStatements: {} }
-    new GateQuery(inA, config, () => {}, carried).prepare(wire as never)
-    return sent.join(' ')
+  const sent: string[] = []
+  const names = ['parse', 'bind', 'describe', 'execute', 'sync', 'flush', 'close']
+  /** A connection that knows the statement already. */
+  const wire = {
+    ...Object.fromEntries(names.map((name) => [name, () => sent.push(name)])),
+    stream: { cork() {}, uncork() {} },
+    parsedStatements: { [config.name]: config.text },
+    submittedNamedStatements: {}
   }
-  t.equal(messagesOf(), 'bind execute bind describe execute sync', 'nothing more without a pooler')
+  function messagesOf(carried?: TimeOuts): string {
+    const query = new GateQuery(inA, config, () => {}, carried)
+    query.submit(wire as never)
+    query.handleRowDescription({ fields: [] })
+    return sent.splice(0).join(' ')
+  }
+  t.equal(messagesOf(), 'bind execute bind describe execute sync', 'the first time the columns are asked for')
+  t.equal(messagesOf(), 'bind execute bind execute sync', 'and nothing more after it')
   t.equal(messagesOf(keyedTimeOuts), 'parse bind execute parse bind describe execute sync')
 })
