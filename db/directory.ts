@@ -126,11 +126,11 @@ export const ensureAuditPartitions = statement(
 /** A statement that only proves that the database answers. */
 export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)
 
-/** Where the log of the primary ends, in bytes. */
+/** Up to where the primary's log is safe, in bytes: no replica gets more, and no commit is acknowledged before. */
 export const walPosition = statement(
   'wal_position',
   (_, __: Record<never, never>) => sql<{ position: number }>`
-  select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8 as position`
+  select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::float8 as position`
 )
 
 /** The next mails to send, leased to the caller for a while. */
