@@ -55,5 +55,5 @@ export const checkNextSeal = statement(
     ) || (select string_agg(hash, '' order by place) from sealed)) as chained,
     broken.id as broken_id, broken.reason as broken_reason
   from seal left join broken on true`,
-  { slow: true }
+  { slow: true, replica: true }
 )

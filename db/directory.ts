@@ -126,6 +126,13 @@ export const ensureAuditPartitions = statement(
 /** A statement that only proves that the database answers. */
 export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)
 
+/** Up to where the primary's log is safe, in bytes: no replica gets more, and no commit is acknowledged before. */
+export const walPosition = statement(
+  'wal_position',
+  (_, __: Record<never, never>) => sql<{ position: number }>`
+  select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::float8 as position`
+)
+
 /** The next mails to send, leased to the caller for a while. */
 export const claimMail = statement(
   'claim_mail',
@@ -137,6 +144,12 @@ export const claimMail = statement(
 export const sweepOutbox = statement(
   'sweep_outbox',
   (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_outbox(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+export const sweepIdempotencyKeys = statement(
+  'sweep_idempotency_keys',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_idempotency_keys(${$.batch})::int as removed`,
   { writes: true }
 )
 

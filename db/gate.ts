@@ -3,9 +3,10 @@ import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql 
 import type pg from 'pg'
 import { createShares } from '../src/shares.ts'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, gateValues } from './gate-query.ts'
+import { type GateSettings, gateStatement, type QueryConfig, type Scope, type TimeOuts } from './gate-query.ts'
 import { isStalePlan, type Pipeline, PipelineFull } from './pipeline.ts'
-import type { Statement } from './statement.ts'
+import { queryOnPool } from './pool-query.ts'
+import { type Statement, valuesOf } from './statement.ts'
 import type { TenantTables } from './tables.ts'
 
 /** A transaction inside the gate of one tenant. Only the gate makes one, so a query that asks for it is behind the gate. */
@@ -16,8 +17,8 @@ export type TenantGate = {
   /**
    * One statement, together with its settings in one network flush. Resolves to its rows.
    *
-   * Keyed reads share a few pipelined connections and are asked once more if the connection broke. Lists and writes take a
-   * connection of their own, and a write is never repeated, because whether it was committed is not known.
+   * Keyed reads share a few pipelined connections (but behind a pooler) and are asked once more if the connection broke. Lists
+   * and writes take a connection of their own, and a write is never repeated, because whether it was committed is not known.
    */
   query<Values extends object, Row>(
     settings: GateSettings,
@@ -39,16 +40,35 @@ export type TenantGate = {
 /** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
 export async function queryIn<Values extends object, Row>(
   trx: TenantTransaction,
-  { text, order }: Statement<Values, Row>,
+  statement: Statement<Values, Row>,
   values: Values
 ): Promise<Row[]> {
-  const { rows } = await trx.executeQuery<Row>(
-    CompiledQuery.raw(
-      text,
-      order.map((key) => values[key])
-    )
-  )
+  const { rows } = await trx.executeQuery<Row>(CompiledQuery.raw(statement.text, valuesOf(statement, values)))
   return rows
+}
+
+/**
+ * Runs `work` in another scope of the same transaction, then goes back to `own`: for one act in two tenants that must be done or
+ * left undone together. Both scopes are the server's own words, as everywhere (`Scope`).
+ *
+ * Also after a rejection the scope is `own` again, or the transaction has failed and takes no more statements.
+ */
+export async function inScope<T>(trx: TenantTransaction, scope: Scope, own: Scope, work: () => Promise<T>): Promise<T> {
+  await enter(trx, scope)
+  try {
+    const result = await work()
+    await enter(trx, own)
+    return result
+  } catch (err) {
+    await enter(trx, own).catch(() => {})
+    throw err
+  }
+}
+
+async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
+  await sql`select set_config('app.tenant_id', ${tenant_id ?? ''}, true), set_config('app.user_id', ${user_id ?? ''}, true)`.execute(
+    trx
+  )
 }
 
 const attempts = 4
@@ -57,9 +77,20 @@ const attempts = 4
 const shareDepth = 256
 const sharePatienceMs = 2000
 
-type QueryConfig = { name: string; text: string; values: unknown[] }
+const isLost = (err: Error) => classifyFailure(err) === 'connection' || isStalePlan(err)
 
-export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipelines: readonly Pipeline[]): TenantGate {
+/**
+ * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. It
+ * may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
+ */
+export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
+
+export function createTenantGate(
+  db: Kysely<TenantTables>,
+  pool: pg.Pool,
+  pipelines: readonly Pipeline[],
+  carried?: CarriedTimeOuts
+): TenantGate {
   let turn = 0
   // so that the slow queries of one tenant leave the others connections
   const width = Math.max(1, Math.floor(pool.options.max / 2))
@@ -69,59 +100,50 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
     return tenant_id === null ? work() : shares.run(tenant_id, work)
   }
 
-  async function onPool(settings: GateSettings, config: QueryConfig) {
-    return withinShare(settings, () => onConnection(settings, config))
+  function onPool(settings: GateSettings, config: QueryConfig, timeOuts: TimeOuts | undefined): Promise<unknown[]> {
+    return withinShare(settings, () => queryOnPool(pool, settings, config, timeOuts))
   }
 
-  async function onConnection(settings: GateSettings, config: QueryConfig) {
-    const client = await pool.connect()
-    let broken = false
-    try {
-      return await new Promise<pg.QueryResult>((resolve, reject) => {
-        const done = (err: Error | null, result: pg.QueryResult) => (err ? reject(err) : resolve(result))
-        client.query(new GateQuery(settings, config, done) as unknown as pg.Submittable)
+  /** For keyed reads. Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
+  function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
+    const pipeline = pipelines[turn++ % pipelines.length]
+    if (!pipeline) return keyedReadOnPool(settings, config)
+    return new Promise((resolve, reject) => {
+      pipeline.query(settings, config, (err, rows) => {
+        if (!err) return resolve(rows)
+        if (err instanceof PipelineFull) return resolve(onPool(settings, config, undefined))
+        if (!isLost(err)) return reject(err)
+        pipeline.query(settings, { ...config, name: '' }, (again, found) => (again ? reject(again) : resolve(found)))
       })
-    } catch (err) {
-      broken = classifyFailure(err) === 'connection' || isStalePlan(err)
-      throw err
-    } finally {
-      client.release(broken)
-    }
+    })
   }
 
-  /** Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
-  async function onPipeline(settings: GateSettings, config: QueryConfig) {
-    const pipeline = pipelines[turn++ % pipelines.length] as Pipeline
+  /** The same behind a pooler. */
+  async function keyedReadOnPool(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     try {
-      return await pipeline.query(settings, config).catch((err) => {
-        if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-        return pipeline.query(settings, { ...config, name: '' })
-      })
+      return await onPool(settings, config, carried?.keyed)
     } catch (err) {
-      if (err instanceof PipelineFull) return onPool(settings, config)
-      throw err
+      if (!isLost(err as Error)) throw err
+      return onPool(settings, config, carried?.keyed)
     }
   }
 
   /** For writes and lists. Not repeated, but for a stale plan, which PostgreSQL refuses before it runs anything. */
   async function ownConnection(settings: GateSettings, config: QueryConfig) {
     try {
-      return await onPool(settings, config)
+      return await onPool(settings, config, carried?.all)
     } catch (err) {
       if (!isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' })
+      return onPool(settings, { ...config, name: '' }, carried?.all)
     }
   }
 
   return {
-    async query<Values extends object, Row>(
-      settings: GateSettings,
-      { name, text, order, writes, slow }: Statement<Values, Row>,
-      values: Values
-    ) {
-      const config = { name, text, values: order.map((key) => values[key]) }
-      const result = await (writes || slow ? ownConnection(settings, config) : onPipeline(settings, config))
-      return result.rows as Row[]
+    query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
+      const { name, text, writes, slow } = statement
+      const config = { name, text, values: valuesOf(statement, values) }
+      const rows = writes || slow ? ownConnection(settings, config) : keyedRead(settings, config)
+      return rows as Promise<Row[]>
     },
 
     async transaction(settings, work) {
@@ -129,9 +151,8 @@ export function createTenantGate(db: Kysely<TenantTables>, pool: pg.Pool, pipeli
         try {
           return await withinShare(settings, () =>
             db.transaction().execute(async (trx) => {
-              const [tenant, user, request] = gateValues(settings)
-              await sql`select set_config('app.tenant_id', ${tenant}, true), set_config('app.user_id', ${user}, true),
-                set_config('app.request', ${request}, true)`.execute(trx)
+              const { text, values } = gateStatement(settings, carried?.all)
+              await trx.executeQuery(CompiledQuery.raw(text, values))
               return work(trx)
             })
           )

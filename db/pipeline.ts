@@ -1,11 +1,21 @@
 import pg from 'pg'
 import { classifyFailure } from './failures.ts'
-import { GateQuery, type GateSettings, prepareGate } from './gate-query.ts'
+import {
+  type Done,
+  GateQuery,
+  type GateSettings,
+  prepareGate,
+  type QueryConfig,
+  startUpOptions,
+  type TimeOuts
+} from './gate-query.ts'
 
 const connectTimeoutMs = 2000
 /** With no answer for this long the connection counts as dead, whatever TCP thinks of it. */
 const silenceLimitMs = 3000
 const maxInFlight = 100
+/** A slow statement stands in front of everybody behind it. */
+export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may be in flight; the caller takes a connection from the pool instead. */
 export class PipelineFull extends Error {}
@@ -30,8 +40,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
       application_name: 'aggios-pipeline',
-      // a slow statement stands in front of everybody behind it
-      options: '-c statement_timeout=1000 -c lock_timeout=250'
+      options: startUpOptions(keyedTimeOuts)
     } as pg.ClientConfig)
     fresh.on('error', (err) => {
       if (client === fresh) client = undefined
@@ -51,13 +60,13 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
     } finally {
       clearTimeout(patience)
     }
+    gatherWrites(fresh)
     lastAnswer = Date.now()
     client = fresh
     return fresh
   }
 
-  function connected(): pg.Client | Promise<pg.Client> {
-    if (client) return client
+  async function connected(): Promise<pg.Client> {
     if (closed) throw new Error('the pipeline is closed')
     // everybody who finds the connection gone waits for the same attempt
     opening ??= open().finally(() => {
@@ -76,28 +85,37 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
     ;(dead as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
   }
 
-  /** Sends the statement behind its settings. Rejects with PipelineFull, or with what pg or PostgreSQL say. */
-  async function query(
-    settings: GateSettings,
-    config: { name: string; text: string; values: unknown[] }
-  ): Promise<pg.QueryResult> {
-    if (inFlight >= maxInFlight) throw new PipelineFull()
-    if (inFlight++ === 0) lastAnswer = Date.now()
-    try {
-      const current = client ?? (await connected())
-      return await new Promise((resolve, reject) => {
-        const done = (err: Error | null, result: pg.QueryResult) => {
-          lastAnswer = Date.now()
-          if (!err) return resolve(result)
-          // the connection is lost, though its socket may not know yet; or a plan that the schema has outgrown: start afresh
-          if (isStalePlan(err) || classifyFailure(err) === 'connection') drop(current)
-          reject(err)
-        }
-        current.query(new GateQuery(settings, config, done) as unknown as pg.Submittable)
-      })
-    } finally {
-      inFlight--
+  /**
+   * Sends the statement behind its settings; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback and no promise:
+   * a keyed read is one promise in all, the gate's.
+   */
+  function query(settings: GateSettings, config: QueryConfig, done: Done): void {
+    if (inFlight >= maxInFlight) {
+      done(new PipelineFull(), [])
+      return
     }
+    if (inFlight++ === 0) lastAnswer = Date.now()
+    const ended: Done = (err, rows) => {
+      inFlight--
+      done(err, rows)
+    }
+    if (client) send(client, settings, config, ended)
+    else {
+      connected().then(
+        (fresh) => send(fresh, settings, config, ended),
+        (err) => ended(err, [])
+      )
+    }
+  }
+
+  function send(current: pg.Client, settings: GateSettings, config: QueryConfig, done: Done): void {
+    const answered: Done = (err, rows) => {
+      lastAnswer = Date.now()
+      // the connection is lost, though its socket may not know yet; or a plan that the schema has outgrown: start afresh
+      if (err && (isStalePlan(err) || classifyFailure(err) === 'connection')) drop(current)
+      done(err, rows)
+    }
+    current.query(new GateQuery(settings, config, answered) as unknown as pg.Submittable)
   }
 
   async function close(): Promise<void> {
@@ -108,6 +126,26 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
   }
 
   return { query, close, stats: () => ({ inFlight, connected: client !== undefined }) }
+}
+
+type Connection = { _send(message: Buffer): void; stream: { writable: boolean; write(bytes: Buffer): void } }
+
+/**
+ * One write a turn of the event loop, however many queries it brought: a write costs more than the messages in it, here and
+ * again where PostgreSQL reads them.
+ */
+function gatherWrites(client: pg.Client): void {
+  const { connection } = client as unknown as { connection: Connection }
+  let waiting: Buffer[] = []
+  function flush(): void {
+    const bytes = Buffer.concat(waiting)
+    waiting = []
+    if (connection.stream.writable) connection.stream.write(bytes)
+  }
+  connection._send = (message) => {
+    if (waiting.length === 0) setImmediate(flush)
+    waiting.push(message)
+  }
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>

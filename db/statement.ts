@@ -13,7 +13,8 @@ import type { TenantTables } from './tables.ts'
  * A query compiled once, when its module loads. `order` says which of the call's values stands at `$1`, `$2`, …
  *
  * Keyed reads go down the pipelined connections. What `writes`, and what may be `slow` (lists), takes a connection of its own,
- * so that it stands in front of nobody.
+ * so that it stands in front of nobody. What may be answered by a `replica` can miss the last seconds: never what somebody has
+ * just changed and looks for, and never what decides.
  */
 export type Statement<Values, Row> = {
   readonly name: string
@@ -21,6 +22,7 @@ export type Statement<Values, Row> = {
   readonly order: readonly (keyof Values & string)[]
   readonly writes: boolean
   readonly slow: boolean
+  readonly replica: boolean
   /** Carries the row's type; there is nothing at run time. */
   readonly row?: Row
 }
@@ -60,7 +62,7 @@ type Compilable<Row> = { compile(provider: QueryExecutorProvider): CompiledQuery
 export function statement<Values extends object, Row>(
   name: string,
   build: (db: Kysely<TenantTables>, $: Values) => Compilable<Row>,
-  { writes = false, slow = false } = {}
+  { writes = false, slow = false, replica = false } = {}
 ): Statement<Values, Row> {
   // on a connection two statements under one name are one that is wrong
   if (names.has(name)) throw new TypeError(`there are two statements called ${name}`)
@@ -70,5 +72,10 @@ export function statement<Values extends object, Row>(
     if (!(parameter instanceof Placeholder)) throw new TypeError(`${name} has a value that is not a placeholder`)
     return parameter.key as keyof Values & string
   })
-  return { name, text: compiled.sql, order, writes, slow }
+  return { name, text: compiled.sql, order, writes, slow, replica }
+}
+
+/** A call's values in the order of `$1`, `$2`, … */
+export function valuesOf<Values extends object, Row>({ order }: Statement<Values, Row>, values: Values): unknown[] {
+  return order.map((key) => values[key])
 }

@@ -119,6 +119,18 @@ export type UploadsTable = {
   store_id: ColumnType<string | null, string | null, string>
 }
 
+export type IdempotencyKeysTable = {
+  tenant_id: ByDatabase<string>
+  user_id: ByDatabase<string>
+  route: Fixed<string>
+  key: Fixed<string>
+  fingerprint: Fixed<Buffer>
+  status: Fixed<number>
+  headers: ColumnType<Record<string, string>, string, never>
+  body: Fixed<string>
+  expires_at: ByDatabase<Date>
+}
+
 /** What exists behind the tenant gate only. */
 export type TenantTables = {
   tenants: TenantsTable
@@ -130,6 +142,7 @@ export type TenantTables = {
   invitations: InvitationsTable
   outbox: OutboxTable
   uploads: UploadsTable
+  idempotency_keys: IdempotencyKeysTable
 }
 
 /** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */

@@ -1,13 +1,16 @@
 import { isIP } from 'node:net'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { Kysely, sql } from 'kysely'
+import { Kysely } from 'kysely'
 import pg from 'pg'
+import { walPosition } from '../db/directory.ts'
 import { createTenantGate, type TenantGate, type TenantTransaction } from '../db/gate.ts'
-import { prepareGate, type RequestFacts, type Scope } from '../db/gate-query.ts'
+import { prepareGate, type RequestFacts, type Scope, startUpOptions, type TimeOuts } from '../db/gate-query.ts'
 import { findMissingMigrations } from '../db/migrate.ts'
-import { createPipeline } from '../db/pipeline.ts'
+import { createPipeline, keyedTimeOuts } from '../db/pipeline.ts'
 import { ImpatientClient, PoolDialect } from '../db/pool-dialect.ts'
+import { createReplica } from '../db/replica.ts'
+import { refuseUnsafeRole } from '../db/role-check.ts'
 import type { Statement } from '../db/statement.ts'
 import type { SharedTables, TenantTables } from '../db/tables.ts'
 
@@ -34,55 +37,97 @@ declare module 'fastify' {
 }
 
 const pipelineCount = 2
+const replicaPool = 4
 const acquireTimeoutMs = 2000
+/** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
+const timeOuts: TimeOuts = {
+  statement_timeout: 3000,
+  lock_timeout: 2000,
+  idle_in_transaction_session_timeout: 10_000
+}
+const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that is not current. */
 export default fp(
   async (app) => {
-    const { databaseUrl, databasePool } = app.config
+    const { databaseUrl, databaseReplicaUrl, databasePool } = app.config
     if (!databaseUrl) throw new Error('there is no database to connect to')
-    const pool = new pg.Pool({
-      connectionString: databaseUrl,
-      max: databasePool,
-      connectionTimeoutMillis: acquireTimeoutMs,
-      idleTimeoutMillis: 60_000,
-      keepAlive: true,
-      application_name: 'aggios-pool',
-      // the server's own limits; query_timeout is for a server that no longer says anything
-      options: '-c statement_timeout=3000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000',
-      query_timeout: 4000,
-      Client: ImpatientClient,
-      onConnect: prepareGate
-    })
-    pool.on('error', (err) => app.log.warn({ err }, 'idle database connection lost'))
-    // one that is lost while somebody holds it: the pool listens to idle ones only
-    pool.on('connect', (client) => client.on('error', (err) => app.log.warn({ err }, 'database connection lost')))
-    const pipelines = Array.from({ length: pipelineCount }, () =>
-      createPipeline(databaseUrl, (err) => app.log.warn({ err }, 'pipelined database connection lost'))
+    // a pooler in transaction mode refuses start-up options, and forgets what was prepared
+    const pooled = app.config.databasePooler === 'transaction'
+    const carried = pooled ? { all: timeOuts, keyed: keyedTimeOuts } : undefined
+    const log = (err: Error, text: string) => app.log.warn({ err }, text)
+
+    function openPool(connectionString: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
+      const pool = new pg.Pool({
+        connectionString,
+        max,
+        connectionTimeoutMillis: acquireTimeoutMs,
+        idleTimeoutMillis: 60_000,
+        keepAlive: true,
+        application_name: 'aggios-pool',
+        ...(!pooled && { options: startUpOptions(timeOuts) }),
+        query_timeout: 4000,
+        Client: ImpatientClient,
+        async onConnect(client) {
+          await onConnect(client)
+          if (!pooled) await prepareGate(client)
+        }
+      })
+      pool.on('error', (err) => log(err, 'idle database connection lost'))
+      // one that is lost while somebody holds it: the pool listens to idle ones only
+      pool.on('connect', (client) => client.on('error', (err) => log(err, 'database connection lost')))
+      return pool
+    }
+
+    const pool = openPool(databaseUrl, databasePool, async () => {})
+    const pipelines = Array.from({ length: pooled ? 0 : pipelineCount }, () =>
+      createPipeline(databaseUrl, (err) => log(err, 'pipelined database connection lost'))
     )
     // one pool under two types: the tables of tenants are in the gate's only
     const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
-    const gate = createTenantGate(db, pool, pipelines)
+    const gate = createTenantGate(db, pool, pipelines, carried)
+    const replica =
+      databaseReplicaUrl === undefined
+        ? undefined
+        : createReplica({
+            pool: openPool(databaseReplicaUrl, replicaPool, (client) =>
+              refuseUnsafeRole(client, 'DATABASE_REPLICA_URL')
+            ),
+            carried: carried?.all,
+            async primaryPosition() {
+              const [row] = await gate.query(nobody, walPosition, {})
+              return row?.position ?? Number.POSITIVE_INFINITY
+            },
+            onChange: (usable, err) =>
+              usable ? app.log.info('the replica is used') : app.log.warn({ err }, 'the replica is away or behind')
+          })
 
     app.addHook('onClose', async () => {
+      await replica?.close()
       await Promise.all([db.destroy(), ...pipelines.map((pipeline) => pipeline.close())])
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)
     app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
       const { tenant_id, user_id } = scope
-      return gate.query({ tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }, statement, values)
+      const settings = { tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }
+      if (!replica || !statement.replica) return gate.query(settings, statement, values)
+      return replica
+        .query(this, settings, statement, values)
+        .then((rows) => rows ?? gate.query(settings, statement, values))
     })
     app.decorateRequest('withTenant', function (this: FastifyRequest, work, scope = this.user) {
       const { tenant_id, user_id } = scope
       return gate.transaction({ tenant_id, user_id, request: factsOf(this) }, work)
     })
 
-    await refuseUnsafeRole(app.db)
+    const client = await pool.connect()
+    await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
     const missing = await findMissingMigrations(app.db)
     if (missing.length > 0) {
       throw new Error(`the schema lacks ${missing.join(', ')}: set DATABASE_OWNER_URL on one start to migrate`)
     }
+    await replica?.start()
   },
   { name: 'database', dependencies: ['config'] }
 )
@@ -95,16 +140,4 @@ function factsOf(request: FastifyRequest): RequestFacts {
     ip: isIP(ip) ? ip : null,
     user_agent: request.headers['user-agent']?.slice(0, 512)
   })
-}
-
-async function refuseUnsafeRole(db: Kysely<SharedTables>): Promise<void> {
-  const { rows } = await sql<{ name: string; unsafe: boolean }>`
-    select current_user as name, bool_or(
-      r.rolsuper or r.rolbypassrls or r.rolcreaterole
-      or exists (select from pg_class c where c.relowner = r.oid and c.relnamespace = 'public'::regnamespace)
-    ) as unsafe
-    from pg_roles r where pg_has_role(current_user, r.oid, 'member')`.execute(db)
-  if (rows[0]?.unsafe) {
-    throw new Error(`DATABASE_URL connects as ${rows[0].name}, which owns tables or skips row security: use aggios_app`)
-  }
 }

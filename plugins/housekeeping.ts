@@ -1,6 +1,6 @@
 import fp from 'fastify-plugin'
 import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
-import { ensureAuditPartitions, purgeTenant, sweep, sweepOutbox } from '../db/directory.ts'
+import { ensureAuditPartitions, purgeTenant, sweep, sweepIdempotencyKeys, sweepOutbox } from '../db/directory.ts'
 
 const intervalMs = 60_000
 const batch = 1000
@@ -46,7 +46,8 @@ export default fp(
       seal,
       drop,
       sweep: () => app.gate.query(nobody, sweep, { batch }),
-      outbox: () => app.gate.query(nobody, sweepOutbox, { batch })
+      outbox: () => app.gate.query(nobody, sweepOutbox, { batch }),
+      idempotency: () => app.gate.query(nobody, sweepIdempotencyKeys, { batch })
     }
 
     /** One that fails keeps none of the others from its turn. */

@@ -172,16 +172,20 @@ function nameSchemas(document: Schema): Schema {
     return { $ref: `#/components/schemas/${title}` }
   }
   const paths = visit(document.paths) as Record<string, Record<string, Operation>>
-  for (const { requestBody, responses } of Object.values(paths).flatMap((path) => Object.values(path))) {
+  for (const { parameters = [], requestBody, responses } of Object.values(paths).flatMap((path) =>
+    Object.values(path)
+  )) {
+    const repeatable = parameters.some(({ name }) => name === 'idempotency-key')
     // a body that may be null may be left out
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
-    for (const [status, response] of Object.entries(responses)) describe(status, response)
+    for (const [status, response] of Object.entries(responses)) describe(status, response, repeatable)
   }
   return { ...document, paths }
 }
 
 type Operation = {
+  parameters?: { name: string }[]
   requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
   responses: Record<string, Response>
 }
@@ -195,10 +199,11 @@ const headersByStatus: Record<string, string[]> = {
 }
 
 /** Says what no route says itself: which schema it is, and the headers that go with a status. */
-function describe(status: string, response: Response): void {
+function describe(status: string, response: Response, repeatable: boolean): void {
   const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
   if (response.description === 'Default Response') response.description = schema ?? 'Success'
-  const names = headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag'] : [])
+  const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag'] : []))]
+  if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
   if (names.length === 0) return
   response.headers = Object.fromEntries(names.map((name) => [name, { schema: { type: 'string' } }]))
 }

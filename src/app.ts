@@ -10,6 +10,7 @@ import errors from '../plugins/errors.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
+import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
 import objectSweep from '../plugins/object-sweep.ts'
@@ -96,6 +97,7 @@ export function buildApp(
   app.register(redis)
   app.register(database)
   app.register(objects)
+  app.register(idempotency)
   app.register(health)
   app.register(revocations)
   app.register(plans)

@@ -158,6 +158,8 @@ export const settings = {
   trustProxy: setting('TRUST_PROXY', '', networks),
   databaseUrl: secret('DATABASE_URL', postgresUrl),
   databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
+  databaseReplicaUrl: secret('DATABASE_REPLICA_URL', postgresUrl),
+  databasePooler: setting('DATABASE_POOLER', 'none', oneOf('none', 'transaction')),
   databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
   redisUrl: secret('REDIS_URL', redisUrl),
   dataDir: setting('DATA_DIR', '.aggios', text),
@@ -280,7 +282,8 @@ function productionProblems(config: Settings): string[] {
   if (config.corsOrigins?.includes('*')) problems.push('CORS_ORIGINS: must not contain * in production')
   for (const [name, url] of [
     ['DATABASE_URL', config.databaseUrl],
-    ['DATABASE_OWNER_URL', config.databaseOwnerUrl]
+    ['DATABASE_OWNER_URL', config.databaseOwnerUrl],
+    ['DATABASE_REPLICA_URL', config.databaseReplicaUrl]
   ] as const) {
     if (url && !isPrivateConnection(new URL(url))) {
       problems.push(`${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
@@ -307,8 +310,11 @@ function contradictions(config: Settings): string[] {
     if (config.s3Endpoint && !value) problems.push(`${name}: must be set where there is an S3_ENDPOINT`)
     if (!config.s3Endpoint && value) problems.push(`${name}: is set, but S3_ENDPOINT is not`)
   }
-  if (config.databaseOwnerUrl && !config.databaseUrl) {
-    problems.push('DATABASE_OWNER_URL: is set, but DATABASE_URL is not')
+  for (const [name, url] of [
+    ['DATABASE_OWNER_URL', config.databaseOwnerUrl],
+    ['DATABASE_REPLICA_URL', config.databaseReplicaUrl]
+  ] as const) {
+    if (url && !config.databaseUrl) problems.push(`${name}: is set, but DATABASE_URL is not`)
   }
   return problems
 }

@@ -175,6 +175,12 @@ export const alreadyAMember = problem(
   'This person is a member already',
   'There is nothing to do.'
 )
+export const idempotencyKeyInUse = problem(
+  'idempotency_key_in_use',
+  409,
+  'A request with this Idempotency-Key is still running',
+  'Wait for its reply, or send the same request again a moment later.'
+)
 /** Whoever holds the token was invited, so that it existed is no secret from them. */
 export const invitationExpired = problem(
   'invitation_expired',
@@ -224,6 +230,13 @@ export const unknownHost = problem(
   421,
   'This server does not serve that host',
   'Use the host of your agency or the api host.'
+)
+
+export const idempotencyKeyReused = problem(
+  'idempotency_key_reused',
+  422,
+  'This Idempotency-Key was used for another request',
+  'Choose a new key for each act, and repeat it only with the same body.'
 )
 
 // 429, 431

@@ -1,3 +1,13 @@
+type TenantState = { id: string; version: number; members: number; storage_bytes: number }
+
+/** The tag of a tenant: the first part changes with what can be written, the others with what is counted. */
+export function tenantTag({ id, version, members, storage_bytes }: TenantState): string {
+  return `"${tenantVersion({ id, version })}-${members}-${storage_bytes}"`
+}
+
+/** The part of the tag that changes with the tenant's own row. */
+export const tenantVersion = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
+
 /**
  * Whether a condition header names the tag: `*`, or a list of tags (RFC 9110, 8.8.3).
  *

@@ -8,6 +8,15 @@ export function hasDuplicateMembers(text: string, value: unknown): boolean {
   return countColons(text) !== countMembers(value)
 }
 
+/** One text for a value, in whatever order its members came. */
+export function canonicalJson(value: unknown): string {
+  return JSON.stringify(value, (_, part) =>
+    part === null || typeof part !== 'object' || Array.isArray(part)
+      ? part
+      : Object.fromEntries(Object.entries(part).sort(([one], [two]) => (one < two ? -1 : 1)))
+  )
+}
+
 function countColons(text: string): number {
   let colons = 0
   let inString = false

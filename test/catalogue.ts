@@ -40,6 +40,7 @@ export const definerFunctions = [
   'seal_audit(interval)',
   'set_plan(text,integer,integer,bigint)',
   'sweep(integer)',
+  'sweep_idempotency_keys(integer)',
   'sweep_outbox(integer)',
   'tenant_limits(uuid)'
 ]

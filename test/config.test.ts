@@ -41,6 +41,8 @@ const contract: Record<string, string | undefined> = {
   TRUST_PROXY: '',
   DATABASE_URL: undefined,
   DATABASE_OWNER_URL: undefined,
+  DATABASE_REPLICA_URL: undefined,
+  DATABASE_POOLER: 'none',
   DATABASE_POOL: '10',
   REDIS_URL: undefined,
   S3_ENDPOINT: undefined,
@@ -120,7 +122,7 @@ t.test('every default is the one that the contract promises', async (t) => {
 t.test('every secret can come from a file, and only secrets', async (t) => {
   const secrets = Object.values(settings).filter((one) => one.secret)
   const names = secrets.map(({ name }) => name)
-  for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER', 'DATABASE_URL', 'DATABASE_OWNER_URL']) {
+  for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER', 'DATABASE_URL', 'DATABASE_OWNER_URL', 'DATABASE_REPLICA_URL']) {
     t.ok(names.includes(name), name)
   }
   for (const name of names) {
@@ -161,6 +163,8 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     TRUST_PROXY: '10.0.0.0/8,everybody',
     DATABASE_URL: 'mysql://root@localhost/x',
     DATABASE_OWNER_URL: 'neither',
+    DATABASE_REPLICA_URL: 'http://replica.example',
+    DATABASE_POOLER: 'session',
     DATABASE_POOL: '0',
     JWT_SECRET: 'short',
     PASSWORD_MIN_LENGTH: '7',
@@ -188,7 +192,13 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
 t.test('no complaint repeats the text of a secret', async (t) => {
   const canary = 'canary'
   const messages = [
-    ...refusals({ JWT_SECRET: canary, DATABASE_URL: `http://${canary}@x`, REDIS_URL: `http://${canary}@x` }),
+    ...refusals({
+      JWT_SECRET: canary,
+      DATABASE_URL: `http://${canary}@x`,
+      DATABASE_OWNER_URL: canary,
+      DATABASE_REPLICA_URL: canary,
+      REDIS_URL: `http://${canary}@x`
+    }),
     ...refusals({ ...production, JWT_SECRET: `${canary}-example`, PASSWORD_PEPPER: `${canary},${canary}` }),
     ...refusals({ ...production, DATABASE_URL: `postgres://aggios_app:${canary}@db.${canary}.example/aggios` })
   ]
@@ -284,6 +294,8 @@ t.test('production', async (t) => {
     for (const url of others) {
       t.strictSame(refusedNames({ ...production, DATABASE_URL: url }), ['DATABASE_URL'], url)
       t.strictSame(refusedNames({ ...production, DATABASE_OWNER_URL: url }), ['DATABASE_OWNER_URL'], `owner: ${url}`)
+      const replica = refusedNames({ ...production, DATABASE_REPLICA_URL: url })
+      t.strictSame(replica, ['DATABASE_REPLICA_URL'], `replica: ${url}`)
     }
     const good = [
       'postgres://u:p@db.example/aggios?sslmode=verify-full',
@@ -300,9 +312,9 @@ t.test('production', async (t) => {
 })
 
 t.test('what contradicts itself is refused everywhere', async (t) => {
-  t.strictSame(refusedNames({ JWT_SECRET: key, DATABASE_OWNER_URL: 'postgres://o@localhost/x' }), [
-    'DATABASE_OWNER_URL'
-  ])
+  for (const name of ['DATABASE_OWNER_URL', 'DATABASE_REPLICA_URL']) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, [name]: 'postgres://o@localhost/x' }), [name])
+  }
   t.strictSame(refusedNames({ JWT_SECRET: `${key},${key}` }), ['JWT_SECRET'])
   t.strictSame(refusedNames({ JWT_SECRET: key, PASSWORD_PEPPER: 'a,b,a' }), ['PASSWORD_PEPPER'])
 })

@@ -3,7 +3,13 @@ import pg from 'pg'
 
 export const templateDatabase = 'aggios_template'
 
-export type DatabaseUrls = { postgres: string; owner: string; app: string }
+export type DatabaseUrls = {
+  postgres: string
+  owner: string
+  app: string
+  /** Where the product connects: as `app`, by way of PgBouncer where the run has one (TEST_PGBOUNCER=1). */
+  serving: string
+}
 
 /** Connection strings of one database of the run's server, for each role. */
 export function databaseUrls(name: string): DatabaseUrls {
@@ -13,7 +19,8 @@ export function databaseUrls(name: string): DatabaseUrls {
   return {
     postgres: urls.postgres.replace('DATABASE', name),
     owner: urls.owner.replace('DATABASE', name),
-    app: urls.app.replace('DATABASE', name)
+    app: urls.app.replace('DATABASE', name),
+    serving: urls.serving.replace('DATABASE', name)
   }
 }
 

@@ -14,6 +14,11 @@ export const root = join(import.meta.dirname, '..')
 export const password = 'correct horse battery'
 export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
+/** For tests of what the product does without a pooler only. */
+export const withoutPooler = {
+  skip: process.env.TEST_PGBOUNCER === '1' && 'PgBouncer in transaction mode keeps nothing on a connection'
+}
+
 let count = 0
 
 /** A migrated database of its own, dropped when the test ends. */
@@ -33,8 +38,9 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT_TENANT: '0',
     RATE_LIMIT_AUTH: '0',
     LOG_LEVEL: 'silent',
-    DATABASE_URL: database.app,
     DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
+    DATABASE_URL: database.serving,
+    DATABASE_POOLER: database.serving === database.app ? 'none' : 'transaction',
     ...env
   }
 }

@@ -3,8 +3,9 @@ import { connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import pg from 'pg'
+import { sql } from 'kysely'
 import t from 'tap'
+import { statement } from '../db/statement.ts'
 import { settings } from '../src/config.ts'
 import { catalogue } from '../src/errors.ts'
 import { createKeyRing } from '../src/keys.ts'
@@ -61,13 +62,6 @@ function numberIn(path: string, before: string): number {
   const found = [...source(path).matchAll(new RegExp(`${before}\\s*[:=]\\s*([\\d_]+)`, 'g'))]
   if (found.length !== 1) throw new Error(`${found.length} times ${before} in ${path}`)
   return Number(found[0]?.[1]?.replaceAll('_', ''))
-}
-
-/** The options with which a source file opens its connections. */
-function optionsIn(path: string): string {
-  const found = /options: '([^']+)'/.exec(source(path))?.[1]
-  if (found === undefined) throw new Error(`no options in ${path}`)
-  return found
 }
 
 async function listen(app: TestApp): Promise<number> {
@@ -165,10 +159,6 @@ t.test('the limits of the database', async (t) => {
   const acme = await createTenant(app, 'acme')
   const me = await acme.send('/api/v1/users/me')
   const scope = { tenant_id: acme.id, user_id: me.json().id, request: '' }
-  const setting = async (name: string, ask: (text: string) => Promise<{ rows: { value: string }[] }>) => {
-    const { rows } = await ask(`select setting as value from pg_settings where name = '${name}' and unit = 'ms'`)
-    return Number(rows[0]?.value)
-  }
 
   t.test('how long one waits for a connection of the pool', async (t) => {
     const { value, over } = rowAbout('waiting for a pooled connection')
@@ -185,18 +175,24 @@ t.test('the limits of the database', async (t) => {
     t.ok(ms >= limit - 50 && ms < limit + 2000, `refused after ${ms} ms`)
   })
   t.test('how long a statement may take, and wait for a lock', async (t) => {
-    const statement = times(rowAbout('a statement on the pool; on a pipelined connection').value)
-    const lock = times(rowAbout('waiting for a row lock').value)
-    const pool = new pg.Pool({ connectionString: database.app, options: optionsIn('plugins/database.ts') })
-    t.teardown(() => pool.end())
-    const single = new pg.Pool({ connectionString: database.app, options: optionsIn('db/pipeline.ts') })
-    t.teardown(() => single.end())
-    const inForce = (name: string) =>
-      Promise.all([pool, single].map((each) => setting(name, (text) => each.query(text) as never)))
-    t.strictSame(await inForce('statement_timeout'), statement)
-    t.strictSame(await inForce('lock_timeout'), lock)
-    const [idle] = await inForce('idle_in_transaction_session_timeout')
-    t.strictSame(times(rowAbout('a transaction in which nothing happens').value), [idle])
+    const statementTimeOuts = times(rowAbout('a statement on the pool; on a pipelined connection').value)
+    const lockTimeOuts = times(rowAbout('waiting for a row lock').value)
+    const settingsText = (name: string) => sql.raw(`select setting as value from pg_settings where name = '${name}'`)
+    const inForce = async (name: string) => {
+      const ask = (slow: boolean) =>
+        statement(`test_${name}_${slow}`, () => sql<{ value: string }>`${settingsText(name)}`, { slow })
+      const answers = await Promise.all([true, false].map((slow) => app.gate.query(scope, ask(slow), {})))
+      return answers.map(([row]) => Number(row?.value))
+    }
+    t.strictSame(await inForce('statement_timeout'), statementTimeOuts)
+    t.strictSame(await inForce('lock_timeout'), lockTimeOuts)
+    const idle = times(rowAbout('a transaction in which nothing happens').value)
+    const [inTransaction] = await app.gate.transaction(
+      scope,
+      async (trx) =>
+        (await sql<{ value: string }>`${settingsText('idle_in_transaction_session_timeout')}`.execute(trx)).rows
+    )
+    t.strictSame(idle, [Number(inTransaction?.value)])
   })
   t.test('how long connecting may take, and what nobody uses is kept', async (t) => {
     t.strictSame(times(rowAbout('connecting to the database').value), [numberIn('db/pipeline.ts', 'connectTimeoutMs')])
@@ -215,6 +211,9 @@ t.test('the limits of the database', async (t) => {
       numberIn('plugins/database.ts', 'query_timeout'),
       numberIn('db/pipeline.ts', 'silenceLimitMs')
     ])
+  })
+  t.test('how far behind a replica may be', async (t) => {
+    t.strictSame(times(rowAbout('a replica is behind').value), [numberIn('db/replica.ts', 'staleAfterMs')])
   })
   t.test('how old what is known of revocations may be', async (t) => {
     t.strictSame(times(rowAbout('revocations could not be read').value), [
@@ -329,7 +328,7 @@ t.test('every row is read here, and names codes that there are', (t) => {
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
     .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts'])
-    .concat(['plugins/redis.ts', 'db/gate.ts'])
+    .concat(['plugins/redis.ts', 'db/gate.ts', 'db/replica.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -348,7 +347,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ),
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
-    'db/gate.ts sharePatienceMs'
+    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
@@ -356,7 +355,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
-    'plugins/redis.ts maxReconnectMs'
+    ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs']
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()

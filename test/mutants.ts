@@ -370,6 +370,18 @@ export const mutants: Mutant[] = [
     found: /X7 the key of B/
   },
   {
+    title: 'a key for repetition is looked up without its tenant',
+    hole: {
+      plant: `alter table idempotency_keys rename to kept_keys;
+        create view idempotency_keys as select current_tenant_id() as tenant_id, current_user_id() as user_id,
+          route, key, fingerprint, status, headers, body, expires_at from kept_keys;
+        grant select, insert, delete on idempotency_keys to aggios_app`
+    },
+    only: ['createInvitation'],
+    found: /X7 the key of B/,
+    checks: ['C6']
+  },
+  {
     title: 'a body may say whose it is',
     hole: {
       before: (app) =>

@@ -34,7 +34,11 @@ const rows: Record<string, string> = {
     values ($1, $2, 'one', 'one', 1, $2, now()), ($1, $3, 'two', 'two', 1, $3, now())`,
   uploads: `insert into uploads (tenant_id, id) values ($1, $2), ($1, $3)`,
   // one row a tenant
-  storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`
+  storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`,
+  // both of one person: within a tenant too a reply is shown to nobody but who asked
+  idempotency_keys: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body)
+    values ($1, $3, 'POST /things', 'one-' || $2::uuid, sha256('a'), 201, '{}', '{}'),
+      ($1, $3, 'POST /things', 'two-' || $2::uuid, sha256('b'), 201, '{}', '{}')`
 }
 
 async function prepare(t: Test): Promise<{ database: DatabaseUrls; tables: Table[] }> {

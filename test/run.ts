@@ -6,11 +6,13 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
-import { createDatabase, templateDatabase } from './databases.ts'
+import { createDatabase, type DatabaseUrls, templateDatabase } from './databases.ts'
+import { startPgBouncer } from './pgbouncer.ts'
 
 /*
  * Starts one PostgreSQL for the whole run, makes the database that every test copies, and runs tap on the files that are
- * named, or on all. What failed is told again at the end; the last line counts.
+ * named, or on all. What failed is told again at the end; the last line counts. With TEST_PGBOUNCER=1 the product reaches it
+ * through PgBouncer in transaction mode.
  */
 
 /** What one file came to, in assertions. */
@@ -18,10 +20,13 @@ type Outcome = { passed: number; failed: number; skipped: number; failures: stri
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
 const server = await startEmbedded(dir, { durable: false })
-const urls = {
+const app = server.url('aggios_app', 'DATABASE')
+const pooler = process.env.TEST_PGBOUNCER === '1' ? await startPgBouncer(app) : undefined
+const urls: DatabaseUrls = {
   postgres: server.url('postgres', 'DATABASE'),
   owner: server.url('aggios_owner', 'DATABASE'),
-  app: server.url('aggios_app', 'DATABASE')
+  app,
+  serving: pooler?.through(app) ?? app
 }
 process.env.TEST_DIR = join(dir, 'data')
 process.env.TEST_POSTGRES = JSON.stringify(urls)
@@ -38,6 +43,7 @@ if (named.length === 0 && broken().length <= 3) {
     for (const [again, decided] of await runTap([file])) outcomes.set(again, decided)
   }
 }
+await pooler?.stop()
 await server.stop()
 rmSync(dir, { recursive: true, force: true })
 

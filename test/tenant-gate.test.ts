@@ -8,77 +8,34 @@ import type { TenantTransaction } from '../db/gate.ts'
 import type { GateSettings } from '../db/gate-query.ts'
 import { statement } from '../db/statement.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
-import { allRows, createTestDatabase, eventually, startApp, type TestApp } from './harness.ts'
-
-const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
-const members = 3
-const tenants = [id('a'), id('b')] as const
-const memberOf = (tenant: string, index: number) => id(tenant.slice(-1) + index)
-const gateOf = (tenant: string | null): GateSettings => ({
-  tenant_id: tenant,
-  user_id: tenant && memberOf(tenant, 1),
-  request: ''
-})
-const [inA, inB, nobody] = [gateOf(tenants[0]), gateOf(tenants[1]), gateOf(null)]
-
-/** A database with two agencies of three members each. */
-async function prepare(t: Test): Promise<DatabaseUrls> {
-  const database = await createTestDatabase(t)
-  await withClient(database.postgres, async (client) => {
-    for (const tenant of tenants) {
-      await client.query("insert into tenants (id, slug, name) values ($1, 'agency-' || $2, 'Agency')", [
-        tenant,
-        tenant.slice(-1)
-      ])
-      for (let index = 1; index <= members; index++) {
-        const user = memberOf(tenant, index)
-        await client.query("insert into users (id, email, name) values ($1, $2 || '@example.com', 'X')", [user, user])
-        await client.query("insert into memberships (tenant_id, user_id, role) values ($1, $2, 'member')", [
-          tenant,
-          user
-        ])
-      }
-    }
-  })
-  return database
-}
-
-/** The same numbers in each run, so that a failure comes again. */
-function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
-type Row = { tenant_id: string; setting: string; one: number }
-
-// one query by two ways: down the pipelined connections, and on a connection of its own
-const read = (_: unknown, $: { divisor: number | string }) => sql<Row>`
-  select m.tenant_id, current_setting('app.tenant_id') as setting, 1 / ${$.divisor}::int as one from memberships m`
-const rowsByPipeline = statement('test_rows_by_pipeline', read)
-const rowsByPool = statement('test_rows_by_pool', read, { writes: true })
-const rowsInTransaction = (trx: TenantTransaction) =>
-  sql<Row>`select tenant_id, current_setting('app.tenant_id') as setting, 1 as one from memberships`
-    .execute(trx)
-    .then(({ rows }) => rows)
+import {
+  codeOf,
+  foreign,
+  inA,
+  inB,
+  isClean,
+  type Leftover,
+  leftoverText,
+  memberOf,
+  members,
+  nobody,
+  prepare,
+  type Row,
+  random,
+  rowsByPipeline,
+  rowsByPool,
+  rowsInTransaction,
+  tenants,
+  terminate,
+  tryEveryFailure
+} from './gate-trials.ts'
+import { allRows, eventually, startApp, type TestApp, withoutPooler } from './harness.ts'
 
 const slowRead = statement(
   'test_slow_read',
   (_, $: { seconds: number }) => sql<{ tenant_id: string }>`
   select m.tenant_id from memberships m, (select pg_sleep(${$.seconds}) offset 0) s`
 )
-
-/** Rows that are not those of the tenant who asked, all of them and nothing else. */
-function foreign(tenant: string | null, rows: Row[]): number {
-  const wrong = rows.filter((row) => row.tenant_id !== tenant || row.setting !== tenant).length
-  return wrong + Math.abs(rows.length - (tenant === null ? 0 : members))
-}
-
-const codeOf = (err: unknown) => (err as { code?: string }).code ?? (err as Error).message
 
 type Wired = pg.Client & { pipeline?: boolean; database: string; processID: number }
 
@@ -97,24 +54,7 @@ function listen(t: Test, database: DatabaseUrls): Set<Wired> {
   return opened
 }
 
-type Leftover = { tenant: string; user: string; request: string; rows: number }
-const leftoverText = `select coalesce(current_setting('app.tenant_id', true), '') as tenant,
-  coalesce(current_setting('app.user_id', true), '') as "user", coalesce(current_setting('app.request', true), '') as request,
-  (select count(*)::int from memberships) as rows`
-const isClean = ({ tenant, user, request, rows }: Leftover) => !tenant && !user && !request && rows === 0
-
-/** Ends backends as an administrator would. Resolves to how many there were. */
-async function terminate(database: DatabaseUrls, application: string, most = 1000): Promise<number> {
-  const ended = await allRows(
-    database,
-    `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
-      where datname = current_database() and application_name = $1 order by random() limit $2) victims`,
-    [application, most]
-  )
-  return ended.length
-}
-
-t.test('many queries of two tenants on the same few connections', async (t) => {
+t.test('many queries of two tenants on the same few connections', withoutPooler, async (t) => {
   const database = await prepare(t)
   const opened = listen(t, database)
   const app = await startApp(t, {}, database)
@@ -177,118 +117,7 @@ t.test('many queries of two tenants on the same few connections', async (t) => {
   )
 })
 
-t.test('a pool of two under requests that fail in every way', async (t) => {
-  const database = await prepare(t)
-  const next = random(2)
-  const seen = { checkouts: 0, leftovers: [] as Leftover[], foreign: 0, answered: 0, ended: 0 }
-  const failures: Record<string, number> = {}
-  const acknowledged: string[] = []
-
-  // looks at each connection before whoever asked for it gets it
-  const original = pg.Pool.prototype.connect as () => Promise<pg.PoolClient>
-  const watched = async function (this: pg.Pool) {
-    const client = await original.call(this)
-    try {
-      const { rows } = await client.query<Leftover>(leftoverText)
-      seen.checkouts++
-      if (!isClean(rows[0] as Leftover)) seen.leftovers.push(rows[0] as Leftover)
-      return client
-    } catch (err) {
-      client.release(true)
-      throw err
-    }
-  }
-  Object.defineProperty(pg.Pool.prototype, 'connect', { value: watched, configurable: true, writable: true })
-  t.teardown(() => Reflect.deleteProperty(pg.Pool.prototype, 'connect'))
-
-  const app = await startApp(t, { DATABASE_POOL: '2' }, database)
-  const mark = (trx: TenantTransaction, settings: GateSettings, marker: string) =>
-    recordAudit(trx, { action: marker, detail: { tenant: settings.tenant_id } })
-
-  async function request(number: number): Promise<void> {
-    const settings = next() < 0.5 ? inA : inB
-    const kind = next()
-    const keep = (rows: Row[]) => {
-      seen.foreign += foreign(settings.tenant_id, rows)
-    }
-    if (kind < 0.3) {
-      keep(await app.gate.query(settings, rowsByPool, { divisor: kind < 0.05 ? 0 : 1 }))
-      return
-    }
-    await app.gate.transaction(settings, async (trx) => {
-      keep(await rowsInTransaction(trx))
-      await mark(trx, settings, `request ${number}`)
-      if (kind < 0.5) keep(await rowsInTransaction(trx))
-      else if (kind < 0.6) throw new Error('changed its mind')
-      else if (kind < 0.7) await sql`select 1 / 0`.execute(trx)
-      else if (kind < 0.8) {
-        await sql`set local statement_timeout = '15ms'`.execute(trx)
-        await sql`select pg_sleep(1)`.execute(trx)
-      } else if (kind < 0.85) await sql`select pg_terminate_backend(pg_backend_pid())`.execute(trx)
-      else if (kind < 0.9) {
-        // an error that is overlooked: PostgreSQL turns the commit into a rollback
-        await sql`select 1 / 0`.execute(trx).catch(() => {})
-      } else {
-        await sql`savepoint s`.execute(trx)
-        await sql`select 1 / 0`.execute(trx).catch(() => {})
-        await sql`rollback to s`.execute(trx)
-        keep(await rowsInTransaction(trx))
-      }
-    })
-    acknowledged.push(`request ${number}`)
-  }
-  const send = (first: number, count: number) =>
-    Promise.all(
-      Array.from({ length: count }, (_, index) =>
-        request(first + index).then(
-          () => void seen.answered++,
-          (err) => {
-            failures[codeOf(err)] = (failures[codeOf(err)] ?? 0) + 1
-          }
-        )
-      )
-    )
-  let running = true
-  const killer = (async () => {
-    while (running) {
-      seen.ended += await terminate(database, 'aggios-pool', 1)
-      await sleep(60)
-    }
-  })()
-  await send(0, 400)
-  // on a slow machine more of them give up waiting for one of the two connections
-  for (let sent = 400; seen.checkouts < 200 && sent < 2000; sent += 50) await send(sent, 50)
-  running = false
-  await killer
-
-  t.comment(seen.answered, seen.checkouts, seen.ended, failures)
-  t.ok(seen.answered >= 100, `${seen.answered} were answered`)
-  t.ok(seen.ended >= 3, `${seen.ended} backends were killed from outside`)
-  t.equal(seen.foreign, 0, 'no row of the other tenant, and none too few')
-  t.ok(seen.checkouts >= 200, `${seen.checkouts} checkouts`)
-  t.strictSame(seen.leftovers, [], 'and each found the settings empty')
-  for (const code of ['22012', '57014', 'changed its mind']) t.ok(Number(failures[code]) > 5, `${code} happened`)
-
-  const written = await allRows(database, "select tenant_id, action, detail ->> 'tenant' as tenant from audit_events")
-  t.strictSame(
-    written.filter((row) => row.tenant_id !== row.tenant),
-    [],
-    'each row is where it was meant to be'
-  )
-  const stored = new Set(written.map((row) => row.action))
-  t.equal(stored.size, written.length, 'none is there twice')
-  t.strictSame(
-    acknowledged.filter((marker) => !stored.has(marker)),
-    [],
-    'and what was acknowledged is there'
-  )
-  const after = await Promise.all([inA, inB].map((settings) => app.gate.query(settings, rowsByPool, { divisor: 1 })))
-  t.strictSame(
-    after.map((rows, index) => foreign(tenants[index] as string, rows)),
-    [0, 0],
-    'then all is well again'
-  )
-})
+t.test('a pool of two under requests that fail in every way', async (t) => tryEveryFailure(t, await prepare(t)))
 
 t.test('a statement that could not be parsed can be parsed later', async (t) => {
   const database = await prepare(t)
@@ -374,7 +203,7 @@ t.test('a plan that the schema has outgrown heals', async (t) => {
   })
 })
 
-t.test('a shared connection that breaks', async (t) => {
+t.test('a shared connection that breaks', withoutPooler, async (t) => {
   const database = await prepare(t)
   const app = await startApp(t, {}, database)
   const good = async (settings: GateSettings) =>
@@ -595,7 +424,7 @@ t.test('transactions that can not be put in an order run again until they can', 
   t.strictSame(versions, [{ version: 3 }, { version: 2 }], 'no change was lost')
 })
 
-t.test('more than a hundred in flight go to the pool', async (t) => {
+t.test('more than a hundred in flight go to the pool', withoutPooler, async (t) => {
   const database = await prepare(t)
   const app = await startApp(t, {}, database)
   const where = statement(
@@ -696,7 +525,7 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
 t.test('a database that says nothing any more', async (t) => {
   const database = await prepare(t)
   async function behindProxy(pool: string): Promise<{ app: TestApp; proxy: Proxy }> {
-    const proxy = await startProxy(t, database.app)
+    const proxy = await startProxy(t, database.serving)
     const app = await startApp(t, { DATABASE_URL: proxy.url, DATABASE_POOL: pool }, database)
     await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
     await app.gate.query(inA, rowsByPool, { divisor: 1 })

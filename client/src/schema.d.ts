@@ -965,6 +965,7 @@ export interface components {
         | 'email_taken'
         | 'already_invited'
         | 'already_a_member'
+        | 'idempotency_key_in_use'
         | 'invitation_expired'
         | 'last_owner'
         | 'precondition_failed'
@@ -974,6 +975,7 @@ export interface components {
         | 'quota_exceeded'
         | 'unsupported_media_type'
         | 'unknown_host'
+        | 'idempotency_key_reused'
         | 'rate_limited'
         | 'headers_too_large'
         | 'internal_error'
@@ -4540,7 +4542,13 @@ export interface operations {
   createTenant: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /**
+         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
+         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
+         */
+        'idempotency-key'?: string
+      }
       path?: never
       cookie?: never
     }
@@ -4554,6 +4562,7 @@ export interface operations {
       201: {
         headers: {
           ETag?: string
+          'Idempotency-Replayed'?: string
           [name: string]: unknown
         }
         content: {
@@ -4618,7 +4627,10 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `slug_taken`: This name is taken */
+      /**
+       * @description `slug_taken`: This name is taken
+       *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
+       */
       409: {
         headers: {
           [name: string]: unknown
@@ -4647,6 +4659,15 @@ export interface operations {
       }
       /** @description `unknown_host`: This server does not serve that host */
       421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
+      422: {
         headers: {
           [name: string]: unknown
         }
@@ -5553,7 +5574,13 @@ export interface operations {
   createInvitation: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /**
+         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
+         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
+         */
+        'idempotency-key'?: string
+      }
       path?: never
       cookie?: never
     }
@@ -5566,6 +5593,7 @@ export interface operations {
       /** @description Invitation */
       201: {
         headers: {
+          'Idempotency-Replayed'?: string
           [name: string]: unknown
         }
         content: {
@@ -5634,6 +5662,7 @@ export interface operations {
       /**
        * @description `already_invited`: This address already has an invitation
        *     `already_a_member`: This person is a member already
+       *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
        */
       409: {
         headers: {
@@ -5663,6 +5692,15 @@ export interface operations {
       }
       /** @description `unknown_host`: This server does not serve that host */
       421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
+      422: {
         headers: {
           [name: string]: unknown
         }

@@ -33,7 +33,12 @@ type Values = {
  * beginning, and partitions outside `from` and `to` are not looked at. One statement for each set of filters: a condition that
  * may be absent would keep PostgreSQL from using the index that is made for it.
  */
-function list<Row>(name: string, columns: RawBuilder<unknown>, filter: (values: Values) => RawBuilder<unknown>) {
+function list<Row>(
+  name: string,
+  columns: RawBuilder<unknown>,
+  options: { replica: boolean },
+  filter: (values: Values) => RawBuilder<unknown>
+) {
   return statement(
     name,
     (_, $: Values) => sql<Row>`
@@ -46,20 +51,21 @@ function list<Row>(name: string, columns: RawBuilder<unknown>, filter: (values: 
         coalesce(${$.after_at}::timestamptz, 'infinity'),
         coalesce(${$.after_id}::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
     order by created_at desc, id desc limit ${$.limit}`,
-    { slow: true }
+    { slow: true, ...options }
   )
 }
 
 type Filters = Pick<Values, 'action' | 'actor_id'>
 
 /** The statement that is made for a set of filters, out of four. */
-function byFilters<Row>(name: string, columns: RawBuilder<unknown>) {
-  const all = list<Row>(name, columns, () => sql``)
-  const byAction = list<Row>(`${name}_by_action`, columns, ($) => sql`and action = ${$.action}`)
-  const byActor = list<Row>(`${name}_by_actor`, columns, ($) => sql`and actor_id = ${$.actor_id}`)
+function byFilters<Row>(name: string, columns: RawBuilder<unknown>, options: { replica: boolean }) {
+  const all = list<Row>(name, columns, options, () => sql``)
+  const byAction = list<Row>(`${name}_by_action`, columns, options, ($) => sql`and action = ${$.action}`)
+  const byActor = list<Row>(`${name}_by_actor`, columns, options, ($) => sql`and actor_id = ${$.actor_id}`)
   const byBoth = list<Row>(
     `${name}_by_both`,
     columns,
+    options,
     ($) => sql`and action = ${$.action} and actor_id = ${$.actor_id}`
   )
   return ({ action, actor_id }: Filters) => {
@@ -68,9 +74,11 @@ function byFilters<Row>(name: string, columns: RawBuilder<unknown>) {
   }
 }
 
+/** Of the primary: a page whose cursor came from it must not be looked for on a copy that has not come so far. */
 export const auditEventsBy = byFilters<AuditRow>(
   'list_audit_events',
-  sql`created_at, action, actor_id, target_id, session_id, host(ip) as ip, user_agent, request_id, detail`
+  sql`created_at, action, actor_id, target_id, session_id, host(ip) as ip, user_agent, request_id, detail`,
+  { replica: false }
 )
 
 /** The same as text, made in PostgreSQL: a million rows are a million strings and not ten million values. */
@@ -79,5 +87,6 @@ export const auditLinesBy = byFilters<AuditLine>(
   sql`json_build_object('id', id,
     'created_at', to_char(created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
     'action', action, 'actor_id', actor_id, 'target_id', target_id, 'session_id', session_id, 'ip', host(ip),
-    'user_agent', user_agent, 'request_id', request_id, 'detail', detail)::text as line`
+    'user_agent', user_agent, 'request_id', request_id, 'detail', detail)::text as line`,
+  { replica: true }
 )

@@ -42,7 +42,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: true, problems: ['already_invited', 'already_a_member'] },
+      config: { access, throttled: true, repeatable: true, problems: ['already_invited', 'already_a_member'] },
       schema: {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
@@ -57,10 +57,11 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       const { role } = request.body
       const email = normalizeEmail(request.body.email)
       if (!mayManage(request.user.role, role)) throw forbidden()
-      const outcome = await request.withTenant(async (trx) => {
-        if (await isMember(trx, email)) return 'member'
+      reply.code(201)
+      const invitation = await request.createOnce(reply, async (trx) => {
+        if (await isMember(trx, email)) throw alreadyAMember()
         const created = await insertInvitation(trx, { id: uuidv7(), email, role })
-        if (!created) return 'invited'
+        if (!created) throw alreadyInvited()
         const { generation, ...invitation } = created
         await queueMail(trx, { kind: 'invitation', subject_id: invitation.id, generation })
         await recordAudit(trx, {
@@ -70,11 +71,8 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         })
         return invitation
       })
-      if (outcome === 'member') throw alreadyAMember()
-      if (outcome === 'invited') throw alreadyInvited()
       app.mail.nudge()
-      reply.code(201)
-      return outcome
+      return invitation
     }
   )
 

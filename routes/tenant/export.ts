@@ -14,7 +14,7 @@ const parts = [
     (_, $: Position) => sql<Line>`
     select id::text as position, jsonb_build_object('table', 'tenant', 'row', to_jsonb(t) - 'version' - 'purge_at')::text as line
     from tenants t where id = ${$.tenant_id} and ${$.after}::uuid is null limit ${$.limit}`,
-    { slow: true }
+    { slow: true, replica: true }
   ),
   statement(
     'export_members',
@@ -24,7 +24,7 @@ const parts = [
     from memberships m join users u on u.id = m.user_id
     where m.tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or m.user_id > ${$.after}::uuid)
     order by m.user_id limit ${$.limit}`,
-    { slow: true }
+    { slow: true, replica: true }
   ),
   statement(
     'export_sessions',
@@ -34,7 +34,7 @@ const parts = [
       'expires_at', expires_at, 'revoked_at', revoked_at))::text as line
     from sessions where tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or id > ${$.after}::uuid)
     order by id limit ${$.limit}`,
-    { slow: true }
+    { slow: true, replica: true }
   ),
   statement(
     'export_invitations',
@@ -42,7 +42,7 @@ const parts = [
     select id::text as position, jsonb_build_object('table', 'invitation', 'row', to_jsonb(i) - 'generation')::text as line
     from invitations i where tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or id > ${$.after}::uuid)
     order by id limit ${$.limit}`,
-    { slow: true }
+    { slow: true, replica: true }
   ),
   statement(
     'export_tenant_audit_events',
@@ -54,7 +54,7 @@ const parts = [
       coalesce(split_part(${$.after}, ' ', 1)::timestamptz, '-infinity'),
       coalesce(split_part(${$.after}, ' ', 2)::uuid, '00000000-0000-0000-0000-000000000000'))
     order by created_at, id limit ${$.limit}`,
-    { slow: true }
+    { slow: true, replica: true }
   )
 ]
 

@@ -11,7 +11,7 @@ import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { isOrigin } from '../../src/config.ts'
 import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
-import { matchesTag } from '../../src/etags.ts'
+import { matchesTag, tenantTag, tenantVersion } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
 import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
@@ -188,8 +188,6 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-type Row = { id: string; version: number; members: number; storage_bytes: number }
-
 /** What was read already, and the rest. */
 async function* continued(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
   if (!first.done) yield first.value
@@ -212,17 +210,10 @@ function requireOrigins(origins: string[], production: boolean): void {
   if (errors[0]) throw validationFailed({ errors, detail: `${errors[0].path.slice(1)} ${errors[0].message}` })
 }
 
-/** The first part changes with what can be written here, the last with what is counted. */
-function tenantTag(row: Row): string {
-  return `"${versionPart(row)}-${row.members}-${row.storage_bytes}"`
-}
-
-const versionPart = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
-
 /** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
   const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+-\d+"/g, '"$1"')
-  return matchesTag(withoutCounts, `"${versionPart(row)}"`, 'strong')
+  return matchesTag(withoutCounts, `"${tenantVersion(row)}"`, 'strong')
 }
 
 export default tenant

@@ -2,8 +2,10 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
+import { queryIn } from '../../db/gate.ts'
 import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
 import { notFound, slugTaken } from '../../src/errors.ts'
+import { tenantTag } from '../../src/etags.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
@@ -14,7 +16,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'user', problems: ['slug_taken'] },
+      config: { access: 'user', repeatable: true, problems: ['slug_taken'] },
       schema: {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',
@@ -27,19 +29,23 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       if (isReservedSlug(request.body.slug)) throw slugTaken()
       const scope = { tenant_id: uuidv7(), user_id: request.user.user_id }
-      const created = await request.withTenant(async (trx) => {
-        if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body }))) return false
-        await insertOwner(trx, scope.user_id)
-        await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id })
-        return true
-      }, scope)
-      if (!created) throw slugTaken()
-      app.tenants.created(request.body.slug)
-
-      const [row] = await request.tenantQuery(readTenant, scope, scope)
-      if (!row) throw notFound()
       reply.code(201)
-      return presentTenant(row, await app.storageQuota(row.id))
+      const storageQuota = await app.storageQuota(scope.tenant_id)
+      const created = await request.createOnce(
+        reply,
+        async (trx) => {
+          if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body }))) throw slugTaken()
+          await insertOwner(trx, scope.user_id)
+          await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id })
+          const [row] = await queryIn(trx, readTenant, scope)
+          if (!row) throw notFound()
+          reply.header('etag', tenantTag(row))
+          return presentTenant(row, storageQuota)
+        },
+        scope
+      )
+      app.tenants.created(request.body.slug)
+      return created
     }
   )
 }

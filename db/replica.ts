@@ -1,0 +1,123 @@
+import type pg from 'pg'
+import { classifyFailure } from './failures.ts'
+import type { GateSettings, TimeOuts } from './gate-query.ts'
+import { queryOnPool } from './pool-query.ts'
+import { UnsafeRole } from './role-check.ts'
+import { type Statement, valuesOf } from './statement.ts'
+
+const intervalMs = 1000
+const staleAfterMs = 10_000
+
+/** Where the primary's log ended, and when it was asked. */
+type Mark = { position: number; at: number }
+
+export type Replica = ReturnType<typeof createReplica>
+
+/**
+ * A copy of the database that may be a little behind, for the long reads that are marked for it (`Statement.replica`). Nothing
+ * that decides, and nothing in which a client looks for its own change, is asked here.
+ *
+ * It is used while it is known to have all that the primary had at most ten seconds ago. That is measured by positions in the
+ * log and not by times of day: a replica that has lost its primary looks as quiet as one whose primary has nothing to say.
+ */
+export function createReplica({
+  pool,
+  carried,
+  primaryPosition,
+  onChange
+}: {
+  pool: pg.Pool
+  carried: TimeOuts | undefined
+  primaryPosition: () => Promise<number>
+  onChange: (usable: boolean, err?: Error) => void
+}) {
+  const leftBy = new WeakSet<object>()
+  let marks: Mark[] = []
+  let completeUntil = Number.NEGATIVE_INFINITY
+  let timer: NodeJS.Timeout | undefined
+  let running: Promise<void> | undefined
+  let wasUsable = false
+  let closed = false
+
+  const isUsable = () => performance.now() - completeUntil < staleAfterMs
+
+  /** Null: it is a primary by now, whose log is not a copy of ours. */
+  async function replayedPosition(): Promise<number | null> {
+    const { rows } = await pool.query<{ position: number | null }>(`
+      select case when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::float8 end as position`)
+    return rows[0]?.position ?? null
+  }
+
+  async function look(): Promise<void> {
+    const at = performance.now()
+    marks = [...marks.filter((mark) => at - mark.at < staleAfterMs), { position: await primaryPosition(), at }]
+    const replayed = await replayedPosition()
+    const reached = marks.findLast((mark) => replayed !== null && mark.position <= replayed)
+    completeUntil = reached?.at ?? Number.NEGATIVE_INFINITY
+  }
+
+  /** Throws only when the replica must never be used as it is configured. */
+  async function refresh(): Promise<void> {
+    let failure: Error | undefined
+    try {
+      await look()
+    } catch (err) {
+      if (err instanceof UnsafeRole) throw err
+      failure = err as Error
+      completeUntil = Number.NEGATIVE_INFINITY
+    }
+    if (isUsable() !== wasUsable) {
+      wasUsable = isUsable()
+      onChange(wasUsable, failure)
+    }
+  }
+
+  function schedule(): void {
+    if (closed) return
+    timer = setTimeout(() => {
+      running = refresh()
+        .catch((err) => onChange(false, err))
+        .finally(schedule)
+    }, intervalMs)
+    timer.unref()
+  }
+
+  return {
+    async start(): Promise<void> {
+      await refresh()
+      schedule()
+    },
+
+    /**
+     * Resolves to nothing when the primary is to be asked. Whoever has been sent there stays there (`reader`, a request): the
+     * next page of an export must not come from a copy that lacks a part of what came before.
+     */
+    async query<Values extends object, Row>(
+      reader: object,
+      settings: GateSettings,
+      statement: Statement<Values, Row>,
+      values: Values
+    ): Promise<Row[] | undefined> {
+      if (isUsable() && !leftBy.has(reader)) {
+        try {
+          const config = { name: statement.name, text: statement.text, values: valuesOf(statement, values) }
+          return (await queryOnPool(pool, settings, config, carried)) as Row[]
+        } catch (err) {
+          const failure = classifyFailure(err)
+          // what takes too long here would there too, and others wait there
+          if (failure === 'timeout') throw err
+          if (failure === 'connection') completeUntil = Number.NEGATIVE_INFINITY
+        }
+      }
+      leftBy.add(reader)
+      return undefined
+    },
+
+    async close(): Promise<void> {
+      closed = true
+      clearTimeout(timer)
+      await running
+      await pool.end()
+    }
+  }
+}

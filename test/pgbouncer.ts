@@ -1,0 +1,86 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { findProgram } from './parts.ts'
+
+export const pgbouncer = findProgram('pgbouncer')
+
+export type PgBouncer = {
+  /** The same database for the same role, by way of the pooler. */
+  through(url: string): string
+  stop(): Promise<void>
+}
+
+/** PgBouncer in transaction mode in front of the server of `url`, for its role and all databases. */
+export async function startPgBouncer(url: string, { poolSize = 20, port = 0 } = {}): Promise<PgBouncer> {
+  const { hostname, port: target, username, password } = new URL(url)
+  const folder = mkdtempSync(join(tmpdir(), 'aggios-pgbouncer-'))
+  // it runs as nobody where we are root
+  chmodSync(folder, 0o755)
+  writeFileSync(join(folder, 'users.txt'), `"${username}" "${password}"\n`)
+  const own = port || (await freePort())
+  const file = join(folder, 'pgbouncer.ini')
+  const lines = [
+    '[databases]',
+    `* = host=${hostname} port=${target}`,
+    '[pgbouncer]',
+    'listen_addr = 127.0.0.1',
+    `listen_port = ${own}`,
+    'unix_socket_dir =',
+    'auth_type = scram-sha-256',
+    `auth_file = ${join(folder, 'users.txt')}`,
+    'pool_mode = transaction',
+    `default_pool_size = ${poolSize}`,
+    'max_client_conn = 2000',
+    'server_idle_timeout = 5',
+    // a database that a test has dropped takes its connections with it
+    'server_login_retry = 1'
+  ]
+  writeFileSync(file, `${lines.join('\n')}\n`)
+  const child = start(file)
+  await listening(child)
+  return {
+    through(other) {
+      const there = new URL(other)
+      there.port = String(own)
+      return there.href
+    },
+    async stop() {
+      const exited = new Promise((done) => child.once('exit', done))
+      if (child.exitCode === null && child.signalCode === null) {
+        child.kill('SIGKILL')
+        await exited
+      }
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
+}
+
+function start(file: string): ChildProcess {
+  const asNobody = process.getuid?.() === 0 ? ['--reuid=65534', '--regid=65534', '--clear-groups'] : []
+  const words =
+    process.platform === 'linux' ? ['setpriv', ...asNobody, '--pdeathsig=SIGKILL', pgbouncer.path] : [pgbouncer.path]
+  return spawn(words[0] as string, [...words.slice(1), file], { stdio: ['ignore', 'ignore', 'pipe'] })
+}
+
+function listening(child: ChildProcess): Promise<void> {
+  return new Promise((ready, fail) => {
+    let log = ''
+    child.once('exit', () => fail(new Error(`PgBouncer ended: ${log}`)))
+    child.once('error', fail)
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      log = (log + text).slice(-4096)
+      if (log.includes('process up')) ready()
+    })
+  })
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer()
+  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
+  const { port } = server.address() as { port: number }
+  await new Promise((done) => server.close(done))
+  return port
+}
