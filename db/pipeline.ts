@@ -20,6 +20,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
   let client: pg.Client | undefined
   let opening: Promise<pg.Client> | undefined
   let inFlight = 0
+  let connects = 0
   let lastAnswer = 0
   let closed = false
 
@@ -52,6 +53,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
       clearTimeout(patience)
     }
     lastAnswer = Date.now()
+    connects++
     client = fresh
     return fresh
   }
@@ -107,7 +109,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
     await client?.end()
   }
 
-  return { query, close, stats: () => ({ inFlight, connected: client !== undefined }) }
+  return { query, close, stats: () => ({ inFlight, connected: client !== undefined, connects }) }
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>

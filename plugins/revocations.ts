@@ -112,6 +112,10 @@ export default fp(
       stats: () => ({ entries: sessions.size + members.size + tenants.size, lag_ms: Date.now() - lastRead })
     })
 
+    const { stats } = app.revocations
+    app.metrics.gauge('aggios_revocations', 'Revocations that are remembered', () => stats().entries)
+    app.metrics.gauge('aggios_revocation_lag_seconds', 'Since revocations were read', () => stats().lag_ms / 1000)
+
     let closed = false
     app.addHook('onReady', async () => {
       await readOnce()
@@ -123,7 +127,7 @@ export default fp(
       await reading?.catch(() => {})
     })
   },
-  { name: 'revocations', dependencies: ['database'] }
+  { name: 'revocations', dependencies: ['database', 'metrics'] }
 )
 
 const memberKey = (tenantId: string, userId: string) => tenantId + userId

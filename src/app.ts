@@ -11,6 +11,7 @@ import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import housekeeping from '../plugins/housekeeping.ts'
 import mail from '../plugins/mail.ts'
+import metrics from '../plugins/metrics.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
 import requestLog from '../plugins/request-log.ts'
@@ -81,6 +82,7 @@ export function buildApp(
   app.server.on('checkExpectation', app.routing)
 
   app.register(config, { config: settings })
+  app.register(metrics)
   app.register(errors)
   app.register(validation)
   app.register(headers)

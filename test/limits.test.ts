@@ -242,6 +242,14 @@ t.test('how long a shutdown may take is a setting', (t) => {
   t.end()
 })
 
+t.test('how long the processes wait for each other', (t) => {
+  const fault = rowAbout('what is under way after a fault')
+  t.strictSame(times(fault.value), [numberIn('src/workers/serving.ts', 'lastBreathMs')])
+  const answer = rowAbout("a worker's answer to the internal listener")
+  t.strictSame(times(answer.value), [numberIn('src/workers/supervisor.ts', 'answerMs')])
+  t.end()
+})
+
 t.test('every row is read here, and names codes that there are', (t) => {
   t.ok(rows.length > 10)
   t.strictSame(
@@ -257,7 +265,14 @@ t.test('every row is read here, and names codes that there are', (t) => {
 })
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
-  const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
+  const found = [
+    'src/app.ts',
+    'src/workers/serving.ts',
+    'src/workers/supervisor.ts',
+    'src/passwords.ts',
+    'db/pipeline.ts',
+    'plugins/database.ts'
+  ]
     .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/throttle.ts'])
     .flatMap((path) =>
       [
@@ -277,11 +292,18 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
       (name) => `plugins/database.ts ${name}`
     ),
+    ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
-    ...['src/server.ts noticeMs', 'plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
+    ...[
+      'src/workers/serving.ts noticeMs',
+      'src/workers/supervisor.ts settledMs',
+      'src/workers/supervisor.ts maxPauseMs',
+      'plugins/revocations.ts intervalMs',
+      'plugins/tenants.ts unknownForMs'
+    ],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs']
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
