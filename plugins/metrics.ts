@@ -126,9 +126,9 @@ function measureProcess(register: (type: Family['type'], name: string, help: str
   })
   register('gauge', 'nodejs_eventloop_lag_seconds', 'How late the event loop was since this was last asked', () => {
     const samples = [
-      { labels: { quantile: '0.5' }, value: late(delay.percentile(50)) },
-      { labels: { quantile: '0.99' }, value: late(delay.percentile(99)) },
-      { labels: { quantile: '1' }, value: late(delay.max) }
+      { labels: { percentile: '50' }, value: late(delay.percentile(50)) },
+      { labels: { percentile: '99' }, value: late(delay.percentile(99)) },
+      { labels: { percentile: '100' }, value: late(delay.max) }
     ]
     delay.reset()
     return samples

@@ -34,10 +34,11 @@ export function startWorkers(
   log: FastifyBaseLogger,
   onHopeless: (err: WorkerEnded) => void
 ): Processes {
-  cluster.setupPrimary({ exec: join(import.meta.dirname, 'worker.ts'), serialization: 'advanced' })
   // Every worker accepts for itself. Handed out by the primary, a connection that is on its way to a worker that dies is never
   // closed and its client waits for ever: one for each death in 14 of 14, and none this way; 64 connections spread 34 to 30
   cluster.schedulingPolicy = cluster.SCHED_NONE
+  // freezes the line above
+  cluster.setupPrimary({ exec: join(import.meta.dirname, 'worker.ts'), serialization: 'advanced' })
 
   type Slot = { worker: Worker | undefined; servesSince: number | undefined; restarts: number }
   const slots: Slot[] = Array.from({ length: config.webConcurrency }, () => ({
