@@ -49,14 +49,18 @@ type Cluster = Server & {
 async function startCluster(t: Test, urls: DatabaseUrls, env: Environment = {}): Promise<Cluster> {
   const internalPort = await freePort()
   const settings = { WEB_CONCURRENCY: '2', METRICS_PORT: String(internalPort), DATABASE_POOL: '8', LOG_LEVEL: 'warn' }
-  const server = await startServer(t, testEnvironment(urls, { ...settings, ...env }))
+  const server = await startServer(t, testEnvironment(urls, { ...settings, ...env }), { ready: false })
   const internal = async (path: string) => (await fetch(`http://127.0.0.1:${internalPort}${path}`)).text()
   const cluster = Object.assign(server, {
     internalPort,
     workers: async () => JSON.parse(await internal('/health')).workers as Worker[],
     scrape: async () => parseExposition(await internal('/metrics'))
   })
-  await eventually(() => allServe(cluster), startMs)
+  await eventually(async () => {
+    if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
+    // nobody listens at first
+    return allServe(cluster).catch(() => false)
+  }, startMs)
   // no worker outlives the test, whatever becomes of the primary
   const pids = (await cluster.workers()).map(({ pid }) => pid)
   t.teardown(() => {
