@@ -21,6 +21,8 @@ ENV NODE_ENV=production \
 WORKDIR /app
 COPY --from=packages /app/node_modules node_modules
 COPY package.json ./
+# shown by the internal listener's /health
+RUN npm pkg set gitHead="${REVISION}"
 COPY src src
 COPY plugins plugins
 COPY routes routes

@@ -12,6 +12,9 @@ import type { TenantTables } from './tables.ts'
 /** A transaction inside the gate of one tenant. Only the gate makes one, so a query that asks for it is behind the gate. */
 export type TenantTransaction = KyselyTransaction<TenantTables>
 
+/** `connects`: how often it was opened. */
+export type PipelineStats = { in_flight: number; connected: boolean; connects: number }
+
 /** The only way to the tables of the tenants: two doors, one lock. A tenant holds at most half of the pool. */
 export type TenantGate = {
   /**
@@ -35,6 +38,8 @@ export type TenantGate = {
    * serialization failure or deadlock the whole runs again (three times at most).
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
+  /** Its connections: those of the pool, and each pipelined one. */
+  stats(): { pool: { total: number; idle: number; waiting: number }; pipelines: PipelineStats[] }
 }
 
 /** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
@@ -161,6 +166,14 @@ export function createTenantGate(
           await sleep(Math.random() * 20 * 2 ** attempt)
         }
       }
-    }
+    },
+
+    stats: () => ({
+      pool: { total: pool.totalCount, idle: pool.idleCount, waiting: pool.waitingCount },
+      pipelines: pipelines.map((pipeline) => {
+        const { inFlight, ...others } = pipeline.stats()
+        return { in_flight: inFlight, ...others }
+      })
+    })
   }
 }

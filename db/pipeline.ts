@@ -30,6 +30,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
   let client: pg.Client | undefined
   let opening: Promise<pg.Client> | undefined
   let inFlight = 0
+  let connects = 0
   let lastAnswer = 0
   let closed = false
 
@@ -62,6 +63,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
     }
     gatherWrites(fresh)
     lastAnswer = Date.now()
+    connects++
     client = fresh
     return fresh
   }
@@ -125,7 +127,7 @@ export function createPipeline(connectionString: string, onError: (err: Error) =
     await client?.end()
   }
 
-  return { query, close, stats: () => ({ inFlight, connected: client !== undefined }) }
+  return { query, close, stats: () => ({ inFlight, connected: client !== undefined, connects }) }
 }
 
 type Connection = { _send(message: Buffer): void; stream: { writable: boolean; write(bytes: Buffer): void } }

@@ -104,6 +104,11 @@ export default fp(
     const issuer = `https://api.${baseDomain}`
     const claimsOf = TypeCompiler.Compile(AccessClaims)
     const verified = new LRUCache<string, AccessClaims>({ max: cachedTokens })
+    const lookups = { hit: 0, miss: 0 }
+    app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', () => verified.size)
+    app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>
+      Object.entries(lookups).map(([result, value]) => ({ labels: { result }, value }))
+    )
 
     for (const key of keys.byId.values()) {
       const verify = {
@@ -144,6 +149,7 @@ export default fp(
     /** Keyed by the whole token, never by a part or digest of it; what can change is checked again on every hit. */
     function verifyCached(token: string): AccessClaims {
       const known = verified.get(token)
+      lookups[known ? 'hit' : 'miss']++
       if (known) {
         if (known.exp * 1000 > Date.now()) return known
         verified.delete(token)
@@ -282,7 +288,7 @@ export default fp(
       }
     })
   },
-  { name: 'authentication', dependencies: ['revocations'] }
+  { name: 'authentication', dependencies: ['revocations', 'metrics'] }
 )
 
 /** base64url has several spellings of the same bytes where they don't fill the last character; only ours is the token. */

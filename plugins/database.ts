@@ -1,10 +1,10 @@
 import { isIP } from 'node:net'
-import type { FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
 import { walPosition } from '../db/directory.ts'
-import { createTenantGate, type TenantGate, type TenantTransaction } from '../db/gate.ts'
+import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../db/gate.ts'
 import { prepareGate, type RequestFacts, type Scope, startUpOptions, type TimeOuts } from '../db/gate-query.ts'
 import { findMissingMigrations } from '../db/migrate.ts'
 import { createPipeline, keyedTimeOuts } from '../db/pipeline.ts'
@@ -108,6 +108,7 @@ export default fp(
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)
+    observe(app, gate)
     app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
       const { tenant_id, user_id } = scope
       const settings = { tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }
@@ -129,8 +130,27 @@ export default fp(
     }
     await replica?.start()
   },
-  { name: 'database', dependencies: ['config'] }
+  { name: 'database', dependencies: ['config', 'metrics'] }
 )
+
+function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
+  metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {
+    const { total, idle } = gate.stats().pool
+    return [
+      { labels: { state: 'idle' }, value: idle },
+      { labels: { state: 'busy' }, value: total - idle }
+    ]
+  })
+  metrics.gauge('aggios_pool_waiting', 'Who waits for a connection of the pool', () => gate.stats().pool.waiting)
+  const eachPipeline = (read: (stats: PipelineStats) => number) => () =>
+    gate.stats().pipelines.map((stats, i) => ({ labels: { pipeline: String(i + 1) }, value: read(stats) }))
+  const inFlight = eachPipeline((stats) => stats.in_flight)
+  metrics.gauge('aggios_pipeline_in_flight', 'Queries under way on a pipelined connection', inFlight)
+  const connected = eachPipeline((stats) => Number(stats.connected))
+  metrics.gauge('aggios_pipeline_connected', 'Whether a pipelined connection is open', connected)
+  const connects = eachPipeline((stats) => stats.connects)
+  metrics.counter('aggios_pipeline_connects_total', 'How often a pipelined connection was opened', connects)
+}
 
 /** Who asked, for the audit log. What a client makes up goes in as text and at a bounded length. */
 function factsOf(request: FastifyRequest): RequestFacts {

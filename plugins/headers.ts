@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import fp from 'fastify-plugin'
 
 /** For a JSON API: nothing may be loaded, framed, sniffed or remembered. A route overrides what differs for it. */
@@ -16,7 +17,7 @@ export const defaultHeaders = {
 const maxPipelined = 16
 
 const unanswered = Symbol('requests without an answer')
-type CountingSocket = { [unanswered]?: number }
+type CountingSocket = Socket & { [unanswered]?: number }
 
 /** Security headers and the request id on every reply, and no more of them than a client reads. */
 export default fp(
@@ -39,6 +40,22 @@ export default fp(
       reply.headers(defaultHeaders).header('x-request-id', request.id)
       done()
     })
+
+    // whoever goes away takes the reply's end along, so what is under way is what open connections wait for
+    const connections = new Set<CountingSocket>()
+    let abandoned = 0
+    app.server.on('connection', (socket: CountingSocket) => {
+      connections.add(socket)
+      socket.once('close', () => {
+        connections.delete(socket)
+        abandoned += socket[unanswered] ?? 0
+      })
+    })
+    app.metrics.gauge('http_connections', 'Open connections', () => connections.size)
+    app.metrics.gauge('http_requests_in_flight', 'Requests under way', () =>
+      [...connections].reduce((sum, socket) => sum + (socket[unanswered] ?? 0), 0)
+    )
+    app.metrics.counter('http_requests_abandoned_total', 'Requests whose client went away', () => abandoned)
   },
-  { name: 'headers' }
+  { name: 'headers', dependencies: ['metrics'] }
 )

@@ -133,6 +133,9 @@ export default fp(
       },
       stats: () => ({ ...counts })
     })
+    app.metrics.counter('aggios_mails_total', 'Tries to send a mail of the outbox, by how they ended', () =>
+      Object.entries(counts).map(([outcome, value]) => ({ labels: { outcome }, value }))
+    )
     app.addHook('onReady', async () => {
       if (enabled) work()
     })
@@ -146,5 +149,5 @@ export default fp(
       transport?.close()
     })
   },
-  { name: 'mail', dependencies: ['database', 'config'] }
+  { name: 'mail', dependencies: ['database', 'config', 'metrics'] }
 )

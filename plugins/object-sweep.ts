@@ -9,7 +9,6 @@ declare module 'fastify' {
       nudge(): void
       /** Does all that there is to do now. */
       run(): Promise<void>
-      stats(): { pending: number; deleted: number; orphans: number }
     }
   }
 }
@@ -101,9 +100,11 @@ export default fp(
       nudge: () => {
         if (!closed) setImmediate(work)
       },
-      run: work,
-      stats: () => ({ ...counts })
+      run: work
     })
+    app.metrics.counter('aggios_objects_swept_total', 'What the sweep removed from the object store', () =>
+      Object.entries(counts).map(([kind, value]) => ({ labels: { kind }, value }))
+    )
     app.addHook('onReady', async () => {
       timer = setTimeout(work, intervalMs)
       timer.unref()
@@ -117,5 +118,5 @@ export default fp(
       await running
     })
   },
-  { name: 'object-sweep', dependencies: ['database', 'objects'] }
+  { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics'] }
 )

@@ -11,7 +11,6 @@ declare module 'fastify' {
     objects: ObjectStore
     /** Takes one of the places for uploads, each of which holds some memory. Throws `overloaded`. */
     withUploadPlace<T>(tenantId: string, work: () => Promise<T>): Promise<T>
-    uploads: { stats(): { running: number; waiting: number } }
   }
 }
 
@@ -26,7 +25,9 @@ export default fp(
     const queue = createBoundedQueue(places.width, places.depth)
     const shares = createShares(tenantPlaces)
     app.decorate('objects', store)
-    app.decorate('uploads', { stats: queue.stats })
+    const { metrics } = app
+    metrics.gauge('aggios_uploads_running', 'Uploads under way', () => queue.stats().running)
+    metrics.gauge('aggios_uploads_waiting', 'Uploads that wait for a place', () => queue.stats().waiting)
     app.decorate('withUploadPlace', async <T>(tenantId: string, work: () => Promise<T>) => {
       try {
         return await shares.run(tenantId, () => queue.run(work))
@@ -41,5 +42,5 @@ export default fp(
     })
     app.addHook('onClose', async () => store.close())
   },
-  { name: 'objects', dependencies: ['config'] }
+  { name: 'objects', dependencies: ['config', 'metrics'] }
 )

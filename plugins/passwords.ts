@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import fp from 'fastify-plugin'
 import { peppersInUse } from '../db/directory.ts'
 import { createKeyRing } from '../src/keys.ts'
@@ -18,7 +19,13 @@ export default fp(
     if (missing.length > 0) {
       throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
     }
-    app.decorate('passwords', await createPasswords(peppers))
+    // the cores are shared with the other workers
+    const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
+    app.decorate('passwords', await createPasswords(peppers, width))
+    const { stats } = app.passwords
+    app.metrics.gauge('aggios_password_hashes_running', 'Password hashes under way', () => stats().running)
+    app.metrics.gauge('aggios_password_hashes_waiting', 'Password hashes that wait', () => stats().waiting)
+    app.metrics.counter('aggios_password_hashes_refused_total', 'Refused: too many waited', () => stats().refused)
   },
-  { name: 'passwords', dependencies: ['database'] }
+  { name: 'passwords', dependencies: ['database', 'metrics'] }
 )

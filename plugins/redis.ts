@@ -33,7 +33,7 @@ const restMs = 1000
  */
 export default fp(
   async (app) => {
-    const { redisUrl, nodeEnv } = app.config
+    const { redisUrl, nodeEnv, webConcurrency } = app.config
     const listeners = new Map<string, (() => void)[]>()
     const onAnnounced = (topic: string, listener: () => void) => {
       listeners.set(topic, [...(listeners.get(topic) ?? []), listener])
@@ -42,7 +42,8 @@ export default fp(
       for (const listener of listeners.get(topic) ?? []) listener()
     }
     if (redisUrl === undefined) {
-      if (nodeEnv === 'production') {
+      // of several workers the primary says it
+      if (nodeEnv === 'production' && webConcurrency === 1) {
         app.log.warn('there is no REDIS_URL: limits are counted by each process for itself')
       }
       app.decorate('shared', { quotas: undefined, announce() {}, onAnnounced, check: undefined })

@@ -123,6 +123,10 @@ export default fp(
       stats: () => ({ entries: sessions.size + members.size + tenants.size, lag_ms: Date.now() - lastRead })
     })
 
+    const { stats } = app.revocations
+    app.metrics.gauge('aggios_revocations', 'Revocations that are remembered', () => stats().entries)
+    app.metrics.gauge('aggios_revocation_lag_seconds', 'Since revocations were read', () => stats().lag_ms / 1000)
+
     let closed = false
     // that there is something new, and not what: the database is asked
     app.shared.onAnnounced(topic, () => {
@@ -138,7 +142,7 @@ export default fp(
       await reading?.catch(() => {})
     })
   },
-  { name: 'revocations', dependencies: ['database', 'redis'] }
+  { name: 'revocations', dependencies: ['database', 'redis', 'metrics'] }
 )
 
 const memberKey = (tenantId: string, userId: string) => tenantId + userId

@@ -80,6 +80,14 @@ export default fp(
       },
       stats: () => ({ known: known.size, unknown: unknown.size })
     })
+    app.metrics.gauge(
+      'aggios_tenant_cache_entries',
+      'Host names that are remembered, by whether a tenant has them',
+      () => [
+        { labels: { kind: 'known' }, value: known.size },
+        { labels: { kind: 'unknown' }, value: unknown.size }
+      ]
+    )
     app.decorateRequest('tenant', undefined)
     app.decorateRequest('hostProblem', undefined)
 
@@ -116,7 +124,7 @@ export default fp(
       )
     })
   },
-  { name: 'tenants', dependencies: ['revocations'] }
+  { name: 'tenants', dependencies: ['revocations', 'metrics'] }
 )
 
 function settle(request: FastifyRequest, tenant: TenantEntry | undefined): void {

@@ -13,6 +13,7 @@ import housekeeping from '../plugins/housekeeping.ts'
 import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
+import metrics from '../plugins/metrics.ts'
 import objectSweep from '../plugins/object-sweep.ts'
 import objects from '../plugins/objects.ts'
 import openapi from '../plugins/openapi.ts'
@@ -89,6 +90,7 @@ export function buildApp(
   app.server.on('checkExpectation', app.routing)
 
   app.register(config, { config: settings })
+  app.register(metrics)
   app.register(errors)
   app.register(validation)
   app.register(headers)

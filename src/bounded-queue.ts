@@ -9,11 +9,15 @@ export class QueueFull extends Error {}
  */
 export function createBoundedQueue(width: number, depth: number) {
   let running = 0
+  let refused = 0
   const waiting: (() => void)[] = []
 
   async function run<T>(job: () => Promise<T>): Promise<T> {
     if (running >= width) {
-      if (waiting.length >= depth) throw new QueueFull()
+      if (waiting.length >= depth) {
+        refused++
+        throw new QueueFull()
+      }
       await new Promise<void>((start) => waiting.push(start))
     } else {
       running++
@@ -28,5 +32,5 @@ export function createBoundedQueue(width: number, depth: number) {
     }
   }
 
-  return { run, stats: () => ({ running, waiting: waiting.length }) }
+  return { run, stats: () => ({ running, waiting: waiting.length, refused }) }
 }

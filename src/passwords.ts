@@ -29,7 +29,7 @@ export type Passwords = {
   verify(password: string, stored: PasswordHash | undefined): Promise<boolean>
   /** Whether parameters or pepper have moved on since this hash was made. */
   needsRehash(stored: PasswordHash): boolean
-  stats(): { running: number; waiting: number }
+  stats(): { running: number; waiting: number; refused: number }
 }
 
 /**

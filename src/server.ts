@@ -2,18 +2,19 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, FolderInUse, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
-import { buildApp } from './app.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
+import { describe } from './reasons.ts'
+import { buildInternal } from './workers/internal.ts'
+import { type Processes, serveAlone } from './workers/serving.ts'
+import { startWorkers, WorkerEnded } from './workers/supervisor.ts'
 
 /** sysexits.h: configuration error. */
 const exitConfig = 78
 
-/** Longer than the interval in which a load balancer asks for health. */
-const noticeMs = 3000
-
 const say = (line: string) => void process.stderr.write(`${line}\n`)
 
-let app: FastifyInstance | undefined
+let processes: Processes | undefined
+let internal: FastifyInstance | undefined
 let embedded: EmbeddedServer | undefined
 let config: Config | undefined
 let stopping = false
@@ -35,10 +36,18 @@ async function start(settings: Config): Promise<void> {
     if (applied.length > 0) say(`migrated: ${applied.join(', ')}`)
   }
   if (stopping) return
-  app = buildApp(running)
-  await app.ready()
-  await app.listen({ host: running.host, port: running.port })
-  if (running.nodeEnv === 'development') welcome(app)
+  internal = buildInternal(running, () => processes)
+  if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })
+  processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveAlone(running, () => end(1))
+  const port = await processes.ready
+  if (running.nodeEnv === 'development') welcome(port)
+}
+
+function startSeveral(settings: Config, { log }: FastifyInstance): Processes {
+  if (settings.redisUrl === undefined) {
+    log.warn('WEB_CONCURRENCY is more than 1 without REDIS_URL: each process counts attempts and limits for itself')
+  }
+  return startWorkers(settings, log, fail)
 }
 
 /** No database was named: the product brings its own. */
@@ -51,9 +60,7 @@ async function withEmbedded(settings: Config): Promise<Config> {
   }
 }
 
-function welcome(server: FastifyInstance): void {
-  const address = server.server.address()
-  const port = typeof address === 'object' && address ? address.port : ''
+function welcome(port: number): void {
   const origin = `http://localhost:${port}`
   say(`
 Aggios API is ready.
@@ -65,52 +72,39 @@ Aggios API is ready.
 }
 
 /**
- * Ends without dropping a request: says so to load balancers, takes no more connections, lets every reply finish and its
- * connection close, then closes pools and the embedded server. A second signal, or a drain over its time, ends at once.
+ * Ends when every request has: at SHUTDOWN_TIMEOUT at the latest, and at a second signal at once. The embedded server goes last.
  */
 async function stop(signal: NodeJS.Signals): Promise<void> {
-  if (stopping) process.exit(1)
-  stopping = true
-  app?.log.info({ signal }, 'shutting down')
-  const patience = (config?.shutdownTimeout ?? 1) * 1000
-  const late = sleep(patience * 0.8, 'late' as const, { ref: false })
-  try {
-    const outcome = await Promise.race([drain(), late])
-    if (outcome === 'late') {
-      app?.log.warn('requests were cut off by the shutdown')
-      app?.server.closeAllConnections()
-    }
-    await embedded?.stop()
-    process.exit(0)
-  } catch (err) {
-    app?.log.error({ err }, 'the shutdown failed')
+  if (stopping) {
+    processes?.cutOff()
     process.exit(1)
+  }
+  stopping = true
+  const late = sleep((config?.shutdownTimeout ?? 1) * 900, undefined, { ref: false })
+  try {
+    await Promise.race([processes?.drain({ signal }), late])
+    await end(0)
+  } catch (err) {
+    say(`the shutdown failed: ${describe(err)}`)
+    await end(1)
   }
 }
 
-/** Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. */
-async function drain(): Promise<void> {
-  if (app && config && config.trustProxy.length > 0) {
-    app.health.draining = true
-    await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
-  }
-  await app?.close()
+/** Ends what has not ended yet, and this process. */
+async function end(code: number): Promise<never> {
+  processes?.cutOff()
+  if (internal?.server.listening) await internal.close()
+  await embedded?.stop()
+  process.exit(code)
 }
 
 async function fail(err: unknown): Promise<never> {
   if (err instanceof InvalidConfiguration) {
     say(err.message)
-    process.exit(exitConfig)
+    return end(exitConfig)
   }
+  // a worker has said itself what is wrong
+  if (err instanceof WorkerEnded) return end(err.exitCode)
   say(`Aggios API could not start: ${describe(err)}`)
-  await app?.close().catch(() => {})
-  await embedded?.stop()
-  process.exit(err instanceof FolderInUse ? exitConfig : 1)
-}
-
-/** The message and those of its causes; the stack only when somebody asks for it. */
-function describe(err: unknown): string {
-  if (!(err instanceof Error)) return String(err)
-  const own = process.env.LOG_LEVEL === 'debug' ? (err.stack ?? err.message) : err.message || err.name
-  return err.cause ? `${own}: ${describe(err.cause)}` : own
+  return end(err instanceof FolderInUse ? exitConfig : 1)
 }

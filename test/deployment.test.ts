@@ -41,6 +41,7 @@ type Service = {
   ports?: string[]
   volumes?: string[]
   networks?: string[]
+  labels?: Record<string, string>
   security_opt?: string[]
   stop_grace_period?: string
   depends_on?: Record<string, { condition: string }>
@@ -249,7 +250,10 @@ t.test('Traefik\u2019s image is of the version that is tested', { skip: traefik.
 
 t.test('settings and secrets of the containers', async (t) => {
   /** Fixed in a container, or made of its passwords. */
-  const decided = ['HOST', 'PORT', 'DATABASE_URL', 'DATABASE_OWNER_URL', 'REDIS_URL']
+  const decided = [
+    ...['HOST', 'PORT', 'METRICS_HOST', 'METRICS_PORT'],
+    ...['DATABASE_URL', 'DATABASE_OWNER_URL', 'REDIS_URL']
+  ]
   /** Without meaning where a database is given. */
   const left = ['DATA_DIR']
 
@@ -260,6 +264,15 @@ t.test('settings and secrets of the containers', async (t) => {
       if (decided.includes(name) || left.includes(name)) continue
       const { result } = interpolate(environment, { ...filledEnv, [name]: 'made-in-env' })
       t.match(result[name], /(^|,)made-in-env$/, name)
+    }
+  })
+
+  t.test('the internal listener is for a Prometheus beside it, and published nowhere', async (t) => {
+    for (const compose of [development, production]) {
+      const { environment = {}, ports } = compose.services.backend
+      t.match(environment, { METRICS_HOST: '0.0.0.0', METRICS_PORT: '9464' })
+      t.equal(ports, undefined)
+      t.notMatch(JSON.stringify(Object.values(compose.services).map((service) => service.labels ?? {})), '9464')
     }
   })
 

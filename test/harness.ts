@@ -209,14 +209,21 @@ async function waitUntilReady(server: Server): Promise<void> {
   throw new Error(`the server did not become ready:\n${server.output()}`)
 }
 
+/** Below those that the system gives to connections, of which one may be anywhere a moment later. */
 export async function freePort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as { port: number }
-  server.close()
-  await once(server, 'close')
-  return port
+  for (;;) {
+    const port = 15_000 + Math.floor(Math.random() * 16_000)
+    const server = createServer()
+    server.listen(port, '127.0.0.1')
+    const taken = await once(server, 'listening').then(
+      () => false,
+      () => true
+    )
+    if (taken) continue
+    server.close()
+    await once(server, 'close')
+    return port
+  }
 }
 
 /** Waits until `check` says yes. Fails loudly and not by the file's time-out. */

@@ -311,6 +311,14 @@ t.test('how long a shutdown may take is a setting', (t) => {
   t.end()
 })
 
+t.test('how long the processes wait for each other', (t) => {
+  const fault = rowAbout('what is under way after a fault')
+  t.strictSame(times(fault.value), [numberIn('src/workers/serving.ts', 'lastBreathMs')])
+  const answer = rowAbout("a worker's answer to the internal listener")
+  t.strictSame(times(answer.value), [numberIn('src/workers/supervisor.ts', 'answerMs')])
+  t.end()
+})
+
 t.test('every row is read here, and names codes that there are', (t) => {
   t.ok(rows.length > 10)
   t.strictSame(
@@ -326,9 +334,9 @@ t.test('every row is read here, and names codes that there are', (t) => {
 })
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
-  const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
-    .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts'])
-    .concat(['plugins/redis.ts', 'db/gate.ts', 'db/replica.ts'])
+  const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
+    .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
+    .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -347,11 +355,17 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ),
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
-    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs']
+    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
+    ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
-    ...['src/server.ts noticeMs', 'plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
+    ...[
+      'src/workers/serving.ts noticeMs',
+      'src/workers/supervisor.ts settledMs',
+      'src/workers/supervisor.ts maxPauseMs'
+    ],
+    ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',

@@ -1,13 +1,14 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from '@sinclair/typebox'
+import { type Static, Type } from '@sinclair/typebox'
 import { shuttingDown, unavailable } from '../../src/errors.ts'
 import { StringEnum } from '../schemas.ts'
 
 const Check = Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) })
+const Checks = Type.Object({ database: Check, storage: Check, redis: Type.Optional(Check) })
 const Health = Type.Object(
   {
     status: StringEnum(['ok', 'degraded'], { examples: ['ok'] }),
-    checks: Type.Object({ database: Check, storage: Check, redis: Type.Optional(Check) })
+    checks: Checks
   },
   { title: 'Health' }
 )
@@ -21,15 +22,11 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['health']
 
   async function check() {
-    const { health } = app
-    const [database, storage, redis] = await Promise.all([health.database(), health.storage(), health.redis?.()])
-    const checks = {
-      database: { status: database },
-      storage: { status: storage },
-      ...(redis && { redis: { status: redis } })
-    }
-    if (database === 'down') throw unavailable({ headers: retry, extensions: { checks } })
-    const whole = storage === 'ok' && redis !== 'down'
+    const report = await app.health.report()
+    const statuses = Object.entries(report).map(([name, { status }]) => [name, { status }])
+    const checks = Object.fromEntries(statuses) as Static<typeof Checks>
+    if (report.database.status === 'down') throw unavailable({ headers: retry, extensions: { checks } })
+    const whole = Object.values(report).every(({ status }) => status === 'ok')
     return { status: whole ? ('ok' as const) : ('degraded' as const), checks }
   }
 

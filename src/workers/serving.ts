@@ -1,0 +1,117 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyInstance } from 'fastify'
+import { buildApp } from '../app.ts'
+import type { Config } from '../config.ts'
+import type { Family } from '../metrics.ts'
+
+/** What a process that serves says of itself to whoever may know. */
+export type ProcessHealth = {
+  pid: number
+  uptime_seconds: number
+  draining: boolean
+  checks: Awaited<ReturnType<FastifyInstance['health']['report']>>
+  connections: ReturnType<FastifyInstance['gate']['stats']>
+  revocations: ReturnType<FastifyInstance['revocations']['stats']>
+}
+
+/** What can be asked of a process that serves. */
+export type Reports = { metrics: Family[]; health: ProcessHealth }
+
+export type Serving = Awaited<ReturnType<typeof serve>>
+
+/** All that serves: this process, or workers of it. */
+export type Processes = {
+  /** The port, once all of them serve. */
+  ready: Promise<number>
+  /** What each says; undefined from one that did not answer in time. */
+  ask<K extends keyof Reports>(what: K): Promise<{ worker: string; report: Reports[K] | undefined }[]>
+  /** How often each was replaced. */
+  restarts(): { worker: string; count: number }[]
+  drain(reason: object): Promise<void>
+  /** Ends at once what has not ended. */
+  cutOff(): void
+}
+
+/** This process alone. */
+export function serveAlone(config: Config, onFault: () => void): Processes {
+  let serving: Serving | undefined
+  const starting = serve(config, onFault).then((started) => {
+    serving = started
+    return started
+  })
+  return {
+    ready: starting.then(({ port }) => port),
+    ask: async (what) => [{ worker: '1', report: await serving?.report[what]() }],
+    restarts: () => [],
+    drain: async (reason) => (await starting.catch(() => undefined))?.drain(reason),
+    cutOff() {}
+  }
+}
+
+/** Longer than the interval in which a load balancer asks for health. */
+const noticeMs = 3000
+/** After a fault that nobody caught, what is under way may end, and no longer than that. */
+const lastBreathMs = 2000
+
+/** The application in this process, listening. Calls `onFault` when the process can't go on and nothing is under way any more. */
+export async function serve(config: Config, onFault: () => void) {
+  const app = buildApp(config)
+  try {
+    await app.ready()
+    await app.listen({ host: config.host, port: config.port })
+  } catch (err) {
+    await app.close().catch(() => {})
+    throw err
+  }
+  const { port } = app.server.address() as { port: number }
+  let draining: Promise<void> | undefined
+
+  /** Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. */
+  async function giveNotice(): Promise<void> {
+    if (config.trustProxy.length === 0) return
+    app.health.draining = true
+    await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
+  }
+
+  async function close(patienceMs: number, before: Promise<void>): Promise<void> {
+    const late = sleep(patienceMs, 'late' as const, { ref: false })
+    if ((await Promise.race([before.then(() => app.close()), late])) === 'late') {
+      app.log.warn('requests were cut off by the shutdown')
+      app.server.closeAllConnections()
+    }
+  }
+
+  /**
+   * Ends without dropping a request: says so to load balancers, takes no more connections, lets every reply finish and its
+   * connection close, then closes the pools. Over its time what still runs is cut off. Asked again it is the same end.
+   */
+  function drain(reason: object, { notice = true } = {}): Promise<void> {
+    app.log.info(reason, 'shutting down')
+    draining ??= close(config.shutdownTimeout * 800, notice ? giveNotice() : Promise.resolve())
+    return draining
+  }
+
+  /** Nobody knows what state the process is in, so it takes nothing new, lets others' requests end, and ends with 1. */
+  async function die(err: unknown): Promise<void> {
+    app.log.fatal({ err }, 'nobody caught this: the process ends')
+    draining ??= close(lastBreathMs, Promise.resolve())
+    await draining.catch(() => {})
+    onFault()
+  }
+  process.on('uncaughtException', die)
+
+  /** For the internal listener. */
+  const report: { [K in keyof Reports]: () => Promise<Reports[K]> } = {
+    metrics: async () => app.metrics.collect(),
+    health: async () => ({
+      pid: process.pid,
+      uptime_seconds: Math.round(process.uptime()),
+      draining: app.health.draining,
+      checks: await app.health.report(),
+      connections: app.gate.stats(),
+      revocations: app.revocations.stats()
+    })
+  }
+
+  return { port, drain, report }
+}
