@@ -26,8 +26,8 @@ declare module 'fastify' {
     refused: Problem | undefined
     /** The limits that every request has. */
     general: Counted[]
-    /** The tenant whose request this is, while it is under way. */
-    occupies: string | undefined
+    /** The tenant whose request this is, while it is under way; null once it is over. */
+    occupies: string | null | undefined
   }
   interface FastifyContextConfig {
     /** False: never limited. */
@@ -101,6 +101,8 @@ export default fp(
 
     /** A tenant may have so many requests under way; the share of a process that one of them can't take from others. */
     function enter(request: FastifyRequest, tenantId: string): Problem | undefined {
+      // whoever has gone while limits were asked will not be seen to leave
+      if (request.occupies === null) return undefined
       const before = underWay.get(tenantId) ?? 0
       if (before >= maxUnderWay) return overloaded({ headers: { 'retry-after': '1' } })
       underWay.set(tenantId, before + 1)
@@ -109,11 +111,12 @@ export default fp(
     }
 
     function leave(request: FastifyRequest): void {
-      if (request.occupies === undefined) return
-      const left = (underWay.get(request.occupies) ?? 1) - 1
-      if (left === 0) underWay.delete(request.occupies)
-      else underWay.set(request.occupies, left)
-      request.occupies = undefined
+      const tenantId = request.occupies
+      request.occupies = null
+      if (!tenantId) return
+      const left = (underWay.get(tenantId) ?? 1) - 1
+      if (left === 0) underWay.delete(tenantId)
+      else underWay.set(tenantId, left)
     }
 
     app.decorateRequest('refused', undefined)

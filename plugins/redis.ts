@@ -100,8 +100,9 @@ export default fp(
 
     let closed = false
     app.addHook('onReady', async () => {
+      if (closed) return
       // with a first answer where there is one: what is counted before is not counted together
-      if (!closed) await Promise.allSettled([client.connect(), subscriber.connect()])
+      await within(connectTimeoutMs, Promise.allSettled([client.connect(), subscriber.connect()])).catch(() => {})
     })
     app.addHook('onClose', async () => {
       closed = true

@@ -32,10 +32,14 @@ export function createShares({ width, depth, patienceMs }: { width: number; dept
         clearTimeout(patience)
         resolve()
       }
-      const patience = setTimeout(() => {
-        waiting.splice(waiting.indexOf(start), 1)
+      const giveUp = () => {
+        const place = waiting.indexOf(start)
+        if (place === -1) return
+        waiting.splice(place, 1)
         reject(new ShareExhausted('the share stayed taken'))
-      }, patienceMs)
+      }
+      // a busy event loop fires timers before it reads what would have ended the wait
+      const patience = setTimeout(() => setImmediate(giveUp), patienceMs)
       waiting.push(start)
     })
   }

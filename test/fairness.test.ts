@@ -1,7 +1,7 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { withClient } from './databases.ts'
-import { createTenant, startApp, type Tenant } from './harness.ts'
+import { allRows, createTenant, startApp, type Tenant } from './harness.ts'
 
 const me = '/api/v1/users/me'
 const rename = (name: string) => ({ method: 'PATCH', url: me, payload: { name } }) as const
@@ -38,25 +38,26 @@ async function work(tenant: Tenant): Promise<string[]> {
 
 t.test('an agency at ten times its limit, with slow queries, is no other\u2019s problem', async (t) => {
   const waits = countPoolWaits(t)
-  const app = await startApp(t, { DATABASE_POOL: '10', RATE_LIMIT_TENANT: '100/1h' })
+  const app = await startApp(t, { DATABASE_POOL: '10' })
   const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
+  await allRows(app.database, "insert into plans values ('busy', 20, 3600, null)")
+  await allRows(app.database, "update tenants set plan = 'busy' where id = $1", [acme.id])
   await work(rival)
 
   await withClient(app.database.postgres, async (admin) => {
     // every change of acme's owner waits for this, for as long as a lock may be waited for
     await admin.query('begin')
     await admin.query('select from users where id = $1 for update', [acme.owner.id])
-    const flood = Promise.all(Array.from({ length: 1000 }, (_, i) => acme.send(rename(`Hog ${i}`))))
+    const flood = Promise.all(Array.from({ length: 200 }, (_, i) => acme.send(rename(`Hog ${i}`))))
     const before = waits()
     t.strictSame(await work(rival), [], 'the other agency sees no error')
     t.equal(waits() - before, 0, 'and waits for no connection')
     await admin.query('rollback')
 
-    const replies = (await flood).map((reply) => (reply.statusCode === 200 ? 'ok' : reply.json().code))
-    const count = (what: string) => replies.filter((each) => each === what).length
-    t.equal(count('ok') + count('overloaded') + count('rate_limited'), 1000)
-    t.equal(count('ok') + count('overloaded'), 100, 'the limit holds')
-    t.comment(`${count('ok')} done, ${count('overloaded')} overloaded, ${count('rate_limited')} refused`)
+    const codes = (await flood).map((reply) => (reply.statusCode === 200 ? 'done' : reply.json().code))
+    const refused = codes.filter((code) => code === 'rate_limited').length
+    t.equal(refused, 180, 'the limit holds')
+    t.comment(`${refused} refused; of the others ${codes.filter((code) => code === 'done').length} done`)
   })
   t.equal((await rival.send(rename('Ada'))).statusCode, 200)
 })
@@ -64,7 +65,7 @@ t.test('an agency at ten times its limit, with slow queries, is no other\u2019s 
 t.test('the half of one agency is given back', async (t) => {
   const app = await startApp(t, { DATABASE_POOL: '3' })
   const acme = await createTenant(app, 'acme')
-  const replies = await Promise.all(Array.from({ length: 60 }, (_, i) => acme.send(rename(`Ada ${i}`))))
+  const replies = await Promise.all(Array.from({ length: 12 }, (_, i) => acme.send(rename(`Ada ${i}`))))
   t.strictSame([...new Set(replies.map(({ statusCode }) => statusCode))], [200])
   const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
   for (let i = 0; i < 5; i++) {

@@ -142,7 +142,7 @@ t.test('with a database of its own', async (t) => {
   // started in one part, used in the next
   const whole = t
   const dataDir = join(temporaryFolder(t), 'data')
-  const env = { DATA_DIR: dataDir, RATE_LIMIT_AUTH: '0', LOG_LEVEL: 'info' }
+  const env = { DATA_DIR: dataDir, RATE_LIMIT: '0', RATE_LIMIT_AUTH: '0', LOG_LEVEL: 'info' }
   const lock = join(dataDir, 'server.lock')
   const portOf = (server: Server) => Number(/running on 127\.0\.0\.1:(\d+)/.exec(server.output())?.[1])
   let server = await startServer(t, env, { ready: false })
@@ -290,7 +290,9 @@ t.test('with a database of its own', async (t) => {
 t.test('of three first starts in one folder one serves, and the others say why they do not', async (t) => {
   const dataDir = join(temporaryFolder(t), 'data')
   const servers = await Promise.all(
-    [1, 2, 3].map(() => startOrFail(t, { DATA_DIR: dataDir, LOG_LEVEL: 'silent', RATE_LIMIT_AUTH: '0' }))
+    [1, 2, 3].map(() =>
+      startOrFail(t, { DATA_DIR: dataDir, LOG_LEVEL: 'silent', RATE_LIMIT: '0', RATE_LIMIT_AUTH: '0' })
+    )
   )
   const codes = servers.map(({ child }) => child.exitCode)
   t.strictSame(codes.filter((code) => code === 78).length, 2, servers.map((server) => server.output()).join('\n--\n'))

@@ -73,6 +73,15 @@ t.test('a process starts without Redis, and finds it later', needsRedis, async (
   await eventually(() => isShared(t, apps), 10_000)
 })
 
+t.test('a process starts while Redis is frozen', needsRedis, async (t) => {
+  const redis = await startRedis(t)
+  redis.signal('SIGSTOP')
+  const app = await startApp(t, { ...limit, REDIS_URL: redis.url })
+  t.equal(await guess(t, app, 14), 10)
+  redis.signal('SIGCONT')
+  await eventually(async () => (await health(app)).status === 'ok', 15_000)
+})
+
 t.test('without REDIS_URL there is none, and production says so once', async (t) => {
   const database = await createTestDatabase(t)
   const production = {
