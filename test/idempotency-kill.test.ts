@@ -82,12 +82,10 @@ async function assertOne(t: Test, app: TestApp, name: string): Promise<void> {
 
 t.test('a process that is killed while its transaction runs', async (t) => {
   const { app, acme, env } = await world(t)
-  const holdsMembership = 'select from memberships for update'
   for (const [name, block] of [
     ['before-it-looks', 'lock table idempotency_keys in access exclusive mode'],
     ['in-the-middle', 'lock table outbox in share mode'],
-    ['before-its-event', 'lock table audit_events in share mode'],
-    ['before-it-stores', holdsMembership]
+    ['before-it-stores', 'select from memberships for update']
   ] as const) {
     await t.test(name.replaceAll('-', ' '), async (t) => {
       const server = await startServer(t, env)
@@ -200,7 +198,7 @@ t.test('a process that is killed at any moment', async (t) => {
   const { app, acme, env } = await world(t)
   const asked: string[] = []
   let answered = 0
-  for (let round = 0; round < 3; round++) {
+  for (let round = 0; round < 2; round++) {
     const server = await startServer(t, env)
     let running = true
     const worker = async (id: number) => {
