@@ -37,7 +37,8 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT_AUTH: '0',
     LOG_LEVEL: 'silent',
     DATABASE_URL: database.serving,
-    DATABASE_POOLER: database.serving === database.app ? 'none' : 'transaction',
+    // keyed reads are on the pool then
+    ...(database.serving !== database.app && { DATABASE_POOLER: 'transaction', DATABASE_POOL: '40' }),
     ...env
   }
 }

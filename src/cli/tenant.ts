@@ -3,8 +3,6 @@ import pg from 'pg'
 import { findTenant } from '../../db/directory.ts'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { createTenantGate } from '../../db/gate.ts'
-import { prepareGate } from '../../db/gate-query.ts'
-import { createPipeline } from '../../db/pipeline.ts'
 import { PoolDialect } from '../../db/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
@@ -45,9 +43,13 @@ const config = readSettings()
 const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
 if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
 
-const pool = new pg.Pool({ connectionString: url, max: 1, onConnect: prepareGate })
-const pipeline = createPipeline(url, () => {})
-const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [pipeline])
+// one act and no hurry: nothing is prepared, so it goes by way of a pooler too
+const pool = new pg.Pool({ connectionString: url, max: 1 })
+const timeOuts = { statement_timeout: 10_000, lock_timeout: 5000 }
+const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [], {
+  all: timeOuts,
+  keyed: timeOuts
+})
 const [tenant] = await gate.query({ tenant_id: null, user_id: null, request: '' }, findTenant, { slug })
 if (tenant) {
   const settings = { tenant_id: tenant.id, user_id: null, request: '' }
@@ -55,6 +57,6 @@ if (tenant) {
     setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: config.accessTokenTtl })
   )
 }
-await Promise.all([pipeline.close(), pool.end()])
+await pool.end()
 if (tenant) end(0, `${slug} is ${act.status}`)
 end(1, `there is no agency called ${slug}`)
