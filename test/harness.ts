@@ -40,7 +40,8 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     LOG_LEVEL: 'silent',
     DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
     DATABASE_URL: database.serving,
-    DATABASE_POOLER: database.serving === database.app ? 'none' : 'transaction',
+    // keyed reads are on the pool then
+    ...(database.serving !== database.app && { DATABASE_POOLER: 'transaction', DATABASE_POOL: '40' }),
     ...env
   }
 }

@@ -82,12 +82,10 @@ async function assertOne(t: Test, app: TestApp, name: string): Promise<void> {
 
 t.test('a process that is killed while its transaction runs', async (t) => {
   const { app, acme, env } = await world(t)
-  const holdsMembership = 'select from memberships for update'
   for (const [name, block] of [
     ['before-it-looks', 'lock table idempotency_keys in access exclusive mode'],
     ['in-the-middle', 'lock table outbox in share mode'],
-    ['before-its-event', 'lock table audit_events in share mode'],
-    ['before-it-stores', holdsMembership]
+    ['before-it-stores', 'select from memberships for update']
   ] as const) {
     await t.test(name.replaceAll('-', ' '), async (t) => {
       const server = await startServer(t, env)
@@ -200,7 +198,7 @@ t.test('a process that is killed at any moment', async (t) => {
   const { app, acme, env } = await world(t)
   const asked: string[] = []
   let answered = 0
-  for (let round = 0; round < 3; round++) {
+  for (let round = 0; round < 2; round++) {
     const server = await startServer(t, env)
     let running = true
     const worker = async (id: number) => {
@@ -212,12 +210,14 @@ t.test('a process that is killed at any moment', async (t) => {
       }
     }
     const workers = [0, 1, 2, 3].map(worker)
-    await sleep(100 + Math.random() * 200)
+    const enough = answered + 8
+    await eventually(() => answered >= enough, 30_000)
+    await sleep(Math.random() * 50)
     server.child.kill('SIGKILL')
     running = false
     await Promise.all([...workers, server.exited])
   }
-  t.ok(answered > 10, `${answered} were answered`)
+  t.ok(asked.length > answered, `${answered} of ${asked.length} were answered`)
   for (const name of asked) t.match(await inviteUntilDone(acme, name), { status: 201 }, name)
   const [counts] = await allRows(
     app.database,

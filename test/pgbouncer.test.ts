@@ -105,6 +105,10 @@ t.test('through PgBouncer', { skip: pgbouncer.skip }, async (t) => {
       t.strictSame(await outside(pooler.url, text), [{ statements: 0, tenant: '', user: '', request: '', rows: 0 }])
     }
   })
+  await t.test('without the setting it is refused at the start, and not found out later', async (t) => {
+    const env = { DATABASE_URL: pooler.url, DATABASE_POOLER: 'none' }
+    await t.rejects(startApp(t, env, database), { message: /unsupported startup parameter: options/ })
+  })
   await t.test('a pooler that was killed is 503, and then all is well again', async (t) => {
     await pooler.stop()
     await t.rejects(app.gate.query(inA, rowsByPipeline, { divisor: 1 }))

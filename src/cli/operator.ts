@@ -2,14 +2,14 @@ import { Kysely } from 'kysely'
 import pg from 'pg'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate.ts'
-import { prepareGate } from '../../db/gate-query.ts'
-import { createPipeline } from '../../db/pipeline.ts'
 import { PoolDialect } from '../../db/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
 import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
 
 /** For statements of the directory, which need no tenant. */
 export const nobody = { tenant_id: null, user_id: null, request: '' }
+
+const timeOuts = { statement_timeout: 10_000, lock_timeout: 5000 }
 
 /** Says a line on stderr and ends with one of the codes of sysexits.h. */
 export function end(code: number, line: string): never {
@@ -25,12 +25,13 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
   const config = readSettings()
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
-  const pool = new pg.Pool({ connectionString: url, max: 1, onConnect: prepareGate })
-  const pipeline = createPipeline(url, () => {})
-  const gate = createTenantGate(new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) }), pool, [pipeline])
+  // one act and no hurry: nothing is prepared, so it goes by way of a pooler too
+  const pool = new pg.Pool({ connectionString: url, max: 1 })
+  const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
+  const gate = createTenantGate(db, pool, [], { all: timeOuts, keyed: timeOuts })
   try {
     const said = await work(gate, config)
-    await Promise.all([pipeline.close(), pool.end()])
+    await pool.end()
     return end(0, said)
   } catch (err) {
     if (err instanceof Refusal) end(1, err.message)
