@@ -14,6 +14,9 @@ export const root = join(import.meta.dirname, '..')
 export const password = 'correct horse battery'
 export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
+/** Who ends what is started for it: a test, or a tool that stands by itself. */
+export type Owner = { teardown(work: () => unknown): unknown }
+
 let count = 0
 
 /** A migrated database of its own, dropped when the test ends. */
@@ -152,6 +155,7 @@ export async function allRows(database: DatabaseUrls, text: string, values: unkn
 
 export type Server = {
   port: number
+  url: string
   child: ChildProcess
   /** Everything it has written, to both streams. */
   output(): string
@@ -159,10 +163,18 @@ export type Server = {
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
-/** The product through its entry point, as a process of its own. Resolves when it answers. */
-export async function startServer(t: Test, env: Environment, { ready = true } = {}): Promise<Server> {
+/**
+ * The product through its entry point, as a process of its own. Resolves when it answers. `prefix` is a command that becomes
+ * the process: one that sets its limits, say.
+ */
+export async function startServer(
+  t: Owner,
+  env: Environment,
+  { ready = true, prefix = [] }: { ready?: boolean; prefix?: string[] } = {}
+): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const child = spawn(process.execPath, ['src/server.ts'], {
+  const [command = '', ...args] = [...prefix, process.execPath, 'src/server.ts']
+  const child = spawn(command, args, {
     cwd: root,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
     stdio: ['ignore', 'pipe', 'pipe']
@@ -178,18 +190,21 @@ export async function startServer(t: Test, env: Environment, { ready = true } = 
     if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
     await exited
   })
+  const url = `http://127.0.0.1:${port}`
   const server: Server = {
     port,
+    url,
     child,
     output: () => text,
     exited,
-    fetch: (path, { host, ...init } = {}) => fetch(`http://127.0.0.1:${port}${path}`, init)
+    fetch: (path, { host, ...init } = {}) => fetch(`${url}${path}`, init)
   }
   if (ready) await waitUntilReady(server)
   return server
 }
 
-async function waitUntilReady(server: Server): Promise<void> {
+/** Resolves when it takes requests; rejects when it has ended instead. */
+export async function waitUntilReady(server: Server): Promise<void> {
   const deadline = Date.now() + 30_000
   while (Date.now() < deadline) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
