@@ -30,7 +30,7 @@ const canUnshare = asRoot && spawnSync('unshare', [...namespace.slice(1), 'true'
 const canSetPriv = process.platform === 'linux' && spawnSync('setpriv', ['--pdeathsig=SIGINT', 'true']).status === 0
 
 /** The command that runs a server binary as somebody PostgreSQL accepts, and ends it when this process ends. */
-function wrap(binary: string, args: string[]): [command: string, args: string[]] {
+export function wrap(binary: string, args: string[]): [command: string, args: string[]] {
   const drop = asRoot && !canUnshare ? [`--reuid=${nobody}`, `--regid=${nobody}`, '--clear-groups'] : []
   const words = [
     ...(canUnshare ? namespace : []),

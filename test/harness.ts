@@ -149,7 +149,7 @@ export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'susp
 }
 
 /** Rows as the superuser sees them: all tenants'. */
-export async function allRows(database: DatabaseUrls, text: string, values: unknown[] = []) {
+export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: string, values: unknown[] = []) {
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
 }
 
