@@ -34,7 +34,12 @@ export async function startStand(t: Owner, { processes = 2, env = {} as Environm
       const server = servers[index] as Server
       server.child.kill(signal)
       await server.exited
-      servers[index] = await start(server.port)
+      // what runs processes starts one again that could not start: its database may be away just then
+      await eventually(async () => {
+        const next = await start(server.port).catch(() => undefined)
+        if (next) servers[index] = next
+        return next !== undefined
+      }, 60_000)
     },
     urls: () => servers.map(({ url }) => url)
   }
