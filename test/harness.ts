@@ -205,7 +205,7 @@ export async function startServer(
 
 /** Resolves when it takes requests; rejects when it has ended instead. */
 export async function waitUntilReady(server: Server): Promise<void> {
-  const deadline = Date.now() + 30_000
+  const deadline = Date.now() + 60_000
   while (Date.now() < deadline) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
     const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
