@@ -23,7 +23,9 @@ t.test('the judge', async (t) => {
   await eventually(() => workload.acknowledged() > 80, 30_000)
   await workload.settle()
   const operations = ledger.read()
-  const verdicts = (changed: Operation[] = operations) => judge(database, server.url, agencies, changed)
+  const [planted] = agencies
+  const verdicts = (changed = operations, judged = planted ? [planted] : []) =>
+    judge(database, server.url, judged, changed)
   const withOne = (which: (operation: Operation) => boolean, change: Partial<Operation>) => {
     const index = operations.findIndex(which)
     return operations.map((operation, i) => (i === index ? { ...operation, ...change } : operation))
@@ -31,7 +33,7 @@ t.test('the judge', async (t) => {
 
   t.test('has nothing to say where nothing went wrong', async (t) => {
     t.strictSame(workload.faults, [])
-    t.strictSame(await verdicts(), [])
+    t.strictSame(await verdicts(operations, agencies), [])
     for (const kind of ['append', 'invite', 'found', 'refresh'] as const) {
       t.ok(operations.filter((operation) => operation.kind === kind && operation.outcome === 'ok').length >= 3, kind)
     }
@@ -56,25 +58,29 @@ t.test('the judge', async (t) => {
 
   t.test('sees what was refused and is there all the same', async (t) => {
     for (const kind of ['append', 'invite', 'found'] as const) {
-      const refused = withOne((each) => each.kind === kind && each.outcome === 'ok', { outcome: 'fail' })
+      const refused = withOne((each) => each.agency === 'acme' && each.kind === kind && each.outcome === 'ok', {
+        outcome: 'fail'
+      })
       t.match(await verdicts(refused), [/was refused and is there$/])
     }
   })
 
   t.test('sees what nobody asked for', async (t) => {
     for (const kind of ['append', 'invite', 'found'] as const) {
-      const key = operations.find((each) => each.kind === kind && each.outcome === 'ok')?.key
+      const key = operations.find((each) => each.agency === 'acme' && each.kind === kind && each.outcome === 'ok')?.key
       const others = operations.filter((each) => each.key !== key)
       t.strictSame(await verdicts(others), [`${key} was never asked for`])
     }
   })
 
   t.test('sees an update that was lost to another', async (t) => {
-    const based = withOne((each) => each.kind === 'append' && each.outcome === 'ok', { before: 'acme:something else' })
+    const based = withOne((each) => each.agency === 'acme' && each.kind === 'append' && each.outcome === 'ok', {
+      before: 'acme:something else'
+    })
     t.match(await verdicts(based), [/ replaced .* for acme:something else$/])
   })
 
-  const planted: [what: string, sql: string, undo: string, verdict: RegExp][] = [
+  const defects: [what: string, sql: string, undo: string, verdict: RegExp][] = [
     [
       'a change without its row in the audit log',
       "update tenants set version = version + 1 where slug = 'acme'",
@@ -100,7 +106,7 @@ t.test('the judge', async (t) => {
       /rotated \d+ times, told \d+/
     ]
   ]
-  for (const [what, sql, undo, verdict] of planted) {
+  for (const [what, sql, undo, verdict] of defects) {
     t.test(`sees ${what}`, async (t) => {
       await withClient(database.postgres, (client) => client.query(sql))
       t.ok((await verdicts()).some((each) => verdict.test(each)))
