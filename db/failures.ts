@@ -32,7 +32,9 @@ const fromSystem = new Set([
   'EAI_AGAIN',
   'EHOSTUNREACH',
   'ENETUNREACH',
-  'ENOENT'
+  'ENOENT',
+  'EMFILE',
+  'ENFILE'
 ])
 
 const fromDriver =

@@ -19,6 +19,9 @@ export const withoutPooler = {
   skip: process.env.TEST_PGBOUNCER === '1' && 'PgBouncer in transaction mode keeps nothing on a connection'
 }
 
+/** Who ends what is started for it: a test, or a tool that stands by itself. */
+export type Owner = { teardown(work: () => unknown): unknown }
+
 let count = 0
 
 /** A migrated database of its own, dropped when the test ends. */
@@ -156,12 +159,13 @@ export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'susp
 }
 
 /** Rows as the superuser sees them: all tenants'. */
-export async function allRows(database: DatabaseUrls, text: string, values: unknown[] = []) {
+export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: string, values: unknown[] = []) {
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
 }
 
 export type Server = {
   port: number
+  url: string
   child: ChildProcess
   /** Everything it has written, to both streams. */
   output(): string
@@ -169,10 +173,18 @@ export type Server = {
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
-/** The product through its entry point, as a process of its own. Resolves when it answers. */
-export async function startServer(t: Test, env: Environment, { ready = true } = {}): Promise<Server> {
+/**
+ * The product through its entry point, as a process of its own. Resolves when it answers. `prefix` is a command that becomes
+ * the process: one that sets its limits, say.
+ */
+export async function startServer(
+  t: Owner,
+  env: Environment,
+  { ready = true, prefix = [] }: { ready?: boolean; prefix?: string[] } = {}
+): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const child = spawn(process.execPath, ['src/server.ts'], {
+  const [command = '', ...args] = [...prefix, process.execPath, 'src/server.ts']
+  const child = spawn(command, args, {
     cwd: root,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
     stdio: ['ignore', 'pipe', 'pipe']
@@ -188,19 +200,22 @@ export async function startServer(t: Test, env: Environment, { ready = true } = 
     if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
     await exited
   })
+  const url = `http://127.0.0.1:${port}`
   const server: Server = {
     port,
+    url,
     child,
     output: () => text,
     exited,
-    fetch: (path, { host, ...init } = {}) => fetch(`http://127.0.0.1:${port}${path}`, init)
+    fetch: (path, { host, ...init } = {}) => fetch(`${url}${path}`, init)
   }
   if (ready) await waitUntilReady(server)
   return server
 }
 
-async function waitUntilReady(server: Server): Promise<void> {
-  const deadline = Date.now() + 30_000
+/** Resolves when it takes requests; rejects when it has ended instead. */
+export async function waitUntilReady(server: Server): Promise<void> {
+  const deadline = Date.now() + 60_000
   while (Date.now() < deadline) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
     const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)

@@ -29,6 +29,16 @@ export function findComposeSchema(): Part {
   return find('the compose schema', [path], constants.R_OK)
 }
 
+/** The library that gives a process another clock, by LD_PRELOAD. */
+export function findFakeClock(): Part {
+  const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib', '/usr/local/lib']
+  return find(
+    'libfaketime',
+    folders.map((each) => join(each, 'faketime', 'libfaketime.so.1')),
+    constants.R_OK
+  )
+}
+
 function find(name: string, candidates: string[], mode: number): Part {
   const path = candidates.find((candidate) => isAccessible(candidate, mode))
   if (path !== undefined) return { path, skip: false }

