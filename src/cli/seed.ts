@@ -224,8 +224,6 @@ function createProgress(total: number): (people: number) => void {
 }
 
 async function seed(app: FastifyInstance, plan: Plan, password: string, file: TokenFile | undefined): Promise<void> {
-  const taken = await app.tenants.find(`${plan.name}-1`)
-  if (taken) end(1, `there are agencies called ${plan.name}-… already; choose another --name`)
   const hash = await app.passwords.hash(password)
   const progress = createProgress(plan.agencies * plan.people)
   const batches = inBatches(planAgencies(plan))
@@ -248,9 +246,17 @@ if (config.nodeEnv === 'production' && !bold) {
 const password = randomBytes(12).toString('base64url')
 const { url, embedded } = await findDatabase(config)
 const app = await openProduct({ ...config, databaseUrl: url, databasePool: writers })
-const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
-await seed(app, plan, password, tokenFile)
-await tokenFile?.close()
-await app.close()
-await embedded?.stop()
-say(`everybody's password is ${password}: one hash, shared by all`)
+try {
+  if (await app.tenants.find(`${plan.name}-1`)) {
+    say(`there are agencies called ${plan.name}-… already; choose another --name`)
+    process.exitCode = 1
+  } else {
+    const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
+    await seed(app, plan, password, tokenFile)
+    await tokenFile?.close()
+    say(`everybody's password is ${password}: one hash, shared by all`)
+  }
+} finally {
+  await app.close()
+  await embedded?.stop()
+}
