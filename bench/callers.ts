@@ -1,10 +1,11 @@
 import { Agent, request as send } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { HttpRequest } from './load.ts'
 import type { Server } from './servers.ts'
 import { quantile } from './statistics.ts'
 
 /*
- * Callers whose next request depends on the last reply, which wrk can't be: each goes on as soon as it has its answer.
+ * Callers whose next request depends on the last reply, which wrk can't be: each goes on when it has its answer.
  */
 
 export type Reply = { status: number; body: string }
@@ -14,7 +15,13 @@ export type NextRequest = (last: Reply | undefined) => HttpRequest
 
 export type Called = { replies: number; perSecond: number; p50: number; p99: number }
 
-export async function runCallers(server: Server, callers: NextRequest[], seconds: number): Promise<Called> {
+/** Each caller waits `pauseMs` between an answer and its next request. */
+export async function runCallers(
+  server: Server,
+  callers: NextRequest[],
+  seconds: number,
+  pauseMs = 0
+): Promise<Called> {
   const agent = new Agent({ keepAlive: true, maxSockets: callers.length })
   const latencies: number[] = []
   const startedAt = performance.now()
@@ -27,6 +34,7 @@ export async function runCallers(server: Server, callers: NextRequest[], seconds
       const sentAt = performance.now()
       last = await exchange(server, agent, request)
       latencies.push(performance.now() - sentAt)
+      if (pauseMs > 0) await sleep(pauseMs)
     } while (performance.now() < deadline)
     // checks the last one too
     next(last)

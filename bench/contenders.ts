@@ -62,7 +62,8 @@ async function checkUsers(
   }
 }
 
-const readMe = (user: SeededUser) => get('/api/v1/users/me', signedIn(user))
+/** Asks who one is, on the host of one's agency. */
+export const readMe = (user: SeededUser) => get('/api/v1/users/me', signedIn(user))
 
 /** `GET /api/v1/users/me` of the product, people of all agencies in turn. */
 export function productReads(server: Server, dataset: Dataset, label = 'aggios', people = spread): Contender {

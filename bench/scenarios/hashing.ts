@@ -1,13 +1,15 @@
+import { strictEqual } from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { hash as hashByRust, verify as verifyByRust } from '@node-rs/argon2'
+import argon2 from 'argon2'
+import { parameters } from '../../src/passwords.ts'
 import type { Bench, Scenario } from '../bench.ts'
-import { productReads } from '../contenders.ts'
-import { measure } from '../pairs.ts'
 import { startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
-import { signIns, underSignIns } from './sessions.ts'
+import { type Latency, latencyUnder, whileSigningIn } from './sessions.ts'
 
 type Library = 'argon2' | 'node-rs'
 type Hashed = { perSecond: number; cpuMs: number }
@@ -30,7 +32,18 @@ async function whileHashing(library: Library, niceness: number, work: () => Prom
 
 const firstLine = (child: ChildProcess & { stdout: NodeJS.ReadableStream }) => once(child.stdout, 'data')
 
-/** What both libraries cost, in turns; the hashes are interchangeable. */
+/** What was hashed by one library has to be good for the other, or nobody could change from one to the other. */
+async function requireInterchangeable(): Promise<void> {
+  const secret = Buffer.from('a pepper')
+  const { memoryCost, timeCost, parallelism } = parameters
+  const byC = await argon2.hash('correct horse battery', { ...parameters, secret })
+  const byRust = await hashByRust('correct horse battery', { memoryCost, timeCost, parallelism, secret })
+  strictEqual(await verifyByRust(byC, 'correct horse battery', { secret }), true)
+  strictEqual(await argon2.verify(byRust, 'correct horse battery', { secret }), true)
+  strictEqual(await argon2.verify(byRust, 'wrong horse battery', { secret }), false)
+}
+
+/** What both libraries cost, in turns. */
 async function compareLibraries(bench: Bench): Promise<void> {
   const { seconds, pairs } = bench.conditions()
   const found: Record<Library, Hashed[]> = { argon2: [], 'node-rs': [] }
@@ -55,39 +68,32 @@ async function compareLibraries(bench: Bench): Promise<void> {
   bench.figure({ name: 'hashing/cpu', value: median(ratios), unit: 'ratio', detail: '@node-rs/argon2 by argon2' })
 }
 
+const arrangements = [
+  { name: 'beside', library: 'argon2', niceness: 0 },
+  { name: 'beside-niced', library: 'argon2', niceness: 10 },
+  { name: 'beside-niced-node-rs', library: 'node-rs', niceness: 10 }
+] as const
+
 export const hashing: Scenario = {
   name: 'hashing',
   about: 'two libraries, and reads while hashing goes on in the process, beside it, and beside it at a lower priority',
   inQuick: false,
   async run(bench) {
+    await requireInterchangeable()
     await compareLibraries(bench)
     const dataset = await bench.thousand()
     const product = await startProduct(bench.database, dataset)
-    const reads = () => productReads(product, dataset)
-    const shipped = await underSignIns(bench, product, reads, signIns(dataset))
-    bench.figure({
-      name: 'hashing/in-process/p50',
-      value: shipped.p50,
-      unit: 'ratio',
-      detail: 'as shipped: 50 sign-ins, two hashes at once'
-    })
-    bench.figure({ name: 'hashing/in-process/p99', value: shipped.p99, unit: 'ratio' })
-    const arrangements = [
-      { name: 'beside', library: 'argon2', niceness: 0 },
-      { name: 'beside-niced', library: 'argon2', niceness: 10 },
-      { name: 'beside-niced-node-rs', library: 'node-rs', niceness: 10 }
-    ] as const
+    const report = (name: string, { p50, p99 }: Latency, detail: string) => {
+      bench.figure({ name: `hashing/${name}/p50`, value: p50, unit: 'ratio', detail })
+      bench.figure({ name: `hashing/${name}/p99`, value: p99, unit: 'ratio' })
+    }
+    const shipped = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
+    report('in-process', shipped, 'as shipped: 50 callers sign in, two hashes at once')
     for (const { name, library, niceness } of arrangements) {
-      const ratios: { p50: number; p99: number }[] = []
-      for (let turn = 0; turn < bench.conditions().pairs; turn++) {
-        const idle = await measure(bench.conditions(2), reads())
-        await whileHashing(library, niceness, async () => {
-          const busy = await measure(bench.conditions(2), reads())
-          ratios.push({ p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99 })
-        })
-      }
-      bench.figure({ name: `hashing/${name}/p50`, value: median(ratios.map(({ p50 }) => p50)), unit: 'ratio' })
-      bench.figure({ name: `hashing/${name}/p99`, value: median(ratios.map(({ p99 }) => p99)), unit: 'ratio' })
+      const found = await latencyUnder(bench, product, dataset, async (read) => {
+        await whileHashing(library, niceness, read)
+      })
+      report(name, found, `two hashes at once by ${library} in another process, niceness ${niceness}`)
     }
     await product.stop()
   }

@@ -1,9 +1,8 @@
 import { createHmac } from 'node:crypto'
 import type { Bench, Scenario } from '../bench.ts'
 import { type NextRequest, postJson, requireOk, runCallers } from '../callers.ts'
-import { pick, productReads } from '../contenders.ts'
+import { pick, readMe } from '../contenders.ts'
 import { type Dataset, query, type SeededUser } from '../database.ts'
-import { measure } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
 import { type Server, startPeer, startProduct } from '../servers.ts'
 import { median, spreadOf } from '../statistics.ts'
@@ -11,10 +10,10 @@ import { median, spreadOf } from '../statistics.ts'
 const signInCallers = 50
 const refreshCallers = 64
 
-export function signIns(dataset: Dataset, path = '/api/v1/auth/login'): NextRequest[] {
+function signIns(dataset: Dataset): NextRequest[] {
   return pick(dataset.users, signInCallers).map(({ host, email }) => (last) => {
     if (last) requireOk(last)
-    return postJson(path, host, { email, password: dataset.password })
+    return postJson('/api/v1/auth/login', host, { email, password: dataset.password })
   })
 }
 
@@ -49,7 +48,7 @@ export const signIn: Scenario = {
   }
 }
 
-/** Every second counts one and the same number of rotations twice: by the callers, and in the rows. */
+/** Rotations are counted twice, by the callers and in the rows, and the two must agree. */
 export const refresh: Scenario = {
   name: 'refresh',
   about: 'refresh rotations against a transaction as people write it, same row security and fsync',
@@ -121,32 +120,54 @@ function sign(claims: object, secret: string): string {
   return `${input}.${createHmac('sha256', secret).update(input).digest('base64url')}`
 }
 
-export type Pressure = { p50: number; p99: number; signIns: number }
+const readers = 8
+const readPauseMs = 10
+
+export type Latency = { p50: number; p99: number }
 
 /**
- * Latency of reads that come at a steady, modest pace while 50 callers sign in, by that of the same without them. More
- * readers would fill both cores by themselves, and the answer would be how a scheduler shares a machine.
+ * How long reads take that come at a modest pace. Readers without a pause would fill both cores by themselves, and the answer
+ * would be how a scheduler shares a machine.
  */
-export async function underSignIns(
+export function readLatency(server: Server, dataset: Dataset, seconds: number): Promise<Latency> {
+  const callers = pick(dataset.users, readers).map((user): NextRequest => {
+    const request = readMe(user)
+    return (last) => {
+      if (last) requireOk(last)
+      return request
+    }
+  })
+  return runCallers(server, callers, seconds, readPauseMs)
+}
+
+/** Latency of reads while `work` goes on, by that without it; several times, the median of each. */
+export async function latencyUnder(
   bench: Bench,
   server: Server,
-  reads: () => ReturnType<typeof productReads>,
-  callers: NextRequest[]
-): Promise<Pressure> {
-  const conditions = { ...bench.conditions(2) }
-  const ratios: { p50: number; p99: number; signIns: number }[] = []
-  for (let turn = 0; turn < Math.min(5, conditions.pairs); turn++) {
-    const idle = await measure(conditions, reads())
-    const signing = runCallers(server, callers, conditions.seconds + 0.5)
-    const busy = await measure(conditions, reads())
-    const { perSecond } = await signing
-    ratios.push({ p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99, signIns: perSecond })
+  dataset: Dataset,
+  work: (read: () => Promise<void>) => Promise<void>
+): Promise<Latency> {
+  const { pairs, seconds } = bench.conditions()
+  const ratios: Latency[] = []
+  for (let turn = 0; turn < pairs; turn++) {
+    const idle = await readLatency(server, dataset, seconds)
+    await work(async () => {
+      const busy = await readLatency(server, dataset, seconds)
+      ratios.push({ p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99 })
+    })
   }
-  return {
-    p50: median(ratios.map(({ p50 }) => p50)),
-    p99: median(ratios.map(({ p99 }) => p99)),
-    signIns: median(ratios.map(({ signIns }) => signIns))
-  }
+  return { p50: median(ratios.map(({ p50 }) => p50)), p99: median(ratios.map(({ p99 }) => p99)) }
+}
+
+/** 50 callers sign in without a pause for as long as the reads take. */
+export async function whileSigningIn(
+  bench: Bench,
+  server: Server,
+  dataset: Dataset,
+  read: () => Promise<void>
+): Promise<void> {
+  const signing = runCallers(server, signIns(dataset), bench.conditions().seconds)
+  await Promise.all([read(), signing])
 }
 
 export const pressure: Scenario = {
@@ -156,14 +177,9 @@ export const pressure: Scenario = {
   async run(bench) {
     const dataset = await bench.thousand()
     const product = await startProduct(bench.database, dataset)
-    const found = await underSignIns(bench, product, () => productReads(product, dataset), signIns(dataset))
+    const found = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
     bench.figure({ name: 'pressure/p50', value: found.p50, unit: 'ratio' })
-    bench.figure({
-      name: 'pressure/p99',
-      value: found.p99,
-      unit: 'ratio',
-      detail: `${found.signIns.toFixed(0)} sign-ins/s`
-    })
+    bench.figure({ name: 'pressure/p99', value: found.p99, unit: 'ratio' })
     await product.stop()
   }
 }
