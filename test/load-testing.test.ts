@@ -51,7 +51,7 @@ t.test('load generators drive a server with the people of a seed', async (t) => 
   t.test('wrk', { skip: wrk.skip }, async (t) => {
     const args = argumentsOf('wrk').map((each) => each.replace('http://127.0.0.1:8080', api).replace('10s', '1s'))
     const { stdout } = await run(wrk.path, args, { cwd: dir })
-    t.ok(Number(/(\d+) requests in/.exec(stdout)?.[1]) > 64, stdout)
+    t.ok(Number(/(\d+) requests in/.exec(stdout)?.[1]) > 0, stdout)
     t.notMatch(stdout, 'Non-2xx')
   })
   t.test('autocannon', { skip: autocannon.skip }, async (t) => {
