@@ -87,7 +87,7 @@ export function describeMachine({ loadGenerator, postgres, conditions }: Machine
 
 const page = join(root, 'docs', 'performance.md')
 const plot = join(root, 'docs', 'performance.svg')
-const measured = /(<!-- measured: written by npm run bench -->\n)[\s\S]*?(\n<!-- end -->)/
+const measured = /(<!-- measured: written by npm run bench -->\n)[\s\S]*?(<!-- end -->)/
 
 /** Puts tables and plot into docs/performance.md, between its two marks. */
 export function writePage(findings: Findings, machine: string): void {
@@ -98,7 +98,7 @@ export function writePage(findings: Findings, machine: string): void {
   if (!measured.test(text)) throw new Error('docs/performance.md has lost its marks')
   writeFileSync(
     page,
-    text.replace(measured, (_, begin, end) => `${begin}\n${sections.join('\n\n')}\n${end}`)
+    text.replace(measured, (_, begin, end) => `${begin}\n${sections.join('\n\n')}\n\n${end}`)
   )
   writeFileSync(plot, plotRatios(findings.pairs))
 }
