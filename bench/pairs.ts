@@ -21,6 +21,7 @@ export type Pair = {
   against: string
   /** The rate of the first by that of the second. */
   ratio: Spread
+  /** CPU a request, server and PostgreSQL together: on a busy machine it says more than the rate. */
   cpuRatio: Spread
   first: Sample
   second: Sample
@@ -55,11 +56,13 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
     label: first.label,
     against: second.label,
     ratio: spreadOf(samples.map(([a, b]) => a.perSecond / b.perSecond)),
-    cpuRatio: spreadOf(samples.map(([a, b]) => a.cpuUs / b.cpuUs)),
+    cpuRatio: spreadOf(samples.map(([a, b]) => allCpu(a) / allCpu(b))),
     first: middle(samples.map(([a]) => a)),
     second: middle(samples.map(([, b]) => b))
   }
 }
+
+const allCpu = ({ cpuUs, databaseCpuUs }: Sample) => cpuUs + databaseCpuUs
 
 async function warmUp({ load, connections, seconds }: Conditions, { server, requests }: Contender): Promise<void> {
   await load.drive({ port: server.port, requests, connections, seconds: Math.min(2, seconds) })

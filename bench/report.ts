@@ -34,16 +34,17 @@ function markdownTable([head = [], ...rows]: readonly (readonly string[])[]): st
 }
 
 export function pairRows({ pairs }: Findings): string[][] {
-  const head = ['scenario', 'ratio', 'of', 'to', 'requests/s', 'CPU µs', 'PostgreSQL µs', 'p50 ms', 'p99 ms', 'MB']
+  const head = ['scenario', 'ratio', 'of', 'to', 'CPU ratio', 'requests/s', 'CPU µs', 'PostgreSQL µs', 'p50 ms', 'p99 ms', 'MB']
   const both = (a: Sample, b: Sample, key: keyof Sample, digits: number) =>
     `${a[key].toFixed(digits)} : ${b[key].toFixed(digits)}`
   return [
     head,
-    ...pairs.map(({ name, pair: { ratio, first, second } }) => [
+    ...pairs.map(({ name, pair: { ratio, cpuRatio, first, second } }) => [
       name,
       ratio.median.toFixed(2),
       ratio.low.toFixed(2),
       ratio.high.toFixed(2),
+      cpuRatio.median.toFixed(2),
       both(first, second, 'perSecond', 0),
       both(first, second, 'cpuUs', 0),
       both(first, second, 'databaseCpuUs', 0),
