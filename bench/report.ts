@@ -34,11 +34,11 @@ function markdownTable([head = [], ...rows]: readonly (readonly string[])[]): st
 }
 
 export function pairRows({ pairs }: Findings): string[][] {
-  const head = ['scenario', 'ratio', 'of', 'to', 'CPU ratio', 'requests/s', 'CPU µs', 'PostgreSQL µs', 'p50 ms', 'p99 ms', 'MB']
+  const rest = ['CPU ratio', 'requests/s', 'CPU µs', 'PostgreSQL µs', 'p50 ms', 'p99 ms', 'MB']
   const both = (a: Sample, b: Sample, key: keyof Sample, digits: number) =>
     `${a[key].toFixed(digits)} : ${b[key].toFixed(digits)}`
   return [
-    head,
+    ['scenario', 'ratio', 'of', 'to', ...rest],
     ...pairs.map(({ name, pair: { ratio, cpuRatio, first, second } }) => [
       name,
       ratio.median.toFixed(2),
