@@ -39,6 +39,12 @@ export function findFakeClock(): Part {
   )
 }
 
+/** A package of the bench, which has packages of its own. */
+export function findBenchPackage(name: string): Part {
+  const path = join(import.meta.dirname, '..', 'bench', 'node_modules', name, 'package.json')
+  return find(`${name} of bench/`, [path], constants.R_OK)
+}
+
 function find(name: string, candidates: string[], mode: number): Part {
   const path = candidates.find((candidate) => isAccessible(candidate, mode))
   if (path !== undefined) return { path, skip: false }

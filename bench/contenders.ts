@@ -1,0 +1,134 @@
+import { deepStrictEqual, strictEqual } from 'node:assert/strict'
+import { request as send } from 'node:http'
+import { type Dataset, query, type SeededUser } from './database.ts'
+import type { HttpRequest } from './load.ts'
+import type { Contender } from './pairs.ts'
+import { type UserKey, userText } from './peers/query.ts'
+import type { Server } from './servers.ts'
+
+/** Requests that take turns. As many people as there are agencies, each of another one. */
+const spread = 1_000
+
+/** People over the whole of a dataset, evenly. */
+export function pick(users: readonly SeededUser[], count: number): SeededUser[] {
+  const step = Math.max(1, Math.floor(users.length / count))
+  return users.filter((_, index) => index % step === 0).slice(0, count)
+}
+
+const signedIn = ({ host, access_token }: SeededUser) => ({ host, authorization: `Bearer ${access_token}` })
+
+function get(path: string, headers: Record<string, string>): HttpRequest {
+  return { method: 'GET', path, headers }
+}
+
+/** What a server answers, with the Host header that fetch would not send. */
+export async function ask(
+  server: Server,
+  request: HttpRequest
+): Promise<{ status: number; etag: string | undefined; body: unknown }> {
+  return new Promise((resolve, reject) => {
+    const { method, path, headers, body } = request
+    const outgoing = send({ host: '127.0.0.1', port: server.port, method, path, headers }, (reply) => {
+      let text = ''
+      reply.setEncoding('utf8').on('data', (chunk: string) => {
+        text += chunk
+      })
+      reply.on('end', () => {
+        const { statusCode = 0, headers } = reply
+        resolve({ status: statusCode, etag: headers.etag, body: text === '' ? undefined : JSON.parse(text) })
+      })
+    })
+    outgoing.on('error', reject)
+    outgoing.end(body)
+  })
+}
+
+/** The row as JSON carries it, asked of the database directly. */
+async function expectedUser({ urls }: Dataset, { tenant_id, user_id }: UserKey): Promise<unknown> {
+  const [row] = await query(urls.postgres, userText, [tenant_id, user_id])
+  return JSON.parse(JSON.stringify(row))
+}
+
+/** Asks for a few people and compares each reply with the row in the database. */
+async function checkUsers(
+  server: Server,
+  dataset: Dataset,
+  requestFor: (user: SeededUser) => HttpRequest
+): Promise<void> {
+  for (const user of pick(dataset.users, 5)) {
+    const { status, body } = await ask(server, requestFor(user))
+    strictEqual(status, 200, `${server.name} answered ${status}`)
+    deepStrictEqual(body, await expectedUser(dataset, user))
+  }
+}
+
+/** Asks who one is, on the host of one's agency. */
+export const readMe = (user: SeededUser) => get('/api/v1/users/me', signedIn(user))
+
+/** `GET /api/v1/users/me` of the product, people of all agencies in turn. */
+export function productReads(server: Server, dataset: Dataset, label = 'aggios', people = spread): Contender {
+  return {
+    label,
+    server,
+    requests: pick(dataset.users, people).map(readMe),
+    check: () => checkUsers(server, dataset, readMe)
+  }
+}
+
+/** The same answered with 304. */
+export async function productUnchanged(server: Server, dataset: Dataset): Promise<Contender> {
+  const requests: HttpRequest[] = []
+  for (const user of pick(dataset.users, spread)) {
+    const { etag = '' } = await ask(server, readMe(user))
+    requests.push(get('/api/v1/users/me', { ...signedIn(user), 'if-none-match': etag }))
+  }
+  return {
+    label: 'aggios 304',
+    server,
+    requests,
+    async check() {
+      for (const request of requests.slice(0, 5)) {
+        const { status, body } = await ask(server, request)
+        deepStrictEqual({ status, body }, { status: 304, body: undefined })
+      }
+    }
+  }
+}
+
+/** `GET /api/v1/members`: the first 25 of an agency. */
+export function productLists(server: Server, dataset: Dataset): Contender {
+  const requests = pick(dataset.users, spread).map((user) => get('/api/v1/members', signedIn(user)))
+  return {
+    label: 'aggios list of 25',
+    server,
+    requests,
+    async check() {
+      for (const user of pick(dataset.users, 5)) {
+        const { status, body } = await ask(server, get('/api/v1/members', signedIn(user)))
+        const members = (body as { data: { user_id: string }[] }).data.map(({ user_id }) => user_id)
+        const rows = await query<{ user_id: string }>(
+          dataset.urls.postgres,
+          'select user_id from memberships where tenant_id = $1 order by user_id limit 25',
+          [user.tenant_id]
+        )
+        strictEqual(status, 200)
+        deepStrictEqual(
+          members,
+          rows.map(({ user_id }) => user_id)
+        )
+      }
+    }
+  }
+}
+
+/** The same row from a peer, which knows neither tokens nor agencies. */
+export function peerReads(server: Server, dataset: Dataset): Contender {
+  const keyed = ({ host, tenant_id, user_id }: SeededUser) => get(`/users/${tenant_id}/${user_id}`, { host })
+  const requestFor = server.name === 'plugins' ? (user: SeededUser) => get('/users/me', signedIn(user)) : keyed
+  return {
+    label: server.name,
+    server,
+    requests: pick(dataset.users, spread).map(requestFor),
+    check: () => checkUsers(server, dataset, requestFor)
+  }
+}

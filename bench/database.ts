@@ -1,0 +1,150 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import pg from 'pg'
+import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
+import { migrate } from '../db/migrate.ts'
+import { developmentSecret } from '../src/config.ts'
+import { root } from './servers.ts'
+
+/*
+ * One durable PostgreSQL 16 for a whole run, with a database for each set of data. What was built is kept for the next run.
+ */
+
+/** A line of the file that `npm run seed` writes. */
+export type SeededUser = {
+  host: string
+  tenant_id: string
+  user_id: string
+  email: string
+  access_token: string
+  refresh_token: string
+}
+
+export type Urls = { app: string; owner: string; postgres: string }
+
+/** A database full of agencies, and who is signed in there. */
+export type Dataset = { urls: Urls; password: string; users: SeededUser[] }
+
+export type Size = { name: string; tenants: number; people: number; sessions: number }
+
+export type Database = {
+  /** The postmaster, whose children are the connections. */
+  pid: number
+  version: string
+  /** What the product signs and hashes with. */
+  secrets: { JWT_SECRET: string; PASSWORD_PEPPER: string }
+  dataset(size: Size): Promise<Dataset>
+  /** The same data under another name, with row security switched off by the owner of the tables. */
+  withoutRowSecurity(of: Dataset, size: Size): Promise<Dataset>
+  stop(): Promise<void>
+}
+
+export const baseDomain = 'bench.example'
+const folder = join(import.meta.dirname, '.data')
+/** Tokens live for a day. */
+const freshForMs = 12 * 3_600_000
+
+export async function openDatabase(say: (line: string) => void): Promise<Database> {
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  const secrets = {
+    JWT_SECRET: developmentSecret(folder, 'jwt_secret'),
+    PASSWORD_PEPPER: developmentSecret(folder, 'password_pepper')
+  }
+  const server = await startEmbedded(folder)
+  const admin = server.url('postgres', 'postgres')
+  const [shown] = await query<{ server_version: string }>(admin, 'show server_version')
+
+  return {
+    pid: Number(readFileSync(join(folder, 'postgres', 'postmaster.pid'), 'utf8').split('\n', 1)[0]),
+    version: shown?.server_version ?? '',
+    secrets,
+    async dataset(size) {
+      const urls = urlsOf(server, size.name)
+      const tokens = join(folder, `${size.name}.json`)
+      if (!(await isFresh(admin, size.name, tokens))) {
+        say(`building ${size.name}: ${size.tenants} agencies, ${size.tenants * size.people} people`)
+        await createDatabase(admin, urls, size.name, 'template1')
+        await migrate(urls.owner)
+        await seed(urls, secrets, size, tokens)
+        await query(urls.postgres, 'vacuum analyze')
+        await query(urls.postgres, 'checkpoint')
+      }
+      return { urls, ...JSON.parse(readFileSync(tokens, 'utf8')) }
+    },
+    async withoutRowSecurity(of, size) {
+      const name = `${size.name}_open`
+      const urls = urlsOf(server, name)
+      await createDatabase(admin, urls, name, size.name)
+      await query(urls.owner, openTables)
+      await query(urls.postgres, 'vacuum analyze')
+      await query(urls.postgres, 'checkpoint')
+      return { ...of, urls }
+    },
+    stop: () => server.stop()
+  }
+}
+
+const openTables = `
+do $$
+declare
+  name text;
+begin
+  for name in select c.relname from pg_class c where c.relrowsecurity and c.relnamespace = 'public'::regnamespace loop
+    execute format('alter table %I no force row level security, disable row level security', name);
+  end loop;
+end $$`
+
+function urlsOf(server: EmbeddedServer, name: string): Urls {
+  return {
+    app: server.url('aggios_app', name),
+    owner: server.url('aggios_owner', name),
+    postgres: server.url('postgres', name)
+  }
+}
+
+/** Whether the database holds what the product would make today, and its tokens are good for a while. */
+async function isFresh(admin: string, name: string, tokens: string): Promise<boolean> {
+  if (!existsSync(tokens) || Date.now() - statSync(tokens).mtimeMs > freshForMs) return false
+  const [found] = await query(admin, 'select from pg_database where datname = $1', [name])
+  if (!found) return false
+  const applied = await query<{ name: string }>(
+    admin.replace(/\/postgres$/, `/${name}`),
+    'select name from kysely_migration order by name'
+  )
+  const wanted = readdirSync(join(root, 'db', 'migrations')).map((file) => file.replace(/\.ts$/, ''))
+  return JSON.stringify(applied.map((row) => row.name)) === JSON.stringify(wanted.sort())
+}
+
+async function createDatabase(admin: string, urls: Urls, name: string, template: string): Promise<void> {
+  await query(admin, `drop database if exists ${name} with (force)`)
+  await query(admin, `create database ${name} template ${template}`)
+  await query(urls.postgres, readFileSync(join(root, 'db', 'roles.sql'), 'utf8'))
+}
+
+async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens: string): Promise<void> {
+  const counts = ['--tenants', size.tenants, '--users', size.people, '--sessions', size.sessions].map(String)
+  const child = spawn(process.execPath, ['src/cli/seed.ts', ...counts, '--tokens', tokens], {
+    cwd: root,
+    env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
+    stdio: ['ignore', 'ignore', 'inherit']
+  })
+  const [code] = await once(child, 'exit')
+  if (code !== 0) throw new Error(`the seeding of ${size.name} failed`)
+}
+
+/** One statement on a connection of its own. */
+export async function query<Row extends pg.QueryResultRow>(
+  url: string,
+  text: string,
+  values?: unknown[]
+): Promise<Row[]> {
+  const client = new pg.Client({ connectionString: url })
+  await client.connect()
+  try {
+    return (await client.query<Row>(text, values)).rows
+  } finally {
+    await client.end()
+  }
+}

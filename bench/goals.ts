@@ -1,0 +1,42 @@
+import type { Figure } from './bench.ts'
+
+/** What we want to reach, each by the names of the figures that show it; see docs/performance.md. */
+export type Goal = { text: string; figures: string[]; reached(value: number): boolean; wanted: string }
+
+const atLeast = (bound: number) => ({ wanted: `>= ${bound}`, reached: (value: number) => value >= bound })
+const atMost = (bound: number, unit = '') => ({
+  wanted: `<= ${bound}${unit}`,
+  reached: (value: number) => value <= bound
+})
+
+export const goals: Goal[] = [
+  { text: 'signed-in, isolated read x bare Fastify + pg named', figures: ['me/fastify-named'], ...atLeast(1.6) },
+  { text: 'the same x Hono on Bun + Bun.SQL', figures: ['me/hono-bun'], ...atLeast(1) },
+  { text: 'the same x Express 5 with one query', figures: ['me/express'], ...atLeast(3) },
+  { text: 'the same x NestJS with one query', figures: ['me/nest'], ...atLeast(3) },
+  { text: 'row security on x off', figures: ['rls'], ...atLeast(0.9) },
+  { text: 'refresh rotations x a naive transaction', figures: ['refresh'], ...atLeast(2) },
+  { text: 'refresh rotations a second', figures: ['refresh/rate'], ...atLeast(600) },
+  { text: 'read p50 under 50 sign-ins x idle', figures: ['pressure/p50'], ...atMost(1.2) },
+  { text: 'read p99 under 50 sign-ins x idle', figures: ['pressure/p99'], ...atMost(2) },
+  { text: 'CPU a request, 100,000 x 1,000 tenants', figures: ['tenants/cpu'], ...atMost(1.1) },
+  { text: 'start to first reply, warm', figures: ['start'], ...atMost(1000, ' ms') },
+  {
+    text: 'memory per 1,000 tenants and per 1,000 sessions',
+    figures: ['memory/1,000 tenants', 'memory/1,000 sessions'],
+    wanted: 'bounded',
+    // the caches hold 50,000 tenants and 20,000 tokens at most: 100 MB together
+    reached: (kilobytes) => kilobytes <= 2000
+  }
+]
+
+export type Verdict = { goal: Goal; figures: Figure[]; verdict: 'reached' | 'not reached' | 'not measured' }
+
+export function judge(figures: readonly Figure[]): Verdict[] {
+  return goals.map((goal) => {
+    const found = goal.figures.flatMap((name) => figures.find((figure) => figure.name === name) ?? [])
+    if (found.length < goal.figures.length) return { goal, figures: found, verdict: 'not measured' }
+    const reached = found.every(({ value }) => goal.reached(value))
+    return { goal, figures: found, verdict: reached ? 'reached' : 'not reached' }
+  })
+}

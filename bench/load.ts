@@ -1,0 +1,81 @@
+import { execFile } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import autocannon from 'autocannon'
+import { findProgram } from './servers.ts'
+
+export type HttpRequest = { method: 'GET' | 'POST'; path: string; headers: Record<string, string>; body?: string }
+
+export type Drive = { port: number; requests: HttpRequest[]; connections: number; seconds: number }
+
+/** What one drive gave. Latencies in milliseconds. */
+export type Driven = { replies: number; refused: number; perSecond: number; p50: number; p99: number }
+
+export type LoadGenerator = { name: string; drive(drive: Drive): Promise<Driven> }
+
+/** wrk where it is installed, else autocannon: one and the same for everything that is compared in a run. */
+export function chooseLoadGenerator(): LoadGenerator {
+  const wrk = findProgram('wrk')
+  return wrk ? { name: 'wrk', drive: (drive) => driveWrk(wrk, drive) } : { name: 'autocannon', drive: driveAutocannon }
+}
+
+const script = (requests: HttpRequest[]) => `
+local requests = {
+${requests.map((request) => `  ${luaText(asText(request))}`).join(',\n')}
+}
+local turn = 0
+function request()
+  turn = turn % #requests + 1
+  return requests[turn]
+end
+function done(summary, latency, requests)
+  local refused = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
+  io.write(string.format('\\nmeasured %d %d %f %f %f\\n', summary.requests, refused,
+    summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+`
+
+function asText({ method, path, headers, body = '' }: HttpRequest): string {
+  const length = body === '' ? {} : { 'content-length': String(Buffer.byteLength(body)) }
+  const lines = Object.entries({ ...headers, ...length }).map(([name, value]) => `${name}: ${value}`)
+  return `${method} ${path} HTTP/1.1\r\n${lines.join('\r\n')}\r\n\r\n${body}`
+}
+
+/** Every byte that is not plain as a decimal escape. */
+function luaText(text: string): string {
+  const escaped = [...Buffer.from(text)].map((byte) =>
+    byte < 32 || byte > 126 || byte === 34 || byte === 92
+      ? `\\${String(byte).padStart(3, '0')}`
+      : String.fromCharCode(byte)
+  )
+  return `"${escaped.join('')}"`
+}
+
+async function driveWrk(wrk: string, { port, requests, connections, seconds }: Drive): Promise<Driven> {
+  const folder = mkdtempSync(join(tmpdir(), 'aggios-wrk-'))
+  const file = join(folder, 'requests.lua')
+  writeFileSync(file, script(requests))
+  try {
+    const args = ['-t1', `-c${connections}`, `-d${seconds}s`, '-s', file, `http://127.0.0.1:${port}`]
+    const { stdout } = await promisify(execFile)(wrk, args)
+    const figures = /^measured (.+)$/m.exec(stdout)?.[1]?.split(' ').map(Number)
+    if (!figures) throw new Error(`wrk said:\n${stdout}`)
+    const [replies = 0, refused = 0, perSecond = 0, p50 = 0, p99 = 0] = figures
+    return { replies, refused, perSecond, p50, p99 }
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+async function driveAutocannon({ port, requests, connections, seconds }: Drive): Promise<Driven> {
+  const result = await autocannon({ url: `http://127.0.0.1:${port}`, connections, duration: seconds, requests })
+  return {
+    replies: result.requests.total,
+    refused: result.non2xx + result.errors,
+    perSecond: result.requests.average,
+    p50: result.latency.p50,
+    p99: result.latency.p99
+  }
+}

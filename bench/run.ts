@@ -1,0 +1,116 @@
+import { parseArgs } from 'node:util'
+import { type Bench, type Scenario, sizes } from './bench.ts'
+import { type Dataset, openDatabase } from './database.ts'
+import { chooseLoadGenerator } from './load.ts'
+import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
+import { hashing } from './scenarios/hashing.ts'
+import { concurrency, isolation, me, replies, tenants } from './scenarios/reads.ts'
+import { pressure, refresh, signIn } from './scenarios/sessions.ts'
+import { memory, processes, start, upload } from './scenarios/whole.ts'
+
+/*
+ * npm run bench                       everything; writes docs/performance.md and its plot
+ * npm run bench -- --quick            the ratios that matter most, one a line, within three minutes
+ * npm run bench -- --only <scenario>  one of them; can be repeated
+ *   --pairs 5 --seconds 3             how often, and how long each time
+ */
+
+const scenarios: Scenario[] = [
+  me,
+  replies,
+  isolation,
+  tenants,
+  refresh,
+  pressure,
+  start,
+  concurrency,
+  processes,
+  signIn,
+  upload,
+  memory,
+  hashing
+]
+
+const say = (line: string) => void process.stderr.write(`${line}\n`)
+const print = (text: string) => void process.stdout.write(`${text}\n`)
+
+function readArguments() {
+  const { values } = parseArgs({
+    options: {
+      quick: { type: 'boolean', default: false },
+      only: { type: 'string', multiple: true, default: [] },
+      pairs: { type: 'string' },
+      seconds: { type: 'string' }
+    }
+  })
+  const { quick, only } = values
+  const unknown = only.filter((name) => !scenarios.some((scenario) => scenario.name === name))
+  if (unknown.length > 0) {
+    say(`there is no scenario ${unknown.join(', ')}; there are ${scenarios.map(({ name }) => name).join(', ')}`)
+    process.exit(64)
+  }
+  const pairs = Math.max(1, Number(values.pairs ?? (quick ? 3 : 5)))
+  const seconds = Math.max(1, Number(values.seconds ?? (quick ? 1 : 3)))
+  const chosen = scenarios.filter(({ name, inQuick }) => (only.length > 0 ? only.includes(name) : !quick || inQuick))
+  return { quick, whole: !quick && only.length === 0, pairs, seconds, chosen }
+}
+
+/** Made once, when somebody asks for it. */
+function lazily<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | undefined
+  return () => {
+    made ??= make()
+    return made
+  }
+}
+
+/** A quick run begins nothing new after this: no scenario of it takes much more than half a minute. */
+const quickEndsMs = 140_000
+
+const { quick, whole, pairs, seconds, chosen } = readArguments()
+const load = chooseLoadGenerator()
+const database = await openDatabase(say)
+const findings: Findings = { figures: [], pairs: [], skipped: [] }
+
+const thousand = lazily<Dataset>(() => database.dataset(sizes.thousand))
+const bench: Bench = {
+  quick,
+  load,
+  database,
+  thousand,
+  hundredThousand: lazily(() => database.dataset(sizes.hundredThousand)),
+  withoutRowSecurity: lazily(async () => database.withoutRowSecurity(await thousand(), sizes.thousand)),
+  conditions: (connections = 64) => ({ load, databasePid: database.pid, pairs, seconds, connections }),
+  figure(figure) {
+    findings.figures.push(figure)
+    if (figure.unit === 'ratio') print(`${figure.name} ${figure.value.toFixed(2)}`)
+    else if (!quick) print(`${figure.name} ${show(figure)}`)
+  },
+  pair(name, pair) {
+    findings.pairs.push({ name, pair })
+    bench.figure({ name, value: pair.ratio.median, unit: 'ratio' })
+  },
+  skip(name, reason) {
+    findings.skipped.push({ name, reason })
+    say(`skipped ${name}: ${reason}`)
+  }
+}
+
+try {
+  for (const scenario of chosen) {
+    if (quick && performance.now() > quickEndsMs) {
+      bench.skip(scenario.name, 'a quick run is short, and this machine is busy')
+      continue
+    }
+    say(`${scenario.name}: ${scenario.about}`)
+    await scenario.run(bench)
+  }
+} finally {
+  await database.stop()
+}
+
+const conditions = `64 connections, ${pairs} pairs of ${seconds} s`
+const machine = describeMachine({ loadGenerator: load.name, postgres: database.version, conditions })
+print(`\n${machine}\n\n${textTable(goalRows(findings))}`)
+if (!quick) print(`\n${textTable(pairRows(findings))}\n\n${textTable(figureRows(findings))}`)
+if (whole) writePage(findings, machine)

@@ -1,0 +1,100 @@
+import { strictEqual } from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { hash as hashByRust, verify as verifyByRust } from '@node-rs/argon2'
+import argon2 from 'argon2'
+import { parameters } from '../../src/passwords.ts'
+import type { Bench, Scenario } from '../bench.ts'
+import { startProduct } from '../servers.ts'
+import { median } from '../statistics.ts'
+import { type Latency, latencyUnder, whileSigningIn } from './sessions.ts'
+
+type Library = 'argon2' | 'node-rs'
+type Hashed = { perSecond: number; cpuMs: number }
+
+/** Hashes in a process of its own while `work` runs. */
+async function whileHashing(library: Library, niceness: number, work: () => Promise<void>): Promise<Hashed> {
+  const file = join(import.meta.dirname, '..', 'hash-worker.ts')
+  const child = spawn(process.execPath, [file, library, String(niceness)], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const ended = once(child, 'close')
+  let text = ''
+  child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+    text += chunk
+  })
+  await firstLine(child)
+  await work()
+  child.kill('SIGTERM')
+  await ended
+  return JSON.parse(text.trim().split('\n').at(-1) as string)
+}
+
+const firstLine = (child: ChildProcess & { stdout: NodeJS.ReadableStream }) => once(child.stdout, 'data')
+
+/** What was hashed by one library has to be good for the other, or nobody could change from one to the other. */
+async function requireInterchangeable(): Promise<void> {
+  const secret = Buffer.from('a pepper')
+  const { memoryCost, timeCost, parallelism } = parameters
+  const byC = await argon2.hash('correct horse battery', { ...parameters, secret })
+  const byRust = await hashByRust('correct horse battery', { memoryCost, timeCost, parallelism, secret })
+  strictEqual(await verifyByRust(byC, 'correct horse battery', { secret }), true)
+  strictEqual(await argon2.verify(byRust, 'correct horse battery', { secret }), true)
+  strictEqual(await argon2.verify(byRust, 'wrong horse battery', { secret }), false)
+}
+
+/** What both libraries cost, in turns. */
+async function compareLibraries(bench: Bench): Promise<void> {
+  const { seconds, pairs } = bench.conditions()
+  const found: Record<Library, Hashed[]> = { argon2: [], 'node-rs': [] }
+  for (let turn = 0; turn < pairs; turn++) {
+    for (const library of ['argon2', 'node-rs'] as const) {
+      found[library].push(await whileHashing(library, 0, () => sleep(seconds * 1000)))
+    }
+  }
+  for (const library of ['argon2', 'node-rs'] as const) {
+    bench.figure({
+      name: `hashing/${library}/cpu`,
+      value: median(found[library].map((each) => each.cpuMs)),
+      unit: 'ms'
+    })
+    bench.figure({
+      name: `hashing/${library}/rate`,
+      value: median(found[library].map((each) => each.perSecond)),
+      unit: '/s'
+    })
+  }
+  const ratios = found['node-rs'].map((each, turn) => each.cpuMs / (found.argon2[turn] as Hashed).cpuMs)
+  bench.figure({ name: 'hashing/cpu', value: median(ratios), unit: 'ratio', detail: '@node-rs/argon2 by argon2' })
+}
+
+const arrangements = [
+  { name: 'beside', library: 'argon2', niceness: 0 },
+  { name: 'beside-niced', library: 'argon2', niceness: 10 },
+  { name: 'beside-niced-node-rs', library: 'node-rs', niceness: 10 }
+] as const
+
+export const hashing: Scenario = {
+  name: 'hashing',
+  about: 'two libraries, and reads while hashing goes on in the process, beside it, and beside it at a lower priority',
+  inQuick: false,
+  async run(bench) {
+    await requireInterchangeable()
+    await compareLibraries(bench)
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const report = (name: string, { p50, p99 }: Latency, detail: string) => {
+      bench.figure({ name: `hashing/${name}/p50`, value: p50, unit: 'ratio', detail })
+      bench.figure({ name: `hashing/${name}/p99`, value: p99, unit: 'ratio' })
+    }
+    const shipped = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
+    report('in-process', shipped, 'as shipped: 50 callers sign in, two hashes at once')
+    for (const { name, library, niceness } of arrangements) {
+      const found = await latencyUnder(bench, product, dataset, async (read) => {
+        await whileHashing(library, niceness, read)
+      })
+      report(name, found, `two hashes at once by ${library} in another process, niceness ${niceness}`)
+    }
+    await product.stop()
+  }
+}

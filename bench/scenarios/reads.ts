@@ -1,0 +1,106 @@
+import type { Scenario } from '../bench.ts'
+import { peerReads, productLists, productReads, productUnchanged } from '../contenders.ts'
+import { comparePair } from '../pairs.ts'
+import { missingPart, type PeerName, startPeer, startProduct, startRedis } from '../servers.ts'
+
+const always: PeerName[] = ['fastify-named', 'hono-bun', 'express', 'nest']
+
+/** GET /users/me, everything on, against one bare query of each peer. */
+export const me: Scenario = {
+  name: 'me',
+  about: 'GET /users/me, everything on, against each peer with one bare query',
+  inQuick: true,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const names: PeerName[] = bench.quick ? always : [...always, 'fastify-unnamed', 'plugins']
+    const redis = await startRedis()
+    for (const name of names) {
+      const missing = missingPart(name)
+      if (missing) {
+        bench.skip(`me/${name}`, missing)
+        continue
+      }
+      const peer = await startPeer(name, bench.database, dataset, redis && { REDIS_URL: redis.url })
+      const pair = await comparePair(bench.conditions(), productReads(product, dataset), peerReads(peer, dataset))
+      bench.pair(`me/${name}`, pair)
+      await peer.stop()
+    }
+    await redis?.stop()
+    await product.stop()
+  }
+}
+
+/** The other replies of the same kind: nothing new, and a list. */
+export const replies: Scenario = {
+  name: 'replies',
+  about: '304 and a list of 25 against GET /users/me',
+  inQuick: true,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const reads = productReads(product, dataset)
+    bench.pair('304', await comparePair(bench.conditions(), await productUnchanged(product, dataset), reads))
+    bench.pair('list25', await comparePair(bench.conditions(), productLists(product, dataset), reads))
+    await product.stop()
+  }
+}
+
+export const concurrency: Scenario = {
+  name: 'concurrency',
+  about: 'GET /users/me against bare Fastify with 1, 64 and 512 connections',
+  inQuick: false,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const peer = await startPeer('fastify-named', bench.database, dataset)
+    for (const connections of [1, 64, 512]) {
+      const conditions = bench.conditions(connections)
+      const pair = await comparePair(conditions, productReads(product, dataset), peerReads(peer, dataset))
+      bench.pair(`concurrency/${connections}`, pair)
+    }
+    await peer.stop()
+    await product.stop()
+  }
+}
+
+/** The same program on the same rows, where the owner of the tables has switched row security off. */
+export const isolation: Scenario = {
+  name: 'isolation',
+  about: 'row security on against off, through HTTP',
+  inQuick: true,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const open = await bench.withoutRowSecurity()
+    const [walled, unwalled] = await Promise.all([
+      startProduct(bench.database, dataset),
+      startProduct(bench.database, open)
+    ])
+    const pair = await comparePair(
+      bench.conditions(),
+      productReads(walled, dataset, 'row security on'),
+      productReads(unwalled, open, 'off')
+    )
+    bench.pair('rls', pair)
+    await Promise.all([walled.stop(), unwalled.stop()])
+  }
+}
+
+/** As many people in both, and requests of all agencies that fit into the load. */
+export const tenants: Scenario = {
+  name: 'tenants',
+  about: '100,000 agencies against 1,000, traffic spread over all',
+  inQuick: true,
+  async run(bench) {
+    const [few, many] = [await bench.thousand(), await bench.hundredThousand()]
+    const servers = await Promise.all([startProduct(bench.database, many), startProduct(bench.database, few)])
+    const pair = await comparePair(
+      bench.conditions(),
+      productReads(servers[0], many, '100,000 agencies', bench.quick ? 5_000 : 20_000),
+      productReads(servers[1], few, '1,000 agencies', bench.quick ? 5_000 : 20_000)
+    )
+    bench.pair('tenants', pair)
+    bench.figure({ name: 'tenants/cpu', value: pair.cpuRatio.median, unit: 'ratio' })
+    await Promise.all(servers.map((server) => server.stop()))
+  }
+}

@@ -1,0 +1,185 @@
+import { createHmac } from 'node:crypto'
+import type { Bench, Scenario } from '../bench.ts'
+import { type NextRequest, postJson, requireOk, runCallers } from '../callers.ts'
+import { pick, readMe } from '../contenders.ts'
+import { type Dataset, query, type SeededUser } from '../database.ts'
+import { usageOf } from '../processes.ts'
+import { type Server, startPeer, startProduct } from '../servers.ts'
+import { median, spreadOf } from '../statistics.ts'
+
+const signInCallers = 50
+const refreshCallers = 64
+
+function signIns(dataset: Dataset): NextRequest[] {
+  return pick(dataset.users, signInCallers).map(({ host, email }) => (last) => {
+    if (last) requireOk(last)
+    return postJson('/api/v1/auth/login', host, { email, password: dataset.password })
+  })
+}
+
+/** Each goes on with the refresh token of its last reply. */
+function refreshes(users: SeededUser[], path: string, first: (user: SeededUser) => string): NextRequest[] {
+  return users.map((user) => (last) => {
+    if (last) requireOk(last)
+    const refresh_token = last ? (JSON.parse(last.body).refresh_token as string) : first(user)
+    return postJson(path, user.host, { refresh_token })
+  })
+}
+
+export const signIn: Scenario = {
+  name: 'sign-in',
+  about: 'sign-ins as fast as 50 callers get answers',
+  inQuick: false,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const before = usageOf(product.pid).cpu_us
+    const called = await runCallers(product, signIns(dataset), bench.conditions().seconds * 2)
+    const cpuMs = (usageOf(product.pid).cpu_us - before) / called.replies / 1000
+    bench.figure({ name: 'sign-in/rate', value: called.perSecond, unit: '/s' })
+    bench.figure({
+      name: 'sign-in/cpu',
+      value: cpuMs,
+      unit: 'ms',
+      detail: 'CPU of the server, nearly all of it the hash'
+    })
+    bench.figure({ name: 'sign-in/p50', value: called.p50, unit: 'ms' })
+    await product.stop()
+  }
+}
+
+/** Rotations are counted twice, by the callers and in the rows, and the two must agree. */
+export const refresh: Scenario = {
+  name: 'refresh',
+  about: 'refresh rotations against a transaction as people write it, same row security and fsync',
+  inQuick: true,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const { JWT_SECRET } = bench.database.secrets
+    const [product, peer] = await Promise.all([
+      startProduct(bench.database, dataset),
+      startPeer('plugins', bench.database, dataset)
+    ])
+    // the two never meet in one session
+    const people = pick(dataset.users, refreshCallers * (bench.conditions().pairs + 1) * 2)
+    const take = () => people.splice(0, refreshCallers)
+    const rotateHere = (users: SeededUser[]) =>
+      refreshes(users, '/api/v1/auth/refresh', ({ refresh_token }) => refresh_token)
+    const rotateThere = (users: SeededUser[]) =>
+      refreshes(users, '/refresh', ({ tenant_id, user_id, access_token }) => {
+        const { sid } = JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString())
+        return sign({ tenant_id, user_id, sid, counter: 0 }, JWT_SECRET)
+      })
+    const ours: number[] = []
+    const theirs: number[] = []
+    const run = (server: Server, callers: NextRequest[]) => runCallers(server, callers, bench.conditions().seconds)
+    await resetCounters(dataset)
+    for (let turn = 0; turn < bench.conditions().pairs; turn++) {
+      const here = async () => ours.push(await rotated(dataset, () => run(product, rotateHere(take()))))
+      const there = async () => theirs.push(await rotated(dataset, () => run(peer, rotateThere(take()))))
+      for (const drive of turn % 2 === 0 ? [here, there] : [there, here]) await drive()
+    }
+    const ratio = spreadOf(ours.map((each, turn) => each / (theirs[turn] as number)))
+    bench.figure({
+      name: 'refresh',
+      value: ratio.median,
+      unit: 'ratio',
+      detail: `${ratio.low.toFixed(2)} to ${ratio.high.toFixed(2)}`
+    })
+    bench.figure({ name: 'refresh/rate', value: median(ours), unit: '/s' })
+    bench.figure({ name: 'refresh/naive', value: median(theirs), unit: '/s' })
+    await Promise.all([product.stop(), peer.stop()])
+  }
+}
+
+/** Every session as it was seeded. */
+function resetCounters({ urls }: Dataset): Promise<unknown> {
+  return query(
+    urls.postgres,
+    'update sessions set counter = 0, rotated_at = now(), revoked_at = null where counter > 0 or revoked_at is not null'
+  )
+}
+
+/** Rotations by second, by the rows and not by what was answered; the two must agree. */
+async function rotated(
+  { urls }: Dataset,
+  work: () => Promise<{ replies: number; perSecond: number }>
+): Promise<number> {
+  const count = async () =>
+    Number((await query<{ sum: string }>(urls.postgres, 'select sum(counter) from sessions'))[0]?.sum)
+  const before = await count()
+  const { replies, perSecond } = await work()
+  const rows = (await count()) - before
+  if (rows !== replies) throw new Error(`${replies} replies, but ${rows} rotations`)
+  return perSecond
+}
+
+function sign(claims: object, secret: string): string {
+  const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString('base64url')
+  const input = `${encode({ alg: 'HS256', typ: 'JWT' })}.${encode({ ...claims, iat: Math.floor(Date.now() / 1000) })}`
+  return `${input}.${createHmac('sha256', secret).update(input).digest('base64url')}`
+}
+
+const readers = 8
+const readPauseMs = 10
+
+export type Latency = { p50: number; p99: number }
+
+/**
+ * How long reads take that come at a modest pace. Readers without a pause would fill both cores by themselves, and the answer
+ * would be how a scheduler shares a machine.
+ */
+export function readLatency(server: Server, dataset: Dataset, seconds: number): Promise<Latency> {
+  const callers = pick(dataset.users, readers).map((user): NextRequest => {
+    const request = readMe(user)
+    return (last) => {
+      if (last) requireOk(last)
+      return request
+    }
+  })
+  return runCallers(server, callers, seconds, readPauseMs)
+}
+
+/** Latency of reads while `work` goes on, by that without it; several times, the median of each. */
+export async function latencyUnder(
+  bench: Bench,
+  server: Server,
+  dataset: Dataset,
+  work: (read: () => Promise<void>) => Promise<void>
+): Promise<Latency> {
+  const { pairs, seconds } = bench.conditions()
+  const ratios: Latency[] = []
+  for (let turn = 0; turn < pairs; turn++) {
+    const idle = await readLatency(server, dataset, seconds)
+    await work(async () => {
+      const busy = await readLatency(server, dataset, seconds)
+      ratios.push({ p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99 })
+    })
+  }
+  return { p50: median(ratios.map(({ p50 }) => p50)), p99: median(ratios.map(({ p99 }) => p99)) }
+}
+
+/** 50 callers sign in without a pause for as long as the reads take. */
+export async function whileSigningIn(
+  bench: Bench,
+  server: Server,
+  dataset: Dataset,
+  read: () => Promise<void>
+): Promise<void> {
+  const signing = runCallers(server, signIns(dataset), bench.conditions().seconds)
+  await Promise.all([read(), signing])
+}
+
+export const pressure: Scenario = {
+  name: 'pressure',
+  about: 'GET /users/me while 50 callers sign in, by the same without them',
+  inQuick: true,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const found = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
+    bench.figure({ name: 'pressure/p50', value: found.p50, unit: 'ratio' })
+    bench.figure({ name: 'pressure/p99', value: found.p99, unit: 'ratio' })
+    await product.stop()
+  }
+}

@@ -1,0 +1,167 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { delimiter, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { baseDomain, type Database, type Dataset } from './database.ts'
+
+export const root = join(import.meta.dirname, '..')
+const peers = join(import.meta.dirname, 'peers')
+
+export type Server = {
+  name: string
+  port: number
+  pid: number
+  /** From the start of the process to its first reply. */
+  startedInMs: number
+  stop(): Promise<void>
+}
+
+type Program = { name: string; command: string; args: string[]; env: NodeJS.ProcessEnv; readyPath: string }
+
+/** Environment variables that are the bench's own business and not a server's. */
+const inherited = { PATH: process.env.PATH, HOME: process.env.HOME }
+
+const patienceMs = 30_000
+
+/** Starts a server and waits until it answers, whatever it answers. */
+async function start({ name, command, args, env, readyPath }: Program): Promise<Server> {
+  const port = await freePort()
+  const folder = mkdtempSync(join(tmpdir(), 'aggios-bench-'))
+  const log = join(folder, 'log')
+  const output = openSync(log, 'w')
+  const startedAt = performance.now()
+  const child = spawn(command, args, {
+    cwd: root,
+    env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
+    stdio: ['ignore', output, output]
+  })
+  while (!(await answers(port, readyPath))) {
+    const late = performance.now() - startedAt > patienceMs
+    if (late) child.kill('SIGKILL')
+    if (late || child.exitCode !== null) throw new Error(`${name} did not start:\n${readFileSync(log, 'utf8')}`)
+    await sleep(5)
+  }
+  const startedInMs = performance.now() - startedAt
+  return {
+    name,
+    port,
+    pid: child.pid as number,
+    startedInMs,
+    async stop() {
+      await end(child)
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
+}
+
+async function answers(port: number, path: string): Promise<boolean> {
+  try {
+    const reply = await fetch(`http://127.0.0.1:${port}${path}`)
+    await reply.arrayBuffer()
+    return reply.status < 500
+  } catch {
+    return false
+  }
+}
+
+async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return
+  const exited = once(child, 'exit')
+  child.kill('SIGTERM')
+  const late = setTimeout(() => child.kill('SIGKILL'), 5000)
+  await exited
+  clearTimeout(late)
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as { port: number }
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/**
+ * The product through its own entry point, as in production: authentication, isolation, limits, logs and metrics are on, and
+ * the limits are too high to refuse anybody.
+ */
+export async function startProduct(
+  database: Database,
+  { urls }: Dataset,
+  env: NodeJS.ProcessEnv = {}
+): Promise<Server> {
+  const unreached = '100000000/1m'
+  const settings = {
+    DATABASE_URL: urls.app,
+    ...database.secrets,
+    BASE_DOMAIN: baseDomain,
+    RATE_LIMIT: unreached,
+    RATE_LIMIT_TENANT: unreached,
+    RATE_LIMIT_AUTH: unreached,
+    METRICS_PORT: String(await freePort()),
+    DATA_DIR: join(root, 'bench', '.data', 'files')
+  }
+  return start({
+    name: 'aggios',
+    command: process.execPath,
+    args: ['src/server.ts'],
+    env: { ...settings, ...env },
+    readyPath: '/api/v1/health/ready'
+  })
+}
+
+const bun = join(import.meta.dirname, 'node_modules', 'bun', 'bin', 'bun.exe')
+
+export const peerPrograms = {
+  'fastify-named': { file: 'fastify.ts', command: process.execPath, env: { STATEMENT: 'user' } },
+  'fastify-unnamed': { file: 'fastify.ts', command: process.execPath, env: {} },
+  express: { file: 'express.ts', command: process.execPath, env: {} },
+  nest: { file: 'nest.ts', command: process.execPath, env: {} },
+  'hono-bun': { file: 'hono-bun.ts', command: bun, env: {} },
+  plugins: { file: 'plugins.ts', command: process.execPath, env: {} }
+} as const
+export type PeerName = keyof typeof peerPrograms
+
+/** Why a peer can't run here, or undefined. */
+export function missingPart(name: PeerName): string | undefined {
+  const { command } = peerPrograms[name]
+  if (existsSync(command)) return undefined
+  return `${name} is left out: npm brought no Bun for ${process.platform}-${process.arch}`
+}
+
+/** A peer on the same database. Those without isolation connect as the superuser, whom row security does not slow down. */
+export function startPeer(
+  name: PeerName,
+  database: Database,
+  { urls }: Dataset,
+  env: NodeJS.ProcessEnv = {}
+): Promise<Server> {
+  const { file, command, env: own } = peerPrograms[name]
+  const isolated = name === 'plugins'
+  return start({
+    name,
+    command,
+    args: [join(peers, file)],
+    env: { DATABASE_URL: isolated ? urls.app : urls.postgres, ...(isolated && database.secrets), ...own, ...env },
+    readyPath: '/ready'
+  })
+}
+
+/** A Redis of the bench's own that keeps nothing; undefined where there is no redis-server. */
+export async function startRedis(): Promise<{ url: string; stop(): Promise<void> } | undefined> {
+  const command = findProgram('redis-server')
+  if (!command) return undefined
+  const port = await freePort()
+  const args = ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
+  const child = spawn(command, args, { stdio: 'ignore', cwd: tmpdir() })
+  return { url: `redis://127.0.0.1:${port}`, stop: () => end(child) }
+}
+
+export function findProgram(name: string): string | undefined {
+  const candidates = (process.env.PATH ?? '').split(delimiter).map((folder) => join(folder, name))
+  return candidates.find((each) => existsSync(each))
+}

@@ -1,0 +1,18 @@
+/** The value below which a share of the values lies; between two of them it is a mean. */
+export function quantile(values: readonly number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  const position = (sorted.length - 1) * share
+  const below = sorted[Math.floor(position)]
+  const above = sorted[Math.ceil(position)]
+  if (below === undefined || above === undefined) return Number.NaN
+  return below + (above - below) * (position - Math.floor(position))
+}
+
+export const median = (values: readonly number[]) => quantile(values, 0.5)
+
+/** Lowest, middle and highest of several measurements of one thing. */
+export type Spread = { low: number; median: number; high: number }
+
+export function spreadOf(values: readonly number[]): Spread {
+  return { low: Math.min(...values), median: median(values), high: Math.max(...values) }
+}

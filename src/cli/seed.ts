@@ -1,0 +1,262 @@
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
+import { finished } from 'node:stream/promises'
+import { parseArgs } from 'node:util'
+import Fastify, { type FastifyInstance } from 'fastify'
+import { sql } from 'kysely'
+import { v7 as uuidv7 } from 'uuid'
+import { type EmbeddedServer, FolderInUse, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
+import { migrate } from '../../db/migrate.ts'
+import authentication from '../../plugins/authentication.ts'
+import configPlugin from '../../plugins/config.ts'
+import database from '../../plugins/database.ts'
+import passwords from '../../plugins/passwords.ts'
+import revocations from '../../plugins/revocations.ts'
+import tenants from '../../plugins/tenants.ts'
+import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+import type { PasswordHash } from '../passwords.ts'
+import type { Role } from '../roles.ts'
+
+/*
+ * npm run seed -- --tenants 1000 --users 100 --tokens tokens.json    agencies and people for load tests, and their tokens
+ *
+ *   --name load        agencies are load-1, load-2, …; a name is used once
+ *   --sessions 1000    how many people are signed in, spread over all agencies; all of them by default
+ *   --yes-production   with NODE_ENV=production it refuses without this
+ *
+ * Takes the server's own settings. Everybody gets the same password, made for this run, and the very same hash of it: a
+ * hash of its own for each would take an hour of CPU for 100,000 people.
+ */
+
+const usage = 'usage: seed --tenants <count> --users <count> [--tokens <file>] [--sessions <count>] [--name <name>]'
+
+type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
+type Agency = { id: string; slug: string; name: string; people: Person[] }
+
+/** People a transaction: each of them is an insert of its own, and a statement of the server's pool ends after 3 s. */
+const batchSize = 500
+const maxPeople = 5000
+const writers = 4
+
+/*
+ * Row security stays on: a person is inserted by their own act, an agency's rows inside that agency. So the settings of the
+ * gate move along from row to row, in one statement, because a round trip for each would take most of the time.
+ */
+const insertAgencies = `
+do $$
+declare
+  agency jsonb;
+  person jsonb;
+  facts jsonb := current_setting('seed.facts');
+begin
+  for agency in select * from jsonb_array_elements(facts -> 'agencies') loop
+    perform set_config('app.tenant_id', agency ->> 'id', true);
+    insert into tenants (id, slug, name) values ((agency ->> 'id')::uuid, agency ->> 'slug', agency ->> 'name');
+    for person in select * from jsonb_array_elements(agency -> 'people') loop
+      perform set_config('app.user_id', person ->> 'id', true);
+      insert into users (id, email, name, password_hash, pepper_id, email_verified_at)
+        values ((person ->> 'id')::uuid, person ->> 'email', person ->> 'name', facts ->> 'password_hash', facts ->> 'pepper_id', now());
+      insert into memberships (user_id, role) values ((person ->> 'id')::uuid, person ->> 'role');
+      if person ->> 'session_id' is not null then
+        insert into sessions (id, user_id, expires_at)
+          values ((person ->> 'session_id')::uuid, (person ->> 'id')::uuid, (facts ->> 'expires_at')::timestamptz);
+      end if;
+    end loop;
+  end loop;
+end $$`
+
+const say = (line: string) => void process.stderr.write(`${line}\n`)
+
+function end(code: number, line: string): never {
+  say(line)
+  process.exit(code)
+}
+
+function readArguments() {
+  const count = (text: string | undefined, fallback: number, max = 1_000_000) => {
+    const number = text === undefined ? fallback : /^[1-9]\d{0,6}$/.test(text) ? Number(text) : 0
+    return number > 0 && number <= max ? number : end(64, `${text} is not a number from 1 to ${max}\n${usage}`)
+  }
+  try {
+    const { values } = parseArgs({
+      options: {
+        tenants: { type: 'string' },
+        users: { type: 'string' },
+        sessions: { type: 'string' },
+        tokens: { type: 'string' },
+        name: { type: 'string', default: 'load' },
+        'yes-production': { type: 'boolean', default: false }
+      }
+    })
+    const agencies = count(values.tenants, 10)
+    const people = count(values.users, 10, maxPeople)
+    if (!/^[a-z][a-z0-9-]{0,30}$/.test(values.name)) end(64, `--name must be what a host name can begin with\n${usage}`)
+    const sessions = Math.min(count(values.sessions, agencies * people), agencies * people)
+    return { agencies, people, sessions, file: values.tokens, name: values.name, bold: values['yes-production'] }
+  } catch (err) {
+    return end(64, `${(err as Error).message}\n${usage}`)
+  }
+}
+
+function readSettings(): Config {
+  try {
+    return readConfig(process.env)
+  } catch (err) {
+    if (err instanceof InvalidConfiguration) end(78, err.message)
+    throw err
+  }
+}
+
+/** A database that was named, that of a running server, or one that runs for as long as this does. */
+async function findDatabase(config: Config): Promise<{ url: string; embedded?: EmbeddedServer }> {
+  if (config.databaseUrl) return { url: config.databaseUrl }
+  try {
+    const embedded = await startEmbedded(config.dataDir, { progress: say })
+    await migrate(embedded.url('aggios_owner'))
+    return { url: embedded.url('aggios_app'), embedded }
+  } catch (err) {
+    const url = err instanceof FolderInUse && findEmbeddedUrl(config.dataDir)
+    if (url) return { url }
+    throw err
+  }
+}
+
+/** What the server signs, hashes and queries with, and nothing that works in the background. */
+async function openProduct(config: Config): Promise<FastifyInstance> {
+  const app = Fastify({ logger: { level: 'warn' } })
+  app.register(configPlugin, { config })
+  app.register(database)
+  app.register(revocations)
+  app.register(tenants)
+  app.register(authentication)
+  app.register(passwords)
+  await app.ready()
+  return app
+}
+
+type Plan = Omit<ReturnType<typeof readArguments>, 'file' | 'bold'>
+
+/** Agencies one after the other, of the same size; of the people every n-th is signed in. */
+function* planAgencies({ agencies, people, sessions, name }: Plan): Generator<Agency> {
+  const total = agencies * people
+  let made = 0
+  for (let number = 1; number <= agencies; number++) {
+    const slug = `${name}-${number}`
+    yield {
+      id: uuidv7(),
+      slug,
+      name: `Agency ${number}`,
+      people: Array.from({ length: people }, (_, index) => {
+        const turn = made++
+        const signedIn = Math.floor(((turn + 1) * sessions) / total) > Math.floor((turn * sessions) / total)
+        return {
+          id: uuidv7(),
+          email: `user${index + 1}@${slug}.example`,
+          name: `User ${index + 1} of ${slug}`,
+          role: index === 0 ? 'owner' : index === 1 ? 'admin' : 'member',
+          session_id: signedIn ? uuidv7() : null
+        }
+      })
+    }
+  }
+}
+
+function* inBatches(agencies: Iterable<Agency>): Generator<Agency[]> {
+  let batch: Agency[] = []
+  let people = 0
+  for (const agency of agencies) {
+    batch.push(agency)
+    people += agency.people.length
+    if (people < batchSize) continue
+    yield batch
+    batch = []
+    people = 0
+  }
+  if (batch.length > 0) yield batch
+}
+
+async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: PasswordHash): Promise<void> {
+  const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
+  const facts = JSON.stringify({ ...hash, expires_at, agencies })
+  await app.gate.transaction({ tenant_id: null, user_id: null, request: '' }, async (trx) => {
+    await sql`select set_config('seed.facts', ${facts}, true)`.execute(trx)
+    await sql.raw(insertAgencies).execute(trx)
+  })
+}
+
+type TokenFile = { add(app: FastifyInstance, agency: Agency): Promise<void>; close(): Promise<void> }
+
+/** One line a person, so that a load generator without a JSON parser can read the file too. */
+function createTokenFile(path: string, password: string): TokenFile {
+  // whoever reads it is these people
+  const file = createWriteStream(path, { mode: 0o600 })
+  let separator = ''
+  file.write(`{"password":${JSON.stringify(password)},"users":[\n`)
+  return {
+    async add(app, { id: tenant_id, slug, people }) {
+      const host = `${slug}.${app.config.baseDomain}`
+      for (const { id: user_id, email, role, session_id: sid } of people) {
+        if (sid === null) continue
+        const { access_token, refresh_token } = app.tokens.issue({ user_id, email, tenant_id, role, sid }, 0)
+        const line = JSON.stringify({ host, tenant_id, user_id, email, access_token, refresh_token })
+        if (!file.write(`${separator}${line}`)) await once(file, 'drain')
+        separator = ',\n'
+      }
+    },
+    async close() {
+      file.end('\n]}\n')
+      await finished(file)
+    }
+  }
+}
+
+function createProgress(total: number): (people: number) => void {
+  const startedAt = Date.now()
+  let made = 0
+  let saidAt = startedAt
+  return (people) => {
+    made += people
+    if (made < total && Date.now() - saidAt < 1000) return
+    saidAt = Date.now()
+    say(`${made} of ${total} people after ${((saidAt - startedAt) / 1000).toFixed(1)} s`)
+  }
+}
+
+async function seed(app: FastifyInstance, plan: Plan, password: string, file: TokenFile | undefined): Promise<void> {
+  const hash = await app.passwords.hash(password)
+  const progress = createProgress(plan.agencies * plan.people)
+  const batches = inBatches(planAgencies(plan))
+  // all take from the one iterator, each what comes next when it is free
+  const write = async () => {
+    for (const batch of batches) {
+      await insertBatch(app, batch, hash)
+      for (const agency of batch) await file?.add(app, agency)
+      progress(batch.reduce((sum, { people }) => sum + people.length, 0))
+    }
+  }
+  await Promise.all(Array.from({ length: writers }, write))
+}
+
+const { file, bold, ...plan } = readArguments()
+const config = readSettings()
+if (config.nodeEnv === 'production' && !bold) {
+  end(78, 'this is production: --yes-production fills it with people who all have one password')
+}
+const password = randomBytes(12).toString('base64url')
+const { url, embedded } = await findDatabase(config)
+const app = await openProduct({ ...config, databaseUrl: url, databasePool: writers })
+try {
+  if (await app.tenants.find(`${plan.name}-1`)) {
+    say(`there are agencies called ${plan.name}-… already; choose another --name`)
+    process.exitCode = 1
+  } else {
+    const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
+    await seed(app, plan, password, tokenFile)
+    await tokenFile?.close()
+    say(`everybody's password is ${password}: one hash, shared by all`)
+  }
+} finally {
+  await app.close()
+  await embedded?.stop()
+}

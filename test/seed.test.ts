@@ -1,0 +1,124 @@
+import { execFile } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import t, { type Test } from 'tap'
+import { allRows, post, root, send, startApp, startServer, testEnvironment } from './harness.ts'
+
+const run = promisify(execFile)
+
+type Seeded = {
+  host: string
+  tenant_id: string
+  user_id: string
+  email: string
+  access_token: string
+  refresh_token: string
+}
+type TokenFile = { password: string; users: Seeded[] }
+
+function temporaryFolder(t: Test): string {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-seed-'))
+  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  return dir
+}
+
+const seed = (env: object, ...args: string[]) =>
+  run(process.execPath, ['src/cli/seed.ts', ...args], { cwd: root, env: { ...process.env, ...env } })
+
+const readTokens = (file: string): TokenFile => JSON.parse(readFileSync(file, 'utf8'))
+const bearer = ({ access_token }: Seeded) => ({ authorization: `Bearer ${access_token}` })
+
+t.test('seeded people are real ones', async (t) => {
+  const app = await startApp(t)
+  const env = testEnvironment(app.database)
+  const file = join(temporaryFolder(t), 'tokens.json')
+  const { stderr } = await seed(env, '--tenants', '3', '--users', '4', '--tokens', file)
+  const { password, users } = readTokens(file)
+  const [owner, admin, member] = users as [Seeded, Seeded, Seeded]
+
+  t.test('as many as were asked for, in agencies of one size, and progress is shown', async (t) => {
+    t.match(stderr, /^12 of 12 people after/m)
+    t.match(stderr, `everybody's password is ${password}`)
+    t.equal(users.length, 12)
+    t.strictSame(
+      await allRows(app.database, 'select count(*)::int as people from memberships group by tenant_id'),
+      Array(3).fill({ people: 4 })
+    )
+  })
+  t.test('each token verifies on a running server, as the person it was made for', async (t) => {
+    for (const user of users) {
+      const reply = await send(app, user.host, { url: '/api/v1/users/me', headers: bearer(user) })
+      t.match(reply.json(), { id: user.user_id, email: user.email, tenant_id: user.tenant_id, email_verified: true })
+    }
+  })
+  t.test('the first two of an agency lead it', async (t) => {
+    const roles = []
+    for (const user of [owner, admin, member]) {
+      const reply = await send(app, user.host, { url: '/api/v1/users/me', headers: bearer(user) })
+      roles.push(reply.json().role)
+    }
+    t.strictSame(roles, ['owner', 'admin', 'member'])
+  })
+  t.test('they refresh, and sign in with the one password', async (t) => {
+    const refreshed = await send(app, member.host, post('/auth/refresh', { refresh_token: member.refresh_token }))
+    t.equal(refreshed.statusCode, 200)
+    const signedIn = await send(app, member.host, post('/auth/login', { email: member.email, password }))
+    t.equal(signedIn.statusCode, 200)
+  })
+  t.test('another agency sees none of them', async (t) => {
+    const rival = users.find(({ tenant_id }) => tenant_id !== owner.tenant_id) as Seeded
+    const members = await send(app, rival.host, { url: '/api/v1/members', headers: bearer(rival) })
+    t.equal(members.json().data.length, 4)
+    t.notOk(members.json().data.some(({ user_id }: Seeded) => user_id === owner.user_id))
+    const stranger = await send(app, owner.host, { url: '/api/v1/members', headers: bearer(rival) })
+    t.match(stranger.json(), { status: 403, code: 'tenant_mismatch' })
+  })
+  t.test('one hash is shared, and the file is for nobody else', async (t) => {
+    t.equal((await allRows(app.database, 'select distinct password_hash from users')).length, 1)
+    t.equal(statSync(file).mode & 0o077, 0)
+  })
+  t.test('a name is used once', async (t) => {
+    await t.rejects(seed(env), { code: 1, stderr: /load-… already/ })
+    t.equal((await allRows(app.database, 'select from users')).length, 12)
+  })
+  t.test('some of them signed in, spread over the agencies', async (t) => {
+    const some = join(temporaryFolder(t), 'tokens.json')
+    await seed(env, '--name', 'some', '--tenants', '4', '--users', '5', '--sessions', '4', '--tokens', some)
+    const agencies = readTokens(some).users.map(({ tenant_id }) => tenant_id)
+    t.equal(agencies.length, 4)
+    t.equal(new Set(agencies).size, 4)
+  })
+  t.test('row security is as it was', async (t) => {
+    const open = `select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')
+      and not (relrowsecurity and relforcerowsecurity) and relname not like 'kysely%'`
+    t.strictSame(await allRows(app.database, open), [])
+  })
+})
+
+t.test('it refuses what it should not do', async (t) => {
+  const production = {
+    NODE_ENV: 'production',
+    DATABASE_URL: 'postgres://aggios_app@127.0.0.1:1/nowhere',
+    JWT_SECRET: 'b8Jc0wqk1Uo7mPz5vXr2Tn9Ye4Sa6Dg3',
+    PASSWORD_PEPPER: 'h5Fz8Lx1Vb4Nq7Wm0Kt3Rj6Yc9Up2Gs5'
+  }
+  await t.rejects(seed(production), { code: 78, stderr: /--yes-production/ })
+  await t.rejects(seed({}, '--users', '5001'), { code: 64, stderr: /5000/ })
+  await t.rejects(seed({}, '--verbose'), { code: 64, stderr: /usage/ })
+  await t.rejects(seed({ PORT: 'none' }), { code: 78, stderr: /PORT/ })
+})
+
+t.test('the embedded PostgreSQL is found while a server runs, and started where none does', async (t) => {
+  const dir = temporaryFolder(t)
+  const env = { DATA_DIR: join(dir, 'data') }
+  const files = [join(dir, 'before.json'), join(dir, 'during.json')] as const
+  await seed(env, '--name', 'before', '--tenants', '1', '--users', '2', '--tokens', files[0])
+  const server = await startServer(t, env)
+  await seed(env, '--name', 'during', '--tenants', '1', '--users', '2', '--tokens', files[1])
+  for (const user of files.flatMap((file) => readTokens(file).users)) {
+    const reply = await server.fetch('/api/v1/users/me', { headers: bearer(user) })
+    t.match(await reply.json(), { email: user.email })
+  }
+})
