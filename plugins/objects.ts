@@ -30,7 +30,7 @@ export default fp(
     metrics.gauge('aggios_uploads_waiting', 'Uploads that wait for a place', () => queue.stats().waiting)
     app.decorate('withUploadPlace', async <T>(tenantId: string, work: () => Promise<T>) => {
       try {
-        return await shares.run(tenantId, () => queue.run(work))
+        return await shares.run(tenantId, () => queue.run(work, tenantId))
       } catch (err) {
         if (err instanceof QueueFull || err instanceof ShareExhausted)
           throw overloaded({ headers: { 'retry-after': '5' }, cause: err })

@@ -1,4 +1,6 @@
 import { availableParallelism } from 'node:os'
+import { normalizeIP } from '@fastify/rate-limit'
+import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { peppersInUse } from '../db/directory.ts'
 import { createKeyRing } from '../src/keys.ts'
@@ -7,6 +9,10 @@ import { createPasswords, type Passwords } from '../src/passwords.ts'
 declare module 'fastify' {
   interface FastifyInstance {
     passwords: Passwords
+  }
+  interface FastifyRequest {
+    /** Who takes turns where much waits: the agency that is known, or a stranger's network. */
+    readonly party: string
   }
 }
 
@@ -22,10 +28,15 @@ export default fp(
     // the cores are shared with the other workers
     const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
     app.decorate('passwords', await createPasswords(peppers, width))
+    app.decorateRequest('party', {
+      getter(this: FastifyRequest) {
+        return this.tenant?.id ?? this.user?.tenant_id ?? normalizeIP(this.ip, 64)
+      }
+    })
     const { stats } = app.passwords
     app.metrics.gauge('aggios_password_hashes_running', 'Password hashes under way', () => stats().running)
     app.metrics.gauge('aggios_password_hashes_waiting', 'Password hashes that wait', () => stats().waiting)
     app.metrics.counter('aggios_password_hashes_refused_total', 'Refused: too many waited', () => stats().refused)
   },
-  { name: 'passwords', dependencies: ['database', 'metrics'] }
+  { name: 'passwords', dependencies: ['database', 'metrics', 'tenants'] }
 )

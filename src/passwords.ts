@@ -21,12 +21,13 @@ export function storedHash(row: { password_hash: string | null; pepper_id: strin
 }
 
 export type Passwords = {
-  hash(password: string): Promise<PasswordHash>
+  /** `party`: who takes turns with others where many wait. */
+  hash(password: string, party?: string): Promise<PasswordHash>
   /**
    * Whether the password belongs to the hash. With nothing stored the same work is done and the answer is no, so that an
    * unknown address takes as long as a wrong password.
    */
-  verify(password: string, stored: PasswordHash | undefined): Promise<boolean>
+  verify(password: string, stored: PasswordHash | undefined, party?: string): Promise<boolean>
   /** Whether parameters or pepper have moved on since this hash was made. */
   needsRehash(stored: PasswordHash): boolean
   stats(): { running: number; waiting: number; refused: number }
@@ -34,7 +35,7 @@ export type Passwords = {
 
 /**
  * Hashes with argon2id and a pepper, `width` at once (one a core; more would only make each of them slower and starve
- * everything else that uses the thread pool). When `depth` wait already: 503 `overloaded`.
+ * everything else that uses the thread pool). Agencies take turns, and when `depth` wait already: 503 `overloaded`.
  */
 export async function createPasswords(
   peppers: KeyRing,
@@ -50,9 +51,9 @@ export async function createPasswords(
     argon2.hash(password.normalize('NFKC'), { ...parameters, secret: Buffer.from(peppers.first.secret) })
   const decoy = { password_hash: await hashNow('nobody has this password'), pepper_id: peppers.first.id }
 
-  async function queued<T>(job: () => Promise<T>): Promise<T> {
+  async function queued<T>(job: () => Promise<T>, party: string | undefined): Promise<T> {
     try {
-      return await queue.run(job)
+      return await queue.run(job, party)
     } catch (err) {
       if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
       throw err
@@ -60,16 +61,16 @@ export async function createPasswords(
   }
 
   return {
-    hash: async (password) => ({
-      password_hash: await queued(() => hashNow(password)),
+    hash: async (password, party) => ({
+      password_hash: await queued(() => hashNow(password), party),
       pepper_id: peppers.first.id
     }),
-    verify: async (password, stored = decoy) => {
+    verify: async (password, stored = decoy, party) => {
       const secret = pepper(stored.pepper_id)
       // start refuses a database whose peppers are not all configured
       if (!secret) throw new Error('a stored password needs a pepper that is not configured')
       const normalized = password.normalize('NFKC')
-      const matches = await queued(() => argon2.verify(stored.password_hash, normalized, { secret }))
+      const matches = await queued(() => argon2.verify(stored.password_hash, normalized, { secret }), party)
       return matches && stored !== decoy
     },
     needsRehash: (stored) =>

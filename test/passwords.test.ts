@@ -445,7 +445,7 @@ t.test('when there is more to hash than can be', async (t) => {
       return 'done'
     }
     const accepted = Array.from({ length: 5 }, () => queue.run(job))
-    t.strictSame(queue.stats(), { running: 2, waiting: 3 })
+    t.match(queue.stats(), { running: 2, waiting: 3 })
     const refusal = await queue.run(job).catch((err: unknown) => err)
     t.ok(refusal instanceof QueueFull)
     for (let left = 5; left > 0; left--) {
@@ -454,18 +454,40 @@ t.test('when there is more to hash than can be', async (t) => {
     }
     t.strictSame(await Promise.all(accepted), ['done', 'done', 'done', 'done', 'done'])
     t.equal(most, 2)
-    t.strictSame(queue.stats(), { running: 0, waiting: 0 })
+    t.match(queue.stats(), { running: 0, waiting: 0 })
     await t.rejects(
       queue.run(() => Promise.reject(new Error('a job fails'))),
       { message: 'a job fails' }
     )
-    t.strictSame(queue.stats(), { running: 0, waiting: 0 }, 'a failure gives its place back')
+    t.match(queue.stats(), { running: 0, waiting: 0 }, 'a failure gives its place back')
+  })
+  t.test('parties take turns, and a flood gives way to who has less', async (t) => {
+    const queue = createBoundedQueue(1, 4)
+    const order: string[] = []
+    const finish: (() => void)[] = []
+    const ask = (party: string, name: string) =>
+      queue.run(async () => {
+        order.push(name)
+        await new Promise<void>((done) => finish.push(done))
+      }, party)
+    const flood = ['a1', 'a2', 'a3', 'a4', 'a5'].map((name) => ask('a', name))
+    const others = [ask('b', 'b1'), ask('b', 'b2')]
+    for (const each of [...flood.slice(3), ask('a', 'a6')]) {
+      t.ok((await each.catch((err: unknown) => err)) instanceof QueueFull, 'the latest went')
+    }
+    for (let left = 5; left > 0; left--) {
+      finish.shift()?.()
+      await new Promise(setImmediate)
+    }
+    await Promise.all([...flood.slice(0, 3), ...others])
+    t.strictSame(order, ['a1', 'a2', 'b1', 'a3', 'b2'])
+    t.match(queue.stats(), { running: 0, waiting: 0, refused: 3 })
   })
   t.test('hashing and checking share one queue, and the excess is told to come back', async (t) => {
     const passwords = await createPasswords(createKeyRing(['a pepper'], 'pepper'), 1, 2)
     const stored = await passwords.hash(password)
     const jobs = [passwords.hash(password), passwords.verify(password, stored), passwords.verify(password, undefined)]
-    t.strictSame(passwords.stats(), { running: 1, waiting: 2 })
+    t.match(passwords.stats(), { running: 1, waiting: 2 })
     for (const attempt of [() => passwords.hash(password), () => passwords.verify(password, stored)]) {
       const err = await attempt().then(
         () => undefined,
@@ -475,7 +497,7 @@ t.test('when there is more to hash than can be', async (t) => {
       t.match(err, { kind: { code: 'overloaded', status: 503 }, options: { headers: { 'retry-after': /^[1-9]\d*$/ } } })
     }
     t.match(await Promise.all(jobs), [{ pepper_id: stored.pepper_id }, true, false])
-    t.strictSame(passwords.stats(), { running: 0, waiting: 0 })
+    t.match(passwords.stats(), { running: 0, waiting: 0 })
     t.equal(await passwords.verify(password, stored), true, 'and there is room again')
   })
   t.test('a flood of sign-ins is answered, and nobody else waits for it', async (t) => {

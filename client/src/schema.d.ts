@@ -1416,7 +1416,7 @@ export interface components {
       /** @example correct horse battery staple */
       password?: string
     }
-    File: {
+    FileMetadata: {
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -1450,7 +1450,7 @@ export interface components {
       created_at: string
     }
     FilePage: {
-      data: components['schemas']['File'][]
+      data: components['schemas']['FileMetadata'][]
       next_cursor: string | null
     }
     FileLink: {
@@ -1620,7 +1620,7 @@ export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type NewInvitation = components['schemas']['NewInvitation']
 export type Acceptance = components['schemas']['Acceptance']
-export type File = components['schemas']['File']
+export type FileMetadata = components['schemas']['FileMetadata']
 export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
 export type NewUpload = components['schemas']['NewUpload']
@@ -6347,13 +6347,13 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description File */
+      /** @description FileMetadata */
       201: {
         headers: {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['File']
+          'application/json': components['schemas']['FileMetadata']
         }
       }
       /**
@@ -6519,13 +6519,13 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description File */
+      /** @description FileMetadata */
       200: {
         headers: {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['File']
+          'application/json': components['schemas']['FileMetadata']
         }
       }
       /**
@@ -6792,13 +6792,13 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description File */
+      /** @description FileMetadata */
       200: {
         headers: {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['File']
+          'application/json': components['schemas']['FileMetadata']
         }
       }
       /**
@@ -7700,13 +7700,13 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description File */
+      /** @description FileMetadata */
       200: {
         headers: {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['File']
+          'application/json': components['schemas']['FileMetadata']
         }
       }
       /**

@@ -19,7 +19,7 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
   requireAcceptablePassword(password, '/body/password', passwordMinLength, [email, name, tenant.name])
   if (isReservedSlug(tenant.slug)) throw slugTaken()
 
-  const hash = await app.passwords.hash(password)
+  const hash = await app.passwords.hash(password, request.party)
   const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
   const sid = uuidv7()
   await request.withTenant(async (trx) => {

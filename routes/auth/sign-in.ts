@@ -28,7 +28,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   const scope = { tenant_id: null, user_id: null }
   const [identity] = await request.tenantQuery(findIdentity, { email }, scope)
   const stored = identity && storedHash(identity)
-  const correct = await app.passwords.verify(password, stored)
+  const correct = await app.passwords.verify(password, stored, request.party)
 
   const refuse = async () => {
     if (named) await request.tenantQuery(recordRefusedSignIn, { email }, { tenant_id: named.id, user_id: null })
@@ -75,7 +75,7 @@ async function renewHash(
 ): Promise<void> {
   if (!app.passwords.needsRehash(stored)) return
   try {
-    const hash = await app.passwords.hash(password)
+    const hash = await app.passwords.hash(password, request.party)
     const scope = { tenant_id: null, user_id: id }
     await request.tenantQuery(replaceHash, { user_id: id, password_version, ...hash }, scope)
   } catch (err) {

@@ -30,7 +30,8 @@ export const File = Type.Object(
     created_by: Nullable(Id),
     created_at: Timestamp
   },
-  { title: 'File' }
+  // a generator for Kotlin takes `File` for its own
+  { title: 'FileMetadata' }
 )
 export const FilePage = Page(File, 'FilePage')
 export const FileParams = Type.Object({ id: Id })

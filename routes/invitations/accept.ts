@@ -87,7 +87,7 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
     return { id: bearer.user_id, password_version: identity.password_version }
   }
   if (identity) {
-    return { id: await requireIdentity(app, identity, password), password_version: identity.password_version }
+    return { id: await requireIdentity(app, request, identity, password), password_version: identity.password_version }
   }
 
   const missing = [
@@ -96,11 +96,16 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
   ]
   if (name === undefined || password === undefined) throw validationFailed({ errors: missing })
   requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
-  return { id: uuidv7(), password_version: 1, created: { name, ...(await app.passwords.hash(password)) } }
+  return {
+    id: uuidv7(),
+    password_version: 1,
+    created: { name, ...(await app.passwords.hash(password, request.party)) }
+  }
 }
 
 async function requireIdentity(
   app: FastifyInstance,
+  request: FastifyRequest,
   identity: Identity,
   password: string | undefined
 ): Promise<string> {
@@ -109,7 +114,7 @@ async function requireIdentity(
     throw validationFailed({ errors })
   }
   requireHashablePassword(password, '/body/password')
-  const correct = await app.passwords.verify(password, storedHash(identity))
+  const correct = await app.passwords.verify(password, storedHash(identity), request.party)
   if (!correct || identity.disabled_at) throw invalidCredentials()
   return identity.id
 }

@@ -18,6 +18,6 @@ export async function requirePassword(
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
   await app.limits.account(request, reply, credentials.email)
-  if (!(await app.passwords.verify(password, storedHash(credentials)))) throw invalidCredentials()
+  if (!(await app.passwords.verify(password, storedHash(credentials), request.party))) throw invalidCredentials()
   return { email: credentials.email, password_version: credentials.password_version }
 }

@@ -138,7 +138,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (new_password === current_password) {
         throw validationFailed({ errors: [{ path, message: 'must differ from the current one' }] })
       }
-      const hash = await app.passwords.hash(new_password)
+      const hash = await app.passwords.hash(new_password, request.party)
       const changed = await request.withTenant(async (trx) => {
         if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false
         await endOtherSessions(trx, sid, accessTokenTtl)
