@@ -1,0 +1,81 @@
+import { Socket } from 'node:net'
+import { PostgresQueryCompiler } from 'kysely'
+import pg from 'pg'
+import t from 'tap'
+import { createTenant, startApp } from './harness.ts'
+
+/*
+ * What a signed-in read costs, counted and not timed: a change that makes it cost more fails here for a reason.
+ */
+
+type Counts = { writes: number; parses: number; describes: number; syncs: number; compiles: number }
+
+const counts: Counts = { writes: 0, parses: 0, describes: 0, syncs: 0, compiles: 0 }
+let databasePort = 0
+
+/** Counts the calls of a method for as long as this process lives. */
+function count(owner: object, method: string, name: keyof Counts, when = (_: unknown) => true): void {
+  const methods = owner as Record<string, (...args: unknown[]) => unknown>
+  const original = methods[method] as (...args: unknown[]) => unknown
+  methods[method] = function (this: unknown, ...args: unknown[]) {
+    if (when(this)) counts[name]++
+    return original.apply(this, args)
+  }
+}
+const { prototype: connection } = (pg as unknown as { Connection: { prototype: object } }).Connection
+count(connection, 'parse', 'parses')
+count(connection, 'describe', 'describes')
+count(connection, 'sync', 'syncs')
+count(PostgresQueryCompiler.prototype, 'compileQuery', 'compiles')
+count(Socket.prototype, 'write', 'writes', (socket) => (socket as Socket).remotePort === databasePort)
+
+/** What `work` alone has counted: the poll of revocations is not in it when it fell into a pause. */
+async function counted(work: () => Promise<unknown>): Promise<Counts> {
+  const before = { ...counts }
+  await work()
+  return Object.fromEntries(
+    Object.entries(counts).map(([name, value]) => [name, value - before[name as keyof Counts]])
+  ) as Counts
+}
+
+t.test('the hot path', async (t) => {
+  const app = await startApp(t)
+  databasePort = Number(new URL(app.database.app).port)
+  const acme = await createTenant(app, 'acme')
+  const tag = (await acme.send('/api/v1/users/me')).headers.etag as string
+  // both pipelined connections have met each statement
+  for (let i = 0; i < 8; i++) await acme.send(i % 2 ? '/api/v1/users/me' : '/api/v1/tenant')
+
+  /** The least of some attempts: a poll may fall into one, and not into all. */
+  async function least(work: () => Promise<unknown>): Promise<Counts> {
+    const attempts: Counts[] = []
+    for (let i = 0; i < 10; i++) attempts.push(await counted(work))
+    const names = Object.keys(counts) as (keyof Counts)[]
+    return Object.fromEntries(names.map((name) => [name, Math.min(...attempts.map((each) => each[name]))])) as Counts
+  }
+
+  const oneFlush = { writes: 1, parses: 0, describes: 0, syncs: 1, compiles: 0 }
+  t.test('who I am: one flush, one Sync, nothing parsed, described or compiled', async (t) => {
+    t.strictSame(await least(() => acme.send('/api/v1/users/me')), oneFlush)
+  })
+  t.test('the same for my agency, and for a reply that saves the body', async (t) => {
+    t.strictSame(await least(() => acme.send('/api/v1/tenant')), oneFlush)
+    const saved = () => acme.send({ url: '/api/v1/users/me', headers: { 'if-none-match': tag } })
+    t.equal((await saved()).statusCode, 304)
+    t.strictSame(await least(saved), oneFlush)
+  })
+  t.test('who is refused costs the database nothing', async (t) => {
+    const nothing = { writes: 0, parses: 0, describes: 0, syncs: 0, compiles: 0 }
+    t.strictSame(await least(() => acme.anonymous('/api/v1/users/me')), nothing)
+    t.strictSame(await least(() => acme.with('no.good.token', '/api/v1/users/me')), nothing)
+  })
+  t.test('many at once share their writes', async (t) => {
+    const many = 64
+    const { syncs, writes, compiles, describes } = await least(() =>
+      Promise.all(Array.from({ length: many }, () => acme.send('/api/v1/users/me')))
+    )
+    t.equal(syncs, many)
+    t.ok(writes <= many / 4, `${writes} writes for ${many} reads`)
+    t.strictSame({ compiles, describes }, { compiles: 0, describes: 0 })
+  })
+})
