@@ -1,7 +1,14 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { readFile } from '../../db/files.ts'
-import { conflict, notFound, payloadTooLarge, tenantMismatch, validationFailed } from '../../src/errors.ts'
+import {
+  conflict,
+  malformedRequest,
+  notFound,
+  payloadTooLarge,
+  tenantMismatch,
+  validationFailed
+} from '../../src/errors.ts'
 import { linkSeconds } from '../../src/file-links.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey, uploadKey } from '../../src/objects/keys.ts'
@@ -81,8 +88,13 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
       if (upload?.created_by !== user_id || upload.sha256 === null) return requireOwn(request, id)
       const [from, to] = [uploadKey(tenant_id, id), fileKey(tenant_id, id)]
-      const arrived = (upload.size === 0 || (await app.objects.size(from))) ?? (await app.objects.size(to))
-      if (arrived === undefined) throw conflict({ detail: 'nothing has arrived yet' })
+      const arrived = upload.size === 0 ? 0 : ((await app.objects.size(from)) ?? (await app.objects.size(to)))
+      if (arrived === undefined) {
+        // while this was asked somebody else may have completed it
+        const [done] = await request.tenantQuery(readFile, { tenant_id, id })
+        if (done) return done
+        throw conflict({ detail: 'nothing has arrived yet' })
+      }
       return app.withUploadPlace(tenant_id, () =>
         // out of the client's reach before it is looked at
         finishArrived(app, request, id, upload, () => app.objects.move(from, to))
@@ -139,10 +151,15 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
 /** Passes what has the announced size and no other. */
 async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
   let passed = 0
-  for await (const chunk of content) {
-    passed += chunk.length
-    if (passed > size) throw payloadTooLarge({ detail: `${size} bytes were announced` })
-    yield chunk
+  try {
+    for await (const chunk of content) {
+      passed += chunk.length
+      if (passed > size) throw payloadTooLarge({ detail: `${size} bytes were announced` })
+      yield chunk
+    }
+  } catch (err) {
+    if ((err as { code?: string }).code === 'ECONNRESET') throw malformedRequest({ cause: err })
+    throw err
   }
   const message = `must have the ${size} bytes that were announced`
   if (passed < size) throw validationFailed({ detail: `body ${message}`, errors: [{ path: '/body', message }] })

@@ -174,7 +174,7 @@ function measure(
       size += chunk.length
       requireSize(app, size)
       if (size > reserved) await makeRoom()
-      else if (Date.now() - toldAt > heartbeatMs) await hasRoomFor(0)
+      else if (Date.now() - toldAt > heartbeatMs && !(await hasRoomFor(0))) throw quotaExceeded()
       hash.update(chunk)
       yield chunk
     }

@@ -221,7 +221,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         store_id: state.store_id,
         patience_seconds: patienceSeconds
       })
-      if (!kept) throw conflict({ detail: 'somebody else sends the same upload' })
+      if (!kept) {
+        // nobody else knows of parts that were begun here
+        if (state.store_id !== null && state.store_id !== taken?.store_id) {
+          await app.objects.dropParts(key, state.store_id)
+        }
+        throw conflict({ detail: 'somebody else sends the same upload' })
+      }
       Object.assign(state, { received, expires_at: kept.expires_at })
     }
 
@@ -232,7 +238,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     )
     for await (const part of inParts(content, partBytes)) {
       if (state.tags.length === 0 && part.length >= headBytes) {
-        await requireFileType(part.subarray(0, headBytes), upload.name, upload.content_type)
+        const head = part.subarray(0, headBytes)
+        await requireFileType(head, upload.name, upload.content_type).catch(async (err) => {
+          // nothing that could follow makes it another kind
+          await undo(app, request, id)
+          throw err
+        })
       }
       if (state.tags.length * partBytes + part.length === upload.size) return { ...state, last: Buffer.from(part) }
       if (part.length === partBytes) {

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import multipart from '@fastify/multipart'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
@@ -17,6 +18,7 @@ import {
   sessionRevoked,
   validationFailed
 } from '../../src/errors.ts'
+import { matchesTag } from '../../src/etags.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/images.ts'
 import { imageKey, imagePath } from '../../src/objects/keys.ts'
 import { Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
@@ -152,18 +154,22 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { owner_id, id } = request.params
       const tag = `"${id}"`
-      // what an address names never changes
+      const key = imageKey(owner_id, id)
+      const size = await app.objects.size(key)
+      if (size === undefined) throw notFound()
       reply
         .header('etag', tag)
+        // what an address names never changes
         .header('cache-control', 'private, max-age=86400, immutable')
         .header('cross-origin-resource-policy', 'cross-origin')
-      if (request.headers['if-none-match'] === tag) {
+      const known = request.headers['if-none-match']
+      if (known !== undefined && matchesTag(known, tag, 'weak')) {
         reply.code(304)
         return
       }
-      const stream = await app.objects.get(imageKey(owner_id, id))
+      const stream = request.method === 'HEAD' ? Readable.from([]) : await app.objects.get(key)
       if (!stream) throw notFound()
-      reply.type(imageType)
+      reply.type(imageType).header('content-length', size)
       return stream as never
     }
   )
@@ -171,8 +177,11 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   /** The one image of a form, re-encoded. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
     try {
-      const content = await app.withUploadPlace(request.user.tenant_id, () => readImage(request))
-      return await queue.run(() => reencodeImage(content))
+      // the place is kept until the bytes are no longer needed, so that no more of them than places are held
+      return await app.withUploadPlace(request.user.tenant_id, async () => {
+        const content = await readImage(request)
+        return queue.run(() => reencodeImage(content))
+      })
     } catch (err) {
       if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
       throw err
