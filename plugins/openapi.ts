@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import swagger from '@fastify/swagger'
+import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { catalogue } from '../src/errors.ts'
 import { type Access, roles, roleTable } from '../src/roles.ts'
@@ -8,6 +9,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
     problems?: string[]
+    /** A body that the handler reads by itself, for the document. */
+    receives?: { type: string; schema: TSchema }
   }
 }
 
@@ -78,6 +81,7 @@ export default fp(
         const codes = [...anyRoute, ...(config.problems ?? [])]
         if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
         if (schema.body) codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
+        if (config.receives) codes.push('malformed_request', 'payload_too_large', 'unsupported_media_type')
         if (config.throttled) codes.push('rate_limited')
         if (access !== 'public') codes.push(...signedIn)
         if (access !== 'public' && access !== 'user') codes.push('forbidden')
@@ -85,6 +89,7 @@ export default fp(
           url,
           schema: {
             ...schema,
+            ...(config.receives && { body: config.receives.schema, consumes: [config.receives.type] }),
             security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
             'x-authz': access,
             response: { ...(schema.response as object), ...problemResponses(codes) }
@@ -190,6 +195,7 @@ type Response = { description: string; headers?: Schema; content?: Record<string
 const headersByStatus: Record<string, string[]> = {
   304: ['ETag'],
   401: ['WWW-Authenticate'],
+  416: ['Content-Range'],
   429: ['Retry-After', 'RateLimit-Policy', 'RateLimit'],
   503: ['Retry-After']
 }

@@ -547,7 +547,10 @@ export interface paths {
       path?: never
       cookie?: never
     }
-    /** A file, without its bytes */
+    /**
+     * A file, without its bytes
+     * @description What is known of it. One that is deleted, or still arriving, is not there.
+     */
     get: operations['getFile']
     put?: never
     post?: never
@@ -621,7 +624,7 @@ export interface paths {
     patch?: never
     trace?: never
   }
-  '/api/v1/files/links/{token}': {
+  '/api/v1/files/links/{token}/content': {
     parameters: {
       query?: never
       header?: never
@@ -705,7 +708,7 @@ export interface paths {
     patch?: never
     trace?: never
   }
-  '/api/v1/files/resumable/{id}': {
+  '/api/v1/files/resumable/{id}/content': {
     parameters: {
       query?: never
       header?: never
@@ -715,7 +718,10 @@ export interface paths {
     get?: never
     put?: never
     post?: never
-    /** Give an upload up */
+    /**
+     * Give an upload up
+     * @description What has arrived is removed, and the room that was kept is free.
+     */
     delete: operations['cancelResumableUpload']
     options?: never
     head?: never
@@ -740,7 +746,10 @@ export interface paths {
      */
     put: operations['setAvatar']
     post?: never
-    /** Remove the avatar */
+    /**
+     * Remove the avatar
+     * @description Its address is good for nothing then.
+     */
     delete: operations['deleteAvatar']
     options?: never
     head?: never
@@ -761,7 +770,10 @@ export interface paths {
      */
     put: operations['setLogo']
     post?: never
-    /** Remove the logo */
+    /**
+     * Remove the logo
+     * @description Its address is good for nothing then.
+     */
     delete: operations['deleteLogo']
     options?: never
     head?: never
@@ -1407,6 +1419,17 @@ export interface components {
       /** @example correct horse battery staple */
       password?: string
     }
+    FileForm: {
+      /**
+       * Format: binary
+       * @example %PDF-1.7
+       */
+      file: string
+      /** @example contract */
+      purpose?: string
+      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      sha256?: string
+    }
     File: {
       /**
        * Format: uuid
@@ -1501,6 +1524,13 @@ export interface components {
        * @example 2026-11-22T10:30:00.000Z
        */
       expires_at: string
+    }
+    ImageForm: {
+      /**
+       * Format: binary
+       * @example %PDF-1.7
+       */
+      file: string
     }
     /** @description Something that happened in the agency. Rows are never changed. */
     AuditEvent: {
@@ -1611,11 +1641,13 @@ export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type NewInvitation = components['schemas']['NewInvitation']
 export type Acceptance = components['schemas']['Acceptance']
+export type FileForm = components['schemas']['FileForm']
 export type File = components['schemas']['File']
 export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
 export type NewUpload = components['schemas']['NewUpload']
 export type Upload = components['schemas']['Upload']
+export type ImageForm = components['schemas']['ImageForm']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
@@ -6024,7 +6056,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['FileForm']
+      }
+    }
     responses: {
       /** @description File */
       201: {
@@ -6094,8 +6130,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {
@@ -6584,6 +6620,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           [name: string]: unknown
         }
         content: {
@@ -6593,6 +6632,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -6671,6 +6714,7 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -6870,6 +6914,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           [name: string]: unknown
         }
         content: {
@@ -6879,6 +6926,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -6938,6 +6989,7 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -6995,7 +7047,12 @@ export interface operations {
       }
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        /** @example %PDF-1.7 */
+        'application/octet-stream': string
+      }
+    }
     responses: {
       /** @description Done; there is nothing to say */
       204: {
@@ -7048,6 +7105,15 @@ export interface operations {
       }
       /** @description `payload_too_large`: The body is too large */
       413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
         headers: {
           [name: string]: unknown
         }
@@ -7435,6 +7501,8 @@ export interface operations {
       /** @description Begun; `Location` says where it goes on */
       201: {
         headers: {
+          Location?: string
+          'Upload-Expires'?: string
           [name: string]: unknown
         }
         content?: never
@@ -7718,11 +7786,18 @@ export interface operations {
       }
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        /** @example %PDF-1.7 */
+        'application/offset+octet-stream': string
+      }
+    }
     responses: {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'Upload-Offset'?: string
+          'Upload-Expires'?: string
           [name: string]: unknown
         }
         content?: never
@@ -7882,7 +7957,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['ImageForm']
+      }
+    }
     responses: {
       /** @description The signed-in person in the tenant of the token */
       200: {
@@ -7952,8 +8031,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {
@@ -8145,7 +8224,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['ImageForm']
+      }
+    }
     responses: {
       /** @description Tenant */
       200: {
@@ -8216,8 +8299,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {

@@ -9,7 +9,7 @@ import { matchesTag } from '../../src/etags.ts'
 import { linkSeconds } from '../../src/file-links.ts'
 import { attachment } from '../../src/file-names.ts'
 import { fileKey } from '../../src/objects/keys.ts'
-import { NotModified, ReadConditions } from '../schemas.ts'
+import { Bytes, NotModified, ReadConditions } from '../schemas.ts'
 import { requireFile, requireLinkedFile } from './found.ts'
 import { FileLink, FileParams, LinkParams } from './schemas.ts'
 
@@ -19,11 +19,17 @@ const RangeConditions = Type.Object({
   'if-range': Type.Optional(Type.String({ description: 'ETag for which the range is meant' }))
 })
 const cacheControl = 'private, no-cache'
-const bytes = (description: string) => ({
+const text = Type.String()
+const bytes = (description: string, headers = {}) => ({
   description,
-  content: { '*/*': { schema: Type.String({ format: 'binary' }) } }
+  headers: { ETag: text, 'Accept-Ranges': text, 'Content-Disposition': text, ...headers },
+  content: { '*/*': { schema: Bytes } }
 })
-const responses = { 200: bytes('The bytes'), 206: bytes('The range that was asked for'), 304: NotModified }
+const responses = {
+  200: bytes('The bytes'),
+  206: bytes('The range that was asked for', { 'Content-Range': text }),
+  304: NotModified
+}
 
 /** The bytes of files, to whoever may read them or holds a link that says so. */
 const content: FastifyPluginAsyncTypebox = async (app) => {
@@ -69,12 +75,15 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
       const reply = { content_type, content_disposition: attachment(name) }
       const direct = await app.objects.direct?.get(fileKey(tenant_id, id), reply, linkSeconds)
       const token = app.fileLinks.issue('read', { tenant_id, id, expires_at })
-      return { url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`, expires_at }
+      return {
+        url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
+        expires_at
+      }
     }
   )
 
   app.get(
-    '/links/:token',
+    '/links/:token/content',
     {
       config: { access: 'public', problems: [...problems, 'tenant_mismatch'] },
       schema: {

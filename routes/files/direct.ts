@@ -13,7 +13,7 @@ import { linkSeconds } from '../../src/file-links.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey, uploadKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
-import { NoContent } from '../schemas.ts'
+import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { insertUpload, readUpload } from './queries.ts'
 import { reserve } from './receiving.ts'
@@ -57,7 +57,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       reply.code(201)
       return {
         id,
-        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`,
+        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
         method: 'PUT' as const,
         headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
         expires_at
@@ -115,12 +115,13 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
     scope.addContentTypeParser('*', (_request, payload, done) => done(null, payload))
 
     scope.put(
-      '/links/:token',
+      '/links/:token/content',
       {
         config: {
           access: 'public',
           upload: true,
-          problems: ['not_found', 'tenant_mismatch', 'payload_too_large', 'storage_full']
+          receives: { type: 'application/octet-stream', schema: Bytes },
+          problems: ['not_found', 'tenant_mismatch', 'storage_full']
         },
         schema: {
           operationId: 'putLinkedFileContent',

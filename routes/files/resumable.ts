@@ -9,7 +9,7 @@ import { cleanFileName } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { inParts } from '../../src/objects/writing.ts'
-import { NoContent } from '../schemas.ts'
+import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { advanceUpload, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
 import { reserve, undo } from './receiving.ts'
@@ -18,6 +18,7 @@ import { FileParams, Purpose, Sha256 } from './schemas.ts'
 /** An upload on which nothing has moved for this long is given up. */
 const patienceSeconds = 86_400
 const version = '1.0.0'
+const text = Type.String()
 const partBytes = 5 * 1024 * 1024
 
 const Version = Type.Object({ 'tus-resumable': Type.Optional(Type.String({ examples: [version] })) })
@@ -79,7 +80,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         description: 'tus 1.0. Room for the whole file is kept until the upload ends or nothing has moved for a day.',
         tags,
         headers: Creation,
-        response: { 201: Type.Null({ description: 'Begun; `Location` says where it goes on' }) }
+        response: {
+          201: Type.Null({
+            description: 'Begun; `Location` says where it goes on',
+            headers: { Location: text, 'Upload-Expires': text }
+          })
+        }
       }
     },
     async (request, reply) => {
@@ -94,22 +100,28 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
       reply
         .code(201)
-        .header('location', `/api/v1/files/resumable/${id}`)
+        .header('location', `/api/v1/files/resumable/${id}/content`)
         .header('upload-expires', new Date(Date.now() + patienceSeconds * 1000).toUTCString())
     }
   )
 
   app.head(
-    '/:id',
+    '/:id/content',
     {
       config: { access, problems: ['not_found', 'precondition_failed'] },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
+        description: 'tus 1.0. Of one that has become a file, all.',
         tags,
         params: FileParams,
         headers: Version,
-        response: { 200: Type.Null({ description: 'In `Upload-Offset`' }) }
+        response: {
+          200: Type.Null({
+            description: 'In `Upload-Offset`',
+            headers: { 'Upload-Offset': text, 'Upload-Length': text, 'Upload-Expires': text }
+          })
+        }
       }
     },
     async (request, reply) => {
@@ -125,20 +137,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.patch(
-    '/:id',
+    '/:id/content',
     {
       config: {
         access,
         upload: true,
-        problems: [
-          'not_found',
-          'conflict',
-          'precondition_failed',
-          'payload_too_large',
-          'unsupported_media_type',
-          'validation_failed',
-          'storage_full'
-        ]
+        receives: { type: 'application/offset+octet-stream', schema: Bytes },
+        problems: ['not_found', 'conflict', 'precondition_failed', 'validation_failed', 'storage_full']
       },
       schema: {
         operationId: 'continueResumableUpload',
@@ -148,7 +153,9 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         tags,
         params: FileParams,
         headers: Offset,
-        response: { 204: NoContent }
+        response: {
+          204: Type.Unsafe<void>({ ...NoContent, headers: { 'Upload-Offset': text, 'Upload-Expires': text } })
+        }
       }
     },
     async (request, reply) => {
@@ -171,12 +178,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.delete(
-    '/:id',
+    '/:id/content',
     {
       config: { access, problems: ['not_found', 'precondition_failed'] },
       schema: {
         operationId: 'cancelResumableUpload',
         summary: 'Give an upload up',
+        description: 'What has arrived is removed, and the room that was kept is free.',
         tags,
         params: FileParams,
         headers: Version,

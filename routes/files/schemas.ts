@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
+import { Bytes, Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -31,6 +31,11 @@ export const File = Type.Object(
     created_at: Timestamp
   },
   { title: 'File' }
+)
+/** Names the parts of a form; `form.ts` reads them. */
+export const FileForm = Type.Object(
+  { file: Bytes, purpose: Type.Optional(Purpose), sha256: Type.Optional(Sha256) },
+  { ...strict, title: 'FileForm' }
 )
 export const FilePage = Page(File, 'FilePage')
 export const FileParams = Type.Object({ id: Id })
