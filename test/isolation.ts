@@ -520,7 +520,8 @@ class Matrix {
     const together = operation.method === 'GET' ? claims : [Object.assign({}, ...claims)]
     for (const headers of together) {
       const title = `X11 ${Object.keys(headers).length === 1 ? Object.keys(headers)[0] : 'all headers'}`
-      await this.#allow(operation, policy, title, { ...(await make()), headers })
+      const call = await make()
+      await this.#allow(operation, policy, title, { ...call, headers: { ...call.headers, ...headers } })
     }
   }
 
