@@ -177,7 +177,10 @@ function nameSchemas(document: Schema): Schema {
     return { $ref: `#/components/schemas/${title}` }
   }
   const paths = visit(document.paths) as Record<string, Record<string, Operation>>
-  for (const { requestBody, responses } of Object.values(paths).flatMap((path) => Object.values(path))) {
+  for (const operation of Object.values(paths).flatMap((path) => Object.values(path))) {
+    const { requestBody, responses } = operation
+    // a HEAD that is an operation of its own has its name to itself
+    operation.operationId = operation.operationId.replace(/-head$/, '')
     // a body that may be null may be left out
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
@@ -187,6 +190,7 @@ function nameSchemas(document: Schema): Schema {
 }
 
 type Operation = {
+  operationId: string
   requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
   responses: Record<string, Response>
 }

@@ -12,7 +12,9 @@ import { writeObject } from '../../src/objects/writing.ts'
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
 const patience_seconds = 900
 const heartbeatMs = 300_000
-/** By so much the reservation grows where a sender does not say how much is to come. */
+/** So much is read before room is reserved where a sender does not say how much is to come: most files are whole by then. */
+const unannouncedBytes = 4 * 1024 * 1024
+/** By so much the reservation grows for larger ones. */
 const stepBytes = 64 * 1024 * 1024
 
 export type Incoming = {
@@ -40,8 +42,8 @@ export async function receiveFile(
 ): Promise<FileRow> {
   const { tenant_id } = request.user
   const name = cleanFileName(given)
-  const { head, whole } = await peek(content, headBytes)
-  const content_type = await requireFileType(head, name, declared)
+  const { head, whole } = await peek(content, expected === undefined ? unannouncedBytes : headBytes)
+  const content_type = await requireFileType(head.subarray(0, headBytes), name, declared)
   const size = expected ?? head.length
   const id = await reserve(app, request, { name, content_type, purpose: null, size })
   try {
@@ -136,7 +138,7 @@ async function peek(content: AsyncIterable<Buffer>, bytes: number) {
     yield* read.splice(0)
     for (let next = await source.next(); !next.done; next = await source.next()) yield next.value
   }
-  return { head: Buffer.concat(read).subarray(0, bytes), whole: whole() }
+  return { head: Buffer.concat(read), whole: whole() }
 }
 
 /** Counts and hashes what passes, and reserves room for it before it is stored: `step` bytes ahead, or only what is there. */

@@ -108,7 +108,8 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   app.head(
     '/:id/content',
     {
-      config: { access, problems: ['not_found', 'precondition_failed'] },
+      // of other routes the document does not mention HEAD
+      config: { access, problems: ['not_found', 'precondition_failed'], swagger: { exposeHeadRoute: true } },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
