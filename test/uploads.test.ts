@@ -286,6 +286,45 @@ t.test('on the wire', async (t) => {
       await leavesNothing(t, app, acme, what)
     }
   })
+  t.test('and so is one of what is no form', async (t) => {
+    const announced = 1024 * kib
+    const begun = (await acme.send(post('/files/uploads', { ...announce('x'), size: announced }))).json()
+    const resumable = await acme.send({
+      method: 'POST',
+      url: '/api/v1/files/resumable',
+      headers: {
+        'upload-length': String(12 * 1024 * kib),
+        'upload-metadata': `filename ${Buffer.from('a.png').toString('base64')}`
+      }
+    })
+    const authorization = `Authorization: Bearer ${acme.owner.tokens.access_token}`
+    const more = { length: 10 * 1024 * kib, chunk: Buffer.alloc(64 * kib, 1) }
+    function* body() {
+      for (let sent = 0; sent < more.length; sent += more.chunk.length) {
+        yield Buffer.concat([Buffer.from(`${more.chunk.length.toString(16)}\r\n`), more.chunk, Buffer.from('\r\n')])
+      }
+    }
+    const requests: [status: number, lines: string[]][] = [
+      [413, [`PUT ${new URL(begun.url).pathname} HTTP/1.1`, 'Content-Type: text/plain']],
+      [
+        415,
+        [
+          `PATCH ${resumable.headers.location} HTTP/1.1`,
+          authorization,
+          'Upload-Offset: 0',
+          'Content-Type: application/offset+octet-stream'
+        ]
+      ]
+    ]
+    for (const [status, lines] of requests) {
+      const head = [...lines, `Host: ${acme.host}`, 'Transfer-Encoding: chunked', '', ''].join('\r\n')
+      const raw = await exchange(port, [head, ...body()])
+      t.equal(raw.status, status, `${lines[0]}: ${raw.cut ?? raw.body}`)
+    }
+    await allRows(app.database, 'update files set expires_at = now()')
+    await app.objectSweep.run()
+    await leavesNothing(t, app, acme, 'after all')
+  })
   t.test('a sender that goes away in the middle leaves nothing', async (t) => {
     const size = 12 * 1024 * kib
     const sockets: Socket[] = []

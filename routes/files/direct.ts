@@ -16,7 +16,7 @@ import { writeObject } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { insertUpload, readUpload } from './queries.ts'
-import { reserve } from './receiving.ts'
+import { bodyOf, reserve } from './receiving.ts'
 import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
 
 /** A direct upload that is not completed for this long is given up. */
@@ -139,9 +139,8 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         if (request.tenant && request.tenant.id !== tenant_id) throw tenantMismatch()
         const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
         if (!upload) throw notFound()
-        const body = (request.body ?? []) as AsyncIterable<Buffer>
         await app.withUploadPlace(tenant_id, () =>
-          writeObject(app.objects, uploadKey(tenant_id, id), exactly(body, upload.size))
+          writeObject(app.objects, uploadKey(tenant_id, id), exactly(bodyOf(request), upload.size))
         )
         reply.code(204)
       }

@@ -97,6 +97,13 @@ export const takeUpload = statement(
   { writes: true }
 )
 
+/** No row: somebody else writes now. */
+export const findWriter = statement(
+  'find_writer',
+  (_, $: { tenant_id: string; id: string; writer: string }) => sql<{ id: string }>`
+  select id from uploads where tenant_id = ${$.tenant_id} and id = ${$.id} and writer = ${$.writer}::uuid`
+)
+
 /** Makes the caller the only one who puts the whole together, for long enough. No row: somebody else does, or nothing is left to do. */
 export const concludeUpload = statement(
   'conclude_upload',

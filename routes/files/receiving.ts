@@ -1,4 +1,5 @@
 import { createHash, type Hash } from 'node:crypto'
+import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
@@ -107,6 +108,14 @@ export async function finish(
   })
   if (!row) throw notFound({ detail: 'the upload took too long and was given up' })
   return row
+}
+
+/**
+ * The bytes of a body that no parser has read. Whoever stops reading leaves the rest on the connection: it would be closed with the
+ * body, and nobody would come to read why.
+ */
+export function bodyOf({ body }: FastifyRequest): AsyncIterable<Buffer> {
+  return body === undefined ? Readable.from([]) : (body as Readable).iterator({ destroyOnReturn: false })
 }
 
 /** Removes what has not become a file. What can't be undone now is what the sweep finds. */

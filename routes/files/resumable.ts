@@ -11,8 +11,8 @@ import { fileKey } from '../../src/objects/keys.ts'
 import { inParts } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
-import { advanceUpload, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
-import { reserve, undo } from './receiving.ts'
+import { advanceUpload, findWriter, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
+import { bodyOf, reserve, undo } from './receiving.ts'
 import { FileParams, Purpose, Sha256 } from './schemas.ts'
 
 /** An upload on which nothing has moved for this long is given up. */
@@ -221,6 +221,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     const [taken] = await request.tenantQuery(takeUpload, { tenant_id, id, writer, offset: upload.received })
     if (!taken) throw conflict({ detail: 'somebody else sends the same upload' })
     const state: State = { ...upload, tags: taken.tags, store_id: taken.store_id }
+    let kept_id = taken.store_id
 
     async function keep(tail: Buffer): Promise<void> {
       const received = state.tags.length * partBytes + tail.length
@@ -232,19 +233,14 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       })
       if (!kept) {
         // nobody else knows of parts that were begun here
-        if (state.store_id !== null && state.store_id !== taken?.store_id) {
-          await app.objects.dropParts(key, state.store_id)
-        }
+        if (state.store_id !== null && state.store_id !== kept_id) await app.objects.dropParts(key, state.store_id)
         throw conflict({ detail: 'somebody else sends the same upload' })
       }
+      kept_id = state.store_id
       Object.assign(state, { received, expires_at: kept.expires_at })
     }
 
-    const content = untilItBreaks(
-      taken.tail,
-      (request.body ?? []) as AsyncIterable<Buffer>,
-      upload.size - upload.received
-    )
+    const content = untilItBreaks(taken.tail, bodyOf(request), upload.size - upload.received)
     for await (const part of inParts(content, partBytes)) {
       if (state.tags.length === 0 && part.length >= headBytes) {
         const head = part.subarray(0, headBytes)
@@ -254,8 +250,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
           throw err
         })
       }
-      if (state.tags.length * partBytes + part.length === upload.size) return { ...state, last: Buffer.from(part) }
-      if (part.length === partBytes) {
+      if (state.tags.length * partBytes + part.length === upload.size) {
+        state.last = Buffer.from(part)
+      } else if (part.length === partBytes) {
+        // whoever has taken over may have written this part already
+        const [mine] = await request.tenantQuery(findWriter, { tenant_id, id, writer })
+        if (!mine) throw conflict({ detail: 'somebody else sends the same upload' })
         state.store_id ??= await app.objects.startParts(key)
         const at = state.tags.length * partBytes
         const { tag } = await app.objects.putPart(key, state.store_id, state.tags.length + 1, at, part)
