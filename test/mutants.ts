@@ -431,7 +431,7 @@ export const mutants: Mutant[] = [
   {
     title: 'a link is good on the host of any agency',
     hole: onArrival((request) => {
-      if (request.url.includes('/files/links/')) request.tenant = undefined
+      if (request.tenant?.status === 'active' && request.url.includes('/files/links/')) request.tenant = undefined
     }),
     only: ['getLinkedFileContent'],
     found: /X6 the link of another agency on this one's host/

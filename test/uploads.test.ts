@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { QueueFull } from '../src/bounded-queue.ts'
 import { createFairQueue } from '../src/fair-queue.ts'
+import { inPace } from '../src/pace.ts'
 import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -509,6 +510,27 @@ t.test('a direct upload', async (t) => {
     const large = await acme.send(post('/files/uploads', announce('x', { size: 200 * 1024 * kib })))
     t.match(large.json(), { status: 413, code: 'file_too_large' })
   })
+})
+
+t.test('who sends a byte now and then is not waited for', async (t) => {
+  async function* trickle(count: number, ms: number) {
+    for (let i = 0; i < count; i++) {
+      await sleep(ms)
+      yield Buffer.from('x')
+    }
+  }
+  const read = async (content: AsyncIterable<Buffer>, restMs: number, bytes_per_second: number) => {
+    let bytes = 0
+    for await (const chunk of inPace(content, { bytes_per_second, grace_ms: 100 })) {
+      bytes += chunk.length
+      await sleep(restMs)
+    }
+    return bytes
+  }
+  const err = await read(trickle(20, 20), 0, 1000).catch((reason) => reason)
+  t.match(err, { kind: { code: 'request_timeout' } })
+  t.equal(await read(trickle(20, 20), 0, 1), 20, 'slow, and fast enough')
+  t.equal(await read(trickle(20, 0), 30, 1000), 20, 'nobody is blamed for what waits elsewhere')
 })
 
 t.test('places are shared fairly', async (t) => {

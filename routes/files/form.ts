@@ -4,6 +4,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/files.ts'
 import { malformedRequest, Problem, unsupportedMediaType, validationFailed } from '../../src/errors.ts'
 import { StoreFailure } from '../../src/objects/store.ts'
+import { inPace } from '../../src/pace.ts'
 import { receiveFile } from './receiving.ts'
 import { Purpose, Sha256 } from './schemas.ts'
 
@@ -32,7 +33,12 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
     return receiveFile(
       app,
       request,
-      { name, content_type, size: expectedSize(request, part, fields, app.config.maxFileSize), content: chunks(part) },
+      {
+        name,
+        content_type,
+        size: expectedSize(request, part, fields, app.config.maxFileSize),
+        content: inPace(chunks(part))
+      },
       async () => {
         for (let rest = await next(); rest; rest = await next()) {
           if (rest.type === 'file') throw invalid('/body', 'has more than one file')

@@ -9,6 +9,7 @@ import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
+import { inPace } from '../../src/pace.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
 const patience_seconds = 900
@@ -115,7 +116,7 @@ export async function finish(
  * body, and nobody would come to read why.
  */
 export function bodyOf({ body }: FastifyRequest): AsyncIterable<Buffer> {
-  return body === undefined ? Readable.from([]) : (body as Readable).iterator({ destroyOnReturn: false })
+  return body === undefined ? Readable.from([]) : inPace((body as Readable).iterator({ destroyOnReturn: false }))
 }
 
 /** Removes what has not become a file. What can't be undone now is what the sweep finds. */
