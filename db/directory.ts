@@ -98,11 +98,16 @@ export type Revocation = {
   expires_at: Date
 }
 
-export const revocationsSince = statement(
-  'revocations_since',
-  (_, $: { seen: string }) => sql<Revocation>`
-  select next::text, id::text, tenant_id, kind, subject, state, expires_at from revocations_since(${$.seen}::text::xid8)`
-)
+const revocations = (name: string, options: { slow?: boolean }) =>
+  statement(
+    name,
+    (_, $: { seen: string }) => sql<Revocation>`
+  select next::text, id::text, tenant_id, kind, subject, state, expires_at from revocations_since(${$.seen}::text::xid8)`,
+    options
+  )
+export const revocationsSince = revocations('revocations_since', {})
+/** From the beginning there may be many. */
+export const allRevocations = revocations('all_revocations', { slow: true })
 
 export const peppersInUse = statement(
   'peppers_in_use',

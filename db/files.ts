@@ -117,16 +117,18 @@ export const removeFile = statement(
   { writes: true }
 )
 
+export type ClaimedFile = {
+  tenant_id: string
+  id: string
+  was: 'pending' | 'deleted' | 'removing'
+  store_id: string | null
+}
+
 /** Files whose time is over, leased to the caller. */
 export const claimFiles = statement(
   'claim_files',
   (_, $: { batch: number; lease_seconds: number }) =>
-    sql<{
-      tenant_id: string
-      id: string
-      was: 'pending' | 'deleted' | 'removing'
-      store_id: string | null
-    }>`select tenant_id, id, was, store_id from claim_files(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
+    sql<ClaimedFile>`select tenant_id, id, was, store_id from claim_files(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
   { writes: true }
 )
 

@@ -154,7 +154,8 @@ function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
 
 /** Who asked, for the audit log. What a client makes up goes in as text and at a bounded length. */
 function factsOf(request: FastifyRequest): RequestFacts {
-  const ip = request.ip.split('%', 1)[0] as string
+  // of a connection that is gone nobody knows it any more
+  const ip = request.ip?.split('%', 1)[0] ?? ''
   return JSON.stringify({
     id: request.id,
     ip: isIP(ip) ? ip : null,

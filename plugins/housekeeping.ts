@@ -2,6 +2,8 @@ import fp from 'fastify-plugin'
 import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
 import { ensureAuditPartitions, purgeTenant, sweep, sweepIdempotencyKeys, sweepOutbox } from '../db/directory.ts'
 
+import type { Statement } from '../db/statement.ts'
+
 const intervalMs = 60_000
 const batch = 1000
 /** Longer than any transaction that could still write an event may live. */
@@ -40,14 +42,22 @@ export default fp(
       }
     }
 
+    /** A batch at a time until nothing is left, so that what dies faster than once a minute is kept up with. */
+    const all = (sweeping: Statement<{ batch: number }, { removed: number }>) => async () => {
+      for (;;) {
+        const [swept] = await app.gate.query(nobody, sweeping, { batch })
+        if (!swept || swept.removed < batch || closed) return
+      }
+    }
+
     const jobs = {
       partitions: () => app.gate.query(nobody, ensureAuditPartitions, {}),
       purge,
       seal,
       drop,
-      sweep: () => app.gate.query(nobody, sweep, { batch }),
-      outbox: () => app.gate.query(nobody, sweepOutbox, { batch }),
-      idempotency: () => app.gate.query(nobody, sweepIdempotencyKeys, { batch })
+      sweep: all(sweep),
+      outbox: all(sweepOutbox),
+      idempotency: all(sweepIdempotencyKeys)
     }
 
     /** One that fails keeps none of the others from its turn. */

@@ -1,6 +1,14 @@
 import fp from 'fastify-plugin'
-import { advanceObjectSweep, claimFiles, claimObjectSweep, knownObjects, removeFile } from '../db/files.ts'
+import {
+  advanceObjectSweep,
+  type ClaimedFile,
+  claimFiles,
+  claimObjectSweep,
+  knownObjects,
+  removeFile
+} from '../db/files.ts'
 import { fileKey, isOurKey, uploadKey } from '../src/objects/keys.ts'
+import { StoreFailure } from '../src/objects/store.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -9,6 +17,7 @@ declare module 'fastify' {
       nudge(): void
       /** Does all that there is to do now. */
       run(): Promise<void>
+      stats(): { pending: number; deleted: number; orphans: number }
     }
   }
 }
@@ -38,16 +47,24 @@ export default fp(
     async function removeFiles(): Promise<void> {
       for (;;) {
         const claimed = await app.gate.query(nobody, claimFiles, { batch, lease_seconds })
-        for (const { tenant_id, id, was, store_id } of claimed) {
-          const key = fileKey(tenant_id, id)
-          if (store_id !== null) await app.objects.dropParts(key, store_id)
-          await app.objects.remove(key)
-          await app.objects.remove(uploadKey(tenant_id, id))
-          await app.gate.query({ tenant_id, user_id: null, request: '' }, removeFile, { tenant_id, id })
-          counts[was === 'pending' ? 'pending' : 'deleted']++
+        for (const file of claimed) {
+          await removeClaimed(file).catch((err) => {
+            // the others need not wait for one that can't be removed; where the store is away, all do
+            if (err instanceof StoreFailure && err.kind === 'away') throw err
+            app.log.warn({ err, file_id: file.id }, 'a file could not be removed, and is tried again')
+          })
         }
         if (claimed.length < batch || closed) return
       }
+    }
+
+    async function removeClaimed({ tenant_id, id, was, store_id }: ClaimedFile): Promise<void> {
+      const key = fileKey(tenant_id, id)
+      if (store_id !== null) await app.objects.dropParts(key, store_id)
+      await app.objects.remove(key)
+      await app.objects.remove(uploadKey(tenant_id, id))
+      await app.gate.query({ tenant_id, user_id: null, request: '' }, removeFile, { tenant_id, id })
+      counts[was === 'pending' ? 'pending' : 'deleted']++
     }
 
     /** One page of the store at a time, so that however much lies there a turn costs the same. */
@@ -100,7 +117,8 @@ export default fp(
       nudge: () => {
         if (!closed) setImmediate(work)
       },
-      run: work
+      run: work,
+      stats: () => ({ ...counts })
     })
     app.metrics.counter('aggios_objects_swept_total', 'What the sweep removed from the object store', () =>
       Object.entries(counts).map(([kind, value]) => ({ labels: { kind }, value }))

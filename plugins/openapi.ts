@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import swagger from '@fastify/swagger'
+import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { catalogue } from '../src/errors.ts'
 import { type Access, roles, roleTable } from '../src/roles.ts'
@@ -8,6 +9,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
     problems?: string[]
+    /** A body that the handler reads by itself, for the document. */
+    receives?: { type: string; schema: TSchema }
   }
 }
 
@@ -79,12 +82,14 @@ export default fp(
         if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
         if (schema.body) codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
         if (config.limited !== false) codes.push('rate_limited')
+        if (config.receives) codes.push('malformed_request', 'payload_too_large', 'unsupported_media_type')
         if (access !== 'public') codes.push(...signedIn)
         if (access !== 'public' && access !== 'user') codes.push('forbidden')
         return {
           url,
           schema: {
             ...schema,
+            ...(config.receives && { body: config.receives.schema, consumes: [config.receives.type] }),
             security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
             'x-authz': access,
             response: { ...(schema.response as object), ...problemResponses(codes) }
@@ -172,10 +177,11 @@ function nameSchemas(document: Schema): Schema {
     return { $ref: `#/components/schemas/${title}` }
   }
   const paths = visit(document.paths) as Record<string, Record<string, Operation>>
-  for (const { parameters = [], requestBody, responses } of Object.values(paths).flatMap((path) =>
-    Object.values(path)
-  )) {
+  for (const operation of Object.values(paths).flatMap((path) => Object.values(path))) {
+    const { parameters = [], requestBody, responses } = operation
     const repeatable = parameters.some(({ name }) => name === 'idempotency-key')
+    // a HEAD that is an operation of its own has its name to itself
+    operation.operationId = operation.operationId.replace(/-head$/, '')
     // a body that may be null may be left out
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
@@ -186,6 +192,7 @@ function nameSchemas(document: Schema): Schema {
 
 type Operation = {
   parameters?: { name: string }[]
+  operationId: string
   requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
   responses: Record<string, Response>
 }
@@ -194,6 +201,7 @@ type Response = { description: string; headers?: Schema; content?: Record<string
 const headersByStatus: Record<string, string[]> = {
   304: ['ETag'],
   401: ['WWW-Authenticate'],
+  416: ['Content-Range'],
   429: ['Retry-After', 'RateLimit-Policy', 'RateLimit'],
   503: ['Retry-After']
 }

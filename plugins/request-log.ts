@@ -1,4 +1,10 @@
+import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+
+/** A link's token is as good as a password while it lasts. */
+function loggedPath({ url, routeOptions }: FastifyRequest): string | undefined {
+  return routeOptions.url?.includes(':token') ? routeOptions.url : url.split('?', 1)[0]
+}
 
 /**
  * One line for each request that changed something or was refused, and for every one at level debug: a log of all reads costs
@@ -15,7 +21,7 @@ export default fp(
         request.log[level](
           {
             method: request.method,
-            url: request.url.split('?', 1)[0],
+            url: loggedPath(request),
             host: request.headers.host,
             status: reply.statusCode,
             ms: Math.round(reply.elapsedTime * 10) / 10,

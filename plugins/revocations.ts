@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin'
-import { revocationsSince } from '../db/directory.ts'
+import { allRevocations, revocationsSince } from '../db/directory.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../src/errors.ts'
 import type { AccessClaims } from './authentication.ts'
 
@@ -52,7 +52,8 @@ export default fp(
     async function read(): Promise<void> {
       const startedAt = Date.now()
       try {
-        const rows = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, revocationsSince, { seen })
+        const news = seen === '0' ? allRevocations : revocationsSince
+        const rows = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, news, { seen })
         for (const { id, kind, tenant_id, subject, state, expires_at } of rows) {
           if (id === null) continue
           const entry = { id: BigInt(id), state, expires_at: expires_at.getTime() }

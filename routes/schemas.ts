@@ -80,6 +80,9 @@ export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done; t
 
 export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'You have the newest already' })
 
+/** Bytes as they are, for the document. */
+export const Bytes = Type.String({ format: 'binary', examples: ['%PDF-1.7'] })
+
 const imageAddress = 'Of an image, relative to the origin of this API'
 
 export const Tenant = Type.Object(

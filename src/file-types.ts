@@ -1,4 +1,4 @@
-import { fileTypeFromBuffer, supportedExtensions, supportedMimeTypes } from 'file-type'
+import { fileTypeFromBuffer } from 'file-type'
 import { unsupportedMediaType } from './errors.ts'
 import { extensionOf } from './file-names.ts'
 
@@ -24,48 +24,81 @@ const dangerousTypes = new Set([
   'application/x-rpm',
   'application/x.ms.shortcut',
   'application/vnd.ms-htmlhelp',
+  'application/x-ms-regedit',
+  'application/x-google-chrome-extension',
+  'application/x-xpinstall',
   'application/wasm',
   'application/x-shockwave-flash'
 ])
 
-/** Types that share their first bytes, so that one can't be told from another by them. */
-const families: readonly { types: RegExp; extensions: string }[] = [
+/**
+ * Types that share their first bytes, so that one can't be told from another by them, and names that stand for them. `also` is
+ * what programs write under these names besides; `text`: and plain text.
+ */
+type Family = { types: RegExp; extensions: string; also?: RegExp; text?: true }
+
+const zipped =
+  /^application\/(zip|x-zip-compressed|epub\+zip|vnd\.(openxmlformats|oasis|apple\.(pages|numbers|keynote)|ms-\w+\.\w*macroenabled|ms-visio\.\w+|google-earth\.kmz).*)$/
+const compound = /^application\/(x-cfb|msword|vnd\.ms-(excel|powerpoint|outlook|project|publisher)|vnd\.visio)$/
+const xml = /^(application|text)\/xml$|\+xml$/
+/** What people can read; a program that they may start is none of it. */
+const textual =
+  /^text\/|^application\/(pdf|postscript|eps|rtf|(x-)?ndjson|json|yaml|xml|csv|pgp-encrypted|x-ms-regedit)$|\+(xml|json)$/
+
+const families: readonly Family[] = [
   {
-    types:
-      /^application\/(zip|x-zip-compressed|epub\+zip|vnd\.(openxmlformats|oasis|ms-\w+\.\w*macroenabled|google-earth\.kmz).*)$/i,
-    extensions: 'zip docx docm dotx xlsx xlsm xltx pptx pptm potx ppsx odt ods odp odg epub kmz 3mf'
+    types: zipped,
+    extensions:
+      'zip docx docm dotx dotm xlsx xlsm xltx pptx pptm potx ppsx ppsm odt ods odp odg ott ots otp epub kmz 3mf vsdx pages numbers key idml',
+    // with a password they are of the older kind
+    also: compound
   },
   {
-    types: /^application\/(x-cfb|msword|vnd\.ms-(excel|powerpoint|outlook|project|visio)|vnd\.visio)$/,
-    extensions: 'cfb doc dot xls xlt ppt pps msg mpp vsd'
+    types: compound,
+    extensions: 'doc dot xls xlt ppt pps msg mpp pub vsd',
+    // what exports call .xls or .doc, and what Windows calls an Excel file where it is a table in text
+    also: new RegExp(`${zipped.source}|${xml.source}|^application/rtf$`),
+    text: true
   },
-  { types: /^(application|text)\/xml$|\+xml$/, extensions: 'xml svg rss atom kml gpx xsd xsl xhtml' },
-  { types: /^image\/(jpe?g|pjpeg)$/, extensions: 'jpg jpeg jpe jfif' },
+  { types: xml, extensions: 'xml svg rss atom kml gpx xsd xsl xhtml', text: true },
+  {
+    types: /^text\/|^application\/(x-)?(ndjson|json|yaml|csv)$|\+json$/,
+    extensions: 'txt csv tsv md markdown json ndjson html htm css log srt vtt ics vcf yaml yml',
+    also: new RegExp(`${xml.source}|^application/(postscript|eps|rtf|pgp-encrypted)$`),
+    text: true
+  },
+  { types: /^application\/(x-)?pdf$/, extensions: 'pdf' },
+  // programs for drawing write PDF under the older name
+  { types: /^application\/(postscript|eps|illustrator)$/, extensions: 'ps eps ai', also: /^application\/pdf$/ },
+  { types: /^(application|text)\/rtf$/, extensions: 'rtf' },
+  { types: /^image\/(a?png|x-png|vnd\.mozilla\.apng)$/, extensions: 'png apng' },
+  { types: /^image\/(p?jpe?g|jpg)$/, extensions: 'jpg jpeg jpe jfif' },
+  { types: /^image\/gif$/, extensions: 'gif' },
+  { types: /^image\/webp$/, extensions: 'webp' },
+  { types: /^image\/(x-(ms-)?)?bmp$/, extensions: 'bmp dib' },
+  { types: /^image\/vnd\.adobe\.photoshop$|^(image|application)\/(x-)?photoshop$/, extensions: 'psd psb' },
   { types: /^image\/(tiff|x-.*(raw|nef|cr2|arw|dng).*)$/, extensions: 'tif tiff nef cr2 arw dng' },
+  { types: /^image\/(x-icon|vnd\.microsoft\.icon)$/, extensions: 'ico' },
   {
-    types: /^(video|audio)\/(mp4|x-m4[av]|quicktime|3gpp2?)$|^image\/hei[cf](-sequence)?$|^image\/avif$/,
-    extensions: 'mp4 m4a m4b m4v mov qt 3gp 3g2 f4v heic heif avif'
+    types: /^(video|audio)\/(mp4|x-m4[abpv]|quicktime|3gpp2?|x-f4[abpv])$|^image\/(hei[cf](-sequence)?|avif)$/,
+    extensions: 'mp4 m4a m4b m4p m4v mov qt 3gp 3g2 f4v heic heif avif'
   },
-  { types: /^(video|audio)\/(x-matroska|matroska|webm)$/, extensions: 'mkv mka webm' },
-  { types: /^(video|audio|application)\/(ogg|opus)(;.*)?$/, extensions: 'ogg oga ogv ogx opus spx' },
+  { types: /^(video|audio)\/(x-)?(matroska|webm)$/, extensions: 'mkv mka webm' },
+  { types: /^(video|audio|application)\/(ogg|opus)$/, extensions: 'ogg oga ogv ogx opus spx' },
   { types: /^(video|audio|application)\/(x-ms-asf|vnd\.ms-asf|x-ms-wm[av])$/, extensions: 'asf wmv wma' },
-  { types: /^(audio|video)\/(mpeg|mp[123]|x-mpeg|mpeg3|MP[12]P)$/, extensions: 'mp1 mp2 mp3 mpg mpeg mpe m2v' },
-  { types: /^audio\/(wav|x-wav|vnd\.wave?)$/, extensions: 'wav' },
+  { types: /^(audio|video)\/(mpeg3?|mp[1-3]p?|x-mpeg)$/, extensions: 'mp1 mp2 mp3 mpg mpeg mpe m2v' },
+  { types: /^video\/(vnd\.avi|x-msvideo|avi|msvideo)$/, extensions: 'avi' },
+  { types: /^audio\/(vnd\.|x-)?wave?$/, extensions: 'wav' },
   { types: /^audio\/(x-)?aiff$/, extensions: 'aif aiff' },
   { types: /^audio\/(x-)?flac$/, extensions: 'flac' },
-  { types: /^application\/(x-)?gzip$/, extensions: 'gz tgz' },
-  { types: /^application\/(postscript|eps)$/, extensions: 'ps eps ai' },
-  { types: /^image\/(x-icon|vnd\.microsoft\.icon)$/, extensions: 'ico' }
-].map(({ types, extensions }) => ({ types, extensions: ` ${extensions} ` }))
+  { types: /^application\/(x-)?gzip(-compressed)?$/, extensions: 'gz tgz' },
+  { types: /^application\/(vnd\.rar|x-rar(-compressed)?)$/, extensions: 'rar' },
+  { types: /^application\/x-7z-compressed$/, extensions: '7z' }
+]
 
-const familyOfType = (type: string) => families.findIndex(({ types }) => types.test(type))
+const familyOfType = (type: string) => families.find(({ types }) => types.test(type))
 const familyOfExtension = (extension: string) =>
-  families.findIndex((each) => each.extensions.includes(` ${extension} `))
-
-/** Types that their first bytes give away; a claim of one of them can be checked. */
-const checkable = (type: string) => supportedMimeTypes.has(type) || familyOfType(type) >= 0
-const checkableExtension = (extension: string) =>
-  (supportedExtensions as ReadonlySet<string>).has(extension) || familyOfExtension(extension) >= 0
+  families.find(({ extensions }) => extensions.split(' ').includes(extension))
 
 /**
  * The type of a file by what is in it, checked against what its name and its sender say. Throws `unsupported_media_type` for
@@ -74,41 +107,46 @@ const checkableExtension = (extension: string) =>
 export async function requireFileType(head: Buffer, name: string, declared: string | undefined): Promise<string> {
   const claimed = essence(declared)
   const extension = extensionOf(name)
-  const found = await fileTypeFromBuffer(head).catch(() => undefined)
-  if (
-    dangerousExtensions.has(extension) ||
-    (found && dangerousTypes.has(found.mime)) ||
-    /^#!|^MZ/.test(head.toString('latin1', 0, 2))
-  ) {
+  const isText = looksLikeText(head)
+  const found = await findType(head, isText)
+  if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
   }
-  const text = xmlText(head)
-  const type = text ?? found?.mime
-  if (type === undefined) {
-    // an empty file is of any type
-    const pretends = head.length > 0 && (checkable(claimed) || checkableExtension(extension))
-    if (pretends && !/^(application|text)\/xml$|\+xml$/.test(claimed)) throw pretending(claimed, extension)
-    return claimed
+  const said = [familyOfType(claimed), familyOfExtension(extension)]
+  // an empty file is of any type
+  if (head.length > 0 && !said.every((family) => family === undefined || mayHold(family, found, isText))) {
+    throw unsupportedMediaType({
+      detail: `what is in the file is neither ${claimed} nor what .${extension || 'its name'} stands for`
+    })
   }
-  const family = familyOfType(type)
-  const fits = (same: boolean, other: number) => same || (family >= 0 && family === other)
-  if (checkable(claimed) && !fits(claimed === type, familyOfType(claimed))) throw pretending(claimed, extension)
-  if (checkableExtension(extension) && !fits(extension === found?.ext, familyOfExtension(extension))) {
-    throw pretending(claimed, extension)
+  if (found === undefined) {
+    // a claim that was let through and does not hold
+    return head.length > 0 && compound.test(claimed) ? (extension === 'csv' ? 'text/csv' : 'text/plain') : claimed
   }
   // of a family the sender knows more than the first bytes tell
-  return family >= 0 && familyOfType(claimed) === family ? claimed : type
+  return familyOfType(found)?.types.test(claimed) ? claimed : found
 }
 
-function pretending(claimed: string, extension: string) {
-  return unsupportedMediaType({
-    detail: `what is in the file is neither ${claimed} nor what .${extension || 'its name'} stands for`
-  })
+function mayHold({ types, also, text }: Family, found: string | undefined, isText: boolean): boolean {
+  if (found === undefined) return isText && text === true
+  return types.test(found) || also?.test(found) === true
 }
 
-/** XML that begins without its declaration. */
-function xmlText(head: Buffer): string | undefined {
-  return /^\ufeff?\s*<(\?xml|svg|!DOCTYPE svg)\b/i.test(head.toString('utf8', 0, 256)) ? 'application/xml' : undefined
+/** What the first bytes say; nothing for text, which may begin with anything, and for what nobody knows. */
+async function findType(head: Buffer, isText: boolean): Promise<string | undefined> {
+  const start = head.toString('latin1', 0, 1024)
+  if (isText && /^(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE svg)\b/i.test(start)) return 'application/xml'
+  const found = await fileTypeFromBuffer(head).catch(() => undefined)
+  if (found && !(isText && !textual.test(found.mime))) return found.mime
+  // readers allow for something before it
+  return start.includes('%PDF-') ? 'application/pdf' : undefined
+}
+
+/** No control characters but those that lay text out, in any encoding of one byte a character or in UTF-16. */
+function looksLikeText(head: Buffer): boolean {
+  const utf16 = /^(\xff\xfe|\xfe\xff)/.test(head.toString('latin1', 0, 2))
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for
+  return utf16 || !/[\x00-\x07\x0b\x0e-\x1a\x1c-\x1f]/.test(head.toString('latin1'))
 }
 
 /** A media type without its parameters, or what says nothing. */

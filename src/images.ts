@@ -1,5 +1,5 @@
 import sharp from 'sharp'
-import { unsupportedMediaType, validationFailed } from './errors.ts'
+import { Problem, unsupportedMediaType, validationFailed } from './errors.ts'
 
 /** The longest side of what is kept. */
 const keptSide = 512
@@ -20,13 +20,11 @@ sharp.cache(false)
  * image or too large a one.
  */
 export async function reencodeImage(content: Buffer): Promise<Buffer> {
-  const image = sharp(content, { limitInputPixels: maxPixels, failOn: 'error', pages: 1 })
-  const facts = await image.metadata().catch(() => undefined)
-  if (!facts || !formats.includes(facts.format)) {
-    throw unsupportedMediaType({ detail: `an image must be one of ${formats.join(', ')}` })
-  }
-  if (facts.width * facts.height > maxPixels) throw tooManyPixels()
   try {
+    const image = sharp(content, { limitInputPixels: maxPixels, failOn: 'error', pages: 1 })
+    const { format, width, height } = await image.metadata()
+    if (!formats.includes(format)) throw notAnImage()
+    if (width * height > maxPixels) throw tooManyPixels()
     return await image
       .rotate()
       .resize({ width: keptSide, height: keptSide, fit: 'inside', withoutEnlargement: true })
@@ -34,9 +32,14 @@ export async function reencodeImage(content: Buffer): Promise<Buffer> {
       .timeout({ seconds: 10 })
       .toBuffer()
   } catch (err) {
+    if (err instanceof Problem) throw err
     if (/pixel limit/i.test((err as Error).message)) throw tooManyPixels()
-    throw unsupportedMediaType({ detail: 'the image can not be decoded', cause: err })
+    throw notAnImage(err)
   }
+}
+
+function notAnImage(cause?: unknown) {
+  return unsupportedMediaType({ detail: `an image must be one of ${formats.join(', ')}, and whole`, cause })
 }
 
 function tooManyPixels() {

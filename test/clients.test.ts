@@ -28,6 +28,8 @@ type Client = {
   signIn(body: object): Promise<Tokens>
   signOut(): Promise<void>
   switchTenant(slug: string): Promise<Tokens>
+  uploadFile(content: Blob, options?: object): Promise<{ id: string; name: string; size: number; purpose: string }>
+  downloadFile(id: string): Promise<Blob>
 }
 type Store = { read(): Tokens | undefined; write(tokens: Tokens | undefined): void }
 type Problem = Error & {
@@ -127,6 +129,18 @@ t.test('the TypeScript client', needsTypeScript, async (t) => {
     t.match(await me(client), { tenant_id: other.id })
   })
 
+  t.test('sends files and gets them back', async (t) => {
+    const client = connect()
+    await client.register(owner('filing'))
+    const content = new Blob(['# Grüße'], { type: 'text/markdown' })
+    const file = await client.uploadFile(content, { name: 'Grüße.md', purpose: 'contract' })
+    t.match(file, { name: 'Grüße.md', purpose: 'contract', size: content.size })
+    const back = await client.downloadFile(file.id)
+    t.equal(await back.text(), '# Grüße')
+    t.equal(back.type, 'text/markdown')
+    await t.rejects(client.uploadFile(content, { sha256: '0'.repeat(64) }), { code: 'validation_failed' })
+    await t.rejects(client.downloadFile(file.id.replace(/.$/, 'x')), { code: 'validation_failed' })
+  })
   t.test('throws problems, with what is wrong and what to quote', async (t) => {
     const { email: _, ...rest } = owner('B_d')
     const invalid = await caught(connect().register(rest))

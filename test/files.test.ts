@@ -1,20 +1,43 @@
+import { readdirSync, readlinkSync } from 'node:fs'
+import { connect } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { createTenant, send, startApp } from './harness.ts'
+import { createFile, disagreements, type FileReply, storedObjects } from './forms.ts'
+import {
+  addMember,
+  allRows,
+  createTenant,
+  eventually,
+  password,
+  post,
+  send,
+  setStatus,
+  startApp,
+  type Tenant,
+  type TestApp
+} from './harness.ts'
 
-/** A form as clients send it. */
-export function form(parts: { name: string; filename?: string; type?: string; content: Buffer | string }[]) {
-  const boundary = 'boundaryOfTheTests'
-  const chunks = parts.flatMap(({ name, filename, type, content }) => [
-    Buffer.from(
-      `--${boundary}\r\nContent-Disposition: form-data; name="${name}"${filename === undefined ? '' : `; filename="${filename}"`}\r\n${type === undefined ? '' : `Content-Type: ${type}\r\n`}\r\n`
-    ),
-    Buffer.from(content),
-    Buffer.from('\r\n')
-  ])
-  return {
-    payload: Buffer.concat([...chunks, Buffer.from(`--${boundary}--\r\n`)]),
-    headers: { 'content-type': `multipart/form-data; boundary=${boundary}` }
+const contentOf = (file: { id: string }) => `/api/v1/files/${file.id}/content`
+
+/** Somebody of an agency, signed in there. */
+async function signInAs(app: TestApp, tenant: Tenant, role: string): Promise<{ id: string; token: string }> {
+  const other = await createTenant(app, `${role}-of-${tenant.slug}`)
+  await addMember(app, tenant, other.owner.id, role)
+  const reply = await tenant.anonymous(post('/auth/login', { email: other.owner.email, password }))
+  return { id: other.owner.id, token: reply.json().access_token }
+}
+
+async function listNames(tenant: Tenant, query: Record<string, string>): Promise<string[]> {
+  const names: string[] = []
+  for (let cursor: string | null = ''; cursor !== null; ) {
+    const parameters = new URLSearchParams({ ...query, ...(cursor && { cursor }) })
+    const page: { data: FileReply[]; next_cursor: string | null } = (
+      await tenant.send(`/api/v1/files?${parameters}`)
+    ).json()
+    names.push(...page.data.map(({ name }) => name))
+    cursor = page.next_cursor
   }
+  return names
 }
 
 t.test('a file goes in and comes out', async (t) => {
@@ -22,28 +45,447 @@ t.test('a file goes in and comes out', async (t) => {
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   const content = Buffer.from('%PDF-1.7\nhello hello')
-  const reply = await acme.send({
-    method: 'POST',
-    url: '/api/v1/files',
-    ...form([
-      { name: 'file', filename: 'a.pdf', type: 'application/pdf', content },
-      { name: 'purpose', content: 'contract' }
+  const file = await createFile(acme, content, 'a.pdf', 'application/pdf', { purpose: 'contract' })
+  const tag = `"${file.sha256}"`
+  const get = (headers: Record<string, string> = {}, method: 'GET' | 'HEAD' = 'GET') =>
+    acme.send({ method, url: contentOf(file), headers })
+
+  t.test('with what is known of it', async (t) => {
+    t.match(file, { name: 'a.pdf', purpose: 'contract', size: 20, content_type: 'application/pdf' })
+    t.equal(file.created_by, acme.owner.id)
+    t.strictSame((await acme.send(`/api/v1/files/${file.id}`)).json(), file)
+    t.strictSame([...storedObjects(app).objects], [[`${acme.id}/files/${file.id}`, 20]], 'under tenant and id')
+    t.match((await acme.send('/api/v1/tenant')).json().usage, { storage_bytes: 20 })
+  })
+  t.test('to be saved, and never to be shown in place', async (t) => {
+    const reply = await get()
+    t.equal(reply.statusCode, 200)
+    t.same(reply.rawPayload, content)
+    t.match(reply.headers, {
+      etag: tag,
+      'content-type': 'application/pdf',
+      'content-length': '20',
+      'content-disposition': `attachment; filename="a.pdf"; filename*=UTF-8''a.pdf`,
+      'x-content-type-options': 'nosniff',
+      'content-security-policy': "default-src 'none'; frame-ancestors 'none'; sandbox",
+      'cross-origin-resource-policy': 'same-origin',
+      'cache-control': 'private, no-cache',
+      'accept-ranges': 'bytes'
+    })
+  })
+  t.test('HEAD says the same without the bytes', async (t) => {
+    const [head, whole] = [await get({}, 'HEAD'), await get()]
+    t.equal(head.statusCode, 200)
+    t.equal(head.body, '')
+    for (const name of Object.keys(whole.headers)) {
+      if (!['date', 'x-request-id'].includes(name)) t.equal(head.headers[name], whole.headers[name], name)
+    }
+    t.equal((await get({ range: 'bytes=0-1' }, 'HEAD')).statusCode, 200, 'and knows no ranges')
+  })
+  t.test('304 for who has it', async (t) => {
+    for (const known of [tag, `W/${tag}`, '*', `"x", ${tag}`]) {
+      const reply = await get({ 'if-none-match': known })
+      t.equal(reply.statusCode, 304, known)
+      t.equal(reply.body, '')
+      t.match(reply.headers, { etag: tag })
+    }
+    t.equal((await get({ 'if-none-match': '"x"' })).statusCode, 200)
+    t.equal((await get({ 'if-none-match': tag, range: 'bytes=0-1' })).statusCode, 304, 'before any range')
+  })
+  t.test('206 for one range', async (t) => {
+    const ranges: [range: string, start: number, end: number][] = [
+      ['bytes=0-0', 0, 0],
+      ['bytes=5-9', 5, 9],
+      ['bytes=15-', 15, 19],
+      ['bytes=-5', 15, 19],
+      ['bytes=-100', 0, 19],
+      ['bytes=10-1000', 10, 19],
+      ['Bytes=0-19', 0, 19]
+    ]
+    for (const [range, start, end] of ranges) {
+      const reply = await get({ range })
+      t.equal(reply.statusCode, 206, range)
+      t.same(reply.rawPayload, content.subarray(start, end + 1), range)
+      const length = String(end - start + 1)
+      t.match(reply.headers, { 'content-range': `bytes ${start}-${end}/20`, 'content-length': length, etag: tag })
+    }
+  })
+  t.test('416 for one that is not there, and as an ordinary problem', async (t) => {
+    for (const range of ['bytes=20-', 'bytes=20-30', 'bytes=-0']) {
+      const reply = await get({ range })
+      t.match(reply.json(), { status: 416, code: 'range_not_satisfiable' }, range)
+      t.match(reply.headers, { 'content-range': 'bytes */20', 'content-disposition': undefined })
+    }
+  })
+  t.test('the whole for a range that is none, or more than one', async (t) => {
+    for (const range of [
+      'bytes=0-1,3-4',
+      'bytes=5-2',
+      'bytes=a-b',
+      'bytes=',
+      'bytes=-',
+      'lines=0-1',
+      '0-1',
+      'bytes 0-1'
+    ]) {
+      const reply = await get({ range })
+      t.equal(reply.statusCode, 200, range)
+      t.same(reply.rawPayload, content, range)
+      t.notOk('content-range' in reply.headers, range)
+    }
+  })
+  t.test('If-Range compares strongly, or sends the whole', async (t) => {
+    const range = 'bytes=0-1'
+    t.equal((await get({ range, 'if-range': tag })).statusCode, 206)
+    for (const other of [`W/${tag}`, '"x"', new Date().toUTCString()]) {
+      t.equal((await get({ range, 'if-range': other })).statusCode, 200, other)
+    }
+    t.equal((await get({ range: 'bytes=50-', 'if-range': '"x"' })).statusCode, 200, 'also where the range is wrong')
+  })
+  t.test('another agency sees none of it', async (t) => {
+    for (const path of ['', '/content', '/url']) {
+      const theirs = await rival.send(`/api/v1/files/${file.id}${path}`)
+      t.match(theirs.json(), { status: 404, code: 'not_found' }, path)
+    }
+    t.strictSame((await rival.send('/api/v1/files')).json().data, [])
+    t.match((await rival.send({ method: 'DELETE', url: `/api/v1/files/${file.id}` })).json(), { status: 404 })
+  })
+  t.test('and an empty one too', async (t) => {
+    const empty = await createFile(acme, '', 'empty.txt')
+    t.equal(empty.size, 0)
+    const reply = await acme.send(contentOf(empty))
+    t.match([reply.statusCode, reply.body, reply.headers['content-length']], [200, '', '0'])
+    t.equal((await acme.send({ url: contentOf(empty), headers: { range: 'bytes=0-' } })).statusCode, 416)
+    t.strictSame(await disagreements(app, acme), [])
+  })
+})
+
+t.test('what would be dangerous in a browser is saved, whatever it says it is', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  for (const [name, type, content] of [
+    ['page.html', 'text/html', '<script>alert(1)</script>'],
+    ['logo.svg', 'image/svg+xml', '<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>'],
+    ['page.xhtml', 'application/xhtml+xml', '<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"/>']
+  ] as const) {
+    const file = await createFile(acme, content, name, type)
+    const { headers } = await acme.send(contentOf(file))
+    t.match(headers, { 'content-disposition': /^attachment;/, 'x-content-type-options': 'nosniff' }, name)
+    t.match(headers['content-security-policy'], /default-src 'none'.*sandbox/, name)
+  }
+})
+
+t.test('a name is only a name', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const names: [given: string, kept: string][] = [
+    ['../../etc/passwd', 'passwd'],
+    ['/etc/passwd', 'passwd'],
+    ['C:\\\\fakepath\\\\notes.txt', 'notes.txt'],
+    ['..', 'file'],
+    ['.', 'file'],
+    ['', 'file'],
+    ['   ', 'file'],
+    ['Übersicht (1).txt', 'Übersicht (1).txt'],
+    ['U\u0308bersicht.txt', 'Übersicht.txt'],
+    ['😀 emoji.txt', '😀 emoji.txt'],
+    ['invoice\u202etxt.fdp', 'invoicetxt.fdp'],
+    ['a%22b.txt', 'a%22b.txt'],
+    ['semi;colon, comma.txt', 'semi;colon, comma.txt'],
+    ["it's 100%.txt", "it's 100%.txt"],
+    [`${'long'.repeat(250)}.txt`, `${'long'.repeat(62)}lon.txt`],
+    [`${'ü'.repeat(300)}.txt`, `${'ü'.repeat(125)}.txt`]
+  ]
+  for (const [given, kept] of names) {
+    const file = await createFile(acme, 'x', given, 'text/plain')
+    t.equal(file.name, kept, JSON.stringify(given.slice(0, 40)))
+    const disposition = String((await acme.send(contentOf(file))).headers['content-disposition'])
+    const [, plain = '', extended = ''] =
+      /^attachment; filename="([^"\\]*)"; filename\*=UTF-8''([\w.~!#$&+^`|%-]*)$/.exec(disposition) ?? ['']
+    t.not(plain, '', `${disposition} can be read by everybody`)
+    t.equal(decodeURIComponent(extended), kept, 'and names the file')
+  }
+  const keys = [...storedObjects(app).objects.keys()]
+  t.ok(keys.every((key) => /^[0-9a-f-]{36}\/files\/[0-9a-f-]{36}$/.test(key)))
+  t.equal(keys.length, names.length)
+
+  t.test('also where a client writes JSON', async (t) => {
+    const sha256 = '0'.repeat(64)
+    const ask = (name: string) =>
+      acme.send(post('/files/uploads', { name, content_type: 'text/plain', size: 1, sha256 }))
+    for (const name of ['a\r\nSet-Cookie: x', 'a\u0000b', 'a\u0085b', '', 'x'.repeat(256)]) {
+      t.match((await ask(name)).json(), { status: 400, code: 'validation_failed' }, JSON.stringify(name.slice(0, 20)))
+    }
+    t.equal((await ask('a"b\\c.txt')).statusCode, 201)
+  })
+})
+
+t.test('a link', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const file = await createFile(acme, 'linked')
+  const before = Date.now()
+  const { url, expires_at } = (await acme.send(`/api/v1/files/${file.id}/url`)).json()
+  const path = new URL(url).pathname
+
+  t.test('is good without a token, on the host of its agency and the general one', async (t) => {
+    t.equal(new URL(url).host, 'acme.localhost')
+    for (const host of ['acme.localhost', 'localhost']) {
+      const reply = await send(app, host, path)
+      t.equal(reply.body, 'linked', host)
+      t.match(reply.headers, { 'content-disposition': /^attachment/, 'content-security-policy': /sandbox/ })
+    }
+    const part = await acme.anonymous({ url: path, headers: { range: 'bytes=0-3' } })
+    t.match([part.statusCode, part.body], [206, 'link'])
+  })
+  t.test('ends within five minutes', async (t) => {
+    t.ok(Date.parse(expires_at) - before <= 300_000 + (Date.now() - before))
+    const facts = { tenant_id: acme.id, id: file.id, expires_at: new Date(Date.now() - 1) }
+    const over = await acme.anonymous(`/api/v1/files/links/${app.fileLinks.issue('read', facts)}/content`)
+    t.match(over.json(), { status: 404, code: 'not_found' })
+  })
+  t.test('is good on no other host, for no other file and for nothing else', async (t) => {
+    t.match((await rival.anonymous(path)).json(), { status: 403, code: 'tenant_mismatch' })
+    const token = path.split('/').at(-2) as string
+    for (const [what, changed] of [
+      ['another file', flip(token, 20)],
+      ['another agency', flip(token, 2)],
+      ['another time', flip(token, 45)],
+      ['another signature', flip(token, 70)],
+      ['a shorter one', token.slice(0, -1)],
+      ['none', 'x']
+    ] as const) {
+      const reply = await acme.anonymous(`/api/v1/files/links/${changed}/content`)
+      t.match(reply.json(), { status: 404, code: 'not_found' }, what)
+    }
+    t.match((await acme.anonymous({ method: 'PUT', url: path, payload: 'other' })).json(), { status: 404 })
+  })
+  t.test('is in no log', async (t) => {
+    const noisy = await startApp(t, { LOG_LEVEL: 'debug' }, app.database)
+    await send(noisy, 'acme.localhost', path)
+    await send(noisy, 'acme.localhost', { method: 'PUT', url: path, payload: 'x' })
+    await eventually(() => noisy.logLines.some((line) => line.includes('/api/v1/files/links')))
+    t.notMatch(noisy.logLines.join(''), path.split('/').at(-2) as string)
+  })
+  t.test('ends with its file, and with its agency', async (t) => {
+    await setStatus(app, acme, 'suspended')
+    await app.revocations.readNow()
+    t.equal((await send(app, 'localhost', path)).statusCode, 404)
+    await setStatus(app, acme, 'active')
+    await app.revocations.readNow()
+    t.equal((await send(app, 'localhost', path)).statusCode, 200)
+    await acme.send({ method: 'DELETE', url: `/api/v1/files/${file.id}` })
+    t.equal((await send(app, 'localhost', path)).statusCode, 404)
+  })
+})
+
+/** Another letter at one place. */
+function flip(token: string, at: number): string {
+  return `${token.slice(0, at)}${token[at] === 'A' ? 'B' : 'A'}${token.slice(at + 1)}`
+}
+
+t.test('lists', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  for (const [name, purpose] of [
+    ['Vertrag Müller.txt', 'contract'],
+    ['Rechnung 100%.txt', 'invoice'],
+    ['a_b.txt', 'invoice'],
+    ['ÇA VA.txt', 'contract'],
+    ['Straße\u00a0Plan.txt', 'plan'],
+    ['back;slash.txt', 'plan']
+  ] as const) {
+    await createFile(acme, name, name, 'text/plain', { purpose })
+  }
+
+  t.test('show the newest first, a page at a time', async (t) => {
+    const names = await listNames(acme, { limit: '2' })
+    t.equal(names.length, 6)
+    t.equal(names[0], 'back;slash.txt')
+    t.equal(names.at(-1), 'Vertrag Müller.txt')
+  })
+  t.test('filter by purpose and by part of the name, whatever its case and accents', async (t) => {
+    t.strictSame(await listNames(acme, { purpose: 'invoice' }), ['a_b.txt', 'Rechnung 100%.txt'])
+    t.strictSame(await listNames(acme, { purpose: 'none' }), [])
+    const searches: [q: string, found: string[]][] = [
+      ['muller', ['Vertrag Müller.txt']],
+      ['MÜLLER', ['Vertrag Müller.txt']],
+      ['ça va', ['ÇA VA.txt']],
+      ['%', ['Rechnung 100%.txt']],
+      ['_', ['a_b.txt']],
+      ['a%t', []],
+      ['\\', []],
+      ["'", []],
+      ['straße plan', ['Straße\u00a0Plan.txt']],
+      ['\u0000', []]
+    ]
+    for (const [q, found] of searches) {
+      if (q === '\u0000') {
+        t.equal((await acme.send(`/api/v1/files?${new URLSearchParams({ q })}`)).statusCode, 400)
+      } else t.strictSame(await listNames(acme, { q }), found, q)
+    }
+    t.strictSame(await listNames(acme, { q: 'txt', purpose: 'contract', limit: '1' }), [
+      'ÇA VA.txt',
+      'Vertrag Müller.txt'
     ])
   })
-  t.equal(reply.statusCode, 201, reply.body)
-  const file = reply.json()
-  t.match(file, { name: 'a.pdf', purpose: 'contract', size: content.length, content_type: 'application/pdf' })
-  const got = await acme.send(`/api/v1/files/${file.id}/content`)
-  t.equal(got.statusCode, 200, got.body)
-  t.same(got.rawPayload, content)
-  t.match(got.headers, { 'content-disposition': /attachment; filename="a.pdf"/ })
-  t.equal((await rival.send(`/api/v1/files/${file.id}/content`)).statusCode, 404)
-  t.match((await acme.send('/api/v1/tenant')).json().usage, { storage_bytes: content.length })
-  const link = (await acme.send(`/api/v1/files/${file.id}/url`)).json()
-  const linked = await send(app, 'acme.localhost', new URL(link.url).pathname)
-  t.same(linked.rawPayload, content)
-  t.match((await send(app, 'rival.localhost', new URL(link.url).pathname)).json(), { code: 'tenant_mismatch' })
-  t.equal((await acme.send({ method: 'DELETE', url: `/api/v1/files/${file.id}?permanent=true` })).statusCode, 204)
-  await app.objectSweep.run()
-  t.match((await acme.send('/api/v1/tenant')).json().usage, { storage_bytes: 0 })
+  t.test('bind their cursors to the filters', async (t) => {
+    const first = (await acme.send('/api/v1/files?limit=1&purpose=invoice')).json()
+    const { next_cursor: cursor } = first
+    for (const query of ['', '&purpose=contract', '&purpose=invoice&q=a', '&purpose=invoice&deleted=true']) {
+      const reply = await acme.send(`/api/v1/files?limit=1&cursor=${cursor}${query}`)
+      t.match(reply.json(), { status: 400, code: 'invalid_cursor' }, query)
+    }
+    t.equal((await acme.send(`/api/v1/files?limit=1&purpose=invoice&cursor=${cursor}`)).json().data.length, 1)
+  })
+  t.test('refuse what they do not know', async (t) => {
+    for (const query of ['purpose=A', 'q=', `q=${'x'.repeat(101)}`, 'deleted=maybe', 'limit=0', 'limit=101', 'x=1']) {
+      t.match((await acme.send(`/api/v1/files?${query}`)).json(), { status: 400, code: 'validation_failed' }, query)
+    }
+  })
 })
+
+t.test('a deleted file', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const [admin, member, viewer] = [
+    await signInAs(app, acme, 'admin'),
+    await signInAs(app, acme, 'member'),
+    await signInAs(app, acme, 'viewer')
+  ]
+  const act = (token: string, method: 'DELETE' | 'POST', url: string) => acme.with(token, { method, url })
+  const remove = (token: string, file: FileReply, query = '') =>
+    act(token, 'DELETE', `/api/v1/files/${file.id}${query}`)
+  const restore = (token: string, file: FileReply) => act(token, 'POST', `/api/v1/files/${file.id}/restore`)
+  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+
+  t.test('is nowhere but among the deleted ones, and comes back whole', async (t) => {
+    const file = await createFile(acme, 'precious', 'precious.txt')
+    t.equal((await remove(acme.owner.tokens.access_token, file)).statusCode, 204)
+    for (const [method, path] of [
+      ['GET', ''],
+      ['GET', '/content'],
+      ['GET', '/url'],
+      ['DELETE', ''],
+      ['POST', '/complete']
+    ] as const) {
+      t.equal(
+        (await acme.send({ method, url: `/api/v1/files/${file.id}${path}` })).statusCode,
+        404,
+        `${method} ${path}`
+      )
+    }
+    t.strictSame(await listNames(acme, {}), [])
+    t.strictSame(await listNames(acme, { deleted: 'true' }), ['precious.txt'])
+    t.equal(await usage(), 8, 'it takes room as long as it can come back')
+    t.strictSame((await restore(acme.owner.tokens.access_token, file)).json(), file)
+    t.equal((await acme.send(contentOf(file))).body, 'precious')
+    t.match((await restore(acme.owner.tokens.access_token, file)).json(), { status: 409, code: 'conflict' })
+    t.equal((await remove(acme.owner.tokens.access_token, file, '?permanent=true')).statusCode, 204)
+  })
+  t.test('is deleted and restored by its member, or any admin', async (t) => {
+    const own = await createFile(acme, 'own', 'own.txt', 'text/plain', { token: member.token })
+    const others = await createFile(acme, 'others', 'others.txt')
+    t.match((await remove(viewer.token, own)).json(), { status: 403, code: 'forbidden' })
+    t.match((await remove(member.token, others)).json(), { status: 403, code: 'forbidden' })
+    t.equal((await remove(member.token, own)).statusCode, 204)
+    t.match((await restore(viewer.token, own)).json(), { status: 403, code: 'forbidden' })
+    t.equal((await restore(member.token, own)).statusCode, 200)
+    t.equal((await remove(admin.token, own)).statusCode, 204)
+    t.equal((await remove(admin.token, others)).statusCode, 204)
+    t.match((await restore(member.token, others)).json(), { status: 403, code: 'forbidden' })
+    t.match((await remove(member.token, others, '?permanent=true')).json(), { status: 403, code: 'forbidden' })
+    t.equal((await restore(admin.token, others)).statusCode, 200)
+    for (const file of [own, others]) await remove(admin.token, file, '?permanent=true')
+  })
+  t.test('is gone for good when that is asked for, and when its time is over', async (t) => {
+    const [asked, late] = [await createFile(acme, 'asked'), await createFile(acme, 'late')]
+    await remove(admin.token, asked)
+    await remove(admin.token, asked, '?permanent=true')
+    await remove(admin.token, late)
+    t.equal((await restore(admin.token, asked)).statusCode, 404, 'there is no way back')
+    await allRows(app.database, 'update files set expires_at = now() where id = $1', [late.id])
+    t.equal((await restore(admin.token, late)).statusCode, 404)
+    await app.objectSweep.run()
+    await eventually(async () => (await usage()) === 0)
+    t.strictSame(await disagreements(app, acme), [])
+    t.strictSame(await listNames(acme, { deleted: 'true' }), [])
+    for (const method of ['DELETE', 'GET'] as const) {
+      t.equal((await acme.send({ method, url: `/api/v1/files/${asked.id}` })).statusCode, 404)
+    }
+  })
+  t.test('has left its tracks in the audit log, one for each change', async (t) => {
+    const { data } = (await acme.send('/api/v1/audit-events?limit=100')).json()
+    const count = (action: string) => data.filter((event: { action: string }) => event.action === action).length
+    t.equal(count('file.created'), 5)
+    t.equal(count('file.restored'), 3)
+    t.equal(count('file.deleted'), 10)
+    t.equal(count('authz.denied'), 5)
+  })
+})
+
+t.test('nothing is restored where nothing is kept', async (t) => {
+  const app = await startApp(t, { FILE_RESTORE_FOR: '0' })
+  const acme = await createTenant(app, 'acme')
+  const file = await createFile(acme, 'x')
+  t.equal((await acme.send({ method: 'DELETE', url: `/api/v1/files/${file.id}` })).statusCode, 204)
+  t.equal((await acme.send({ method: 'POST', url: `/api/v1/files/${file.id}/restore` })).statusCode, 404)
+  await eventually(async () => (await disagreements(app, acme)).length === 0 && storedObjects(app).objects.size === 0)
+})
+
+t.test('readers', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const size = 48 * 1024 * 1024
+  const file = await createFile(acme, Buffer.alloc(size, 'x'), 'large.bin', 'application/octet-stream')
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  const { port } = app.server.address() as { port: number }
+  const open = () => openObjects(app)
+
+  /** Asks for the file and reads nothing. */
+  function ask() {
+    const socket = connect({ port, host: '127.0.0.1' })
+    socket.pause()
+    socket.on('error', () => {})
+    socket.write(
+      `GET ${contentOf(file)} HTTP/1.1\r\nHost: acme.localhost\r\nAuthorization: Bearer ${acme.owner.tokens.access_token}\r\n\r\n`
+    )
+    return socket
+  }
+
+  t.test('who are slow do not fill the memory', async (t) => {
+    const before = process.memoryUsage().rss
+    const sockets = Array.from({ length: 10 }, ask)
+    await eventually(() => open() === 10)
+    await sleep(500)
+    const grown = (process.memoryUsage().rss - before) / 1024 / 1024
+    t.ok(grown < 64, `${grown.toFixed()} MiB for ten readers of 48 MiB each`)
+    for (const socket of sockets) socket.destroy()
+    await eventually(() => open() === 0, 15_000)
+  })
+  t.test('who go away leave nothing open', async (t) => {
+    for (let i = 0; i < 20; i++) {
+      const socket = ask()
+      await new Promise((done) => socket.once('readable', done))
+      socket.destroy()
+    }
+    await eventually(() => open() === 0, 15_000)
+    t.equal(open(), 0)
+  })
+  t.test('who only ask for the head open nothing', async (t) => {
+    await Promise.all(Array.from({ length: 10 }, () => acme.send({ method: 'HEAD', url: contentOf(file) })))
+    t.equal(open(), 0)
+  })
+})
+
+/** Files of the store that this process has open. */
+function openObjects(app: TestApp): number {
+  return readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`).includes(`${app.config.dataDir}/files/`)
+    } catch {
+      return false
+    }
+  }).length
+}

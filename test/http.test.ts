@@ -985,15 +985,16 @@ t.test('in production', async (t) => {
       t.strictSame(corsHeaders(await preflight(app, acme.host, '/api/v1/users/me', origin)), [], origin)
     }
   })
-  t.test('a page can read the headers that the contract names, and never sends cookies', async (t) => {
+  t.test('a page can read the headers that the contract and tus name, and never sends cookies', async (t) => {
     const reply = await send(app, acme.host, {
       url: '/api/v1/users/me',
       headers: { origin: own, authorization: `Bearer ${acme.token}` }
     })
     t.equal(reply.statusCode, 200)
     t.strictSame(String(reply.headers['access-control-expose-headers']).toLowerCase().split(/,\s*/).sort(), [
-      ...['content-disposition', 'content-range', 'etag', 'idempotency-replayed', 'location', 'ratelimit'],
-      ...['ratelimit-policy', 'retry-after', 'www-authenticate', 'x-request-id']
+      ...['accept-ranges', 'content-disposition', 'content-range', 'etag', 'idempotency-replayed', 'location'],
+      ...['ratelimit', 'ratelimit-policy', 'retry-after', 'tus-extension', 'tus-max-size', 'tus-resumable'],
+      ...['tus-version', 'upload-expires', 'upload-length', 'upload-offset', 'www-authenticate', 'x-request-id']
     ])
     t.notOk('access-control-allow-credentials' in reply.headers)
     t.match(String(reply.headers.vary).toLowerCase(), 'origin')

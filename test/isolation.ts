@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { setImmediate as breathe } from 'node:timers/promises'
 import type { FastifyInstance, InjectOptions } from 'fastify'
 import pg from 'pg'
@@ -8,6 +8,7 @@ import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config.ts'
 import { catalogue, Problem, problemDocument } from '../src/errors.ts'
 import { createKeyRing } from '../src/keys.ts'
+import { fileKey, imageKey, uploadKey } from '../src/objects/keys.ts'
 import { type Access, allows, type Role, roles } from '../src/roles.ts'
 import { type Call, fresh, type ObjectKind, type Policy, policies, unknownId } from './authz-policy.ts'
 import { tenantTables } from './catalogue.ts'
@@ -31,7 +32,7 @@ export type Hole = {
 }
 
 export type Operation = { id: string; method: Method; path: string; access: Access; query: Json[]; body: boolean }
-type Method = 'DELETE' | 'GET' | 'PATCH' | 'POST' | 'PUT'
+type Method = 'DELETE' | 'GET' | 'HEAD' | 'PATCH' | 'POST' | 'PUT'
 const methods: Method[] = ['DELETE', 'GET', 'PATCH', 'POST', 'PUT']
 
 export type World = {
@@ -56,6 +57,11 @@ export type World = {
   plantMember(side: Side, userId: string, role: Role): Promise<void>
   plantSession(side: Side, userId: string): Promise<string>
   plantInvitation(side: Side, role?: Role, email?: string): Promise<string>
+  /** A file with bytes that name the agency; the owner's where nobody is named. */
+  plantFile(side: Side, userId?: string, status?: 'ready' | 'deleted'): Promise<string>
+  /** An upload that was begun. `direct`: its bytes have arrived. */
+  plantUpload(side: Side, kind: 'direct' | 'resumable', userId?: string): Promise<string>
+  plantImage(side: Side): Promise<string>
   close(): Promise<void>
 }
 
@@ -72,8 +78,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const hidden: string[] = []
   app.addHook('onRoute', ({ method, url, schema }) => {
     for (const each of [method].flat()) {
-      if (each !== 'HEAD')
-        (schema?.hide || !schema ? hidden : routes).push(`${each} ${url.replaceAll(/:(\w+)/g, '{$1}')}`)
+      ;(schema?.hide || !schema ? hidden : routes).push(`${each} ${url.replaceAll(/:(\w+)/g, '{$1}')}`)
     }
   })
   const faults = watchContract(app)
@@ -104,10 +109,16 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
     sql,
     operations: documented,
     disagreements: [
-      ...routes.filter((route) => !named.includes(route)).map((route) => `${route} is not in the document`),
+      ...routes
+        // every GET has one
+        .filter((route) => !(route.startsWith('HEAD ') && routes.includes(route.replace('HEAD', 'GET'))))
+        .filter((route) => !named.includes(route))
+        .map((route) => `${route} is not in the document`),
       ...named.filter((name) => !routes.includes(name)).map((name) => `${name} has no route`),
       ...hidden
-        .filter((route) => !/^(GET \/api\/v1\/docs\b|OPTIONS \*)/.test(route))
+        .filter(
+          (route) => !/^((GET|HEAD) \/api\/v1\/docs\b|OPTIONS \*|OPTIONS \/api\/v1\/files\/resumable$)/.test(route)
+        )
         .map((route) => `${route} is hidden`)
     ],
     faults,
@@ -127,11 +138,14 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   world.gone = {
     invitation: await world.plantInvitation(b),
     member: (await world.plantPerson(b, 'member')).id,
-    session: await world.plantSession(b, b.people.owner.id)
+    session: await world.plantSession(b, b.people.owner.id),
+    file: await world.plantFile(b),
+    upload: await world.plantUpload(b, 'resumable')
   }
   await sql.query('delete from invitations where id = $1', [world.gone.invitation])
   await sql.query('delete from memberships where user_id = $1', [world.gone.member])
   await sql.query('delete from sessions where id = $1', [world.gone.session])
+  await sql.query('delete from files where id in ($1, $2)', [world.gone.file, world.gone.upload])
   world.wrongTokens = await makeWrongTokens(world)
   await app.revocations.readNow()
   after?.(world)
@@ -147,10 +161,12 @@ function operationsOf(app: FastifyInstance): Operation[] {
       path,
       access: operation['x-authz'] as Access,
       query: ((operation.parameters ?? []) as Json[]).filter((parameter) => parameter.in === 'query'),
-      body: operation.requestBody !== undefined
+      body: bodyOf(operation)?.content['application/json'] !== undefined
     }))
   )
 }
+
+const bodyOf = (operation: Json) => operation.requestBody as { content: Record<string, unknown> } | undefined
 
 // == what is in the world ============================================================================================
 
@@ -197,6 +213,58 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     return id
   }
 
+  /** Their bytes are an inch of text, each. */
+  async function plantRow(side: Side, userId: string, status: string, content: Buffer): Promise<string> {
+    const id = uuidv7()
+    const sha256 = createHash('sha256').update(content).digest()
+    await sql.query(
+      `insert into files (tenant_id, id, status, name, folded_name, purpose, content_type, size, sha256, created_by, expires_at)
+       values ($1, $2, $3, $4, $4, 'canary', 'text/plain', $5, $6, $7, $8)`,
+      [
+        ...[
+          side.id,
+          id,
+          status,
+          `${side.canary} notes.txt`,
+          content.length,
+          status === 'pending' ? null : sha256,
+          userId
+        ],
+        status === 'ready' ? null : new Date(Date.now() + 86_400_000)
+      ]
+    )
+    await sql.query(
+      `insert into storage_usage as u (tenant_id, bytes) values ($1, $2)
+       on conflict (tenant_id) do update set bytes = u.bytes + excluded.bytes`,
+      [side.id, content.length]
+    )
+    return id
+  }
+
+  const contentOf = (side: Side) => Buffer.from(`${side.canary} writes this`)
+
+  async function plantFile(side: Side, userId = side.people.owner.id, status: 'ready' | 'deleted' = 'ready') {
+    const content = contentOf(side)
+    const id = await plantRow(side, userId, status, content)
+    await app.objects.put(fileKey(side.id, id), content)
+    return id
+  }
+
+  async function plantUpload(side: Side, kind: 'direct' | 'resumable', userId = side.people.owner.id) {
+    const content = contentOf(side)
+    const id = await plantRow(side, userId, 'pending', content)
+    const sha256 = kind === 'direct' ? createHash('sha256').update(content).digest() : null
+    await sql.query('insert into uploads (tenant_id, id, sha256) values ($1, $2, $3)', [side.id, id, sha256])
+    if (kind === 'direct') await app.objects.put(uploadKey(side.id, id), content)
+    return id
+  }
+
+  async function plantImage(side: Side): Promise<string> {
+    const id = uuidv7()
+    await app.objects.put(imageKey(side.id, id), Buffer.from(side.canary))
+    return id
+  }
+
   async function plantSide(name: string): Promise<Side> {
     const id = uuidv7()
     const slug = `canary-${name.toLowerCase()}-${randomBytes(6).toString('hex')}`
@@ -207,7 +275,10 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     const people = {} as Record<Role, Person>
     for (const role of roles) people[role] = await plantPerson({ id, canary: slug }, role)
     const side: Side = { id, slug, host: `${slug}.localhost`, canary: slug, people }
-    for (let i = 0; i < 2; i++) await plantInvitation(side)
+    for (let i = 0; i < 2; i++) {
+      await plantInvitation(side)
+      await plantFile(side)
+    }
     await sql.query(
       `insert into audit_events (tenant_id, action, actor_id, target_id, user_agent, request_id, detail)
        select $1, 'canary.planted', $2, $3, $4::text, $4, jsonb_build_object('after', $4::text) from generate_series(1, 3)`,
@@ -221,7 +292,10 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     return side
   }
 
-  return { plantMember, plantSession, plantPerson, plantInvitation, plantSide }
+  return {
+    ...{ plantMember, plantSession, plantPerson, plantInvitation, plantSide },
+    ...{ plantFile, plantUpload, plantImage }
+  }
 }
 
 /** As an operator's command or another process would. */
@@ -319,7 +393,24 @@ export type Options = {
   report?: (operation: string, cases: number, failures: string[]) => void
 }
 
-type Attempt = { method: Method; url: string; host: string; headers: Record<string, string>; payload?: object }
+export const concernsFiles = ({ path }: Operation): boolean => /\/(files|images|avatar|logo)\b/.test(path)
+
+/** All of it for the operations that are wanted, each a line of the test. */
+export async function proveMatrix(t: Test, wanted: (operation: Operation) => boolean): Promise<Outcome> {
+  const startedAt = performance.now()
+  const world = await createWorld(t)
+  const outcome = await runMatrix(world, {
+    only: world.operations.filter(wanted).map(({ id }) => id),
+    report: (operation, cases, failures) => t.strictSame(failures, [], `${operation}: ${cases} cases`)
+  })
+  t.strictSame(outcome.failures, [])
+  const { operations, actors, cases, failures } = outcome
+  const took = ((performance.now() - startedAt) / 1000).toFixed(1)
+  t.comment(`${operations} operations x ${actors} actors: ${cases} cases, ${failures.length} failures, in ${took} s`)
+  return outcome
+}
+
+type Attempt = { method: Method; url: string; host: string; headers: Record<string, string>; payload?: object | Buffer }
 type Expected = { status: number; code: string; deniedIn?: Side; like?: object }
 
 class Enough extends Error {}
@@ -429,7 +520,8 @@ class Matrix {
     const together = operation.method === 'GET' ? claims : [Object.assign({}, ...claims)]
     for (const headers of together) {
       const title = `X11 ${Object.keys(headers).length === 1 ? Object.keys(headers)[0] : 'all headers'}`
-      await this.#allow(operation, policy, title, { ...(await make()), headers })
+      const call = await make()
+      await this.#allow(operation, policy, title, { ...call, headers: { ...call.headers, ...headers } })
     }
   }
 
@@ -602,8 +694,11 @@ class Matrix {
     const standing: Record<ObjectKind, string> = {
       invitation: invitation.id,
       member: b.people.member.id,
-      session: b.people.owner.sid
+      session: b.people.owner.sid,
+      file: await this.#world.plantFile(b),
+      upload: await this.#world.plantUpload(b, 'direct')
     }
+    await this.#rebase()
     // of several parameters each one, and all of them
     for (const replaced of names.length === 1 ? [names] : [...names.map((name) => [name]), names]) {
       const withIds = (idOf: (kind: ObjectKind) => string, host: string) => {
@@ -855,13 +950,21 @@ class Matrix {
     this.#count(actor.startsWith('V2') ? actor.replace(/,? (no token|on the host of B)$/, '') : actor)
     const reply = await this.#ask(attempt)
     this.#titles.set(reply.headers['x-request-id'] as string, title)
-    this.#checkProblem(title, reply, codes)
+    if (attempt.method === 'HEAD') this.#checkStatus(title, reply, codes)
+    else this.#checkProblem(title, reply, codes)
     this.#searchReply(title, reply, [a, b, c])
     const after = [await this.#checksum(a), await this.#checksum(b)]
     if (after[0] !== before[0]) this.fail(title, 'rows of A have changed')
     if (after[1] !== before[1]) this.fail(title, 'rows of B have changed')
     this.#baseline = after
     return reply
+  }
+
+  /** A reply to HEAD says no more. */
+  #checkStatus(title: string, reply: Reply, codes: string[]): void {
+    if (reply.body !== '' || !codes.some((code) => catalogue.get(code)?.status === reply.statusCode)) {
+      this.fail(title, `${reply.statusCode} ${reply.body.slice(0, 200)}, and not ${codes}`)
+    }
   }
 
   /** Says what the catalogue says of this cause, and nothing besides. */
@@ -950,13 +1053,17 @@ const bearerOf = (person: Person) => ({ authorization: `Bearer ${person.token}` 
 const mayCall = (access: Access, role: Role) => access !== 'public' && access !== 'internal' && allows(access, role)
 const encodeAll = (text: string) => [...text].map((each) => `%${each.charCodeAt(0).toString(16)}`).join('')
 
-function attemptOf({ method, path }: Operation, { caller, side, params = {}, query, body, headers }: Call): Attempt {
+function attemptOf(
+  { method, path }: Operation,
+  { caller, side, params = {}, query, body, payload, headers }: Call
+): Attempt {
   const filled = path.replaceAll(/\{(\w+)\}/g, (_, name) => encodeURIComponent(params[name] ?? unknownId))
   return {
     method,
     url: query ? `${filled}?${new URLSearchParams(query)}` : filled,
     host: side?.host ?? 'localhost',
     headers: { ...(caller && bearerOf(caller)), ...headers },
-    ...(body && { payload: body })
+    ...(body && { payload: body }),
+    ...(payload && { payload })
   }
 }

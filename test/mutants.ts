@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import pg from 'pg'
 import type { AccessClaims } from '../plugins/authentication.ts'
 import { forbidden } from '../src/errors.ts'
+import { fileKey } from '../src/objects/keys.ts'
 import { checks } from './catalogue.ts'
 import { jwtSecret } from './harness.ts'
 import type { Hole, World } from './isolation.ts'
@@ -143,6 +144,30 @@ function existenceTold(): Hole {
       }),
     after: (world: World) => {
       sql = world.sql
+    }
+  }
+}
+
+/** A file is found by its id among those of all agencies, and so are its bytes. */
+function lookupsWithoutAgency(): Hole {
+  return {
+    after: ({ app, sql }) => {
+      const { query } = app.gate
+      const find = async (text: string, id: string) => (await sql.query(text, [id])).rows
+      app.gate.query = async (settings, statement, values) =>
+        statement.name === 'read_file'
+          ? find(
+              `select id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at
+               from files where id = $1 and status = 'ready'`,
+              (values as unknown as { id: string }).id
+            )
+          : query(settings, statement, values)
+      const { get } = app.objects
+      app.objects.get = async (key, range) => {
+        const id = key.split('/').at(-1) as string
+        const [file] = await find('select tenant_id from files where id = $1', id)
+        return get(fileKey(file.tenant_id, id), range)
+      }
     }
   }
 }
@@ -402,6 +427,20 @@ export const mutants: Mutant[] = [
     hole: existenceTold(),
     only: ['revokeInvitation'],
     found: /X4 id of B: 403|X4 id of B: .*forbidden/
+  },
+  {
+    title: 'bytes are looked up by the id of their file alone',
+    hole: lookupsWithoutAgency(),
+    only: ['getFileContent'],
+    found: /X4 id of B/
+  },
+  {
+    title: 'a link is good on the host of any agency',
+    hole: onArrival((request) => {
+      if (request.tenant?.status === 'active' && request.url.includes('/files/links/')) request.tenant = undefined
+    }),
+    only: ['getLinkedFileContent'],
+    found: /X6 the link of another agency on this one's host/
   },
   {
     title: 'a refusal says whose host it is',

@@ -88,7 +88,9 @@ t.test('the document and the routes are one set', async (t) => {
   const document = await readDocument(app)
   const documented = operationsOf(document).map(({ name }) => name)
   const registered = routes
-    .filter(({ method, url }) => method !== 'HEAD' && method !== 'OPTIONS' && !isAsset(url))
+    // every GET has a HEAD
+    .filter(({ method, url }) => method !== 'HEAD' || !routes.some((each) => each.method === 'GET' && each.url === url))
+    .filter(({ method, url }) => method !== 'OPTIONS' && !isAsset(url))
     .map(({ method, url }) => `${method} ${url.replaceAll(/:(\w+)/g, '{$1}').replace(/(?<=.)\/$/, '')}`)
   t.ok(documented.length > 15)
   t.strictSame([...new Set(registered)].sort(), [...documented].sort())

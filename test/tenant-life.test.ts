@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { purgeTenant } from '../db/directory.ts'
+import { createFile } from './forms.ts'
 import {
   allRows,
   createTenant,
@@ -67,6 +68,11 @@ t.test('an owner takes everything along, and nothing of others', async (t) => {
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   await acme.send(post('/invitations', { email: 'ana@example.com', role: 'member' }))
+  const file = await createFile(acme, 'take me along', 'notes.txt', 'text/plain', { purpose: 'contract' })
+  const deleted = await createFile(acme, 'me too')
+  await acme.send({ method: 'DELETE', url: `/api/v1/files/${deleted.id}` })
+  await acme.send({ method: 'POST', url: '/api/v1/files/resumable', headers: { 'upload-length': '5' } })
+  await createFile(rival, 'not me')
   // more than one page of one table
   await allRows(
     app.database,
@@ -84,6 +90,14 @@ t.test('an owner takes everything along, and nothing of others', async (t) => {
   t.match(of('member'), [{ user_id: acme.owner.id, role: 'owner' }])
   t.equal(of('session').length, 1)
   t.match(of('invitation'), [{ email: 'ana@example.com' }])
+  t.strictSame(
+    of('file').map(({ created_at, ...row }) => ({ ...row, created_at: new Date(created_at).toISOString() })),
+    [
+      { ...file, status: 'ready' },
+      { ...deleted, status: 'deleted' }
+    ],
+    'the files with their sums, and not what is still arriving'
+  )
   t.equal(of('audit_event').filter(({ action }) => action === 'test.event').length, 2500)
   t.equal(new Set(of('audit_event').map(({ id }) => id)).size, of('audit_event').length, 'no row twice')
   t.notMatch(reply.body, rival.id)

@@ -2,7 +2,7 @@ import createFetchClient, { type Client } from 'openapi-fetch'
 import { type Lock, lockFor } from './locks.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
-import type { NewRegistration, paths, Registration, SignIn, TokenReply } from './schema.js'
+import type { FileMetadata, NewRegistration, paths, Registration, SignIn, TokenReply } from './schema.js'
 import { createSession } from './session.js'
 import { memoryStore, type TokenStore } from './stores.js'
 
@@ -18,6 +18,14 @@ export type AggiosClientOptions = {
   retry?: RetryOptions
 }
 
+export type UploadOptions = {
+  name?: string
+  purpose?: string
+  /** In hex; the server refuses other bytes. */
+  sha256?: string
+  signal?: AbortSignal
+}
+
 /** Every operation by method and path, as openapi-fetch has them, and what changes who is signed in. */
 export type AggiosClient = Client<paths> & {
   register(registration: NewRegistration): Promise<Registration>
@@ -26,6 +34,10 @@ export type AggiosClient = Client<paths> & {
   signOut(): Promise<void>
   /** Goes on in another agency of the same person. On the general host only: on its own host an agency takes no other's tokens. */
   switchTenant(slug: string): Promise<TokenReply>
+  /** Sends a file as a form. For large ones over bad networks there is tus, at `/api/v1/files/resumable`. */
+  uploadFile(content: Blob, options?: UploadOptions): Promise<FileMetadata>
+  /** The bytes of a file. `GET` with `parseAs: 'stream'` gives them as they come. */
+  downloadFile(id: string, options?: { signal?: AbortSignal }): Promise<Blob>
 }
 
 /**
@@ -68,6 +80,30 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       const tokens = await unwrap(client.POST('/api/v1/auth/switch', { body: { tenant } }))
       await session.replace(tokens)
       return tokens
+    },
+    uploadFile(content, { name, purpose, sha256, signal } = {}) {
+      const form = new FormData()
+      // the fields first: what follows them is the file, so the server knows its size
+      if (purpose !== undefined) form.set('purpose', purpose)
+      if (sha256 !== undefined) form.set('sha256', sha256)
+      if (name === undefined) form.set('file', content)
+      else form.set('file', content, name)
+      return unwrap(
+        client.POST('/api/v1/files', {
+          body: { file: '' },
+          bodySerializer: () => form,
+          ...(signal && { signal })
+        })
+      )
+    },
+    downloadFile(id, { signal } = {}) {
+      return unwrap(
+        client.GET('/api/v1/files/{id}/content', {
+          params: { path: { id } },
+          parseAs: 'blob',
+          ...(signal && { signal })
+        })
+      )
     }
   }
 }

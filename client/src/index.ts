@@ -1,4 +1,4 @@
-export { type AggiosClient, type AggiosClientOptions, createAggiosClient } from './client.js'
+export { type AggiosClient, type AggiosClientOptions, createAggiosClient, type UploadOptions } from './client.js'
 export type { Lock } from './locks.js'
 export { type ProblemCode, ProblemError, unwrap } from './problems.js'
 export type { RetryOptions, Send } from './retries.js'

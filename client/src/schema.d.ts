@@ -547,7 +547,10 @@ export interface paths {
       path?: never
       cookie?: never
     }
-    /** A file, without its bytes */
+    /**
+     * A file, without its bytes
+     * @description What is known of it. One that is deleted, or still arriving, is not there.
+     */
     get: operations['getFile']
     put?: never
     post?: never
@@ -621,7 +624,7 @@ export interface paths {
     patch?: never
     trace?: never
   }
-  '/api/v1/files/links/{token}': {
+  '/api/v1/files/links/{token}/content': {
     parameters: {
       query?: never
       header?: never
@@ -705,7 +708,7 @@ export interface paths {
     patch?: never
     trace?: never
   }
-  '/api/v1/files/resumable/{id}': {
+  '/api/v1/files/resumable/{id}/content': {
     parameters: {
       query?: never
       header?: never
@@ -715,10 +718,17 @@ export interface paths {
     get?: never
     put?: never
     post?: never
-    /** Give an upload up */
+    /**
+     * Give an upload up
+     * @description What has arrived is removed, and the room that was kept is free.
+     */
     delete: operations['cancelResumableUpload']
     options?: never
-    head?: never
+    /**
+     * How much of an upload has arrived
+     * @description tus 1.0. Of one that has become a file, all.
+     */
+    head: operations['getResumableUpload']
     /**
      * Send the next bytes of an upload
      * @description From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there.
@@ -740,7 +750,10 @@ export interface paths {
      */
     put: operations['setAvatar']
     post?: never
-    /** Remove the avatar */
+    /**
+     * Remove the avatar
+     * @description Its address is good for nothing then.
+     */
     delete: operations['deleteAvatar']
     options?: never
     head?: never
@@ -761,7 +774,10 @@ export interface paths {
      */
     put: operations['setLogo']
     post?: never
-    /** Remove the logo */
+    /**
+     * Remove the logo
+     * @description Its address is good for nothing then.
+     */
     delete: operations['deleteLogo']
     options?: never
     head?: never
@@ -1416,6 +1432,17 @@ export interface components {
       /** @example correct horse battery staple */
       password?: string
     }
+    FileForm: {
+      /**
+       * Format: binary
+       * @example %PDF-1.7
+       */
+      file: string
+      /** @example contract */
+      purpose?: string
+      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      sha256?: string
+    }
     FileMetadata: {
       /**
        * Format: uuid
@@ -1510,6 +1537,13 @@ export interface components {
        * @example 2026-11-22T10:30:00.000Z
        */
       expires_at: string
+    }
+    ImageForm: {
+      /**
+       * Format: binary
+       * @example %PDF-1.7
+       */
+      file: string
     }
     /** @description Something that happened in the agency. Rows are never changed. */
     AuditEvent: {
@@ -1620,11 +1654,13 @@ export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type NewInvitation = components['schemas']['NewInvitation']
 export type Acceptance = components['schemas']['Acceptance']
+export type FileForm = components['schemas']['FileForm']
 export type FileMetadata = components['schemas']['FileMetadata']
 export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
 export type NewUpload = components['schemas']['NewUpload']
 export type Upload = components['schemas']['Upload']
+export type ImageForm = components['schemas']['ImageForm']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
@@ -6345,7 +6381,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['FileForm']
+      }
+    }
     responses: {
       /** @description FileMetadata */
       201: {
@@ -6415,8 +6455,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {
@@ -6953,6 +6993,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           [name: string]: unknown
         }
         content: {
@@ -6962,6 +7005,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -7040,6 +7087,7 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -7263,6 +7311,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           [name: string]: unknown
         }
         content: {
@@ -7272,6 +7323,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -7331,6 +7386,7 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
+          'Content-Range'?: string
           [name: string]: unknown
         }
         content: {
@@ -7400,7 +7456,12 @@ export interface operations {
       }
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        /** @example %PDF-1.7 */
+        'application/octet-stream': string
+      }
+    }
     responses: {
       /** @description Done; there is nothing to say */
       204: {
@@ -7453,6 +7514,15 @@ export interface operations {
       }
       /** @description `payload_too_large`: The body is too large */
       413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
         headers: {
           [name: string]: unknown
         }
@@ -7876,6 +7946,8 @@ export interface operations {
       /** @description Begun; `Location` says where it goes on */
       201: {
         headers: {
+          Location?: string
+          'Upload-Expires'?: string
           [name: string]: unknown
         }
         content?: never
@@ -8165,6 +8237,155 @@ export interface operations {
       }
     }
   }
+  getResumableUpload: {
+    parameters: {
+      query?: never
+      header?: {
+        /** @example 1.0.0 */
+        'tus-resumable'?: string
+      }
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description In `Upload-Offset` */
+      200: {
+        headers: {
+          'Upload-Offset'?: string
+          'Upload-Length'?: string
+          'Upload-Expires'?: string
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `precondition_failed`: It has changed since you read it */
+      412: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
   continueResumableUpload: {
     parameters: {
       query?: never
@@ -8183,11 +8404,18 @@ export interface operations {
       }
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        /** @example %PDF-1.7 */
+        'application/offset+octet-stream': string
+      }
+    }
     responses: {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'Upload-Offset'?: string
+          'Upload-Expires'?: string
           [name: string]: unknown
         }
         content?: never
@@ -8359,7 +8587,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['ImageForm']
+      }
+    }
     responses: {
       /** @description The signed-in person in the tenant of the token */
       200: {
@@ -8429,8 +8661,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {
@@ -8646,7 +8878,11 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    requestBody?: never
+    requestBody: {
+      content: {
+        'multipart/form-data': components['schemas']['ImageForm']
+      }
+    }
     responses: {
       /** @description Tenant */
       200: {
@@ -8717,8 +8953,8 @@ export interface operations {
         }
       }
       /**
-       * @description `payload_too_large`: The body is too large
-       *     `file_too_large`: The file is too large
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
        */
       413: {
         headers: {

@@ -29,6 +29,12 @@ export async function usage(): Promise<void> {
   // @ts-expect-error a name is text
   await client.PATCH('/api/v1/users/me', { body: { name: 1 } })
 
+  const file = await client.uploadFile(new Blob(['x']), { name: 'notes.txt', purpose: 'contract' })
+  exactly<number>()(file.size)
+  exactly<Blob>()(await client.downloadFile(file.id))
+  // @ts-expect-error text is no file
+  await client.uploadFile('x')
+
   const { data, error } = await client.PATCH('/api/v1/users/me', { body: { name: 'Ada' } })
   // @ts-expect-error the catalogue has no such code
   if (error?.code === 'token_expird') return

@@ -1,19 +1,21 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { FileRow } from '../../db/files.ts'
-import { conflict } from '../../src/errors.ts'
+import { type FileRow, readFile } from '../../db/files.ts'
+import { conflict, Problem } from '../../src/errors.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
-import { concludeUpload, type UploadRow } from './queries.ts'
+import { concludeUpload, releaseUpload, renewConclusion, type UploadRow } from './queries.ts'
 import { finish, requireSum, undo } from './receiving.ts'
 
-/** Longer than it takes to read the largest file back from the store. */
-const concludeSeconds = 300
+/** Longer than the store takes to put the whole together; renewed while it is read. Where this process dies, others wait for so long. */
+const concludeSeconds = 90
+const renewMs = 30_000
 
 /**
  * Makes a file of bytes that lie in the store already, but that nobody has looked at: nothing is believed that was not read.
  * `assemble` brings them to their place, and may find them there from an attempt that died. Throws `conflict` while somebody
- * else is at it; whatever else is wrong undoes the upload.
+ * else is at it. What is wrong with the bytes undoes the upload; what is wrong with the store or the database leaves it for
+ * another attempt.
  */
 export async function finishArrived(
   app: FastifyInstance,
@@ -24,12 +26,20 @@ export async function finishArrived(
 ): Promise<FileRow> {
   const { tenant_id } = request.user
   const [mine] = await request.tenantQuery(concludeUpload, { tenant_id, id, seconds: concludeSeconds })
-  if (!mine) throw conflict({ detail: 'the upload is being completed' })
+  if (!mine) {
+    const [done] = await request.tenantQuery(readFile, { tenant_id, id })
+    if (done) return done
+    throw conflict({ detail: 'the upload is being completed' })
+  }
   try {
-    if (upload.size > 0 && (await app.objects.size(fileKey(tenant_id, id))) === undefined) await assemble()
+    const key = fileKey(tenant_id, id)
+    if ((await app.objects.size(key)) === undefined) {
+      await (upload.size === 0 ? app.objects.put(key, Buffer.alloc(0)) : assemble())
+    }
     return await inspect(app, request, id, upload)
   } catch (err) {
-    await undo(app, request, id)
+    if (err instanceof Problem) await undo(app, request, id)
+    else await request.tenantQuery(releaseUpload, { tenant_id, id }).catch(() => {})
     throw err
   }
 }
@@ -37,15 +47,18 @@ export async function finishArrived(
 async function inspect(app: FastifyInstance, request: FastifyRequest, id: string, upload: UploadRow): Promise<FileRow> {
   const hash = createHash('sha256')
   const head: Buffer[] = []
+  const { tenant_id } = request.user
   let size = 0
-  if (upload.size > 0) {
-    const stream = await app.objects.get(fileKey(request.user.tenant_id, id))
-    if (!stream) throw conflict({ detail: 'the bytes are not there' })
-    for await (const chunk of stream as AsyncIterable<Buffer>) {
-      if (size < headBytes) head.push(chunk)
-      size += chunk.length
-      hash.update(chunk)
-    }
+  let renewedAt = Date.now()
+  const stream = await app.objects.get(fileKey(tenant_id, id))
+  if (!stream) throw conflict({ detail: 'the bytes are not there' })
+  for await (const chunk of stream as AsyncIterable<Buffer>) {
+    if (size < headBytes) head.push(chunk)
+    size += chunk.length
+    hash.update(chunk)
+    if (Date.now() - renewedAt < renewMs) continue
+    await request.tenantQuery(renewConclusion, { tenant_id, id, seconds: concludeSeconds })
+    renewedAt = Date.now()
   }
   const sha256 = hash.digest()
   if (size !== upload.size) throw conflict({ detail: `${size} bytes arrived and ${upload.size} were announced` })

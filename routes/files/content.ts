@@ -3,13 +3,13 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/files.ts'
-import { findRange } from '../../src/byte-ranges.ts'
+import { type ByteRange, findRange } from '../../src/byte-ranges.ts'
 import { notFound, rangeNotSatisfiable, tenantMismatch } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { linkSeconds } from '../../src/file-links.ts'
 import { attachment } from '../../src/file-names.ts'
 import { fileKey } from '../../src/objects/keys.ts'
-import { NotModified, ReadConditions } from '../schemas.ts'
+import { Bytes, NotModified, ReadConditions } from '../schemas.ts'
 import { requireFile, requireLinkedFile } from './found.ts'
 import { FileLink, FileParams, LinkParams } from './schemas.ts'
 
@@ -18,11 +18,18 @@ const RangeConditions = Type.Object({
   range: Type.Optional(Type.String({ description: 'One range of bytes', examples: ['bytes=0-1023'] })),
   'if-range': Type.Optional(Type.String({ description: 'ETag for which the range is meant' }))
 })
-const bytes = (description: string) => ({
+const cacheControl = 'private, no-cache'
+const text = Type.String()
+const bytes = (description: string, headers = {}) => ({
   description,
-  content: { '*/*': { schema: Type.String({ format: 'binary' }) } }
+  headers: { ETag: text, 'Accept-Ranges': text, 'Content-Disposition': text, ...headers },
+  content: { '*/*': { schema: Bytes } }
 })
-const responses = { 200: bytes('The bytes'), 206: bytes('The range that was asked for'), 304: NotModified }
+const responses = {
+  200: bytes('The bytes'),
+  206: bytes('The range that was asked for', { 'Content-Range': text }),
+  304: NotModified
+}
 
 /** The bytes of files, to whoever may read them or holds a link that says so. */
 const content: FastifyPluginAsyncTypebox = async (app) => {
@@ -68,12 +75,15 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
       const reply = { content_type, content_disposition: attachment(name) }
       const direct = await app.objects.direct?.get(fileKey(tenant_id, id), reply, linkSeconds)
       const token = app.fileLinks.issue('read', { tenant_id, id, expires_at })
-      return { url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`, expires_at }
+      return {
+        url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
+        expires_at
+      }
     }
   )
 
   app.get(
-    '/links/:token',
+    '/links/:token/content',
     {
       config: { access: 'public', problems: [...problems, 'tenant_mismatch'] },
       schema: {
@@ -96,31 +106,37 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
 
   async function sendContent(request: FastifyRequest, reply: FastifyReply, tenantId: string, file: FileRow) {
     const tag = `"${file.sha256}"`
+    const known = request.headers['if-none-match']
+    if (known !== undefined && matchesTag(known, tag, 'weak')) {
+      reply.code(304).header('etag', tag).header('cache-control', cacheControl)
+      return
+    }
+    const range = rangeOf(request, file.size, tag)
+    const isEmpty = request.method === 'HEAD' || file.size === 0
+    const stream = isEmpty ? Readable.from([]) : await app.objects.get(fileKey(tenantId, file.id), range)
+    // a row without its bytes waits for an operator: `npm run files -- compare` names it
+    if (!stream) throw new Error(`the bytes of file ${file.id} are missing`)
+    if (range) reply.code(206).header('content-range', `bytes ${range.start}-${range.end}/${file.size}`)
     reply
+      .type(file.content_type)
+      .header('content-length', range ? range.end - range.start + 1 : file.size)
       .header('etag', tag)
-      .header('cache-control', 'private, no-cache')
+      .header('cache-control', cacheControl)
       .header('accept-ranges', 'bytes')
       .header('content-security-policy', "default-src 'none'; frame-ancestors 'none'; sandbox")
       .header('content-disposition', attachment(file.name))
-    const known = request.headers['if-none-match']
-    if (known !== undefined && matchesTag(known, tag, 'weak')) {
-      reply.code(304)
-      return
-    }
-    const condition = request.headers['if-range']
-    const meant = condition === undefined || matchesTag(String(condition), tag, 'strong')
-    const range = meant ? findRange(request.headers.range, file.size) : undefined
-    if (range === 'unsatisfiable') {
-      throw rangeNotSatisfiable({ headers: { 'content-range': `bytes */${file.size}` } })
-    }
-    if (range) reply.code(206).header('content-range', `bytes ${range.start}-${range.end}/${file.size}`)
-    reply.type(file.content_type).header('content-length', range ? range.end - range.start + 1 : file.size)
-    if (request.method === 'HEAD' || file.size === 0) return Readable.from([]) as never
-    const stream = await app.objects.get(fileKey(tenantId, file.id), range)
-    // a row without its bytes waits for an operator: `npm run files -- compare` names it
-    if (!stream) throw new Error(`the bytes of file ${file.id} are missing`)
     return stream as never
   }
+}
+
+/** The range that is asked for; undefined for the whole. Throws `range_not_satisfiable`. */
+function rangeOf({ method, headers }: FastifyRequest, size: number, tag: string): ByteRange | undefined {
+  const condition = headers['if-range']
+  const isMeant = condition === undefined || matchesTag(String(condition), tag, 'strong')
+  // GET alone has ranges (RFC 9110, 14.2)
+  const range = isMeant && method === 'GET' ? findRange(headers.range, size) : undefined
+  if (range !== 'unsatisfiable') return range
+  throw rangeNotSatisfiable({ headers: { 'content-range': `bytes */${size}` } })
 }
 
 export default content

@@ -1,15 +1,22 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { readFile } from '../../db/files.ts'
-import { conflict, notFound, payloadTooLarge, tenantMismatch, validationFailed } from '../../src/errors.ts'
+import {
+  conflict,
+  malformedRequest,
+  notFound,
+  payloadTooLarge,
+  tenantMismatch,
+  validationFailed
+} from '../../src/errors.ts'
 import { linkSeconds } from '../../src/file-links.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey, uploadKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
-import { NoContent } from '../schemas.ts'
+import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { insertUpload, readUpload } from './queries.ts'
-import { reserve } from './receiving.ts'
+import { bodyOf, reserve } from './receiving.ts'
 import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
 
 /** A direct upload that is not completed for this long is given up. */
@@ -50,7 +57,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       reply.code(201)
       return {
         id,
-        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}`,
+        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
         method: 'PUT' as const,
         headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
         expires_at
@@ -81,8 +88,13 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
       if (upload?.created_by !== user_id || upload.sha256 === null) return requireOwn(request, id)
       const [from, to] = [uploadKey(tenant_id, id), fileKey(tenant_id, id)]
-      const arrived = (upload.size === 0 || (await app.objects.size(from))) ?? (await app.objects.size(to))
-      if (arrived === undefined) throw conflict({ detail: 'nothing has arrived yet' })
+      const arrived = upload.size === 0 ? 0 : ((await app.objects.size(from)) ?? (await app.objects.size(to)))
+      if (arrived === undefined) {
+        // while this was asked somebody else may have completed it
+        const [done] = await request.tenantQuery(readFile, { tenant_id, id })
+        if (done) return done
+        throw conflict({ detail: 'nothing has arrived yet' })
+      }
       return app.withUploadPlace(tenant_id, () =>
         // out of the client's reach before it is looked at
         finishArrived(app, request, id, upload, () => app.objects.move(from, to))
@@ -103,12 +115,13 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
     scope.addContentTypeParser('*', (_request, payload, done) => done(null, payload))
 
     scope.put(
-      '/links/:token',
+      '/links/:token/content',
       {
         config: {
           access: 'public',
           upload: true,
-          problems: ['not_found', 'tenant_mismatch', 'payload_too_large', 'storage_full']
+          receives: { type: 'application/octet-stream', schema: Bytes },
+          problems: ['not_found', 'tenant_mismatch', 'storage_full']
         },
         schema: {
           operationId: 'putLinkedFileContent',
@@ -126,9 +139,8 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         if (request.tenant && request.tenant.id !== tenant_id) throw tenantMismatch()
         const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
         if (!upload) throw notFound()
-        const body = (request.body ?? []) as AsyncIterable<Buffer>
         await app.withUploadPlace(tenant_id, () =>
-          writeObject(app.objects, uploadKey(tenant_id, id), exactly(body, upload.size))
+          writeObject(app.objects, uploadKey(tenant_id, id), exactly(bodyOf(request), upload.size))
         )
         reply.code(204)
       }
@@ -139,10 +151,15 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
 /** Passes what has the announced size and no other. */
 async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
   let passed = 0
-  for await (const chunk of content) {
-    passed += chunk.length
-    if (passed > size) throw payloadTooLarge({ detail: `${size} bytes were announced` })
-    yield chunk
+  try {
+    for await (const chunk of content) {
+      passed += chunk.length
+      if (passed > size) throw payloadTooLarge({ detail: `${size} bytes were announced` })
+      yield chunk
+    }
+  } catch (err) {
+    if ((err as { code?: string }).code === 'ECONNRESET') throw malformedRequest({ cause: err })
+    throw err
   }
   const message = `must have the ${size} bytes that were announced`
   if (passed < size) throw validationFailed({ detail: `body ${message}`, errors: [{ path: '/body', message }] })

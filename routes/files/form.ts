@@ -2,15 +2,20 @@ import type { MultipartFile, MultipartValue } from '@fastify/multipart'
 import { Value } from '@sinclair/typebox/value'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/files.ts'
-import { malformedRequest, Problem, validationFailed } from '../../src/errors.ts'
+import { malformedRequest, Problem, unsupportedMediaType, validationFailed } from '../../src/errors.ts'
 import { StoreFailure } from '../../src/objects/store.ts'
+import { inPace } from '../../src/pace.ts'
 import { receiveFile } from './receiving.ts'
 import { Purpose, Sha256 } from './schemas.ts'
 
 const limits = { files: 1, fields: 4, parts: 5, fieldNameSize: 100, fieldSize: 1024, headerPairs: 20 }
 
+/** What the fields and what frames them may have, generously. */
+const fieldsBytes = 8 * 1024
+
 /** The one file of a form, and the fields beside it, which may stand before or after it. */
 export async function receiveForm(app: FastifyInstance, request: FastifyRequest): Promise<FileRow> {
+  if (!request.isMultipart()) throw unsupportedMediaType({ detail: 'a form is expected: multipart/form-data' })
   const parts = request.parts({
     limits: { ...limits, fileSize: Number.MAX_SAFE_INTEGER },
     defParamCharset: 'utf8'
@@ -28,7 +33,12 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
     return receiveFile(
       app,
       request,
-      { name, content_type, size: expectedSize(request, part, fields), content: chunks(part) },
+      {
+        name,
+        content_type,
+        size: expectedSize(request, part, fields, app.config.maxFileSize),
+        content: inPace(chunks(part))
+      },
       async () => {
         for (let rest = await next(); rest; rest = await next()) {
           if (rest.type === 'file') throw invalid('/body', 'has more than one file')
@@ -89,9 +99,14 @@ async function readable<T>(read: () => Promise<T>): Promise<T> {
 
 /**
  * How large the file is if nothing follows it in the form: what the request says, less what frames the file. Undefined where
- * the request does not say.
+ * the request does not say. What follows can be fields, for which a file of the limit is not refused.
  */
-function expectedSize(request: FastifyRequest, part: MultipartFile, fields: Map<string, unknown>): number | undefined {
+function expectedSize(
+  request: FastifyRequest,
+  part: MultipartFile,
+  fields: Map<string, unknown>,
+  limit: number
+): number | undefined {
   const total = Number(request.headers['content-length'] ?? Number.NaN)
   const boundary = /boundary="?([^";]+)"?/i.exec(request.headers['content-type'] ?? '')?.[1] ?? ''
   const line = (text: string) => Buffer.byteLength(text) + 2
@@ -103,5 +118,6 @@ function expectedSize(request: FastifyRequest, part: MultipartFile, fields: Map<
     line(`Content-Disposition: form-data; name="${part.fieldname}"; filename="${part.filename}"`) +
     line(`Content-Type: ${part.mimetype}`)
   const size = total - framed.reduce((sum, each) => sum + each, 0) - opening - head - 2 - 2 - line(`--${boundary}--`)
-  return Number.isNaN(size) ? undefined : Math.max(0, size)
+  if (Number.isNaN(size)) return undefined
+  return size > limit && size - limit < fieldsBytes ? limit : Math.max(0, size)
 }

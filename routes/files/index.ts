@@ -11,7 +11,7 @@ import { receiveForm } from './form.ts'
 import { requireFile } from './found.ts'
 import { filesPage, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
 import resumable from './resumable.ts'
-import { Deletion, File, FilePage, FileParams, FileQuery } from './schemas.ts'
+import { Deletion, File, FileForm, FilePage, FileParams, FileQuery } from './schemas.ts'
 
 /** Documents of the agency. */
 const files: FastifyPluginAsyncTypebox = async (app) => {
@@ -27,15 +27,8 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'member',
         upload: true,
-        problems: [
-          'malformed_request',
-          'payload_too_large',
-          'file_too_large',
-          'unsupported_media_type',
-          'quota_exceeded',
-          'validation_failed',
-          'storage_full'
-        ]
+        receives: { type: 'multipart/form-data', schema: FileForm },
+        problems: ['file_too_large', 'quota_exceeded', 'validation_failed', 'storage_full']
       },
       schema: {
         operationId: 'createFile',
@@ -43,7 +36,6 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'A form with one part `file`, and optionally `purpose` and `sha256` (in hex; refused when it is not that of what arrives). What the file is is decided by what is in it; programs, and files that pretend to be another kind, are refused.',
         tags,
-        consumes: ['multipart/form-data'],
         response: { 201: File }
       }
     },
@@ -90,6 +82,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getFile',
         summary: 'A file, without its bytes',
+        description: 'What is known of it. One that is deleted, or still arriving, is not there.',
         tags,
         params: FileParams,
         response: { 200: File }

@@ -64,14 +64,15 @@ export type UploadRow = {
   expires_at: Date
 }
 
-/** An upload that is not finished. */
+/** An upload that is not finished, of an agency that is not suspended. */
 export const readUpload = statement(
   'read_upload',
   (_, $: { tenant_id: string; id: string }) => sql<UploadRow>`
   select f.name, f.purpose, f.content_type, f.size::float8 as size, f.created_by, u.sha256, u.store_id,
     u.received::float8 as received, u.tags, f.expires_at
   from files f join uploads u on u.tenant_id = f.tenant_id and u.id = f.id
-  where f.tenant_id = ${$.tenant_id} and f.id = ${$.id} and f.status = 'pending'`
+  where f.tenant_id = ${$.tenant_id} and f.id = ${$.id} and f.status = 'pending'
+    and exists (select from tenants t where t.id = ${$.tenant_id} and t.status = 'active')`
 )
 
 export async function insertUpload(
@@ -96,12 +97,36 @@ export const takeUpload = statement(
   { writes: true }
 )
 
+/** No row: somebody else writes now. */
+export const findWriter = statement(
+  'find_writer',
+  (_, $: { tenant_id: string; id: string; writer: string }) => sql<{ id: string }>`
+  select id from uploads where tenant_id = ${$.tenant_id} and id = ${$.id} and writer = ${$.writer}::uuid`
+)
+
 /** Makes the caller the only one who puts the whole together, for long enough. No row: somebody else does, or nothing is left to do. */
 export const concludeUpload = statement(
   'conclude_upload',
   (_, $: { tenant_id: string; id: string; seconds: number }) => sql<{ id: string }>`
   update uploads set concluding_until = now() + make_interval(secs => ${$.seconds})
   where tenant_id = ${$.tenant_id} and id = ${$.id} and coalesce(concluding_until < now(), true) returning id`,
+  { writes: true }
+)
+
+/** It still takes. */
+export const renewConclusion = statement(
+  'renew_conclusion',
+  (_, $: { tenant_id: string; id: string; seconds: number }) => sql<never>`
+  update uploads set concluding_until = now() + make_interval(secs => ${$.seconds})
+  where tenant_id = ${$.tenant_id} and id = ${$.id}`,
+  { writes: true }
+)
+
+/** It could not be put together now, and somebody may try again. */
+export const releaseUpload = statement(
+  'release_upload',
+  (_, $: { tenant_id: string; id: string }) => sql<never>`
+  update uploads set concluding_until = null where tenant_id = ${$.tenant_id} and id = ${$.id}`,
   { writes: true }
 )
 

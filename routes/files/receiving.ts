@@ -1,4 +1,5 @@
 import { createHash, type Hash } from 'node:crypto'
+import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
@@ -8,11 +9,14 @@ import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
+import { inPace } from '../../src/pace.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
 const patience_seconds = 900
 const heartbeatMs = 300_000
-/** By so much the reservation grows where a sender does not say how much is to come. */
+/** So much is read before room is reserved where a sender does not say how much is to come: most files are whole by then. */
+const unannouncedBytes = 4 * 1024 * 1024
+/** By so much the reservation grows for larger ones. */
 const stepBytes = 64 * 1024 * 1024
 
 export type Incoming = {
@@ -40,8 +44,8 @@ export async function receiveFile(
 ): Promise<FileRow> {
   const { tenant_id } = request.user
   const name = cleanFileName(given)
-  const { head, whole } = await peek(content, headBytes)
-  const content_type = await requireFileType(head, name, declared)
+  const { head, whole } = await peek(content, expected === undefined ? unannouncedBytes : headBytes)
+  const content_type = await requireFileType(head.subarray(0, headBytes), name, declared)
   const size = expected ?? head.length
   const id = await reserve(app, request, { name, content_type, purpose: null, size })
   try {
@@ -107,6 +111,14 @@ export async function finish(
   return row
 }
 
+/**
+ * The bytes of a body that no parser has read. Whoever stops reading leaves the rest on the connection: it would be closed with the
+ * body, and nobody would come to read why.
+ */
+export function bodyOf({ body }: FastifyRequest): AsyncIterable<Buffer> {
+  return body === undefined ? Readable.from([]) : inPace((body as Readable).iterator({ destroyOnReturn: false }))
+}
+
 /** Removes what has not become a file. What can't be undone now is what the sweep finds. */
 export async function undo(app: FastifyInstance, request: FastifyRequest, id: string): Promise<void> {
   const { tenant_id } = request.user
@@ -136,7 +148,7 @@ async function peek(content: AsyncIterable<Buffer>, bytes: number) {
     yield* read.splice(0)
     for (let next = await source.next(); !next.done; next = await source.next()) yield next.value
   }
-  return { head: Buffer.concat(read).subarray(0, bytes), whole: whole() }
+  return { head: Buffer.concat(read), whole: whole() }
 }
 
 /** Counts and hashes what passes, and reserves room for it before it is stored: `step` bytes ahead, or only what is there. */
@@ -174,7 +186,7 @@ function measure(
       size += chunk.length
       requireSize(app, size)
       if (size > reserved) await makeRoom()
-      else if (Date.now() - toldAt > heartbeatMs) await hasRoomFor(0)
+      else if (Date.now() - toldAt > heartbeatMs && !(await hasRoomFor(0))) throw quotaExceeded()
       hash.update(chunk)
       yield chunk
     }

@@ -9,15 +9,16 @@ import { cleanFileName } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { inParts } from '../../src/objects/writing.ts'
-import { NoContent } from '../schemas.ts'
+import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
-import { advanceUpload, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
-import { reserve, undo } from './receiving.ts'
+import { advanceUpload, findWriter, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
+import { bodyOf, reserve, undo } from './receiving.ts'
 import { FileParams, Purpose, Sha256 } from './schemas.ts'
 
 /** An upload on which nothing has moved for this long is given up. */
 const patienceSeconds = 86_400
 const version = '1.0.0'
+const text = Type.String()
 const partBytes = 5 * 1024 * 1024
 
 const Version = Type.Object({ 'tus-resumable': Type.Optional(Type.String({ examples: [version] })) })
@@ -79,7 +80,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         description: 'tus 1.0. Room for the whole file is kept until the upload ends or nothing has moved for a day.',
         tags,
         headers: Creation,
-        response: { 201: Type.Null({ description: 'Begun; `Location` says where it goes on' }) }
+        response: {
+          201: Type.Null({
+            description: 'Begun; `Location` says where it goes on',
+            headers: { Location: text, 'Upload-Expires': text }
+          })
+        }
       }
     },
     async (request, reply) => {
@@ -94,22 +100,29 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
       reply
         .code(201)
-        .header('location', `/api/v1/files/resumable/${id}`)
+        .header('location', `/api/v1/files/resumable/${id}/content`)
         .header('upload-expires', new Date(Date.now() + patienceSeconds * 1000).toUTCString())
     }
   )
 
   app.head(
-    '/:id',
+    '/:id/content',
     {
-      config: { access, problems: ['not_found', 'precondition_failed'] },
+      // of other routes the document does not mention HEAD
+      config: { access, problems: ['not_found', 'precondition_failed'], swagger: { exposeHeadRoute: true } },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
+        description: 'tus 1.0. Of one that has become a file, all.',
         tags,
         params: FileParams,
         headers: Version,
-        response: { 200: Type.Null({ description: 'In `Upload-Offset`' }) }
+        response: {
+          200: Type.Null({
+            description: 'In `Upload-Offset`',
+            headers: { 'Upload-Offset': text, 'Upload-Length': text, 'Upload-Expires': text }
+          })
+        }
       }
     },
     async (request, reply) => {
@@ -125,20 +138,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.patch(
-    '/:id',
+    '/:id/content',
     {
       config: {
         access,
         upload: true,
-        problems: [
-          'not_found',
-          'conflict',
-          'precondition_failed',
-          'payload_too_large',
-          'unsupported_media_type',
-          'validation_failed',
-          'storage_full'
-        ]
+        receives: { type: 'application/offset+octet-stream', schema: Bytes },
+        problems: ['not_found', 'conflict', 'precondition_failed', 'validation_failed', 'storage_full']
       },
       schema: {
         operationId: 'continueResumableUpload',
@@ -148,7 +154,9 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         tags,
         params: FileParams,
         headers: Offset,
-        response: { 204: NoContent }
+        response: {
+          204: Type.Unsafe<void>({ ...NoContent, headers: { 'Upload-Offset': text, 'Upload-Expires': text } })
+        }
       }
     },
     async (request, reply) => {
@@ -171,12 +179,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.delete(
-    '/:id',
+    '/:id/content',
     {
       config: { access, problems: ['not_found', 'precondition_failed'] },
       schema: {
         operationId: 'cancelResumableUpload',
         summary: 'Give an upload up',
+        description: 'What has arrived is removed, and the room that was kept is free.',
         tags,
         params: FileParams,
         headers: Version,
@@ -212,6 +221,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     const [taken] = await request.tenantQuery(takeUpload, { tenant_id, id, writer, offset: upload.received })
     if (!taken) throw conflict({ detail: 'somebody else sends the same upload' })
     const state: State = { ...upload, tags: taken.tags, store_id: taken.store_id }
+    let kept_id = taken.store_id
 
     async function keep(tail: Buffer): Promise<void> {
       const received = state.tags.length * partBytes + tail.length
@@ -221,21 +231,31 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         store_id: state.store_id,
         patience_seconds: patienceSeconds
       })
-      if (!kept) throw conflict({ detail: 'somebody else sends the same upload' })
+      if (!kept) {
+        // nobody else knows of parts that were begun here
+        if (state.store_id !== null && state.store_id !== kept_id) await app.objects.dropParts(key, state.store_id)
+        throw conflict({ detail: 'somebody else sends the same upload' })
+      }
+      kept_id = state.store_id
       Object.assign(state, { received, expires_at: kept.expires_at })
     }
 
-    const content = untilItBreaks(
-      taken.tail,
-      (request.body ?? []) as AsyncIterable<Buffer>,
-      upload.size - upload.received
-    )
+    const content = untilItBreaks(taken.tail, bodyOf(request), upload.size - upload.received)
     for await (const part of inParts(content, partBytes)) {
       if (state.tags.length === 0 && part.length >= headBytes) {
-        await requireFileType(part.subarray(0, headBytes), upload.name, upload.content_type)
+        const head = part.subarray(0, headBytes)
+        await requireFileType(head, upload.name, upload.content_type).catch(async (err) => {
+          // nothing that could follow makes it another kind
+          await undo(app, request, id)
+          throw err
+        })
       }
-      if (state.tags.length * partBytes + part.length === upload.size) return { ...state, last: Buffer.from(part) }
-      if (part.length === partBytes) {
+      if (state.tags.length * partBytes + part.length === upload.size) {
+        state.last = Buffer.from(part)
+      } else if (part.length === partBytes) {
+        // whoever has taken over may have written this part already
+        const [mine] = await request.tenantQuery(findWriter, { tenant_id, id, writer })
+        if (!mine) throw conflict({ detail: 'somebody else sends the same upload' })
         state.store_id ??= await app.objects.startParts(key)
         const at = state.tags.length * partBytes
         const { tag } = await app.objects.putPart(key, state.store_id, state.tags.length + 1, at, part)

@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
+import { Bytes, Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -32,6 +32,11 @@ export const File = Type.Object(
   },
   // a generator for Kotlin takes `File` for its own
   { title: 'FileMetadata' }
+)
+/** Names the parts of a form; `form.ts` reads them. */
+export const FileForm = Type.Object(
+  { file: Bytes, purpose: Type.Optional(Purpose), sha256: Type.Optional(Sha256) },
+  { ...strict, title: 'FileForm' }
 )
 export const FilePage = Page(File, 'FilePage')
 export const FileParams = Type.Object({ id: Id })

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import multipart from '@fastify/multipart'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
@@ -17,20 +18,21 @@ import {
   sessionRevoked,
   validationFailed
 } from '../../src/errors.ts'
+import { matchesTag } from '../../src/etags.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/images.ts'
 import { imageKey, imagePath } from '../../src/objects/keys.ts'
-import { Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
+import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
 
 const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, fileSize: maxImageBytes + 1 }
-const problems = [
-  'malformed_request',
-  'payload_too_large',
-  'file_too_large',
-  'unsupported_media_type',
-  'validation_failed',
-  'storage_full'
-]
+const upload = {
+  upload: true,
+  receives: {
+    type: 'multipart/form-data',
+    schema: Type.Object({ file: Bytes }, { additionalProperties: false, title: 'ImageForm' })
+  },
+  problems: ['file_too_large', 'validation_failed', 'storage_full']
+}
 const Owner = Type.Object({ owner_id: Id, id: Id })
 
 /** Avatars of people and logos of agencies: small, re-encoded, and fetched by addresses that can't be guessed. */
@@ -38,19 +40,17 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   await app.register(multipart)
   // an image in memory is its pixels, so few at a time
   const queue = createBoundedQueue(2, 32)
-  const consumes = ['multipart/form-data']
   const description = 'A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.'
 
   app.put(
     '/users/me/avatar',
     {
-      config: { access: 'user', upload: true, problems },
+      config: { access: 'user', ...upload },
       schema: {
         operationId: 'setAvatar',
         summary: 'Set the avatar',
         description,
         tags: ['me'],
-        consumes,
         response: { 200: User }
       }
     },
@@ -72,7 +72,13 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     '/users/me/avatar',
     {
       config: { access: 'user' },
-      schema: { operationId: 'deleteAvatar', summary: 'Remove the avatar', tags: ['me'], response: { 204: NoContent } }
+      schema: {
+        operationId: 'deleteAvatar',
+        summary: 'Remove the avatar',
+        description: 'Its address is good for nothing then.',
+        tags: ['me'],
+        response: { 204: NoContent }
+      }
     },
     async (request, reply) => {
       const { user_id } = request.user
@@ -89,13 +95,12 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.put(
     '/tenant/logo',
     {
-      config: { access: 'admin', upload: true, problems },
+      config: { access: 'admin', ...upload },
       schema: {
         operationId: 'setLogo',
         summary: 'Set the logo',
         description,
         tags: ['tenant'],
-        consumes,
         response: { 200: Tenant }
       }
     },
@@ -117,7 +122,13 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     '/tenant/logo',
     {
       config: { access: 'admin' },
-      schema: { operationId: 'deleteLogo', summary: 'Remove the logo', tags: ['tenant'], response: { 204: NoContent } }
+      schema: {
+        operationId: 'deleteLogo',
+        summary: 'Remove the logo',
+        description: 'Its address is good for nothing then.',
+        tags: ['tenant'],
+        response: { 204: NoContent }
+      }
     },
     async (request, reply) => {
       const { tenant_id } = request.user
@@ -144,7 +155,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         params: Owner,
         headers: ReadConditions,
         response: {
-          200: { description: 'The image', content: { [imageType]: { schema: Type.String({ format: 'binary' }) } } },
+          200: { description: 'The image', content: { [imageType]: { schema: Bytes } } },
           304: NotModified
         }
       }
@@ -152,18 +163,22 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { owner_id, id } = request.params
       const tag = `"${id}"`
-      // what an address names never changes
+      const key = imageKey(owner_id, id)
+      const size = await app.objects.size(key)
+      if (size === undefined) throw notFound()
       reply
         .header('etag', tag)
+        // what an address names never changes
         .header('cache-control', 'private, max-age=86400, immutable')
         .header('cross-origin-resource-policy', 'cross-origin')
-      if (request.headers['if-none-match'] === tag) {
+      const known = request.headers['if-none-match']
+      if (known !== undefined && matchesTag(known, tag, 'weak')) {
         reply.code(304)
         return
       }
-      const stream = await app.objects.get(imageKey(owner_id, id))
+      const stream = request.method === 'HEAD' ? Readable.from([]) : await app.objects.get(key)
       if (!stream) throw notFound()
-      reply.type(imageType)
+      reply.type(imageType).header('content-length', size)
       return stream as never
     }
   )
@@ -171,8 +186,11 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   /** The one image of a form, re-encoded. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
     try {
-      const content = await app.withUploadPlace(request.user.tenant_id, () => readImage(request))
-      return await queue.run(() => reencodeImage(content))
+      // the place is kept until the bytes are no longer needed, so that no more of them than places are held
+      return await app.withUploadPlace(request.user.tenant_id, async () => {
+        const content = await readImage(request)
+        return queue.run(() => reencodeImage(content))
+      })
     } catch (err) {
       if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
       throw err

@@ -44,6 +44,18 @@ const parts = [
     order by id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
+  // their bytes are fetched one by one; the sums tell whether all of them came
+  statement(
+    'export_files',
+    (_, $: Position) => sql<Line>`
+    select id::text as position, jsonb_build_object('table', 'file', 'row', jsonb_build_object('id', id, 'name', name,
+      'purpose', purpose, 'content_type', content_type, 'size', size, 'sha256', encode(sha256, 'hex'), 'created_by', created_by,
+      'created_at', created_at, 'status', status))::text as line
+    from files where tenant_id = ${$.tenant_id} and status in ('ready', 'deleted')
+      and (${$.after}::uuid is null or id > ${$.after}::uuid)
+    order by id limit ${$.limit}`,
+    { slow: true }
+  ),
   statement(
     'export_tenant_audit_events',
     (_, $: Position) => sql<Line>`

@@ -1,0 +1,250 @@
+import { mkdirSync, utimesSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { v4 as randomUuid } from 'uuid'
+import { purgeTenant } from '../db/directory.ts'
+import { fileKey, imageKey, uploadKey } from '../src/objects/keys.ts'
+import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
+import {
+  allRows,
+  createTenant,
+  eventually,
+  post,
+  startApp,
+  startServer,
+  type TestApp,
+  testEnvironment
+} from './harness.ts'
+
+const nobody = { tenant_id: null, user_id: null, request: '' }
+const pathOf = (app: TestApp, key: string) => join(app.config.dataDir, 'files', 'objects', key)
+
+/** Puts bytes into the store behind the product's back, and makes them as old as that. */
+function plant(app: TestApp, key: string, hoursOld = 2): void {
+  const path = pathOf(app, key)
+  mkdirSync(dirname(path), { recursive: true })
+  writeFileSync(path, 'planted')
+  const at = new Date(Date.now() - hoursOld * 3_600_000)
+  utimesSync(path, at, at)
+}
+
+const grow = (app: TestApp, key: string, hoursOld = 2) => {
+  const at = new Date(Date.now() - hoursOld * 3_600_000)
+  utimesSync(pathOf(app, key), at, at)
+}
+
+/** The search for what nobody refers to takes turns; this is one now. */
+async function sweep(app: TestApp): Promise<void> {
+  await allRows(app.database, 'update object_sweep set due_at = now()')
+  await app.objectSweep.run()
+}
+
+const onePixel = Buffer.from(
+  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
+  'base64'
+)
+const image = () => form([{ name: 'file', filename: 'a.png', type: 'image/png', content: onePixel }])
+
+t.test('the sweep', async (t) => {
+  const app = await startApp(t, { LOG_LEVEL: 'info' })
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const kept = await createFile(rival, 'kept')
+
+  t.test('finishes what was given up, deleted, or begun and not finished', async (t) => {
+    const [removing, deleted, ready] = [
+      await createFile(acme, 'removing'),
+      await createFile(acme, 'deleted'),
+      await createFile(acme, 'ready')
+    ]
+    const begun = (
+      await acme.send(post('/files/uploads', { name: 'a', content_type: 'a/b', size: 7, sha256: '0'.repeat(64) }))
+    ).json()
+    await acme.anonymous({ method: 'PUT', url: new URL(begun.url).pathname, payload: 'planted' })
+    // somebody has died while it was being removed: its lease is over, of the other one not yet
+    await allRows(app.database, "update files set status = 'removing', expires_at = now() where id = $1", [removing.id])
+    await acme.send({ method: 'DELETE', url: `/api/v1/files/${deleted.id}` })
+    await sweep(app)
+    const statuses = async () =>
+      (await allRows(app.database, 'select status from files where tenant_id = $1 order by id', [acme.id])).map(
+        ({ status }) => status
+      )
+    t.strictSame(await statuses(), ['deleted', 'ready', 'pending'], 'what can come back, is whole or arriving stays')
+    await allRows(app.database, "update files set expires_at = now() where status in ('deleted', 'pending')")
+    const before = app.objectSweep.stats()
+    await sweep(app)
+    t.strictSame(await statuses(), ['ready'])
+    t.strictSame(
+      [...storedObjects(app).objects.keys()].sort(),
+      [fileKey(acme.id, ready.id), fileKey(rival.id, kept.id)].sort()
+    )
+    t.strictSame(await disagreements(app, acme), [])
+    t.equal((await acme.send('/api/v1/tenant')).json().usage.storage_bytes, 5)
+    const { pending, deleted: gone } = app.objectSweep.stats()
+    t.strictSame([pending - before.pending, gone - before.deleted], [1, 1])
+    const line = app.logLines.map((text) => JSON.parse(text)).findLast(({ msg }) => msg === 'object store swept')
+    t.match(line.swept, { pending: 1, deleted: 1, orphans: 0 }, 'it says what it did')
+  })
+  t.test('removes what no row refers to once it is old enough, and nothing that is not ours', async (t) => {
+    const file = await createFile(acme, 'referred to')
+    grow(app, fileKey(acme.id, file.id))
+    const logo = (await acme.send({ method: 'PUT', url: '/api/v1/tenant/logo', ...image() })).json().logo_url as string
+    const logoKey = imageKey(acme.id, logo.split('/').at(-1) as string)
+    grow(app, logoKey)
+    const orphans = [
+      fileKey(acme.id, randomUuid()),
+      fileKey(randomUuid(), randomUuid()),
+      uploadKey(acme.id, file.id),
+      imageKey(acme.owner.id, randomUuid()),
+      // somebody else's id under this agency
+      fileKey(acme.id, kept.id)
+    ]
+    const young = fileKey(acme.id, randomUuid())
+    const foreign = [`${acme.id}/other/${randomUuid()}`, 'backup.tar', 'folder/note.txt']
+    for (const key of [...orphans, ...foreign]) plant(app, key)
+    plant(app, young, 0.5)
+    const before = app.objectSweep.stats().orphans
+    await sweep(app)
+    const keys = [...storedObjects(app).objects.keys()]
+    t.strictSame(
+      keys.filter((key) => orphans.includes(key)),
+      []
+    )
+    for (const key of [...foreign, young, logoKey, fileKey(acme.id, file.id)]) t.ok(keys.includes(key), key)
+    t.equal(app.objectSweep.stats().orphans - before, orphans.length)
+  })
+  t.test('is done by two processes at once without doing anything twice', async (t) => {
+    const other = await startApp(t, {}, app.database)
+    for (let i = 0; i < 30; i++) await createFile(acme, `x${i}`)
+    await allRows(app.database, "update files set status = 'deleted', expires_at = now() where tenant_id = $1", [
+      acme.id
+    ])
+    const before = app.objectSweep.stats().deleted
+    const count = (await allRows(app.database, 'select from files where tenant_id = $1', [acme.id])).length
+    await Promise.all([app.objectSweep.run(), other.objectSweep.run(), app.objectSweep.run()])
+    await eventually(
+      async () => (await disagreements(app, acme)).filter((each) => !each.startsWith('no row for')).length === 0
+    )
+    t.equal(app.objectSweep.stats().deleted - before + other.objectSweep.stats().deleted, count)
+    t.equal((await allRows(app.database, 'select from files where tenant_id = $1', [acme.id])).length, 0)
+    t.equal((await rival.send(`/api/v1/files/${kept.id}/content`)).body, 'kept')
+  })
+  t.test('goes on after a file that can not be removed', async (t) => {
+    const [stuck, free] = [await createFile(acme, 'stuck'), await createFile(acme, 'free')]
+    await allRows(app.database, "update files set status = 'deleted', expires_at = now() where tenant_id = $1", [
+      acme.id
+    ])
+    const { remove } = app.objects
+    app.objects.remove = async (key) => {
+      if (key.endsWith(stuck.id)) throw new TypeError('not a key')
+      await remove(key)
+    }
+    await app.objectSweep.run()
+    app.objects.remove = remove
+    const rows = await allRows(app.database, 'select id, status from files where tenant_id = $1', [acme.id])
+    t.strictSame(rows, [{ id: stuck.id, status: 'removing' }], `and ${free.id} is gone`)
+    await allRows(app.database, 'update files set expires_at = now() where id = $1', [stuck.id])
+    await app.objectSweep.run()
+    t.equal((await allRows(app.database, 'select from files where tenant_id = $1', [acme.id])).length, 0)
+  })
+})
+
+t.test('with an agency go its files, and not before they are gone', async (t) => {
+  const app = await startApp(t, { TENANT_PURGE_AFTER: '3600' })
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const kept = await createFile(rival, 'kept')
+  for (let i = 0; i < 3; i++) await createFile(acme, `x${i}`)
+  await acme.send(post('/files/uploads', { name: 'a', content_type: 'a/b', size: 7, sha256: '0'.repeat(64) }))
+  const logo = (await acme.send({ method: 'PUT', url: '/api/v1/tenant/logo', ...image() })).json().logo_url as string
+  await acme.send({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug: 'acme' } })
+  await allRows(app.database, 'update tenants set purge_at = now() where id = $1', [acme.id])
+  const there = async () => (await allRows(app.database, 'select from tenants where id = $1', [acme.id])).length === 1
+
+  await app.gate.query(nobody, purgeTenant, {})
+  t.ok(await there(), 'its files are given to the sweep')
+  t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }], 'and it waits for that')
+  await sweep(app)
+  t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: acme.id }])
+  t.notOk(await there())
+  for (const table of ['files', 'uploads', 'storage_usage']) {
+    t.strictSame(await allRows(app.database, `select from ${table} where tenant_id = $1`, [acme.id]), [], table)
+  }
+  grow(app, imageKey(acme.id, logo.split('/').at(-1) as string))
+  await sweep(app)
+  t.strictSame([...storedObjects(app).objects.keys()], [fileKey(rival.id, kept.id)], 'its logo is gone too')
+  t.equal((await rival.send(`/api/v1/files/${kept.id}/content`)).body, 'kept')
+})
+
+t.test('whenever a process is killed, rows and objects match after the sweep', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const env = testEnvironment(app.database)
+
+  /** Begins six uploads, and kills the server once that is so. */
+  async function killed(t: Test, part: number, size: number, isSo: () => Promise<boolean> | boolean): Promise<void> {
+    const server = await startServer(t, env)
+    const { payload } = fileForm(Buffer.alloc(size, 'x'), 'large.bin', 'application/octet-stream')
+    const head = Buffer.from(
+      [
+        'POST /api/v1/files HTTP/1.1',
+        'Host: acme.localhost',
+        `Authorization: Bearer ${acme.owner.tokens.access_token}`,
+        `Content-Type: multipart/form-data; boundary=${boundary}`,
+        `Content-Length: ${payload.length}`,
+        '',
+        ''
+      ].join('\r\n')
+    )
+    const sockets = Array.from({ length: 6 }, () => {
+      const socket = connect({ port: server.port, host: '127.0.0.1' })
+      socket.on('error', () => {}).resume()
+      const sent = new Promise<void>((done) => {
+        socket.write(Buffer.concat([head, payload.subarray(0, Math.floor(payload.length * part))]), () => done())
+        socket.once('close', () => done())
+      })
+      return { socket, sent }
+    })
+    await Promise.race([Promise.all(sockets.map(({ sent }) => sent)), sleep(5000)])
+    await eventually(isSo, 20_000)
+    server.child.kill('SIGKILL')
+    await server.exited
+    for (const { socket } of sockets) socket.destroy()
+  }
+
+  const rows = async (status: string) =>
+    (await allRows(app.database, 'select from files where status = $1', [status])).length
+  let ready = 0
+  let leftOver = 0
+  const afterMs = (ms: number) => async () => {
+    await sleep(ms)
+    return true
+  }
+  const moments: [what: string, part: number, size: number, isSo: () => Promise<boolean> | boolean][] = [
+    ['rows are reserved', 0.01, 9_000_000, async () => (await rows('pending')) > 0],
+    ['bytes are half written', 0.9, 20_000_000, () => storedObjects(app).unfinished.length > leftOver],
+    ['bytes are written', 1, 9_000_000, async () => storedObjects(app).objects.size > ready],
+    ['some are ready', 1, 1000, async () => (await rows('ready')) > ready],
+    ...[0, Math.floor(Math.random() * 50), 200].map((ms): (typeof moments)[number] => [
+      `${ms} ms after all bytes`,
+      1,
+      100_000,
+      afterMs(ms)
+    ])
+  ]
+  for (const [what, part, size, isSo] of moments) {
+    await killed(t, part, size, isSo)
+    await allRows(app.database, "update files set expires_at = now() where status = 'pending'")
+    await sweep(app)
+    const faults = (await disagreements(app, acme)).filter((each) => !each.endsWith('never finished'))
+    t.strictSame(faults, [], what)
+    ready = await rows('ready')
+    leftOver = storedObjects(app).unfinished.length
+    t.comment(`${what}: ${ready} files are there`)
+  }
+  t.match((await acme.send('/api/v1/tenant')).json().usage, {
+    storage_bytes: [...storedObjects(app).objects.values()].reduce((sum, size) => sum + size, 0)
+  })
+})

@@ -1,0 +1,552 @@
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { inPace } from '../src/pace.ts'
+import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
+import {
+  allRows,
+  createTenant,
+  eventually,
+  post,
+  type Reply,
+  send,
+  setStatus,
+  startApp,
+  type Tenant,
+  type TestApp
+} from './harness.ts'
+
+const kib = 1024
+const sha256 = (content: string | Buffer) => createHash('sha256').update(content).digest('hex')
+const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes
+
+/** Nothing is half there: no row, no object, no count. */
+async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string): Promise<void> {
+  await eventually(async () => (await disagreements(app, tenant)).length === 0).catch(() => {})
+  t.strictSame(await disagreements(app, tenant), [], `${what}: nothing is half there`)
+  t.equal(
+    (await allRows(app.database, 'select from files where tenant_id = $1', [tenant.id])).length,
+    0,
+    `${what}: no row`
+  )
+  t.equal(storedObjects(app).objects.size, 0, `${what}: no object`)
+  t.equal(await usageOf(tenant), 0, `${what}: no room is taken`)
+}
+
+async function listen(app: TestApp): Promise<number> {
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  return (app.server.address() as { port: number }).port
+}
+
+type Raw = { status: number; body: string; ms: number; sent: number; cut: string | undefined }
+
+/** Writes parts to a socket, one after another, and reads what comes until the other side is done. `end`: half-closes then. */
+async function exchange(port: number, parts: Iterable<Buffer | string>, { end = false } = {}): Promise<Raw> {
+  const startedAt = performance.now()
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+  let text = ''
+  let cut: string | undefined
+  socket.setEncoding('latin1').on('data', (chunk: string) => {
+    text += chunk
+  })
+  socket.on('error', (err: NodeJS.ErrnoException) => {
+    cut = err.code
+  })
+  const closed = new Promise<void>((done) => {
+    socket.once('end', () => done())
+    socket.once('close', () => done())
+  })
+  for (const part of parts) {
+    if (text !== '' || socket.destroyed) break
+    if (!socket.write(part)) await Promise.race([once(socket, 'drain').catch(() => {}), closed, sleep(2000)])
+  }
+  if (end) socket.end()
+  const isWhole = () => /\r\n\r\n/.test(text) && !/connection: close/i.test(text)
+  while (!isWhole()) if (await Promise.race([closed.then(() => true), sleep(20), sleep(12_000).then(() => true)])) break
+  socket.destroy()
+  const [head = '', body = ''] = text.split('\r\n\r\n')
+  return {
+    ...{ status: Number(head.split(' ')[1] ?? 0), body, cut, sent: socket.bytesWritten },
+    ms: performance.now() - startedAt
+  }
+}
+
+const headOf = (tenant: Tenant, more: string[]) =>
+  [
+    'POST /api/v1/files HTTP/1.1',
+    `Host: ${tenant.host}`,
+    `Authorization: Bearer ${tenant.owner.tokens.access_token}`,
+    ...more,
+    '',
+    ''
+  ].join('\r\n')
+const asForm = `Content-Type: multipart/form-data; boundary=${boundary}`
+
+t.test('a form', async (t) => {
+  const app = await startApp(t, { MAX_FILE_SIZE: '64KiB' })
+  const acme = await createTenant(app, 'acme')
+  const file = { name: 'file', filename: 'a.txt', type: 'text/plain', content: 'hello' }
+  const ask = (parts: Parameters<typeof form>[0]): Promise<Reply> =>
+    acme.send({ method: 'POST', url: '/api/v1/files', ...form(parts) })
+  const purpose = { name: 'purpose', content: 'contract' }
+
+  t.test('may have its fields before and after the file', async (t) => {
+    for (const parts of [
+      [purpose, file, { name: 'sha256', content: sha256('hello') }],
+      [{ name: 'sha256', content: sha256('hello') }, file, purpose]
+    ]) {
+      const reply = await ask(parts)
+      t.match(reply.json(), { purpose: 'contract', sha256: sha256('hello') })
+      t.equal(reply.headers.location, `/api/v1/files/${reply.json().id}`)
+      await acme.send({ method: 'DELETE', url: `/api/v1/files/${reply.json().id}?permanent=true` })
+    }
+    await app.objectSweep.run()
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('is refused for what is wrong in it, and nothing stays', async (t) => {
+    const many = (count: number, part: (index: number) => Parameters<typeof form>[0][number]) =>
+      Array.from({ length: count }, (_, index) => part(index))
+    const refusals: [what: string, status: number, code: string, parts: Parameters<typeof form>[0]][] = [
+      ['no parts', 400, 'validation_failed', []],
+      ['no file', 400, 'validation_failed', [purpose]],
+      ['another name', 400, 'validation_failed', [{ ...file, name: 'document' }]],
+      ['two files', 413, 'payload_too_large', [file, file]],
+      ['a field twice', 400, 'validation_failed', [file, purpose, purpose]],
+      ['a field twice before it', 400, 'validation_failed', [purpose, purpose, file]],
+      ['a field that nobody knows', 400, 'validation_failed', [file, { name: 'owner', content: 'x' }]],
+      ['a purpose that is none', 400, 'validation_failed', [file, { name: 'purpose', content: 'Not A Word' }]],
+      [
+        'too many fields',
+        400,
+        'validation_failed',
+        [file, ...many(6, (index) => ({ name: `f${index}`, content: '' }))]
+      ],
+      ['a field too long', 400, 'validation_failed', [{ name: 'purpose', content: 'x'.repeat(5000) }, file]],
+      ['a sum that is not its', 400, 'validation_failed', [file, { name: 'sha256', content: sha256('other') }]],
+      ['__proto__', 400, 'malformed_request', [{ name: '__proto__', content: 'x' }, file]],
+      ['constructor', 400, 'malformed_request', [file, { name: 'constructor', content: 'x' }]],
+      ['a file called __proto__', 400, 'malformed_request', [{ ...file, name: '__proto__' }]],
+      ['toString', 400, 'malformed_request', [{ name: 'toString', content: 'x' }]],
+      ['a program', 415, 'unsupported_media_type', [{ ...file, content: Buffer.from('MZ\x90\0\x03\0\0\0') }]],
+      ['one byte too many', 413, 'file_too_large', [{ ...file, content: 'x'.repeat(64 * kib + 1) }]]
+    ]
+    for (const [what, status, code, parts] of refusals) {
+      const reply = await ask(parts)
+      t.match(reply.json(), { status, code }, `${what}: ${reply.body}`)
+      await leavesNothing(t, app, acme, what)
+    }
+    t.same(({} as { x?: unknown }).x, undefined, 'no prototype was written to')
+  })
+  t.test('may carry exactly the limit, whatever stands beside it', async (t) => {
+    const content = 'x'.repeat(64 * kib)
+    for (const parts of [[{ ...file, content }], [{ ...file, content }, purpose], [purpose, { ...file, content }]]) {
+      const reply = await ask(parts)
+      t.equal(reply.statusCode, 201, reply.body)
+      await acme.send({ method: 'DELETE', url: `/api/v1/files/${reply.json().id}?permanent=true` })
+    }
+    await app.objectSweep.run()
+  })
+  t.test('is a form', async (t) => {
+    const headers = { 'content-type': 'application/json' }
+    const json = await acme.send({ method: 'POST', url: '/api/v1/files', headers, payload: '{}' })
+    t.match(json.json(), { status: 415, code: 'unsupported_media_type' })
+    const text = await acme.send({
+      method: 'POST',
+      url: '/api/v1/files',
+      headers: { 'content-type': 'text/csv' },
+      payload: 'a'
+    })
+    t.match(text.json(), { status: 415, code: 'unsupported_media_type' })
+    t.equal((await acme.send({ method: 'POST', url: '/api/v1/files' })).statusCode, 415)
+    await leavesNothing(t, app, acme, 'no form')
+  })
+})
+
+t.test('on the wire', async (t) => {
+  const app = await startApp(t, { MAX_FILE_SIZE: '32MiB', STORAGE_QUOTA: '16MiB' })
+  const acme = await createTenant(app, 'acme')
+  const port = await listen(app)
+  const faults: unknown[] = []
+  const note = (err: unknown) => void faults.push(err)
+  process.on('uncaughtException', note).on('unhandledRejection', note)
+  t.teardown(() => process.off('uncaughtException', note).off('unhandledRejection', note))
+  const { payload } = fileForm('hello hello', 'a.txt', 'text/plain', [{ name: 'purpose', content: 'contract' }])
+
+  t.test('a form that ends at any byte is refused, and nothing stays', async (t) => {
+    const cuts = Array.from({ length: payload.length }, (_, index) => index).filter(
+      // every byte where something begins or ends, and some between
+      (index) => index % 17 === 0 || /[\r\n-]/.test(String.fromCharCode(payload[index] as number))
+    )
+    const outcomes = await Promise.all(
+      cuts.flatMap((cut) => [
+        exchange(port, [headOf(acme, [asForm, `Content-Length: ${cut}`]), payload.subarray(0, cut)]),
+        exchange(port, [
+          headOf(acme, [asForm, 'Transfer-Encoding: chunked']),
+          `${cut.toString(16)}\r\n`,
+          cut === 0 ? '\r\n' : Buffer.concat([payload.subarray(0, cut), Buffer.from('\r\n0\r\n\r\n')])
+        ])
+      ])
+    )
+    // the last two bytes may be missing: the boundary has closed
+    const complete = payload.length - 2
+    for (const [index, { status, ms }] of outcomes.entries()) {
+      const cut = cuts[index >> 1] as number
+      if (cut < complete) t.equal(status, 400, `${cut} bytes`)
+      t.ok(ms < 10_000, `${cut} bytes: ${ms.toFixed()} ms`)
+    }
+    await allRows(app.database, "update files set status = 'deleted', expires_at = now() where status = 'ready'")
+    await app.objectSweep.run()
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('a connection that breaks at any byte leaves nothing', async (t) => {
+    const sockets: Promise<void>[] = []
+    for (let cut = 0; cut < payload.length; cut += 13) {
+      sockets.push(
+        (async () => {
+          const socket = connect({ port, host: '127.0.0.1' })
+          socket.on('error', () => {})
+          await once(socket, 'connect')
+          socket.write(headOf(acme, [asForm, `Content-Length: ${payload.length}`]))
+          socket.write(payload.subarray(0, cut), () => setTimeout(() => socket.resetAndDestroy(), 50))
+          await once(socket, 'close')
+        })()
+      )
+    }
+    await Promise.all(sockets)
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('headers that make no form are refused', async (t) => {
+    const length = `Content-Length: ${payload.length}`
+    const heads: [what: string, status: number, lines: string[]][] = [
+      ['no boundary', 400, ['Content-Type: multipart/form-data', length]],
+      ['an empty boundary', 400, ['Content-Type: multipart/form-data; boundary=', length]],
+      ['another boundary', 400, ['Content-Type: multipart/form-data; boundary=other', length]],
+      ['multipart of another kind', 415, [`Content-Type: multipart/mixed; boundary=${boundary}`, length]],
+      ['nothing at all', 400, [asForm, 'Content-Length: 0']]
+    ]
+    for (const [what, status, lines] of heads) {
+      const raw = await exchange(port, [headOf(acme, lines), ...(what === 'nothing at all' ? [] : [payload])])
+      t.equal(raw.status, status, `${what}: ${raw.body}`)
+      t.ok(raw.ms < 10_000, what)
+    }
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('parts with too many headers, or endless ones, are refused', async (t) => {
+    const disposition = 'Content-Disposition: form-data; name="file"; filename="a.txt"'
+    const part = (lines: string[]) => `--${boundary}\r\n${lines.join('\r\n')}\r\n\r\nx\r\n--${boundary}--\r\n`
+    const bodies = [
+      part([...Array.from({ length: 5000 }, (_, index) => `X-${index}: y`), disposition]),
+      part([`X: ${'y'.repeat(200_000)}`, disposition]),
+      part([`Content-Disposition: form-data; name="${'n'.repeat(100_000)}"; filename="a.txt"`]),
+      Array.from({ length: 3000 }, () => part(['Content-Disposition: form-data; name="x"'])).join(''),
+      `--${boundary}\r\n`.repeat(5000)
+    ]
+    for (const body of bodies) {
+      const raw = await exchange(port, [headOf(acme, [asForm, `Content-Length: ${body.length}`]), body])
+      t.ok(raw.status >= 400 && raw.status < 500, `${raw.status} ${raw.body.slice(0, 100)}`)
+      t.ok(raw.ms < 10_000)
+    }
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('a refusal in the middle of a large body is read by its sender', async (t) => {
+    const size = 64 * 1024 * kib
+    const opening = (filename: string) =>
+      `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="${filename}"\r\nContent-Type: application/octet-stream\r\n\r\n`
+    function* body(start: string, bytes: number) {
+      yield start
+      for (let sent = 0; sent < bytes; sent += 256 * kib) yield Buffer.alloc(256 * kib, 1)
+    }
+    function* inChunks(content: Iterable<Buffer | string>) {
+      for (const each of content) {
+        const bytes = Buffer.from(each)
+        yield Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`), bytes, Buffer.from('\r\n')])
+      }
+    }
+    const length = (bytes: number) => `Content-Length: ${bytes}`
+    const cases: [what: string, status: number, code: string, lines: string[], content: Iterable<Buffer | string>][] = [
+      ['too large by its length', 413, 'file_too_large', [length(size)], body(opening('a.bin'), size)],
+      [
+        'too large as it comes',
+        422,
+        'quota_exceeded',
+        ['Transfer-Encoding: chunked'],
+        inChunks(body(opening('a.bin'), size))
+      ],
+      ['over the quota', 422, 'quota_exceeded', [length(24 * 1024 * kib)], body(opening('a.bin'), 24 * 1024 * kib)],
+      ['a program', 415, 'unsupported_media_type', [length(size)], body(opening('a.exe'), size)],
+      ['no file', 400, 'validation_failed', [length(size)], body(opening('a').replace('"file"', '"other"'), size)]
+    ]
+    for (const [what, status, code, lines, content] of cases) {
+      const raw = await exchange(port, [headOf(acme, [asForm, ...lines]), ...content])
+      t.equal(raw.status, status, `${what}: ${raw.cut ?? raw.body}`)
+      t.match(raw.body, `"code":"${code}"`, what)
+      await leavesNothing(t, app, acme, what)
+    }
+  })
+  t.test('and so is one of what is no form', async (t) => {
+    const announced = 1024 * kib
+    const begun = (await acme.send(post('/files/uploads', { ...announce('x'), size: announced }))).json()
+    const resumable = await acme.send({
+      method: 'POST',
+      url: '/api/v1/files/resumable',
+      headers: {
+        'upload-length': String(12 * 1024 * kib),
+        'upload-metadata': `filename ${Buffer.from('a.png').toString('base64')}`
+      }
+    })
+    const authorization = `Authorization: Bearer ${acme.owner.tokens.access_token}`
+    const more = { length: 10 * 1024 * kib, chunk: Buffer.alloc(64 * kib, 1) }
+    function* body() {
+      for (let sent = 0; sent < more.length; sent += more.chunk.length) {
+        yield Buffer.concat([Buffer.from(`${more.chunk.length.toString(16)}\r\n`), more.chunk, Buffer.from('\r\n')])
+      }
+    }
+    const requests: [status: number, lines: string[]][] = [
+      [413, [`PUT ${new URL(begun.url).pathname} HTTP/1.1`, 'Content-Type: text/plain']],
+      [
+        415,
+        [
+          `PATCH ${resumable.headers.location} HTTP/1.1`,
+          authorization,
+          'Upload-Offset: 0',
+          'Content-Type: application/offset+octet-stream'
+        ]
+      ]
+    ]
+    for (const [status, lines] of requests) {
+      const head = [...lines, `Host: ${acme.host}`, 'Transfer-Encoding: chunked', '', ''].join('\r\n')
+      const raw = await exchange(port, [head, ...body()])
+      t.equal(raw.status, status, `${lines[0]}: ${raw.cut ?? raw.body}`)
+    }
+    await allRows(app.database, 'update files set expires_at = now()')
+    await app.objectSweep.run()
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.test('a sender that goes away in the middle leaves nothing', async (t) => {
+    const size = 12 * 1024 * kib
+    const sockets: Socket[] = []
+    for (const lines of [[`Content-Length: ${size}`], ['Transfer-Encoding: chunked']]) {
+      const socket = connect({ port, host: '127.0.0.1' })
+      sockets.push(socket)
+      socket.on('error', () => {})
+      socket.write(headOf(acme, [asForm, ...lines]))
+      const half = Buffer.concat([payload.subarray(0, 150), Buffer.alloc(size / 2, 1)])
+      socket.write(
+        lines[0]?.startsWith('T') ? Buffer.concat([Buffer.from(`${half.length.toString(16)}\r\n`), half]) : half
+      )
+    }
+    await eventually(async () => (await allRows(app.database, 'select from files')).length > 0, 10_000)
+    for (const socket of sockets) socket.resetAndDestroy()
+    await leavesNothing(t, app, acme, 'after all')
+  })
+  t.strictSame(faults, [], 'and nobody notices in any other way')
+})
+
+t.test('room for ten', async (t) => {
+  const size = 10 * kib
+  const app = await startApp(t, { STORAGE_QUOTA: String(10 * size) })
+  const [acme, rival] = [await createTenant(app, 'acme'), await createTenant(app, 'rival')]
+  const port = await listen(app)
+  const content = Buffer.alloc(size, 'x')
+  const twenty = <T>(work: (index: number) => Promise<T>) => Promise.all(Array.from({ length: 20 }, (_, i) => work(i)))
+
+  async function tenFit(t: Test, what: string, replies: { status: number; code?: string }[]) {
+    t.equal(replies.filter(({ status }) => status < 300).length, 10, `${what}: ten succeed`)
+    const others = replies.filter(({ status }) => status >= 300)
+    t.ok(
+      others.every(({ status, code }) => status === 422 && code === 'quota_exceeded'),
+      JSON.stringify(others)
+    )
+    t.strictSame(await disagreements(app, acme), [], `${what}: rows, objects and count agree`)
+    t.equal(await usageOf(acme), 10 * size)
+    t.equal((await rival.send(fileForm(content))).statusCode, 201, 'a full agency is no other one’s business')
+    await allRows(app.database, "update files set status = 'deleted', expires_at = now()")
+    await app.objectSweep.run()
+    t.equal(await usageOf(acme), 0)
+  }
+  const facts = (reply: Reply) => ({ status: reply.statusCode, code: reply.body && reply.json().code })
+
+  t.test('by a form that says its length', async (t) => {
+    await tenFit(t, 'form', (await twenty(() => acme.send(fileForm(content)))).map(facts))
+  })
+  t.test('by a form that does not', async (t) => {
+    const { payload } = fileForm(content)
+    const replies = await twenty(() =>
+      exchange(port, [
+        headOf(acme, [asForm, 'Transfer-Encoding: chunked']),
+        Buffer.concat([Buffer.from(`${payload.length.toString(16)}\r\n`), payload, Buffer.from('\r\n0\r\n\r\n')])
+      ])
+    )
+    await tenFit(
+      t,
+      'chunked',
+      replies.map(({ status, body }) => ({ status, code: /"code":"(\w+)"/.exec(body)?.[1] ?? '' }))
+    )
+  })
+  t.test('directly', async (t) => {
+    const replies = await twenty(async () => {
+      const begun = await acme.send(post('/files/uploads', announce(content)))
+      if (begun.statusCode !== 201) return begun
+      const { id, url, headers } = begun.json()
+      const put = await send(app, 'localhost', { method: 'PUT', url: new URL(url).pathname, headers, payload: content })
+      t.equal(put.statusCode, 204)
+      return acme.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
+    })
+    await tenFit(t, 'direct', replies.map(facts))
+  })
+  t.test('resumable', async (t) => {
+    const replies = await twenty(async () => {
+      const begun = await acme.send({
+        method: 'POST',
+        url: '/api/v1/files/resumable',
+        headers: { 'tus-resumable': '1.0.0', 'upload-length': String(size) }
+      })
+      if (begun.statusCode !== 201) return begun
+      const headers = { 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' }
+      return acme.send({ method: 'PATCH', url: String(begun.headers.location), headers, payload: content })
+    })
+    await tenFit(t, 'resumable', replies.map(facts))
+  })
+})
+
+const announce = (content: Buffer | string, more = {}) => ({
+  ...{ name: 'notes.txt', content_type: 'text/plain', size: Buffer.byteLength(content), sha256: sha256(content) },
+  ...more
+})
+
+t.test('a direct upload', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const begin = async (content: string, more = {}) =>
+    (await acme.send(post('/files/uploads', announce(content, more)))).json()
+  const put = (url: string, payload: string, host = 'localhost') =>
+    send(app, host, { method: 'PUT', url: new URL(url).pathname, headers: { 'content-type': 'text/plain' }, payload })
+  const complete = (id: string, tenant = acme) => tenant.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
+
+  t.test('becomes a file once it is completed, and again for who did not hear of it', async (t) => {
+    const { id, url, method, headers, expires_at } = await begin('direct', { purpose: 'contract' })
+    t.match([method, headers], ['PUT', { 'content-type': 'text/plain', 'content-length': '6' }])
+    t.ok(Date.parse(expires_at) <= Date.now() + 300_000)
+    t.equal((await acme.send(`/api/v1/files/${id}`)).statusCode, 404, 'there is no file yet')
+    t.match((await complete(id)).json(), { status: 409, code: 'conflict' }, 'nor any bytes')
+    t.equal((await put(url, 'direct')).statusCode, 204)
+    const done = await complete(id)
+    t.match(done.json(), { id, name: 'notes.txt', purpose: 'contract', size: 6, sha256: sha256('direct') })
+    t.strictSame((await complete(id)).json(), done.json())
+    t.equal((await acme.send(`/api/v1/files/${id}/content`)).body, 'direct')
+    t.equal((await put(url, 'others')).statusCode, 404, 'its link is good for nothing then')
+    t.strictSame(await disagreements(app, acme), [])
+  })
+  t.test('is one file however often it is completed at once', async (t) => {
+    const { id, url } = await begin('fifty')
+    await put(url, 'fifty')
+    const replies = await Promise.all(Array.from({ length: 50 }, () => complete(id)))
+    const statuses = replies.map(({ statusCode }) => statusCode)
+    t.ok(statuses.includes(200))
+    t.ok(
+      statuses.every((status) => status === 200 || status === 409),
+      [...new Set(statuses)].join(' ')
+    )
+    t.equal((await complete(id)).statusCode, 200)
+    const { data } = (await acme.send('/api/v1/audit-events?action=file.created')).json()
+    t.equal(data.filter((event: { target_id: string }) => event.target_id === id).length, 1, 'and one event')
+    t.strictSame(await disagreements(app, acme), [])
+  })
+  t.test('takes no other bytes than were announced', async (t) => {
+    const before = await usageOf(acme)
+    const { id, url } = await begin('exactly')
+    t.match((await put(url, 'too many bytes')).json(), { status: 413, code: 'payload_too_large' })
+    t.match((await put(url, 'few')).json(), { status: 400, code: 'validation_failed' })
+    t.equal((await put(url, 'EXACTLY')).statusCode, 204, 'as many, but others')
+    const refused = await complete(id)
+    t.match(refused.json(), { status: 400, code: 'validation_failed', errors: [{ path: '/body/sha256' }] })
+    t.equal((await complete(id)).statusCode, 404, 'that was it')
+    t.equal(await usageOf(acme), before)
+    t.strictSame(await disagreements(app, acme), [])
+  })
+  t.test('is looked at like any other', async (t) => {
+    const program = 'MZ\u0090\u0000\u0003'
+    const { id, url } = await begin(program, { name: 'holiday.jpg', content_type: 'image/jpeg' })
+    await put(url, program)
+    t.match((await complete(id)).json(), { status: 415, code: 'unsupported_media_type' })
+    t.strictSame(await disagreements(app, acme), [])
+  })
+  t.test('belongs to who began it, and its link to its agency', async (t) => {
+    const { id, url } = await begin('mine')
+    t.match((await put(url, 'mine', rival.host)).json(), { status: 403, code: 'tenant_mismatch' })
+    await put(url, 'mine')
+    t.match((await complete(id, rival)).json(), { status: 404, code: 'not_found' })
+    await setStatus(app, acme, 'suspended')
+    await app.revocations.readNow()
+    t.equal((await put(url, 'mine')).statusCode, 404, 'of a suspended agency it is good for nothing')
+    await setStatus(app, acme, 'active')
+    await app.revocations.readNow()
+    t.equal((await complete(id)).statusCode, 200)
+  })
+  t.test('may be empty', async (t) => {
+    const { id } = await begin('')
+    t.match((await complete(id)).json(), { size: 0, sha256: sha256('') })
+    t.strictSame(await disagreements(app, acme), [])
+  })
+  t.test('says what is wrong with what is announced', async (t) => {
+    for (const change of [
+      { size: -1 },
+      { size: 1.5 },
+      { size: 2 ** 60 },
+      { sha256: 'x' },
+      { sha256: sha256('x').toUpperCase() },
+      { purpose: 'Not A Word' },
+      { content_type: '' },
+      { tenant_id: acme.id }
+    ]) {
+      const reply = await acme.send(post('/files/uploads', announce('x', change)))
+      t.match(reply.json(), { status: 400, code: 'validation_failed' }, JSON.stringify(change))
+    }
+    const large = await acme.send(post('/files/uploads', announce('x', { size: 200 * 1024 * kib })))
+    t.match(large.json(), { status: 413, code: 'file_too_large' })
+  })
+})
+
+t.test('who sends a byte now and then is not waited for', async (t) => {
+  async function* trickle(count: number, ms: number) {
+    for (let i = 0; i < count; i++) {
+      await sleep(ms)
+      yield Buffer.from('x')
+    }
+  }
+  const read = async (content: AsyncIterable<Buffer>, restMs: number, bytes_per_second: number) => {
+    let bytes = 0
+    for await (const chunk of inPace(content, { bytes_per_second, grace_ms: 100 })) {
+      bytes += chunk.length
+      await sleep(restMs)
+    }
+    return bytes
+  }
+  const err = await read(trickle(20, 20), 0, 1000).catch((reason) => reason)
+  t.match(err, { kind: { code: 'request_timeout' } })
+  t.equal(await read(trickle(20, 20), 0, 1), 20, 'slow, and fast enough')
+  t.equal(await read(trickle(20, 0), 30, 1000), 20, 'nobody is blamed for what waits elsewhere')
+})
+
+t.test('a store that cannot complete an upload now leaves it for later', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const { id, url } = (await acme.send(post('/files/uploads', announce('later')))).json()
+  await acme.anonymous({
+    method: 'PUT',
+    url: new URL(url).pathname,
+    payload: 'later',
+    headers: { 'content-type': 'text/plain' }
+  })
+  const { move } = app.objects
+  const { StoreFailure } = await import('../src/objects/store.ts')
+  app.objects.move = () => Promise.reject(new StoreFailure('away', new Error('unplugged')))
+  const complete = () => acme.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
+  t.match((await complete()).json(), { status: 503, code: 'unavailable' })
+  app.objects.move = move
+  t.equal((await complete()).statusCode, 200)
+  t.equal((await createFile(acme, 'x')).size, 1)
+})
