@@ -1,0 +1,124 @@
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { settings } from '../src/config.ts'
+import { definerFunctions } from './catalogue.ts'
+import { allRows, createTestDatabase, root } from './harness.ts'
+
+/*
+ * What docs/scaling.md names is there, and all of the schema has a place in its plan.
+ */
+
+const source = (path: string) => readFileSync(join(root, path), 'utf8')
+const page = source('docs/scaling.md')
+
+/** The names in the first column of the table under a heading. */
+function firstColumn(heading: string): string[] {
+  const section = page.split(/^##+ /m).find((each) => each.startsWith(`${heading}\n`))
+  if (section === undefined) throw new Error(`the page has no "${heading}"`)
+  const rows = section.split('\n').filter((line) => line.startsWith('|'))
+  return rows
+    .slice(2)
+    .flatMap((row) => [...(row.split('|')[1] ?? '').matchAll(/`(\w+)`/g)].map(([, name = '']) => name))
+}
+
+t.test('the page is short', async (t) => {
+  t.ok(page.split('\n').length <= 250)
+})
+
+t.test('every table has one place in the plan for Citus', async (t) => {
+  const database = await createTestDatabase(t)
+  const tables: { name: string }[] = await allRows(
+    database,
+    `select relname as name from pg_class
+     where relkind in ('r', 'p', 'f') and not relispartition and relnamespace = 'public'::regnamespace`
+  )
+  t.strictSame(firstColumn('Which table becomes what').sort(), tables.map(({ name }) => name).sort())
+})
+
+t.test('the tables that are distributed are those that have a tenant in every key', async (t) => {
+  const database = await createTestDatabase(t)
+  const keys: { name: string; fits: boolean }[] = await allRows(
+    database,
+    `select c.relname as name, bool_and(a.attname = 'tenant_id') as fits
+     from pg_class c join pg_index i on i.indrelid = c.oid and i.indisunique
+     join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]
+     where c.relkind in ('r', 'p') and not c.relispartition and c.relnamespace = 'public'::regnamespace group by c.relname`
+  )
+  const fits = new Map(keys.map(({ name, fits }) => [name, fits]))
+  const rows = page.split('\n').filter((line) => /^\| `.*\| (distributed|reference) \|/.test(line))
+  t.ok(rows.length > 0)
+  for (const row of rows) {
+    for (const [, name = ''] of (row.split('|')[1] ?? '').matchAll(/`(\w+)`/g)) {
+      t.equal(fits.get(name), row.includes('| distributed |'), name)
+    }
+  }
+})
+
+t.test('every function with rights of its own has one place in the plan', async (t) => {
+  const names = definerFunctions.map((signature) => signature.replace(/\(.*/, ''))
+  t.strictSame(firstColumn('What each directory function becomes').sort(), names.sort())
+})
+
+t.test('every setting that is named exists', async (t) => {
+  const ours = new Set(Object.values(settings).map(({ name }) => name))
+  const traefik = source('traefik.dynamic.yml')
+  const named = new Set([...page.matchAll(/\b[A-Z][A-Z\d]*_[A-Z\d_]+\b/g)].map(([name]) => name))
+  t.ok(named.has('WEB_CONCURRENCY'))
+  for (const name of named) t.ok(ours.has(name) || traefik.includes(`env "${name}"`), name)
+})
+
+t.test('every command and every page that is named exists', async (t) => {
+  const scripts = Object.keys(JSON.parse(source('package.json')).scripts)
+  for (const [, script = ''] of page.matchAll(/npm run (\w+)/g)) t.ok(scripts.includes(script), script)
+  const scenarios = readdirSync(join(root, 'bench', 'scenarios')).map((file) => source(`bench/scenarios/${file}`))
+  const named = scenarios.flatMap((text) => [...text.matchAll(/^ {2}name: '([\w-]+)'/gm)].map(([, name]) => name))
+  for (const [, name] of page.matchAll(/--only ([\w-]+)/g)) t.ok(named.includes(name), `--only ${name}`)
+  for (const [, path = ''] of page.matchAll(/`(test\/[\w.-]+|db\/[\w.-]+)`/g)) t.ok(existsSync(join(root, path)), path)
+  for (const [, path = ''] of page.matchAll(/\]\((\S+\.md)\)/g)) t.ok(existsSync(join(root, 'docs', path)), path)
+  const metrics = ['plugins', 'src'].flatMap((folder) =>
+    readdirSync(join(root, folder), { withFileTypes: true }).flatMap((entry) =>
+      entry.isFile() ? source(`${folder}/${entry.name}`) : []
+    )
+  )
+  for (const [name] of page.matchAll(/\baggios_\w+_\w+|\baggios_revocations\b/g)) {
+    t.ok(
+      metrics.some((text) => text.includes(`'${name}'`)),
+      name
+    )
+  }
+})
+
+/** Where the numbers of the page come from: what it says, with # for the number, and where that stands in the sources. */
+const numbers: [says: string, path: string, stands: RegExp][] = [
+  ['Each process holds # pipelined connections', 'plugins/database.ts', /pipelineCount = (\d+)/],
+  ['processes x #. The primary', 'plugins/database.ts', /replicaPool = (\d+)/],
+  ['With the defaults a process takes #', 'src/config.ts', /'DATABASE_POOL', '(\d+)'/],
+  ['Each process has # upload places', 'plugins/objects.ts', /places = \{ width: (\d+)/],
+  ['upload places, # for one agency', 'plugins/objects.ts', /tenantPlaces = \{ width: (\d+)/],
+  ['two buffers of # MiB', 'src/objects/writing.ts', /partBytes = (\d+) \*/],
+  ['# a process | 503 `overloaded` for that agency | processes', 'plugins/limits.ts', /maxUnderWay = (\d+)/],
+  ['batches of a #th', 'src/quotas.ts', /spareShare = 1 \/ (\d+)/],
+  ['| #; 20,000 a process |', 'plugins/tenants.ts', /maxTenants = ([\d_]+)/],
+  ['50,000; # a process', 'plugins/authentication.ts', /cachedTokens = ([\d_]+)/],
+  ['| # revocations, sessions', 'plugins/housekeeping.ts', /batch = (\d+)/],
+  ['hashes at once x # MiB', 'src/passwords.ts', /memoryCost: ([\d_]+)/],
+  ['has # µs and', 'docs/performance.md', /; (\d+) µs a request/],
+  ['µs and # µs for', 'docs/performance.md', /and (\d+) µs in PostgreSQL/],
+  ['sign-in`; # ms with `argon2`', 'docs/performance.md', /instead of (\d+) on a busy machine/],
+  ['# ms with `@node-rs/argon2`', 'docs/performance.md', /\((\d+) ms a hash/]
+]
+/** What the page makes of the number in the sources. */
+const derived: Record<string, (value: number) => number> = {
+  'With the defaults a process takes #': (pool) => pool + 2,
+  'hashes at once x # MiB': (kibibytes) => kibibytes / 1024
+}
+
+t.test('every number that stands in the sources is the same there', async (t) => {
+  const text = page.replaceAll(/\s+/g, ' ')
+  for (const [says, path, stands] of numbers) {
+    const value = Number(stands.exec(source(path))?.[1]?.replaceAll('_', ''))
+    const shown = (derived[says]?.(value) ?? value).toLocaleString('en')
+    t.ok(text.includes(says.replace('#', shown)), `${says.replace('#', shown)} (${path})`)
+  }
+})
