@@ -19,6 +19,7 @@ declare module 'fastify' {
   }
 }
 
+const tidyIntervalMs = 3_600_000
 const places = { width: 24, share: 12, depth: 200 }
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */
@@ -48,10 +49,18 @@ export default fp(
         throw err
       }
     })
+    const dropForgotten = () =>
+      store.dropForgotten().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
+    const timer = setInterval(dropForgotten, tidyIntervalMs)
+    timer.unref()
     app.addHook('onReady', async () => {
+      dropForgotten()
       store.check().catch((err) => app.log.error({ err }, 'the object store can not be used'))
     })
-    app.addHook('onClose', async () => store.close())
+    app.addHook('onClose', async () => {
+      clearInterval(timer)
+      store.close()
+    })
   },
   { name: 'objects', dependencies: ['config'] }
 )

@@ -7,6 +7,9 @@ import { type ObjectStore, type StoredObject, StoreFailure } from './store.ts'
 
 const keyPattern = /^[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}$/
 
+/** Longer than any upload is waited for. */
+const forgottenAfterMs = 2 * 86_400_000
+
 /**
  * Objects as files under a folder. What is written lies beside them until it is whole and on the disk, and is then renamed into
  * its place; a rename is on the disk once its folder is.
@@ -106,6 +109,14 @@ export function createDiskStore(folder: string): ObjectStore {
     },
     async dropParts(_key, id) {
       await rm(partsPath(id), { force: true })
+    },
+
+    async dropForgotten() {
+      const before = Date.now() - forgottenAfterMs
+      for (const name of (await readdir(unfinished).catch(ignoreMissing)) ?? []) {
+        const facts = await stat(join(unfinished, name)).catch(ignoreMissing)
+        if (facts && facts.mtimeMs < before) await rm(join(unfinished, name), { force: true })
+      }
     },
 
     direct: undefined,

@@ -38,6 +38,8 @@ export type ObjectStore = {
   finishParts(key: string, id: string, parts: readonly Part[]): Promise<void>
   /** Forgets the parts; those of an id that is not known are gone already. */
   dropParts(key: string, id: string): Promise<void>
+  /** Forgets the parts to which nobody has added anything for two days; a bucket does so by a rule of its own. */
+  dropForgotten(): Promise<void>
 
   /** Requests that clients can send to the store; undefined where they can't reach it. */
   readonly direct: DirectRequests | undefined
