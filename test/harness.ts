@@ -160,10 +160,15 @@ export type Server = {
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
-/** The product through its entry point, as a process of its own. Resolves when it answers. */
-export async function startServer(t: Test, env: Environment, { ready = true } = {}): Promise<Server> {
+/** The product through its entry point, as a process of its own, behind a command that may prepare its place. Resolves when it answers. */
+export async function startServer(
+  t: Test,
+  env: Environment,
+  { ready = true, prefix = [] as string[] } = {}
+): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const child = spawn(process.execPath, ['src/server.ts'], {
+  const [command = '', ...args] = [...prefix, process.execPath, 'src/server.ts']
+  const child = spawn(command, args, {
     cwd: root,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
     stdio: ['ignore', 'pipe', 'pipe']

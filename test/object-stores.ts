@@ -12,7 +12,7 @@ import { createDiskStore } from '../src/objects/disk.ts'
 import { createS3Store, type S3Settings } from '../src/objects/s3.ts'
 import type { ObjectStore } from '../src/objects/store.ts'
 import { freePort, root } from './harness.ts'
-import { findCompiled, findProgram, type Part } from './parts.ts'
+import { findProgram, type Part } from './parts.ts'
 
 /*
  * The stores that the product is tested with, each as an operator would set it up: the S3 servers with a bucket, and for the
@@ -32,7 +32,7 @@ export type StartedStore = {
 
 export type StoreKind = { name: string; skip: Part['skip']; start(t: Test): Promise<StartedStore> }
 
-const minio = findCompiled('minio', 'go')
+const minio = findProgram('minio', { compiled: true })
 const weed = findProgram('weed')
 
 export const objectStores: readonly StoreKind[] = [

@@ -14,15 +14,12 @@ export type Part = {
   skip: false | string
 }
 
-/** A program, from the folders of `.ci/run` or else from PATH. Where CI is "true" it must be there. */
-export function findProgram(name: string): Part {
-  return find(name, placesOf(name), constants.X_OK)
-}
-
-/** The same of a program that has to be compiled first: what that takes is not on every machine. */
-export function findCompiled(name: string, compiler: string): Part {
-  const mayMiss = !placesOf(compiler).some((place) => isAccessible(place, constants.X_OK))
-  return find(name, placesOf(name), constants.X_OK, { mayMiss })
+/**
+ * A program, from the folders of `.ci/run` or else from PATH. Where CI is "true" it must be there, unless it has to be compiled
+ * first: what that takes is not on every machine.
+ */
+export function findProgram(name: string, { compiled = false } = {}): Part {
+  return find(name, placesOf(name), constants.X_OK, { mayMiss: compiled })
 }
 
 function placesOf(program: string): string[] {

@@ -26,7 +26,8 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   const endpoint = new URL(settings.endpoint)
   const secure = endpoint.protocol === 'https:'
   const library = secure ? https : http
-  const agent = new library.Agent({ keepAlive: true })
+  // a connection that nobody uses is closed before the store closes it under a request
+  const agent = new library.Agent({ keepAlive: true, timeout: patienceMs })
   const client = new Client({
     endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
     port: Number(endpoint.port) || (secure ? 443 : 80),
@@ -225,7 +226,7 @@ const codeOf = (err: unknown) =>
 const isMissing = (err: unknown) => missing.has(codeOf(err) ?? '')
 
 function toFailure(err: unknown): unknown {
-  if (err instanceof StoreFailure || err instanceof TypeError) return err
+  if (err instanceof StoreFailure) return err
   const code = codeOf(err) ?? ''
   return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
 }

@@ -13,7 +13,7 @@ export type Part = { number: number; tag: string }
  * Where the bytes of files lie: an S3 bucket or a folder. Nothing else knows which.
  *
  * Keys are made by the server, the owner's id first. An object is there whole or not at all, and what was acknowledged survives
- * a crash. Every method rejects with a StoreFailure when the store can't, within `patienceMs`.
+ * a crash. Every method rejects with a StoreFailure when the store can't, or gives no sign of life for `patienceMs`.
  */
 export type ObjectStore = {
   /** Writes a small object at once. */
