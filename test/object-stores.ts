@@ -50,7 +50,8 @@ export function asRoot({ endpoint, access_key, secret_key, region }: S3Settings)
     useSSL: false,
     region,
     accessKey: access_key,
-    secretKey: secret_key
+    secretKey: secret_key,
+    retryOptions: { disableRetry: true }
   })
 }
 

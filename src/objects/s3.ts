@@ -1,9 +1,8 @@
 import http from 'node:http'
 import https from 'node:https'
-import { PassThrough, type Readable } from 'node:stream'
 import { AwsClient } from 'aws4fetch'
 import { Client, S3Error } from 'minio'
-import { type DirectRequests, type ObjectStore, patienceMs, type StoredObject, StoreFailure } from './store.ts'
+import { type DirectRequests, type ObjectStore, passing, patienceMs, type StoredObject, StoreFailure } from './store.ts'
 
 export type S3Settings = {
   endpoint: string
@@ -62,10 +61,11 @@ export function createS3Store(settings: S3Settings): ObjectStore {
     put: (key, content) => call(async () => void (await client.putObject(bucket, key, content, content.length))),
     get: (key, range) =>
       find(async () =>
-        failing(
+        passing(
           range
             ? await client.getPartialObject(bucket, key, range.start, range.end - range.start + 1)
-            : await client.getObject(bucket, key)
+            : await client.getObject(bucket, key),
+          toFailure
         )
       ),
     size: async (key) => (await find(() => client.statObject(bucket, key)))?.size,
@@ -149,14 +149,6 @@ function impatient(request: typeof http.request): typeof http.request {
   }) as typeof http.request
 }
 
-/** What breaks while it is read is the store's failure too. */
-function failing(source: Readable): Readable {
-  const read = new PassThrough({ highWaterMark: 256 * 1024 })
-  source.on('error', (err) => read.destroy(toFailure(err) as Error))
-  read.on('close', () => source.destroy())
-  return source.pipe(read)
-}
-
 function createDirectRequests(settings: S3Settings, endpoint: string): DirectRequests {
   const { access_key, secret_key, region, bucket } = settings
   const signer = new AwsClient({
@@ -225,7 +217,7 @@ const codeOf = (err: unknown) =>
   err instanceof S3Error || err instanceof Error ? (err as { code?: string }).code : undefined
 const isMissing = (err: unknown) => missing.has(codeOf(err) ?? '')
 
-function toFailure(err: unknown): unknown {
+function toFailure(err: unknown): StoreFailure {
   if (err instanceof StoreFailure) return err
   const code = codeOf(err) ?? ''
   return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)

@@ -1,4 +1,5 @@
-import type { Readable } from 'node:stream'
+import { type Readable, Transform } from 'node:stream'
+import { passed } from '../young-garbage.ts'
 
 /** One object as a listing shows it. */
 export type StoredObject = { key: string; size: number; modified_at: Date }
@@ -77,4 +78,18 @@ export class StoreFailure extends Error {
     super(`the object store is ${kind}`, { cause })
     this.kind = kind
   }
+}
+
+/** What a store gives to be read. What breaks on the way is a failure of the store. */
+export function passing(source: Readable, toFailure: (err: unknown) => Error): Readable {
+  const read = new Transform({
+    highWaterMark: 256 * 1024,
+    transform(chunk: Buffer, _encoding, done) {
+      passed(chunk.length)
+      done(null, chunk)
+    }
+  })
+  source.on('error', (err) => read.destroy(toFailure(err)))
+  read.on('close', () => source.destroy())
+  return source.pipe(read)
 }

@@ -1,3 +1,4 @@
+import { passed } from '../young-garbage.ts'
 import type { ObjectStore, Part } from './store.ts'
 
 /** Held twice by each upload that is under way: one fills while the other is sent. */
@@ -12,6 +13,7 @@ export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes)
   let turn = 0
   let filled = 0
   for await (const chunk of content) {
+    passed(chunk.length)
     for (let taken = 0; taken < chunk.length; ) {
       buffers[turn] ??= Buffer.allocUnsafeSlow(size)
       const buffer = buffers[turn] as Buffer
