@@ -22,7 +22,7 @@ import { asRoot, bucket, objectStores, type StartedStore } from './object-stores
 const mebibyte = 1024 * 1024
 const bytes = Number(process.env.LARGE_FILE_MIB ?? 256) * mebibyte
 /** Where others take turns on the processor the share is what is left of it: the best of a few turns counts. */
-const mostRounds = 4
+const mostRounds = 6
 const mostGrowth = 64 * mebibyte
 const leastShare = 0.8
 

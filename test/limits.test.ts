@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, utimesSync } from 'node:fs'
 import { connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
@@ -7,8 +7,12 @@ import pg from 'pg'
 import t from 'tap'
 import { settings } from '../src/config.ts'
 import { catalogue } from '../src/errors.ts'
+import { linkSeconds } from '../src/file-links.ts'
 import { createKeyRing } from '../src/keys.ts'
+import { createDiskStore } from '../src/objects/disk.ts'
+import { patienceMs } from '../src/objects/store.ts'
 import { createPasswords } from '../src/passwords.ts'
+import { form } from './file-requests.ts'
 import { createTenant, createTestDatabase, post, root, send, startApp, type TestApp } from './harness.ts'
 
 /*
@@ -237,6 +241,83 @@ t.test('how many passwords are hashed at once, and wait', async (t) => {
   t.match(over, '503 `overloaded`')
 })
 
+t.test('the limits of files', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const port = await listen(app)
+  const path = 'plugins/objects.ts'
+
+  t.test('how many uploads are taken at once, and wait', async (t) => {
+    const { value, over } = rowAbout('uploads at once; of one agency; waiting')
+    const [width = 0, share = 0, depth = 0] = value.split('; ').map(Number)
+    t.strictSame(
+      [width, share, depth],
+      ['width', 'share', 'depth'].map((name) => numberIn(path, name))
+    )
+    let release = () => {}
+    const held = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    const take = (tenantId: string) => app.withUploadPlace(tenantId, () => held)
+    const other = 'bbbbbbbb-0000-7000-8000-000000000000'
+    const running = Array.from({ length: share + 5 }, () => take(acme.id))
+    t.match(app.uploads.stats(), { running: share, waiting: 5 }, 'of one agency no more run')
+    running.push(...Array.from({ length: width - share }, () => take(other)))
+    t.match(app.uploads.stats(), { running: width, waiting: 5 })
+    running.push(...Array.from({ length: depth - 5 }, () => take(other)))
+    const one = form([{ name: 'file', filename: 'a.txt', content: 'hello' }])
+    const refused = await acme.send({ method: 'POST', url: '/api/v1/files', ...one })
+    t.match(refused.json(), { status: 503, code: 'overloaded' })
+    t.match(over, '503 `overloaded`')
+    release()
+    await Promise.all(running)
+    t.equal((await acme.send({ method: 'POST', url: '/api/v1/files', ...one })).statusCode, 201)
+  })
+  t.test('how long a store may say nothing', (t) => {
+    t.strictSame(times(rowAbout('a store of files that gives no sign').value), [patienceMs])
+    const assembly = numberIn('src/objects/s3.ts', 'assemblyPatienceMs')
+    t.strictSame(times(rowAbout('a store that puts an object together').value), [assembly])
+    t.ok(assembly < app.server.timeout, 'while its client still waits')
+    t.end()
+  })
+  t.test('how long nothing of an upload may come', async (t) => {
+    t.strictSame(times(rowAbout('an upload of which nothing comes').value), [app.server.timeout])
+    // the same at a hundredth of the time
+    const { timeout } = app.server
+    app.server.timeout = timeout / 100
+    const opening = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello'
+    const { ms } = await exchange(
+      port,
+      `POST /api/v1/files HTTP/1.1\r\nHost: ${acme.host}\r\nAuthorization: Bearer ${acme.owner.tokens.access_token}\r\n` +
+        `Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n${opening}`
+    )
+    app.server.timeout = timeout
+    t.ok(ms >= timeout / 100 && ms < 9000, `closed after ${ms} ms`)
+    t.equal((await acme.send('/api/v1/files')).json().data.length, 1)
+  })
+  t.test('how long a link is good', async (t) => {
+    t.strictSame(times(rowAbout('a link to a file, or to send one').value), [linkSeconds * 1000])
+    const [file] = (await acme.send('/api/v1/files')).json().data
+    const link = { tenant_id: acme.id, id: file.id, expires_at: new Date(Date.now() + 5000) }
+    const get = (expires_at: Date) =>
+      acme.anonymous(`/api/v1/files/links/${app.fileLinks.issue('read', { ...link, expires_at })}`)
+    t.equal((await get(link.expires_at)).statusCode, 200)
+    t.equal((await get(new Date(Date.now() - 1))).statusCode, 404)
+    const issued = new Date((await acme.send(`/api/v1/files/${file.id}/url`)).json().expires_at)
+    t.ok(Math.abs(issued.getTime() - Date.now() - linkSeconds * 1000) < 10_000)
+  })
+  t.test('how long what a killed process left lies there', async (t) => {
+    const [, days] = /^(\d+) days$/.exec(rowAbout('parts that a killed process left').value) ?? []
+    const folder = t.testdir({ unfinished: { fresh: '', old: '' } })
+    for (const [name, hours] of Object.entries({ fresh: -1, old: 1 })) {
+      const at = Date.now() / 1000 - (Number(days) * 24 + hours) * 3600
+      utimesSync(join(folder, 'unfinished', name), at, at)
+    }
+    await createDiskStore(folder).dropForgotten()
+    t.strictSame(readdirSync(join(folder, 'unfinished')), ['fresh'])
+  })
+})
+
 t.test('how long a shutdown may take is a setting', (t) => {
   t.equal(rowAbout('a shutdown').value, `\`${settings.shutdownTimeout.name}\``)
   t.end()
@@ -259,6 +340,8 @@ t.test('every row is read here, and names codes that there are', (t) => {
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/server.ts', 'src/passwords.ts', 'db/pipeline.ts', 'plugins/database.ts']
     .concat(['plugins/revocations.ts', 'plugins/health.ts', 'plugins/tenants.ts', 'plugins/throttle.ts'])
+    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
+    .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -275,12 +358,23 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
       (name) => `plugins/database.ts ${name}`
     ),
-    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs']
+    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
+    ...['plugins/objects.ts depth', 'plugins/request-body.ts bodyTimeoutMs'],
+    ...[
+      'src/objects/store.ts patienceMs',
+      'src/objects/s3.ts assemblyPatienceMs',
+      'src/objects/disk.ts forgottenAfterMs'
+    ]
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
     ...['src/server.ts noticeMs', 'plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
-    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs'],
+    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
+    ...[
+      'plugins/objects.ts tidyIntervalMs',
+      'plugins/object-sweep.ts intervalMs',
+      'plugins/object-sweep.ts orphanAfterMs'
+    ],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout'
   ]
