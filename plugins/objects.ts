@@ -15,15 +15,19 @@ declare module 'fastify' {
 }
 
 /** Uploads at once in this process, and of one tenant; how many of each wait, and of a tenant how long. */
-const places = { width: 24, depth: 200 }
-const tenantPlaces = { width: 12, depth: 100, patienceMs: 30_000 }
+const maxUploads = 24
+const maxWaiting = 200
+const maxOfTenant = 12
+const maxWaitingOfTenant = 100
+const shareMs = 30_000
+const tidyIntervalMs = 3_600_000
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */
 export default fp(
   async (app) => {
     const store = openStore(app.config)
-    const queue = createBoundedQueue(places.width, places.depth)
-    const shares = createShares(tenantPlaces)
+    const queue = createBoundedQueue(maxUploads, maxWaiting)
+    const shares = createShares({ width: maxOfTenant, depth: maxWaitingOfTenant, patienceMs: shareMs })
     app.decorate('objects', store)
     const { metrics } = app
     metrics.gauge('aggios_uploads_running', 'Uploads under way', () => queue.stats().running)
@@ -37,10 +41,18 @@ export default fp(
         throw err
       }
     })
+    const dropForgotten = () =>
+      store.dropForgotten().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
+    const timer = setInterval(dropForgotten, tidyIntervalMs)
+    timer.unref()
     app.addHook('onReady', async () => {
+      dropForgotten()
       store.check().catch((err) => app.log.error({ err }, 'the object store can not be used'))
     })
-    app.addHook('onClose', async () => store.close())
+    app.addHook('onClose', async () => {
+      clearInterval(timer)
+      store.close()
+    })
   },
   { name: 'objects', dependencies: ['config', 'metrics'] }
 )

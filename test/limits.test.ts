@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, utimesSync } from 'node:fs'
 import { connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
@@ -8,8 +8,12 @@ import t from 'tap'
 import { statement } from '../db/statement.ts'
 import { settings } from '../src/config.ts'
 import { catalogue } from '../src/errors.ts'
+import { linkSeconds } from '../src/file-links.ts'
 import { createKeyRing } from '../src/keys.ts'
+import { createDiskStore } from '../src/objects/disk.ts'
+import { patienceMs } from '../src/objects/store.ts'
 import { createPasswords } from '../src/passwords.ts'
+import { form } from './file-requests.ts'
 import { createTenant, createTestDatabase, post, root, send, startApp, type TestApp } from './harness.ts'
 
 /*
@@ -306,6 +310,78 @@ t.test('how long Redis may take', (t) => {
   t.end()
 })
 
+t.test('the limits of files', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const port = await listen(app)
+  t.test('how many uploads are taken at once, and wait', async (t) => {
+    const path = 'plugins/objects.ts'
+    const [, share = 0] = rowAbout('uploads at once; of one agency').value.split('; ').map(Number)
+    t.equal(rowAbout('uploads at once').value, `${numberIn(path, 'maxUploads')}; ${numberIn(path, 'maxOfTenant')}`)
+    const { value, over } = rowAbout('uploads that wait')
+    const [, all, depth] = /^(\d+); (\d+); /.exec(value) ?? []
+    t.strictSame([Number(all), Number(depth)], [numberIn(path, 'maxWaiting'), numberIn(path, 'maxWaitingOfTenant')])
+    t.strictSame(times(value), [numberIn(path, 'shareMs')])
+    let release = () => {}
+    const held = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    const running = Array.from({ length: share + Number(depth) }, () => app.withUploadPlace(acme.id, () => held))
+    const one = form([{ name: 'file', filename: 'a.txt', content: 'hello' }])
+    const upload = { method: 'POST', url: '/api/v1/files', ...one } as const
+    t.match((await acme.send(upload)).json(), { status: 503, code: 'overloaded' })
+    t.match(over, '503 `overloaded`')
+    const rival = await createTenant(app, 'rival')
+    t.equal((await rival.send(upload)).statusCode, 201, 'another agency has its places')
+    release()
+    await Promise.all(running)
+    t.equal((await acme.send(upload)).statusCode, 201)
+  })
+  t.test('how long a store may say nothing', (t) => {
+    t.strictSame(times(rowAbout('a store of files that gives no sign').value), [patienceMs])
+    const assembly = numberIn('src/objects/s3.ts', 'assemblyPatienceMs')
+    t.strictSame(times(rowAbout('a store that puts an object together').value), [assembly])
+    t.ok(assembly < app.server.timeout, 'while its client still waits')
+    t.end()
+  })
+  t.test('how long nothing of an upload may come', async (t) => {
+    t.strictSame(times(rowAbout('an upload of which nothing comes').value), [app.server.timeout])
+    // the same at a hundredth of the time
+    const { timeout } = app.server
+    app.server.timeout = timeout / 100
+    const opening = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello'
+    const { ms } = await exchange(
+      port,
+      `POST /api/v1/files HTTP/1.1\r\nHost: ${acme.host}\r\nAuthorization: Bearer ${acme.owner.tokens.access_token}\r\n` +
+        `Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n${opening}`
+    )
+    app.server.timeout = timeout
+    t.ok(ms >= timeout / 100 && ms < 9000, `closed after ${ms} ms`)
+    t.equal((await acme.send('/api/v1/files')).json().data.length, 1)
+  })
+  t.test('how long a link is good', async (t) => {
+    t.strictSame(times(rowAbout('a link to a file, or to send one').value), [linkSeconds * 1000])
+    const [file] = (await acme.send('/api/v1/files')).json().data
+    const link = { tenant_id: acme.id, id: file.id, expires_at: new Date(Date.now() + 5000) }
+    const get = (expires_at: Date) =>
+      acme.anonymous(`/api/v1/files/links/${app.fileLinks.issue('read', { ...link, expires_at })}/content`)
+    t.equal((await get(link.expires_at)).statusCode, 200)
+    t.equal((await get(new Date(Date.now() - 1))).statusCode, 404)
+    const issued = new Date((await acme.send(`/api/v1/files/${file.id}/url`)).json().expires_at)
+    t.ok(Math.abs(issued.getTime() - Date.now() - linkSeconds * 1000) < 10_000)
+  })
+  t.test('how long what a killed process left lies there', async (t) => {
+    const [, days] = /^(\d+) days$/.exec(rowAbout('parts that a killed process left').value) ?? []
+    const folder = t.testdir({ unfinished: { fresh: '', old: '' } })
+    for (const [name, hours] of Object.entries({ fresh: -1, old: 1 })) {
+      const at = Date.now() / 1000 - (Number(days) * 24 + hours) * 3600
+      utimesSync(join(folder, 'unfinished', name), at, at)
+    }
+    await createDiskStore(folder).dropForgotten()
+    t.strictSame(readdirSync(join(folder, 'unfinished')), ['fresh'])
+  })
+})
+
 t.test('how long a shutdown may take is a setting', (t) => {
   t.equal(rowAbout('a shutdown').value, `\`${settings.shutdownTimeout.name}\``)
   t.end()
@@ -337,6 +413,8 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
     .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
+    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
+    .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -356,7 +434,9 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
     ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
-    ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs']
+    ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
+    ...['plugins/objects.ts shareMs', 'plugins/request-body.ts bodyTimeoutMs', 'src/objects/store.ts patienceMs'],
+    ...['src/objects/s3.ts assemblyPatienceMs', 'src/objects/disk.ts forgottenAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
@@ -366,7 +446,12 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/workers/supervisor.ts maxPauseMs'
     ],
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
-    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs'],
+    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
+    ...[
+      'plugins/objects.ts tidyIntervalMs',
+      'plugins/object-sweep.ts intervalMs',
+      'plugins/object-sweep.ts orphanAfterMs'
+    ],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
     ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs']

@@ -2,10 +2,12 @@ import { randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import type { Readable } from 'node:stream'
-import { type ObjectStore, type StoredObject, StoreFailure } from './store.ts'
+import { type ObjectStore, passing, type StoredObject, StoreFailure } from './store.ts'
 
 const keyPattern = /^[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}$/
+
+/** Longer than any upload is waited for. */
+const forgottenAfterMs = 2 * 86_400_000
 
 /**
  * Objects as files under a folder. What is written lies beside them until it is whole and on the disk, and is then renamed into
@@ -71,7 +73,7 @@ export function createDiskStore(folder: string): ObjectStore {
     async get(key, range) {
       const file = await open(pathOf(key)).catch(ignoreMissing)
       if (!file) return undefined
-      return createReadStream('', { fd: file, ...range, highWaterMark: 256 * 1024 }) as Readable
+      return passing(createReadStream('', { fd: file, ...range, highWaterMark: 256 * 1024 }), toFailure)
     },
 
     async size(key) {
@@ -108,6 +110,14 @@ export function createDiskStore(folder: string): ObjectStore {
       await rm(partsPath(id), { force: true })
     },
 
+    async dropForgotten() {
+      const before = Date.now() - forgottenAfterMs
+      for (const name of (await readdir(unfinished).catch(ignoreMissing)) ?? []) {
+        const facts = await stat(join(unfinished, name)).catch(ignoreMissing)
+        if (facts && facts.mtimeMs < before) await rm(join(unfinished, name), { force: true })
+      }
+    },
+
     direct: undefined,
     async check() {
       await mkdir(objects, { recursive: true })
@@ -136,6 +146,11 @@ function ignoreMissing(err: NodeJS.ErrnoException): undefined {
 const full = new Set(['ENOSPC', 'EDQUOT', 'EFBIG'])
 const refused = new Set(['EACCES', 'EPERM', 'EROFS'])
 
+function toFailure(err: unknown): StoreFailure {
+  const { code = '' } = err as NodeJS.ErrnoException
+  return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
+}
+
 /** Says of each error of the file system what it means. */
 function withFailures(store: ObjectStore): ObjectStore {
   const wrapped = Object.entries(store).map(([name, member]) => {
@@ -144,9 +159,7 @@ function withFailures(store: ObjectStore): ObjectStore {
       try {
         return await (member as (...args: unknown[]) => unknown)(...args)
       } catch (err) {
-        const { code } = err as NodeJS.ErrnoException
-        if (err instanceof StoreFailure || code === undefined) throw err
-        throw new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
+        throw (err as NodeJS.ErrnoException).code === undefined ? err : toFailure(err)
       }
     }
     return [name, name === 'close' ? member : method]

@@ -2,7 +2,7 @@ import http from 'node:http'
 import https from 'node:https'
 import { AwsClient } from 'aws4fetch'
 import { Client, S3Error } from 'minio'
-import { type DirectRequests, type ObjectStore, patienceMs, StoreFailure } from './store.ts'
+import { type DirectRequests, type ObjectStore, passing, patienceMs, type StoredObject, StoreFailure } from './store.ts'
 
 export type S3Settings = {
   endpoint: string
@@ -25,7 +25,8 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   const endpoint = new URL(settings.endpoint)
   const secure = endpoint.protocol === 'https:'
   const library = secure ? https : http
-  const agent = new library.Agent({ keepAlive: true, maxSockets: 128 })
+  // a connection that nobody uses is closed before the store closes it under a request
+  const agent = new library.Agent({ keepAlive: true, timeout: patienceMs })
   const client = new Client({
     endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
     port: Number(endpoint.port) || (secure ? 443 : 80),
@@ -59,10 +60,13 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   return {
     put: (key, content) => call(async () => void (await client.putObject(bucket, key, content, content.length))),
     get: (key, range) =>
-      find(() =>
-        range
-          ? client.getPartialObject(bucket, key, range.start, range.end - range.start + 1)
-          : client.getObject(bucket, key)
+      find(async () =>
+        passing(
+          range
+            ? await client.getPartialObject(bucket, key, range.start, range.end - range.start + 1)
+            : await client.getObject(bucket, key),
+          toFailure
+        )
       ),
     size: async (key) => (await find(() => client.statObject(bucket, key)))?.size,
     remove: async (key) => void (await find(() => client.removeObject(bucket, key))),
@@ -73,17 +77,31 @@ export function createS3Store(settings: S3Settings): ObjectStore {
       }),
     list: (after, limit) =>
       call(async () => {
-        const { objects } = await client.listObjectsV2Query(bucket, '', '', '', limit, after)
-        return objects.flatMap(({ name, size, lastModified }) =>
-          name === undefined ? [] : [{ key: name, size: size ?? 0, modified_at: lastModified as Date }]
-        )
+        const found: StoredObject[] = []
+        // a server may give fewer than it was asked for, and more when it is asked again
+        for (let more = true, from = after; more && found.length < limit; from = found.at(-1)?.key ?? '') {
+          const { objects, isTruncated } = await client.listObjectsV2Query(
+            bucket,
+            '',
+            '',
+            '',
+            limit - found.length,
+            from
+          )
+          for (const { name, size = 0, lastModified } of objects) {
+            if (name !== undefined) found.push({ key: name, size, modified_at: lastModified as Date })
+          }
+          more = isTruncated && objects.length > 0
+        }
+        return found
       }),
 
     minPartBytes: 5 * mebibyte,
     startParts: (key) => call(() => client.initiateNewMultipartUpload(bucket, key, {})),
     putPart: (key, id, number, _offset, content) =>
       call(async () => {
-        const config = { bucketName: bucket, objectName: key, uploadID: id, partNumber: number, headers: {} }
+        const uploadID = escaped(id)
+        const config = { bucketName: bucket, objectName: key, uploadID, partNumber: number, headers: {} }
         return { number, tag: (await client.uploadPart(config, content)).etag }
       }),
     finishParts: (key, id, parts) =>
@@ -91,8 +109,9 @@ export function createS3Store(settings: S3Settings): ObjectStore {
         const tags = parts.map(({ number, tag }) => ({ part: number, etag: tag }))
         await client.completeMultipartUpload(bucket, key, id, tags)
       }),
-    dropParts: async (key, id) => void (await find(() => client.abortMultipartUpload(bucket, key, id))),
+    dropParts: async (key, id) => void (await find(() => client.abortMultipartUpload(bucket, key, escaped(id)))),
 
+    dropForgotten: async () => {},
     direct:
       settings.public_endpoint === undefined ? undefined : createDirectRequests(settings, settings.public_endpoint),
     check: () =>
@@ -103,16 +122,29 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   }
 }
 
-/** A store that says nothing for too long is away, whatever TCP thinks of it. Putting a large object together takes its time. */
+/** Putting a large object together takes its time, but less than a client's connection may be idle. */
+const assemblyPatienceMs = 50_000
+/** Replies that the library throws away unread, and with them their connections. */
+const unreadStatuses = new Set([408, 429, 499, 500, 502, 503, 504, 520])
+
+/** A store that says nothing for too long is away, whatever TCP thinks of it, also while it is connected to. */
 function impatient(request: typeof http.request): typeof http.request {
   return ((options: http.RequestOptions, callback: (reply: http.IncomingMessage) => void) => {
-    const sent = request(options, callback)
-    const assembles = options.method === 'POST' || 'x-amz-copy-source' in (options.headers ?? {})
-    sent.setTimeout(assembles ? 6 * patienceMs : patienceMs, () =>
-      sent.destroy(new Error('the store did not answer in time'))
-    )
-    // whoever reads may pause for as long as a client's connection may
-    sent.once('response', () => sent.setTimeout(6 * patienceMs))
+    const assembles =
+      (options.method === 'POST' && options.path?.includes('uploadId=')) ||
+      'x-amz-copy-source' in (options.headers ?? {})
+    const sent = request({ ...options, timeout: assembles ? assemblyPatienceMs : patienceMs }, callback)
+    let reply: http.IncomingMessage | undefined
+    sent.on('timeout', () => {
+      // it is the reader who pauses
+      if (reply !== undefined && reply.readableLength > 0) sent.setTimeout(patienceMs)
+      else sent.destroy(new Error('the store did not answer in time'))
+    })
+    sent.once('response', (begun) => {
+      reply = begun
+      sent.setTimeout(patienceMs)
+      if (unreadStatuses.has(begun.statusCode ?? 0)) begun.resume()
+    })
     return sent
   }) as typeof http.request
 }
@@ -167,6 +199,9 @@ function createDirectRequests(settings: S3Settings, endpoint: string): DirectReq
   }
 }
 
+/** The store's ids of parts, where the library writes them into an address as they are. */
+const escaped = encodeURIComponent
+
 const missing = new Set(['NoSuchKey', 'NotFound', 'NoSuchUpload'])
 const full = new Set(['XMinioStorageFull', 'QuotaExceeded', 'XMinioAdminBucketQuotaExceeded', 'InsufficientCapacity'])
 const refused = new Set([
@@ -182,8 +217,8 @@ const codeOf = (err: unknown) =>
   err instanceof S3Error || err instanceof Error ? (err as { code?: string }).code : undefined
 const isMissing = (err: unknown) => missing.has(codeOf(err) ?? '')
 
-function toFailure(err: unknown): unknown {
-  if (err instanceof StoreFailure || err instanceof TypeError) return err
+function toFailure(err: unknown): StoreFailure {
+  if (err instanceof StoreFailure) return err
   const code = codeOf(err) ?? ''
   return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
 }

@@ -1,4 +1,5 @@
-import type { Readable } from 'node:stream'
+import { type Readable, Transform } from 'node:stream'
+import { passed } from '../young-garbage.ts'
 
 /** One object as a listing shows it. */
 export type StoredObject = { key: string; size: number; modified_at: Date }
@@ -13,7 +14,7 @@ export type Part = { number: number; tag: string }
  * Where the bytes of files lie: an S3 bucket or a folder. Nothing else knows which.
  *
  * Keys are made by the server, the owner's id first. An object is there whole or not at all, and what was acknowledged survives
- * a crash. Every method rejects with a StoreFailure when the store can't, within `patienceMs`.
+ * a crash. Every method rejects with a StoreFailure when the store can't, or gives no sign of life for `patienceMs`.
  */
 export type ObjectStore = {
   /** Writes a small object at once. */
@@ -38,6 +39,8 @@ export type ObjectStore = {
   finishParts(key: string, id: string, parts: readonly Part[]): Promise<void>
   /** Forgets the parts; those of an id that is not known are gone already. */
   dropParts(key: string, id: string): Promise<void>
+  /** Forgets the parts to which nobody has added anything for two days; a bucket does so by a rule of its own. */
+  dropForgotten(): Promise<void>
 
   /** Requests that clients can send to the store; undefined where they can't reach it. */
   readonly direct: DirectRequests | undefined
@@ -75,4 +78,18 @@ export class StoreFailure extends Error {
     super(`the object store is ${kind}`, { cause })
     this.kind = kind
   }
+}
+
+/** What a store gives to be read. What breaks on the way is a failure of the store. */
+export function passing(source: Readable, toFailure: (err: unknown) => Error): Readable {
+  const read = new Transform({
+    highWaterMark: 256 * 1024,
+    transform(chunk: Buffer, _encoding, done) {
+      passed(chunk.length)
+      done(null, chunk)
+    }
+  })
+  source.on('error', (err) => read.destroy(toFailure(err)))
+  read.on('close', () => source.destroy())
+  return source.pipe(read)
 }

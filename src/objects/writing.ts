@@ -1,17 +1,20 @@
+import { passed } from '../young-garbage.ts'
 import type { ObjectStore, Part } from './store.ts'
 
-/** Held twice by each upload that is under way: one fills while the other is sent. */
-export const partBytes = 8 * 1024 * 1024
+/** The least that S3 takes. Held three times by each upload that is under way: one fills while two are sent. */
+export const partBytes = 5 * 1024 * 1024
+const buffersHeld = 3
 
 /**
- * The content in parts of exactly `size` bytes, but for the last. Two buffers take turns: a part is overwritten when the one
- * after the next is asked for.
+ * The content in parts of exactly `size` bytes, but for the last. Three buffers take turns: a part is overwritten when the
+ * third after it is asked for.
  */
 export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes): AsyncGenerator<Buffer> {
   const buffers: Buffer[] = []
   let turn = 0
   let filled = 0
   for await (const chunk of content) {
+    passed(chunk.length)
     for (let taken = 0; taken < chunk.length; ) {
       buffers[turn] ??= Buffer.allocUnsafeSlow(size)
       const buffer = buffers[turn] as Buffer
@@ -21,7 +24,7 @@ export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes)
       taken += fits
       if (filled < size) continue
       yield buffer
-      turn = 1 - turn
+      turn = (turn + 1) % buffersHeld
       filled = 0
     }
   }
@@ -36,17 +39,23 @@ export async function writeObject(store: ObjectStore, key: string, content: Asyn
   const parts: Part[] = []
   let id: string | undefined
   let only: Buffer | undefined
+  let sent = 0
   let offset = 0
-  let sending: Promise<void> | undefined
+  // of two parts on their way, the one before and the last
+  let earlier: Promise<void> | undefined
+  let latest: Promise<void> | undefined
 
   async function send(part: Buffer): Promise<void> {
     id ??= await store.startParts(key)
-    await sending
-    const [number, at] = [parts.length + 1, offset]
+    await earlier
+    earlier = latest
+    const [index, at] = [sent++, offset]
     offset += part.length
-    sending = store.putPart(key, id, number, at, part).then((done) => void parts.push(done))
-    // its failure is met at the next await
-    sending.catch(() => {})
+    latest = store.putPart(key, id, index + 1, at, part).then((done) => {
+      parts[index] = done
+    })
+    // its failure is met at a later await
+    latest.catch(() => {})
   }
 
   try {
@@ -62,11 +71,11 @@ export async function writeObject(store: ObjectStore, key: string, content: Asyn
       }
       await send(part)
     }
-    await sending
+    await Promise.all([earlier, latest])
     if (id === undefined) await store.put(key, only ?? Buffer.alloc(0))
     else await store.finishParts(key, id, parts)
   } catch (err) {
-    await sending?.catch(() => {})
+    await Promise.allSettled([earlier, latest])
     // what can't be dropped now is dropped by the sweep
     if (id !== undefined) await store.dropParts(key, id).catch(() => {})
     throw err

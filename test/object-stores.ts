@@ -1,0 +1,200 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { createCipheriv, pbkdf2Sync, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AwsClient } from 'aws4fetch'
+import { Client } from 'minio'
+import type { Test } from 'tap'
+import type { Environment } from '../src/config.ts'
+import { createDiskStore } from '../src/objects/disk.ts'
+import { createS3Store, type S3Settings } from '../src/objects/s3.ts'
+import type { ObjectStore } from '../src/objects/store.ts'
+import { freePort, root } from './harness.ts'
+import { findProgram, type Part } from './parts.ts'
+
+/*
+ * The stores that the product is tested with, each as an operator would set it up: the S3 servers with a bucket, and for the
+ * product a key that may do what db/deploy/bucket-policy.json says.
+ */
+
+export const bucket = 'aggios'
+
+export type StartedStore = {
+  /** With these settings the product uses it. */
+  environment: Environment
+  /** As the product opens it. */
+  open(): ObjectStore
+  /** Of an S3 server: with the product's key, with the key that may do everything, and its process. */
+  s3?: { app: S3Settings; root: S3Settings; child: ChildProcess }
+}
+
+export type StoreKind = { name: string; skip: Part['skip']; start(t: Test): Promise<StartedStore> }
+
+const minio = findProgram('minio', { compiled: true })
+const weed = findProgram('weed')
+
+export const objectStores: readonly StoreKind[] = [
+  { name: 'disk', skip: false, start: startDisk },
+  { name: 'MinIO', skip: minio.skip, start: startMinio },
+  { name: 'SeaweedFS', skip: weed.skip, start: startSeaweed }
+]
+
+/** Uses a store with the key of an administrator, as the product never does. */
+export function asRoot({ endpoint, access_key, secret_key, region }: S3Settings): Client {
+  const { hostname, port } = new URL(endpoint)
+  return new Client({
+    endPoint: hostname,
+    port: Number(port),
+    useSSL: false,
+    region,
+    accessKey: access_key,
+    secretKey: secret_key,
+    retryOptions: { disableRetry: true }
+  })
+}
+
+async function startDisk(t: Test): Promise<StartedStore> {
+  const folder = t.testdir()
+  return { environment: { DATA_DIR: folder }, open: () => opened(t, createDiskStore(join(folder, 'files'))) }
+}
+
+const rootKey = { access_key: 'root-of-the-tests', secret_key: 'a secret of the tests, of root' }
+const appKey = { access_key: 'aggios-app', secret_key: 'a secret of the tests, of the product' }
+
+async function startMinio(t: Test): Promise<StartedStore> {
+  const port = await freePort()
+  const args = ['server', '--quiet', '--address', `127.0.0.1:${port}`, '--console-address', '127.0.0.1:0', t.testdir()]
+  const child = run(t, minio.path, args, {
+    MINIO_ROOT_USER: rootKey.access_key,
+    MINIO_ROOT_PASSWORD: rootKey.secret_key,
+    MINIO_BROWSER: 'off',
+    MINIO_UPDATE: 'off'
+  })
+  const store = await startedS3(t, child, port)
+  const administer = createMinioAdmin(store.s3.root)
+  const policy = readFileSync(join(root, 'db', 'deploy', 'bucket-policy.json'), 'utf8')
+  await administer('add-canned-policy?name=aggios-backend', policy)
+  const user = { secretKey: appKey.secret_key, status: 'enabled' }
+  await administer(`add-user?accessKey=${appKey.access_key}`, encrypt(rootKey.secret_key, JSON.stringify(user)))
+  const attached = `userOrGroup=${appKey.access_key}&isGroup=false&policyName=aggios-backend`
+  await administer(`set-user-or-group-policy?${attached}`, '')
+  return store
+}
+
+async function startSeaweed(t: Test): Promise<StartedStore> {
+  const folder = t.testdir()
+  const [port = 0, ...others] = await freePorts(8)
+  const identity = (name: string, key: typeof rootKey, actions: string[]) => ({
+    name,
+    credentials: [{ accessKey: key.access_key, secretKey: key.secret_key }],
+    actions
+  })
+  const settings = join(folder, 's3.json')
+  const actions = ['Read', 'Write', 'List'].map((action) => `${action}:${bucket}`)
+  const identities = [identity('root', rootKey, ['Admin']), identity('app', appKey, actions)]
+  writeFileSync(settings, JSON.stringify({ identities }))
+  const data = join(folder, 'data')
+  mkdirSync(data)
+  const ports = ['master.port', 'master.port.grpc', 'volume.port', 'volume.port.grpc', 'filer.port', 'filer.port.grpc']
+  const child = run(t, weed.path, [
+    ...['server', `-dir=${data}`, '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-master.volumeSizeLimitMB=1024'],
+    ...['-volume.max=40', '-master.telemetry=false', '-s3', `-s3.config=${settings}`, `-s3.port=${port}`],
+    ...['-s3.port.iceberg=0', '-s3.port.lance=0', ...ports.map((name, index) => `-${name}=${others[index]}`)],
+    `-s3.port.grpc=${others.at(-1)}`
+  ])
+  return startedS3(t, child, port)
+}
+
+/** A program that ends with the test. */
+function run(t: Test, path: string, args: string[], env: Record<string, string> = {}): ChildProcess {
+  const child = spawn(path, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'ignore'] })
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    // a process that is stopped dies too, but not of everything
+    await exited
+  })
+  return child
+}
+
+async function freePorts(count: number): Promise<number[]> {
+  const ports = new Set<number>()
+  while (ports.size < count) ports.add(await freePort())
+  return [...ports]
+}
+
+/** Waits until the server lets its administrator make the bucket. */
+async function startedS3(t: Test, child: ChildProcess, port: number) {
+  const place = {
+    endpoint: `http://127.0.0.1:${port}`,
+    public_endpoint: `http://127.0.0.1:${port}`,
+    region: 'us-east-1',
+    bucket
+  }
+  const [app, rootOf] = [
+    { ...place, ...appKey },
+    { ...place, ...rootKey }
+  ]
+  const client = asRoot(rootOf)
+  const deadline = Date.now() + 60_000
+  for (;;) {
+    try {
+      if (!(await client.bucketExists(bucket))) await client.makeBucket(bucket)
+      // up is who also keeps something: a cluster comes to its volumes after its door
+      await client.putObject(bucket, 'probe', 'probe')
+      await client.removeObject(bucket, 'probe')
+      break
+    } catch (err) {
+      if (child.exitCode !== null || Date.now() > deadline)
+        throw new Error('the S3 server did not start', { cause: err })
+      await sleep(100)
+    }
+  }
+  const environment = {
+    S3_ENDPOINT: app.endpoint,
+    S3_BUCKET: bucket,
+    S3_ACCESS_KEY: app.access_key,
+    S3_SECRET_KEY: app.secret_key
+  }
+  return { environment, open: () => opened(t, createS3Store(app)), s3: { app, root: rootOf, child } }
+}
+
+function opened(t: Test, store: ObjectStore): ObjectStore {
+  t.teardown(() => store.close())
+  return store
+}
+
+/** Sends requests to the administration of MinIO. Rejects with what it says. */
+export function createMinioAdmin({ endpoint, access_key, secret_key, region }: S3Settings) {
+  const signer = new AwsClient({
+    accessKeyId: access_key,
+    secretAccessKey: secret_key,
+    region,
+    service: 's3',
+    retries: 0
+  })
+  return async (path: string, body: string | Buffer): Promise<void> => {
+    const reply = await signer.fetch(`${endpoint}/minio/admin/v3/${path}`, { method: 'PUT', body: body as string })
+    if (!reply.ok) throw new Error(`MinIO: ${reply.status} ${await reply.text()}`)
+  }
+}
+
+/**
+ * As MinIO's administration wants what is secret: the key from the sender's own secret (PBKDF2), then AES-GCM in chunks of the
+ * DARE kind, of which there is one.
+ */
+export function encrypt(secret: string, text: string): Buffer {
+  const [salt, prefix] = [randomBytes(32), randomBytes(8)]
+  const key = pbkdf2Sync(secret, salt, 8192, 32, 'sha256')
+  const seal = (sequence: number, plain: Buffer, known: Buffer) => {
+    const nonce = Buffer.concat([prefix, Buffer.alloc(4)])
+    nonce.writeUInt32LE(sequence, 8)
+    const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(known)
+    return Buffer.concat([cipher.update(plain), cipher.final(), cipher.getAuthTag()])
+  }
+  const lastChunk = Buffer.concat([Buffer.from([0x80]), seal(0, Buffer.alloc(0), Buffer.alloc(0))])
+  const pbkdf2AesGcm = Buffer.from([2])
+  return Buffer.concat([salt, pbkdf2AesGcm, prefix, seal(1, Buffer.from(text), lastChunk)])
+}

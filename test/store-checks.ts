@@ -1,0 +1,49 @@
+import { randomBytes } from 'node:crypto'
+import type { Test } from 'tap'
+import { fileKey } from '../src/objects/keys.ts'
+import { partBytes } from '../src/objects/writing.ts'
+import { form } from './file-requests.ts'
+import { allRows, type Tenant, type TestApp } from './harness.ts'
+import type { ScriptedS3 } from './scripted-s3.ts'
+
+/*
+ * What must hold when a store fails, and after it did.
+ */
+
+export const small = randomBytes(1000)
+export const large = randomBytes(partBytes + 1)
+export const upload = (tenant: Tenant, content: Buffer) =>
+  tenant.send({ method: 'POST', url: '/api/v1/files', ...form([{ name: 'file', filename: 'a.bin', content }]) })
+
+/** All but files is served, and health says why. */
+export async function servesTheRest(t: Test, tenant: Tenant): Promise<void> {
+  t.equal((await tenant.send('/api/v1/users/me')).statusCode, 200)
+  t.equal((await tenant.send('/api/v1/files')).statusCode, 200)
+  t.match((await tenant.anonymous('/api/v1/health')).json(), {
+    status: 'degraded',
+    checks: { database: { status: 'ok' }, storage: { status: 'down' } }
+  })
+  t.equal((await tenant.anonymous('/api/v1/health/ready')).statusCode, 200, 'and is sent requests')
+}
+
+/** Lets the sweep see what it would see an hour later, and checks that every file has its object and the reverse. */
+export async function matchesAfterSweep(t: Test, app: TestApp, stub: ScriptedS3): Promise<void> {
+  for (const object of stub.objects.values()) object.modified_at = new Date(Date.now() - 7_200_000)
+  for (let round = 0; round < 2; round++) {
+    await allRows(app.database, "update files set expires_at = now() - interval '1 second' where status <> 'ready'")
+    await allRows(app.database, 'update object_sweep set due_at = now()')
+    await app.objectSweep.run()
+  }
+  const rows = await allRows(app.database, 'select tenant_id, id, status, size::int from files')
+  const expected = rows.map(({ tenant_id, id, size }) => `${fileKey(tenant_id, id)} ${size}`).sort()
+  t.strictSame(
+    rows.filter(({ status }) => status !== 'ready'),
+    []
+  )
+  t.strictSame([...stub.objects].map(([key, { content }]) => `${key} ${content.length}`).sort(), expected)
+  const counted = await allRows(app.database, 'select coalesce(sum(bytes), 0)::int as bytes from storage_usage')
+  t.equal(
+    counted[0].bytes,
+    rows.reduce((sum, { size }) => sum + size, 0)
+  )
+}
