@@ -277,7 +277,8 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     const side: Side = { id, slug, host: `${slug}.localhost`, canary: slug, people }
     for (let i = 0; i < 2; i++) {
       await plantInvitation(side)
-      await plantFile(side)
+      // to be listed; a world is made often, and nobody reads their bytes
+      await plantRow(side, people.owner.id, 'ready', contentOf(side))
     }
     await sql.query(
       `insert into audit_events (tenant_id, action, actor_id, target_id, user_agent, request_id, detail)
