@@ -51,8 +51,12 @@ export function serveAlone(config: Config, onFault: () => void): Processes {
 
 /** Longer than the interval in which a load balancer asks for health. */
 const noticeMs = 3000
+/** A load balancer that has sent nothing for so long has noticed. */
+const quietMs = 500
 /** How often a drain looks around. */
 const turnMs = 50
+/** What a load balancer asks, whether or not it sends requests. */
+const readinessPath = '/api/v1/health/ready'
 /** After a fault that nobody caught, what is under way may end, and no longer than that. */
 const lastBreathMs = 2000
 
@@ -70,11 +74,25 @@ export async function serve(config: Config, onFault: () => void) {
   const { port } = app.server.address() as { port: number }
   let draining: Promise<void> | undefined
 
-  /** Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. */
+  /**
+   * Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. What is on
+   * its way then is lost, so a proxy that is late and still sends requests gets as much time again.
+   */
   async function giveNotice(): Promise<void> {
     if (config.trustProxy.length === 0) return
     app.health.draining = true
-    await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
+    const notice = Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4)
+    let quietTurns = 0
+    app.server.on('request', ({ url }) => {
+      if (!url?.startsWith(readinessPath)) quietTurns = 0
+    })
+    const startedAt = performance.now()
+    const passed = () => performance.now() - startedAt
+    // in turns and not by the clock: a process that was kept from running has not seen what arrived meanwhile
+    while (passed() < notice || (quietTurns < quietMs / turnMs && passed() < 2 * notice)) {
+      await sleep(turnMs)
+      quietTurns++
+    }
   }
 
   /** Closes also what becomes idle later: a reply that began before the shutdown could not say that it is the last. */
