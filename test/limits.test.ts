@@ -442,6 +442,8 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const notLimits = [
     ...[
       'src/workers/serving.ts noticeMs',
+      'src/workers/serving.ts quietMs',
+      'src/workers/serving.ts turnMs',
       'src/workers/supervisor.ts settledMs',
       'src/workers/supervisor.ts maxPauseMs'
     ],

@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import { buildApp } from '../app.ts'
 import type { Config } from '../config.ts'
 import type { Family } from '../metrics.ts'
+import { spareReplies } from './idle-connections.ts'
 
 /** What a process that serves says of itself to whoever may know. */
 export type ProcessHealth = {
@@ -50,12 +51,19 @@ export function serveAlone(config: Config, onFault: () => void): Processes {
 
 /** Longer than the interval in which a load balancer asks for health. */
 const noticeMs = 3000
+/** A load balancer that has sent nothing for so long has noticed. */
+const quietMs = 500
+/** How often a drain looks around. */
+const turnMs = 50
+/** What a load balancer asks, whether or not it sends requests. */
+const readinessPath = '/api/v1/health/ready'
 /** After a fault that nobody caught, what is under way may end, and no longer than that. */
 const lastBreathMs = 2000
 
 /** The application in this process, listening. Calls `onFault` when the process can't go on and nothing is under way any more. */
 export async function serve(config: Config, onFault: () => void) {
   const app = buildApp(config)
+  spareReplies(app.server)
   try {
     await app.ready()
     await app.listen({ host: config.host, port: config.port })
@@ -66,16 +74,36 @@ export async function serve(config: Config, onFault: () => void) {
   const { port } = app.server.address() as { port: number }
   let draining: Promise<void> | undefined
 
-  /** Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. */
+  /**
+   * Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. What is on
+   * its way then is lost, so a proxy that is late and still sends requests gets as much time again.
+   */
   async function giveNotice(): Promise<void> {
     if (config.trustProxy.length === 0) return
     app.health.draining = true
-    await sleep(Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4))
+    const notice = Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4)
+    let quietTurns = 0
+    app.server.on('request', ({ url }) => {
+      if (!url?.startsWith(readinessPath)) quietTurns = 0
+    })
+    const startedAt = performance.now()
+    const passed = () => performance.now() - startedAt
+    // in turns and not by the clock: a process that was kept from running has not seen what arrived meanwhile
+    while (passed() < notice || (quietTurns < quietMs / turnMs && passed() < 2 * notice)) {
+      await sleep(turnMs)
+      quietTurns++
+    }
+  }
+
+  /** Closes also what becomes idle later: a reply that began before the shutdown could not say that it is the last. */
+  async function closeAll(): Promise<void> {
+    const timer = setInterval(() => app.server.closeIdleConnections(), turnMs)
+    await app.close().finally(() => clearInterval(timer))
   }
 
   async function close(patienceMs: number, before: Promise<void>): Promise<void> {
     const late = sleep(patienceMs, 'late' as const, { ref: false })
-    if ((await Promise.race([before.then(() => app.close()), late])) === 'late') {
+    if ((await Promise.race([before.then(closeAll), late])) === 'late') {
       app.log.warn('requests were cut off by the shutdown')
       app.server.closeAllConnections()
     }

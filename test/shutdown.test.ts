@@ -1,0 +1,90 @@
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import http from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { spareReplies } from '../src/workers/idle-connections.ts'
+import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
+
+/*
+ * Replies that are on their way to a slow client when the process is told to stop.
+ */
+
+const agent = new http.Agent({ keepAlive: true })
+t.teardown(() => agent.destroy())
+
+async function get(port: number, path: string, headers = {}): Promise<http.IncomingMessage> {
+  const request = http.get({ agent, host: '127.0.0.1', port, path, headers })
+  const [reply] = (await once(request, 'response')) as [http.IncomingMessage]
+  return reply
+}
+
+async function read(reply: http.IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  for await (const chunk of reply) chunks.push(chunk)
+  return Buffer.concat(chunks)
+}
+
+t.test('a reply that waits in memory is not cut off, and idle connections end after it', async (t) => {
+  const content = randomBytes(30 * 2 ** 20)
+  let written: http.ServerResponse | undefined
+  const server = http.createServer((request, reply) => {
+    if (request.url === '/idle') return reply.end()
+    written = reply.end(content)
+  })
+  t.teardown(() => server.closeAllConnections())
+  spareReplies(server)
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const idle = await get(port, '/idle')
+  const { socket } = idle
+  const slow = await get(port, '/')
+  await read(idle)
+  t.match(written, { writableEnded: true, writableFinished: false }, 'the server has done its part')
+
+  const closed = new Promise((done) => server.close(done))
+  t.same(await read(slow), content)
+  await eventually(() => written?.writableFinished === true)
+  server.closeIdleConnections()
+  await closed
+  await eventually(() => socket.destroyed)
+})
+
+t.test('a download that began before a shutdown ends whole, and the process ends with it', async (t) => {
+  const database = await createTestDatabase(t)
+  // without a proxy nobody needs notice
+  const server = await startServer(t, testEnvironment(database, { LOG_LEVEL: 'warn', SHUTDOWN_TIMEOUT: '60' }))
+  const owner = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }
+  const registered = await server.fetch('/api/v1/auth/register', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(owner)
+  })
+  const { access_token } = (await registered.json()) as { access_token: string }
+  const headers = { authorization: `Bearer ${access_token}` }
+  const content = randomBytes(30 * 2 ** 20)
+  const body = new FormData()
+  body.append('file', new Blob([content]), 'plan.bin')
+  const uploaded = await server.fetch('/api/v1/files', { method: 'POST', headers, body })
+  t.equal(uploaded.status, 201)
+  const { id } = (await uploaded.json()) as { id: string }
+
+  const reply = await get(server.port, `/api/v1/files/${id}/content`, headers)
+  t.equal(reply.headers.connection, 'keep-alive')
+  server.child.kill('SIGTERM')
+  await eventually(() =>
+    server.fetch('/api/v1/health/live').then(
+      () => false,
+      () => true
+    )
+  )
+  await sleep(500)
+  t.equal(server.child.exitCode, null, 'it waits')
+  t.same(await read(reply), content)
+  const readAt = Date.now()
+  t.strictSame(await server.exited, { code: 0, signal: null })
+  t.ok(Date.now() - readAt < 20_000, 'the connection is not kept for another request')
+  t.notMatch(server.output(), 'cut off')
+})
