@@ -41,7 +41,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/export',
     {
-      config: { access },
+      config: { access, throttled: true },
       schema: {
         operationId: 'exportAuditEvents',
         summary: 'Every event, one JSON document per line',

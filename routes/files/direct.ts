@@ -29,7 +29,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/uploads',
     {
-      config: { access: 'member', problems: ['file_too_large', 'quota_exceeded'] },
+      config: { access: 'member', throttled: 12, problems: ['file_too_large', 'quota_exceeded'] },
       schema: {
         operationId: 'createUpload',
         summary: 'Begin a direct upload',

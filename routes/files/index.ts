@@ -26,6 +26,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access: 'member',
+        throttled: 12,
         upload: true,
         receives: { type: 'multipart/form-data', schema: FileForm },
         problems: ['file_too_large', 'quota_exceeded', 'validation_failed', 'storage_full']

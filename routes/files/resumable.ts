@@ -73,7 +73,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, problems: ['file_too_large', 'quota_exceeded', 'precondition_failed'] },
+      config: { access, throttled: 12, problems: ['file_too_large', 'quota_exceeded', 'precondition_failed'] },
       schema: {
         operationId: 'createResumableUpload',
         summary: 'Begin a resumable upload',

@@ -91,7 +91,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/export',
     {
-      config: { access: 'owner' },
+      config: { access: 'owner', throttled: true },
       schema: {
         operationId: 'exportTenant',
         summary: 'Everything of the agency, one JSON document per line',
