@@ -359,6 +359,12 @@ t.test('the limits of files', async (t) => {
     t.ok(ms >= timeout / 100 && ms < 9000, `closed after ${ms} ms`)
     t.equal((await acme.send('/api/v1/files')).json().data.length, 1)
   })
+  t.test('how slowly an upload may come', (t) => {
+    const { value } = rowAbout('an upload that trickles')
+    t.strictSame(sizes(value), [numberIn('src/pace.ts', 'bytes_per_second')])
+    t.strictSame(times(value), [numberIn('src/pace.ts', 'grace_ms')])
+    t.end()
+  })
   t.test('how long a link is good', async (t) => {
     t.strictSame(times(rowAbout('a link to a file, or to send one').value), [linkSeconds * 1000])
     const [file] = (await acme.send('/api/v1/files')).json().data

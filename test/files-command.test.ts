@@ -1,0 +1,103 @@
+import { execFile } from 'node:child_process'
+import { mkdirSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { promisify } from 'node:util'
+import t from 'tap'
+import { v4 as randomUuid } from 'uuid'
+import { fileKey, imageKey } from '../src/objects/keys.ts'
+import { createFile, disagreements, storedObjects } from './forms.ts'
+import { allRows, asOwner, createTenant, createTestDatabase, root, startApp, testEnvironment } from './harness.ts'
+
+t.test('npm run files -- compare', async (t) => {
+  const database = await createTestDatabase(t)
+  const app = await startApp(t, {}, database)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  const path = (key: string) => join(app.config.dataDir, 'files', 'objects', key)
+
+  /** The operator's command, with the server's settings. */
+  const command = async (...args: string[]) => {
+    const env = { PATH: process.env.PATH, ...testEnvironment(database) } as NodeJS.ProcessEnv
+    const run = promisify(execFile)(process.execPath, ['src/cli/files.ts', ...args], { cwd: root, env })
+    const { stdout, stderr, code = 0 } = await run.catch((err) => err)
+    return {
+      lines: (stdout as string).split('\n').filter(Boolean).sort(),
+      said: stderr as string,
+      code: code as number
+    }
+  }
+  /** An object that nothing refers to, written so many hours ago. */
+  function plant(key: string, hours: number): void {
+    mkdirSync(dirname(path(key)), { recursive: true })
+    writeFileSync(path(key), 'planted')
+    const at = Date.now() / 1000 - hours * 3600
+    utimesSync(path(key), at, at)
+  }
+
+  const [whole, lost, short] = await Promise.all(['one', 'two', 'three'].map((text) => createFile(acme, text)))
+  const deleted = await createFile(rival, 'four')
+  await rival.send({ method: 'DELETE', url: `/api/v1/files/${deleted.id}` })
+  // or it would find what is planted below
+  await app.objectSweep.run()
+  if (!whole || !lost || !short) throw new Error('not all files were made')
+
+  await t.test('finds nothing where all is well', async (t) => {
+    t.strictSame(await command('compare'), {
+      lines: [],
+      said: '0 files without their bytes, 0 objects without a row, 0 wrong counts\n',
+      code: 0
+    })
+  })
+
+  rmSync(path(fileKey(acme.id, lost.id)))
+  truncateSync(path(fileKey(acme.id, short.id)), 2)
+  const orphan = fileKey(rival.id, randomUuid())
+  const image = imageKey(acme.id, randomUuid())
+  const young = fileKey(rival.id, randomUuid())
+  plant(orphan, 2)
+  plant(image, 2)
+  plant(young, 0)
+  const foreign = join(app.config.dataDir, 'files', 'objects', 'somebody-elses.txt')
+  writeFileSync(foreign, 'not ours')
+  await asOwner(database, rival.id, rival.owner.id, [['update storage_usage set bytes = bytes + 7', []]])
+  const found = [
+    `${fileKey(acme.id, lost.id)} has no bytes`,
+    `${fileKey(acme.id, short.id)} has 2 bytes and not 5`,
+    `${orphan} belongs to no row`,
+    `${image} belongs to no row`,
+    `agency ${rival.id} is counted with 11 bytes and has 4`
+  ].sort()
+  const sum = '2 files without their bytes, 2 objects without a row, 1 wrong counts\n'
+
+  await t.test('names each thing that does not match, and changes nothing', async (t) => {
+    for (let i = 0; i < 2; i++) t.strictSame(await command('compare'), { lines: found, said: sum, code: 0 })
+    t.equal((await acme.send(`/api/v1/files/${lost.id}`)).statusCode, 200)
+  })
+  await t.test('repairs what can be, and an agency reads in its log what is lost', async (t) => {
+    t.strictSame(await command('compare', '--repair'), { lines: found, said: `repaired: ${sum}`, code: 0 })
+    await app.objectSweep.run()
+    for (const { id } of [lost, short]) t.equal((await acme.send(`/api/v1/files/${id}`)).statusCode, 404)
+    t.equal((await acme.send(`/api/v1/files/${whole.id}/content`)).body, 'one')
+    t.equal((await rival.send({ method: 'POST', url: `/api/v1/files/${deleted.id}/restore` })).statusCode, 200)
+    const events = "select target_id from audit_events where tenant_id = $1 and action = 'file.lost' order by target_id"
+    const ids = [lost.id, short.id].sort()
+    t.strictSame(
+      (await allRows(database, events, [acme.id])).map(({ target_id }) => target_id),
+      ids
+    )
+    t.strictSame(await disagreements(app, acme), [])
+    t.strictSame(await command('compare'), {
+      lines: [],
+      said: '0 files without their bytes, 0 objects without a row, 0 wrong counts\n',
+      code: 0
+    })
+    const { objects } = storedObjects(app)
+    t.ok(objects.has(young), 'what is young may get its row yet')
+    t.ok(objects.has('somebody-elses.txt'), 'what is not ours is left alone')
+  })
+  await t.test('does nothing else', async (t) => {
+    for (const args of [[], ['repair'], ['compare', '--all'], ['compare', '--repair', 'more']]) {
+      t.match(await command(...args), { said: 'usage: files compare [--repair]\n', code: 64 })
+    }
+  })
+})
