@@ -30,18 +30,23 @@ const traefikProgram = findProgram('traefik')
 // two cores may have other things to do
 t.setTimeout(300_000)
 
-/** One kind of request. `ask` rejects when the answer is not what it should be; how long it takes is all the same. */
-type Kind = { name: string; everyMs: number; ask: () => Promise<void> }
+/**
+ * One kind of request. `ask` rejects when the answer is not what it should be; how long it takes is all the same. It returns
+ * nothing where nobody is free to ask.
+ */
+type Kind = { name: string; everyMs: number; ask: () => Promise<unknown> | undefined }
 
 /** Sends each kind at its own pace, whether or not the ones before were answered. */
 function startLoad(kinds: Kind[]) {
-  const underWay = new Map<Promise<void>, string>()
+  const underWay = new Map<Promise<unknown>, string>()
   const failures: string[] = []
   const answered: Record<string, number> = {}
 
   function send({ name, ask }: Kind): void {
     const startedAt = Date.now()
-    const sent = ask()
+    const asked = ask()
+    if (!asked) return
+    const sent = asked
       .then(
         () => {
           answered[name] = (answered[name] ?? 0) + 1
@@ -152,11 +157,14 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
     const { access_token, user } = reply.json() as { access_token: string; user: { id: string } }
     return { token: access_token, host: `${slug}.localhost`, userId: user.id }
   }
+  async function registerSeveral(slug: string, count: number) {
+    const people: Awaited<ReturnType<typeof register>>[] = []
+    while (people.length < count) people.push(await register(`${slug}${people.length}`))
+    return people
+  }
   const acme = await register('acme')
   const busy = await register('busy')
   const archive = await register('archive')
-  const writers: (typeof acme)[] = []
-  for (let number = 0; number < 16; number++) writers.push(await register(`writer${number}`))
 
   async function read(path: string, expected: object): Promise<void> {
     const reply = await request(client, { ...acme, path })
@@ -171,12 +179,14 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
     const answer = await json(await request(client, question))
     if (!matches(answer, change)) throw new Error(`not what was asked for: ${JSON.stringify(answer)}`)
   }
-  /** Of somebody who has no other write under way: those of one row wait for each other, and on a slow machine for too long. */
-  async function write(ms = 0): Promise<void> {
-    const who = writers.shift()
-    if (!who) return
-    await rename(who, ms).finally(() => writers.push(who))
+  /** Each writes one thing at a time: writes of one row wait for each other, and on a slow machine until they are refused. */
+  const takeTurns = (free: (typeof acme)[]) => (ms?: number) => {
+    const who = free.shift()
+    return who && rename(who, ms).finally(() => free.push(who))
   }
+  const write = takeTurns(await registerSeveral('writer', 16))
+  const writeSlowly = takeTurns(await registerSeveral('slow', ports.length))
+  const writeBusy = takeTurns([busy])
   const uploaded: { id: string; sum: string }[] = []
   async function download(file: { id: string; sum: string }, ms = 0): Promise<void> {
     const reply = await request(client, { ...archive, path: `/files/${file.id}/content` })
@@ -193,26 +203,18 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
     await download(file)
     return file
   }
-  let waiting = false
-  async function waitAndWrite(): Promise<void> {
-    if (waiting) return
-    waiting = true
-    await rename(busy).finally(() => {
-      waiting = false
-    })
-  }
   const large = await upload(12 * 2 ** 20, 0)
 
   const load = startLoad([
     { name: 'a read', everyMs: 50, ask: () => read('/users/me', { email: 'owner@acme.example' }) },
     { name: 'another read', everyMs: 60, ask: () => read('/tenant', { slug: 'acme' }) },
     { name: 'a write', everyMs: 120, ask: () => write() },
-    { name: 'a write that waits for another', everyMs: 700, ask: () => waitAndWrite() },
+    { name: 'a write that waits for another', everyMs: 700, ask: () => writeBusy() },
     { name: 'a body that takes its time', everyMs: 400, ask: () => write(200 + Math.random() * 2000) },
-    { name: 'an upload', everyMs: 1000, ask: async () => void (await upload(3 * 2 ** 20, 2000)) },
+    { name: 'an upload', everyMs: 1000, ask: () => upload(3 * 2 ** 20, 2000) },
     { name: 'a download', everyMs: 1500, ask: () => download(large, 2000) }
   ])
-  const long = { name: 'a body that takes longer than the notice', everyMs: 0, ask: () => write(5000) }
+  const long = { name: 'a body that takes longer than the notice', everyMs: 0, ask: () => writeSlowly(5000) }
   const transfers = () => ['an upload', 'a download'].filter(load.isUnderWay)
   await eventually(() => transfers().length === 2)
 
