@@ -88,3 +88,20 @@ t.test('a download that began before a shutdown ends whole, and the process ends
   t.ok(Date.now() - readAt < 20_000, 'the connection is not kept for another request')
   t.notMatch(server.output(), 'cut off')
 })
+
+t.test('behind a proxy that is late to notice, the door is shut when nobody comes any more', async (t) => {
+  const database = await createTestDatabase(t)
+  const server = await startServer(t, testEnvironment(database, { TRUST_PROXY: '127.0.0.1' }))
+  const path = '/api/v1/health/live'
+  const outcomes = new Set<unknown>()
+  server.child.kill('SIGTERM')
+  const toldAt = Date.now()
+  // half as long again as the notice; each on a connection of its own, for no other is kept
+  while (Date.now() - toldAt < 4500) {
+    outcomes.add(await get(server.port, path).then((reply) => reply.resume().statusCode, String))
+    await sleep(50)
+  }
+  t.strictSame([...outcomes], [200])
+  t.strictSame(await server.exited, { code: 0, signal: null })
+  await t.rejects(get(server.port, path))
+})
