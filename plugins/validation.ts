@@ -53,6 +53,6 @@ export default fp(
 
 /** Ajv's own export is a CommonJS one. */
 function withFormats(ajv: Ajv): Ajv {
-  addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri'])
+  addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri', 'int64'])
   return ajv
 }

@@ -105,11 +105,12 @@ export const Tenant = Type.Object(
     usage: Type.Object({
       members: Type.Integer({ minimum: 0, examples: [3] }),
       storage_bytes: Type.Integer({
+        format: 'int64',
         minimum: 0,
         description: 'Files, with those that are arriving and those that can be restored',
         examples: [1024]
       }),
-      storage_quota: Type.Integer({ minimum: 0, examples: [10_737_418_240] })
+      storage_quota: Type.Integer({ format: 'int64', minimum: 0, examples: [10_737_418_240] })
     }),
     created_at: Timestamp,
     updated_at: Timestamp

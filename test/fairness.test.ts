@@ -1,7 +1,7 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { withClient } from './databases.ts'
-import { allRows, createTenant, startApp, type Tenant } from './harness.ts'
+import { allRows, createTenant, setStatus, startApp, type Tenant } from './harness.ts'
 
 const me = '/api/v1/users/me'
 const rename = (name: string) => ({ method: 'PATCH', url: me, payload: { name } }) as const
@@ -42,6 +42,9 @@ t.test('an agency at ten times its limit, with slow queries, is no other\u2019s 
   const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
   await allRows(app.database, "insert into plans values ('busy', 20, 3600, null)")
   await allRows(app.database, "update tenants set plan = 'busy' where id = $1", [acme.id])
+  // what is remembered of the agency is read again
+  await setStatus(app, acme, 'active')
+  await app.revocations.readNow()
   await work(rival)
 
   await withClient(app.database.postgres, async (admin) => {

@@ -1145,11 +1145,15 @@ export interface components {
         /** @example 3 */
         members: number
         /**
+         * Format: int64
          * @description Files, with those that are arriving and those that can be restored
          * @example 1024
          */
         storage_bytes: number
-        /** @example 10737418240 */
+        /**
+         * Format: int64
+         * @example 10737418240
+         */
         storage_quota: number
       }
       /**
@@ -1461,7 +1465,10 @@ export interface components {
        * @example application/pdf
        */
       content_type: string
-      /** @example 1024 */
+      /**
+       * Format: int64
+       * @example 1024
+       */
       size: number
       /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
       sha256: string
@@ -1500,7 +1507,10 @@ export interface components {
       name: string
       /** @example application/pdf */
       content_type: string
-      /** @example 1024 */
+      /**
+       * Format: int64
+       * @example 1024
+       */
       size: number
       /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
       sha256: string

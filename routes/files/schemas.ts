@@ -17,7 +17,7 @@ export const Sha256 = Type.String({
   pattern: '^[0-9a-f]{64}$',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
 })
-const Size = Type.Integer({ minimum: 0, maximum: 2 ** 50, examples: [1024] })
+const Size = Type.Integer({ format: 'int64', minimum: 0, maximum: 2 ** 50, examples: [1024] })
 
 export const File = Type.Object(
   {
