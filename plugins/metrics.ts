@@ -68,7 +68,8 @@ export default fp(
     }
 
     app.addHook('onRoute', (route: RouteOptions) => {
-      route.config = { ...route.config, observed: [] }
+      route.config ??= {}
+      route.config.observed = []
     })
     // whatever a client makes up as path and method is one route
     const unmatched: Row[] = []

@@ -313,7 +313,8 @@ t.test('a process with the internal listener', async (t) => {
       ]
     })
     const outside = JSON.parse((await ask(server.port, '/api/v1/health')).body)
-    t.strictSame(outside, { status: 'ok', checks: { database: { status: 'ok' } } }, 'and nobody else is told')
+    const checks = { database: { status: 'ok' }, storage: { status: 'ok' } }
+    t.strictSame(outside, { status: 'ok', checks }, 'and nobody else is told')
   })
 
   t.test('has nothing else there', async (t) => {

@@ -11,7 +11,9 @@ import { migrate } from '../../db/migrate.ts'
 import authentication from '../../plugins/authentication.ts'
 import configPlugin from '../../plugins/config.ts'
 import database from '../../plugins/database.ts'
+import metrics from '../../plugins/metrics.ts'
 import passwords from '../../plugins/passwords.ts'
+import redis from '../../plugins/redis.ts'
 import revocations from '../../plugins/revocations.ts'
 import tenants from '../../plugins/tenants.ts'
 import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
@@ -126,6 +128,8 @@ async function findDatabase(config: Config): Promise<{ url: string; embedded?: E
 async function openProduct(config: Config): Promise<FastifyInstance> {
   const app = Fastify({ logger: { level: 'warn' } })
   app.register(configPlugin, { config })
+  app.register(metrics)
+  app.register(redis)
   app.register(database)
   app.register(revocations)
   app.register(tenants)
