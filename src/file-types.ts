@@ -2,6 +2,8 @@ import { fileTypeFromBuffer } from 'file-type'
 import { unsupportedMediaType } from './errors.ts'
 import { extensionOf } from './file-names.ts'
 
+const unknownType = 'application/octet-stream'
+
 /** As much of a file's beginning as is looked at. */
 export const headBytes = 4100
 
@@ -105,9 +107,11 @@ const familyOfExtension = (extension: string) =>
  * programs, and for a file that pretends to be another kind.
  */
 export async function requireFileType(head: Buffer, name: string, declared: string | undefined): Promise<string> {
-  const claimed = essence(declared)
   const extension = extensionOf(name)
   const isText = looksLikeText(head)
+  const given = essence(declared)
+  // what a part of a form is when nobody says anything (RFC 7578, 4.4)
+  const claimed = given === 'text/plain' && !isText ? unknownType : given
   const found = await findType(head, isText)
   if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
@@ -153,5 +157,5 @@ function looksLikeText(head: Buffer): boolean {
 function essence(declared: string | undefined): string {
   const type = (declared ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? ''
   const known = /^[a-z]+\/[a-z0-9][a-z0-9.+_-]{0,100}$/.test(type) && !/^(multipart|message)\//.test(type)
-  return known ? type : 'application/octet-stream'
+  return known ? type : unknownType
 }

@@ -22,6 +22,16 @@ export const withoutPooler = {
 /** Who ends what is started for it: a test, or a tool that stands by itself. */
 export type Owner = { teardown(work: () => unknown): unknown }
 
+// what a test has left open would hold its file until the time-out; said, so that it is mended
+if (process.env.TAP === '1') {
+  const { default: tap } = await import('tap')
+  const late = () => {
+    process.stderr.write(`left open: ${process.getActiveResourcesInfo().join(', ')}\n`)
+    process.exit()
+  }
+  tap.teardown(() => void setTimeout(late, 5000).unref())
+}
+
 let count = 0
 
 /** A migrated database of its own, dropped when the test ends. */

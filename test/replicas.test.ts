@@ -325,7 +325,7 @@ t.test('a process that may open few files', { skip: prlimit.skip }, async (t) =>
 
 t.test('a process that has little memory', async (t) => {
   const database = await createTestDatabase(t)
-  const server = await startServer(t, testEnvironment(database, { NODE_OPTIONS: '--max-old-space-size=64' }))
+  const server = await startServer(t, testEnvironment(database, { NODE_OPTIONS: '--max-old-space-size=96' }))
   const { sessions } = await prepareAgency(server.url, 'acme', 1)
   const token = sessions[0]?.access ?? ''
   const filling = 'x'.repeat(60_000)
