@@ -1,4 +1,3 @@
-import sharp from 'sharp'
 import { Problem, unsupportedMediaType, validationFailed } from './errors.ts'
 
 /** The longest side of what is kept. */
@@ -11,15 +10,25 @@ const formats = ['jpeg', 'png', 'webp', 'gif', 'heif']
 export const maxImageBytes = 10 * 1024 * 1024
 export const imageType = 'image/webp'
 
-// one image at a time on one thread: they are few, and everything else runs here too
-sharp.concurrency(1)
-sharp.cache(false)
+let loading: Promise<typeof import('sharp').default> | undefined
+
+/** Loaded with the first image: most processes never meet one, and the library brings threads and memory of its own. */
+function loadSharp() {
+  loading ??= import('sharp').then(({ default: sharp }) => {
+    // one image at a time on one thread: they are few, and everything else runs here too
+    sharp.concurrency(1)
+    sharp.cache(false)
+    return sharp
+  })
+  return loading
+}
 
 /**
  * Makes a small WebP of an image: upright, without metadata, and with nothing of the original bytes in it. Throws for what is no
  * image or too large a one.
  */
 export async function reencodeImage(content: Buffer): Promise<Buffer> {
+  const sharp = await loadSharp()
   try {
     const image = sharp(content, { limitInputPixels: maxPixels, failOn: 'error', pages: 1 })
     const { format, width, height } = await image.metadata()

@@ -1,8 +1,9 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 
-setFlagsFromString('--expose-gc')
-const collect = runInNewContext('gc') as (options: { type: 'minor' }) => void
+type Collect = (options: { type: 'minor' }) => void
+
+let collect: Collect | undefined
 
 /** Bytes that may wait to be freed. */
 const mostBytes = 16 * 1024 * 1024
@@ -19,5 +20,12 @@ export function passed(bytes: number): void {
   waiting += bytes
   if (waiting < mostBytes) return
   waiting = 0
+  collect ??= exposeGc()
   collect({ type: 'minor' })
+}
+
+/** With the first large body, and not where there is none. */
+function exposeGc(): Collect {
+  setFlagsFromString('--expose-gc')
+  return runInNewContext('gc')
 }
