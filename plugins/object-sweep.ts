@@ -1,13 +1,7 @@
 import fp from 'fastify-plugin'
-import {
-  advanceObjectSweep,
-  type ClaimedFile,
-  claimFiles,
-  claimObjectSweep,
-  knownObjects,
-  removeFile
-} from '../db/files.ts'
-import { fileKey, isOurKey, uploadKey } from '../src/objects/keys.ts'
+import { advanceObjectSweep, type ClaimedFile, claimFiles, claimObjectSweep, removeFile } from '../db/files.ts'
+import { findOrphans } from '../db/orphans.ts'
+import { fileKey, uploadKey } from '../src/objects/keys.ts'
 import { StoreFailure } from '../src/objects/store.ts'
 
 declare module 'fastify' {
@@ -27,8 +21,6 @@ const batch = 100
 /** Longer than it takes to remove a batch; when this process dies another goes on after it. */
 const lease_seconds = 120
 const page = 1000
-/** An object is written before the row that refers to it where an image is replaced. */
-const orphanAfterMs = 3_600_000
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
@@ -72,17 +64,7 @@ export default fp(
       const [turn] = await app.gate.query(nobody, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
       if (turn?.reached === null || turn === undefined) return
       const objects = await app.objects.list(turn.reached, page)
-      const settledBefore = Date.now() - orphanAfterMs
-      const settled = objects.filter(({ key, modified_at }) => isOurKey(key) && modified_at.getTime() < settledBefore)
-      const parts = settled.map(({ key }) => key.split('/') as [string, string, string])
-      const known = await app.gate.query(nobody, knownObjects, {
-        owners: parts.map(([owner]) => owner),
-        kinds: parts.map(([, kind]) => kind),
-        ids: parts.map(([, , id]) => id)
-      })
-      const wanted = new Set(known.map(({ owner, kind, id }) => `${owner}/${kind}/${id}`))
-      for (const { key } of settled) {
-        if (wanted.has(key)) continue
+      for (const key of await findOrphans(app.gate, objects)) {
         await app.objects.remove(key)
         counts.orphans++
       }

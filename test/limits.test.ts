@@ -419,7 +419,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
     .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
-    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
+    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts', 'db/orphans.ts'])
     .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
     .flatMap((path) =>
       [
@@ -455,11 +455,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ],
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
-    ...[
-      'plugins/objects.ts tidyIntervalMs',
-      'plugins/object-sweep.ts intervalMs',
-      'plugins/object-sweep.ts orphanAfterMs'
-    ],
+    ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs', 'db/orphans.ts orphanAfterMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
     ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs']

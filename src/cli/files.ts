@@ -1,7 +1,8 @@
 import { recordAudit } from '../../db/audit.ts'
-import { filesAfter, knownObjects, loseFile, miscountedStorage, recountStorage } from '../../db/files.ts'
+import { filesAfter, loseFile, miscountedStorage, recountStorage } from '../../db/files.ts'
 import type { TenantGate } from '../../db/gate.ts'
-import { fileKey, isOurKey } from '../objects/keys.ts'
+import { findOrphans } from '../../db/orphans.ts'
+import { fileKey } from '../objects/keys.ts'
 import { openStore } from '../objects/open.ts'
 import type { ObjectStore, StoredObject } from '../objects/store.ts'
 import { end, nobody, operate } from './operator.ts'
@@ -20,8 +21,6 @@ if (command !== 'compare' || rest.length > 0 || (flag !== undefined && flag !== 
 }
 const repair = flag === '--repair'
 const page = 1000
-/** What is younger may belong to a row that is about to be written. */
-const orphanAfterMs = 3_600_000
 
 const say = (line: string) => void process.stdout.write(`${line}\n`)
 
@@ -58,18 +57,7 @@ async function compareObjects(gate: TenantGate, store: ObjectStore): Promise<num
   let count = 0
   for (let after = ''; ; ) {
     const objects = await store.list(after, page)
-    const settled = objects.filter(
-      ({ key, modified_at }) => isOurKey(key) && modified_at.getTime() < Date.now() - orphanAfterMs
-    )
-    const parts = settled.map(({ key }) => key.split('/') as [string, string, string])
-    const [owners, kinds, ids] = [0, 1, 2].map((index) => parts.map((each) => each[index] as string)) as [
-      string[],
-      string[],
-      string[]
-    ]
-    const known = await gate.query(nobody, knownObjects, { owners, kinds, ids })
-    const wanted = new Set(known.map(({ owner, kind, id }) => `${owner}/${kind}/${id}`))
-    for (const { key } of settled.filter((each) => !wanted.has(each.key))) {
+    for (const key of await findOrphans(gate, objects)) {
       count++
       say(`${key} belongs to no row`)
       if (repair) await store.remove(key)
