@@ -1,23 +1,5 @@
 import type { Tenant } from './harness.ts'
 
-type FormPart = { name: string; filename?: string; type?: string; content: Buffer | string }
-
-/** A form as clients send it. */
-export function form(parts: FormPart[]) {
-  const boundary = 'boundaryOfTheTests'
-  const chunks = parts.flatMap(({ name, filename, type, content }) => [
-    Buffer.from(
-      `--${boundary}\r\nContent-Disposition: form-data; name="${name}"${filename === undefined ? '' : `; filename="${filename}"`}\r\n${type === undefined ? '' : `Content-Type: ${type}\r\n`}\r\n`
-    ),
-    Buffer.from(content),
-    Buffer.from('\r\n')
-  ])
-  return {
-    payload: Buffer.concat([...chunks, Buffer.from(`--${boundary}--\r\n`)]),
-    headers: { 'content-type': `multipart/form-data; boundary=${boundary}` }
-  }
-}
-
 /** Sends a file in pieces, each in a request of its own. Resolves to its id. */
 export async function uploadResumably(tenant: Tenant, name: string, pieces: Buffer[]): Promise<string> {
   const size = pieces.reduce((bytes, piece) => bytes + piece.length, 0)

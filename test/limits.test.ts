@@ -13,7 +13,7 @@ import { createKeyRing } from '../src/keys.ts'
 import { createDiskStore } from '../src/objects/disk.ts'
 import { patienceMs } from '../src/objects/store.ts'
 import { createPasswords } from '../src/passwords.ts'
-import { form } from './file-requests.ts'
+import { form } from './forms.ts'
 import { createTenant, createTestDatabase, post, root, send, startApp, type TestApp } from './harness.ts'
 
 /*

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
 import { fileKey } from '../src/objects/keys.ts'
 import { partBytes } from '../src/objects/writing.ts'
-import { form } from './file-requests.ts'
+import { form } from './forms.ts'
 import { allRows, type Tenant, type TestApp } from './harness.ts'
 import type { ScriptedS3 } from './scripted-s3.ts'
 
