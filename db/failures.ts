@@ -51,3 +51,9 @@ export function classifyFailure(err: unknown): Failure {
   if (err.message.startsWith('timeout exceeded when trying to connect')) return 'crowded'
   return fromDriver.test(err.message) ? 'connection' : undefined
 }
+
+/** PostgreSQL's "cached plan must not change result type" and "prepared statement does not exist". */
+export function isStalePlan(err: unknown): boolean {
+  const { code } = err as { code?: string }
+  return code === '0A000' || code === '26000'
+}

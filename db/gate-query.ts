@@ -24,10 +24,16 @@ export function startUpOptions(timeOuts: TimeOuts): string {
 
 export type QueryConfig = { name: string; text: string; values: unknown[] }
 
-/** The settings of the gate, as one statement. All are local to the transaction, and gone when it ends. */
-const gateText =
-  "select set_config('app.tenant_id', $1, true), set_config('app.user_id', $2, true), set_config('app.request', $3, true)"
-const gateName = 'gate'
+/**
+ * The settings of the gate, as one statement. All are local to the transaction, and gone when it ends. None is ever null, so all
+ * of them are set and no row comes back.
+ */
+const gateText = `select where ${setLocal('app.tenant_id', 1)} or ${setLocal('app.user_id', 2)} or ${setLocal('app.request', 3)}`
+export const gateName = 'gate'
+
+function setLocal(setting: string, parameter: number): string {
+  return `set_config('${setting}', $${parameter}, true) is null`
+}
 
 /** The gate's settings and, where the connection does not keep them, the time-outs. */
 export function gateStatement(
@@ -37,7 +43,7 @@ export function gateStatement(
   const values = [settings.tenant_id ?? '', settings.user_id ?? '', settings.request]
   if (!carried) return { text: gateText, values }
   const limits = Object.entries(carried)
-  const more = limits.map(([name], index) => `, set_config('${name}', $${values.length + index + 1}, true)`)
+  const more = limits.map(([name], index) => ` or ${setLocal(name, values.length + index + 1)}`)
   return { text: gateText + more.join(''), values: [...values, ...limits.map(([, ms]) => String(ms))] }
 }
 
@@ -46,7 +52,7 @@ export async function prepareGate(client: pg.ClientBase): Promise<void> {
   await client.query({ name: gateName, text: gateText, values: ['', '', ''] })
 }
 
-type Field = { name: string; dataTypeID: number }
+export type Field = { name: string; dataTypeID: number }
 
 /** What pg hands to a query that submits itself; its own types leave it out. */
 export type Wire = {
@@ -61,8 +67,13 @@ export type Wire = {
   submittedNamedStatements: Record<string, string>
 }
 
-/** The columns of a named statement's rows, and how each is read. */
-type Shape = { names: string[]; readers: ((text: string) => unknown)[] }
+/** The columns of a statement's rows, and how each is read. */
+export type Shape = { names: string[]; readers: ((text: string) => unknown)[] }
+
+export function shapeOf(fields: readonly Field[]): Shape {
+  const readers = fields.map(({ dataTypeID }) => pg.types.getTypeParser(dataTypeID, 'text'))
+  return { names: fields.map(({ name }) => name), readers }
+}
 
 /**
  * What each connection has been told of the rows of a name. A statement whose rows change their columns is refused by
@@ -138,8 +149,7 @@ export class GateQuery {
   }
 
   handleRowDescription({ fields }: { fields: Field[] }): void {
-    const readers = fields.map(({ dataTypeID }) => pg.types.getTypeParser(dataTypeID, 'text'))
-    this.#shape = { names: fields.map(({ name }) => name), readers }
+    this.#shape = shapeOf(fields)
     if (this.name === '' || !this.#wire) return
     const known = shapes.get(this.#wire) ?? new Map()
     shapes.set(this.#wire, known.set(this.name, this.#shape))
@@ -175,7 +185,7 @@ export class GateQuery {
 // pg takes nothing else down a pipelined connection
 Object.setPrototypeOf(GateQuery.prototype, pg.Query.prototype)
 
-/** As text or bytes. Most are text already. */
-function written(value: unknown): unknown {
+/** A value as text or bytes. Most are text already. */
+export function written(value: unknown): string | Buffer | null {
   return typeof value === 'string' ? value : prepareValue(value)
 }

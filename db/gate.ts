@@ -2,9 +2,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { createShares } from '../src/shares.ts'
-import { classifyFailure } from './failures.ts'
+import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope, type TimeOuts } from './gate-query.ts'
-import { isStalePlan, type Pipeline, PipelineFull } from './pipeline.ts'
+import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
 import { type Statement, valuesOf } from './statement.ts'
 import type { TenantTables } from './tables.ts'
@@ -82,8 +82,6 @@ const attempts = 4
 const shareDepth = 256
 const sharePatienceMs = 2000
 
-const isLost = (err: Error) => classifyFailure(err) === 'connection' || isStalePlan(err)
-
 /**
  * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. It
  * may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
@@ -93,10 +91,9 @@ export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
 export function createTenantGate(
   db: Kysely<TenantTables>,
   pool: pg.Pool,
-  pipelines: readonly Pipeline[],
+  pipeline: Pipeline | undefined,
   carried?: CarriedTimeOuts
 ): TenantGate {
-  let turn = 0
   // so that the slow queries of one tenant leave the others connections
   const width = Math.max(1, Math.floor(pool.options.max / 2))
   const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
@@ -109,16 +106,15 @@ export function createTenantGate(
     return withinShare(settings, () => queryOnPool(pool, settings, config, timeOuts))
   }
 
-  /** For keyed reads. Asked once more when the answer was lost. Unnamed then: what made a name stale may still be going on. */
+  /** For keyed reads. Asked once more when the answer was lost. */
   function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
-    const pipeline = pipelines[turn++ % pipelines.length]
     if (!pipeline) return keyedReadOnPool(settings, config)
     return new Promise((resolve, reject) => {
       pipeline.query(settings, config, (err, rows) => {
         if (!err) return resolve(rows)
         if (err instanceof PipelineFull) return resolve(onPool(settings, config, undefined))
-        if (!isLost(err)) return reject(err)
-        pipeline.query(settings, { ...config, name: '' }, (again, found) => (again ? reject(again) : resolve(found)))
+        if (classifyFailure(err) !== 'connection') return reject(err)
+        pipeline.query(settings, config, (again, found) => (again ? reject(again) : resolve(found)))
       })
     })
   }
@@ -128,7 +124,7 @@ export function createTenantGate(
     try {
       return await onPool(settings, config, carried?.keyed)
     } catch (err) {
-      if (!isLost(err as Error)) throw err
+      if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
       return onPool(settings, config, carried?.keyed)
     }
   }
@@ -170,10 +166,7 @@ export function createTenantGate(
 
     stats: () => ({
       pool: { total: pool.totalCount, idle: pool.idleCount, waiting: pool.waitingCount },
-      pipelines: pipelines.map((pipeline) => {
-        const { inFlight, ...others } = pipeline.stats()
-        return { in_flight: inFlight, ...others }
-      })
+      pipelines: pipeline?.stats() ?? []
     })
   }
 }

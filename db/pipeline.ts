@@ -1,159 +1,202 @@
 import pg from 'pg'
-import { classifyFailure } from './failures.ts'
 import {
   type Done,
-  GateQuery,
   type GateSettings,
   prepareGate,
   type QueryConfig,
   startUpOptions,
   type TimeOuts
 } from './gate-query.ts'
+import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 
 const connectTimeoutMs = 2000
-/** With no answer for this long the connection counts as dead, whatever TCP thinks of it. */
+/** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
 const silenceLimitMs = 3000
+/** For each connection: reads that are under way, or wait. */
 const maxInFlight = 100
-/** A slow statement stands in front of everybody behind it. */
+/** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
+const maxBatch = 16
+/** A slow statement stands in front of others. */
 export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may be in flight; the caller takes a connection from the pool instead. */
 export class PipelineFull extends Error {}
 
+/** One of the connections, and the attempt to open it while it is not. */
+type Slot = {
+  client: pg.Client | undefined
+  wire: Wire | undefined
+  opening: Promise<void> | undefined
+  connects: number
+  lastAnswer: number
+}
+
 /**
- * One connection down which keyed reads are sent without waiting for the answers to those before them.
+ * A few connections for keyed reads, and one queue before them.
  *
- * It reconnects by itself, on the next query after a loss. A query that was in flight when the connection broke rejects
- * with pg's error; being a read it may be asked again.
+ * A connection that is free takes all that waits, up to a batch. So a lone read leaves at once, and the more there are at a
+ * time, the more of them share a write, a Sync and a wake-up on either side; while PostgreSQL works on one batch the next one
+ * gathers.
+ *
+ * They reconnect by themselves, when there is something to read. A read that was in flight on a connection that broke rejects
+ * with what was said last; it may be asked again.
  */
-export function createPipeline(connectionString: string, onError: (err: Error) => void) {
-  let client: pg.Client | undefined
-  let opening: Promise<pg.Client> | undefined
+export function createPipeline(connectionString: string, count: number, onError: (err: Error) => void) {
+  const slots: Slot[] = Array.from({ length: count }, () => ({
+    ...{ client: undefined, wire: undefined, opening: undefined },
+    ...{ connects: 0, lastAnswer: 0 }
+  }))
+  let queue: Read[] = []
   let inFlight = 0
-  let connects = 0
-  let lastAnswer = 0
+  let scheduled = false
   let closed = false
 
-  async function open(): Promise<pg.Client> {
-    const fresh = new pg.Client({
+  /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
+  function query(settings: GateSettings, config: QueryConfig, done: Done): void {
+    if (inFlight >= maxInFlight * count) {
+      done(new PipelineFull(), [])
+      return
+    }
+    const read = createRead(settings, config, (err, rows) => {
+      inFlight--
+      done(err, rows)
+    })
+    inFlight++
+    queue.push(read)
+    schedule()
+  }
+
+  /** At the end of this turn of the event loop, with all that it brings. */
+  function schedule(): void {
+    if (scheduled || queue.length === 0) return
+    scheduled = true
+    setImmediate(() => {
+      scheduled = false
+      dispatch()
+    })
+  }
+
+  function dispatch(): void {
+    for (const slot of slots) {
+      if (queue.length === 0) return
+      if (slot.wire) give(slot)
+      else slot.opening ??= open(slot)
+    }
+  }
+
+  function give(slot: Slot): void {
+    if (queue.length === 0 || !slot.wire?.isIdle()) return
+    const batch = queue.length > maxBatch ? queue.splice(0, maxBatch) : queue
+    if (batch === queue) queue = []
+    slot.lastAnswer = Date.now()
+    slot.wire.send(batch)
+  }
+
+  /** Never rejects. When no connection is left or on its way, nobody waits any longer. */
+  async function open(slot: Slot): Promise<void> {
+    let failure: Error | undefined
+    try {
+      if (closed) throw new Error('the pipeline is closed')
+      await connect(slot)
+    } catch (err) {
+      failure = err as Error
+    }
+    slot.opening = undefined
+    if (!failure || slots.some(({ wire, opening }) => wire || opening)) {
+      schedule()
+      return
+    }
+    const waiting = queue
+    queue = []
+    for (const { done } of waiting) done(failure, [])
+  }
+
+  async function connect(slot: Slot): Promise<void> {
+    const client = new pg.Client({
       connectionString,
-      pipeline: true,
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
       application_name: 'aggios-pipeline',
       options: startUpOptions(keyedTimeOuts)
-    } as pg.ClientConfig)
-    fresh.on('error', (err) => {
-      if (client === fresh) client = undefined
+    })
+    let wire: Wire | undefined
+    function lose(err: Error): void {
+      leave(slot, client)
+      wire?.fail(err)
+    }
+    client.on('error', (err) => {
+      lose(err)
       if (!closed) onError(err)
     })
-    fresh.on('end', () => {
-      if (client === fresh) client = undefined
-    })
-    await fresh.connect()
+    client.on('end', () => lose(new Error('Connection terminated')))
+    await client.connect()
     // a database that falls silent now is not seen by the watch yet
-    const patience = setTimeout(drop, connectTimeoutMs, fresh)
+    const patience = setTimeout(destroy, connectTimeoutMs, client)
     try {
-      await prepareGate(fresh)
+      await prepareGate(client)
     } catch (err) {
-      await fresh.end().catch(() => {})
+      await client.end().catch(() => {})
       throw err
     } finally {
       clearTimeout(patience)
     }
-    gatherWrites(fresh)
-    lastAnswer = Date.now()
-    connects++
-    client = fresh
-    return fresh
+    wire = takeOver(client, {
+      onAnswer() {
+        slot.lastAnswer = Date.now()
+      },
+      onIdle: () => give(slot),
+      onBroken: () => drop(slot, client)
+    })
+    slot.connects++
+    slot.client = client
+    slot.wire = wire
   }
 
-  async function connected(): Promise<pg.Client> {
-    if (closed) throw new Error('the pipeline is closed')
-    // everybody who finds the connection gone waits for the same attempt
-    opening ??= open().finally(() => {
-      opening = undefined
-    })
-    return opening
+  function leave(slot: Slot, client: pg.Client): void {
+    if (slot.client !== client) return
+    slot.client = undefined
+    slot.wire = undefined
+    schedule()
+  }
+
+  function drop(slot: Slot, client: pg.Client): void {
+    leave(slot, client)
+    destroy(client)
   }
 
   const watch = setInterval(() => {
-    if (client && inFlight > 0 && Date.now() - lastAnswer > silenceLimitMs) drop(client)
+    const isSilent = ({ wire, lastAnswer }: Slot) =>
+      wire !== undefined && !wire.isIdle() && Date.now() - lastAnswer > silenceLimitMs
+    if (!slots.some(isSilent)) return
+    for (const slot of slots) {
+      // what has said nothing because nobody asked is no better way to the same place
+      if (slot.client && (isSilent(slot) || slot.wire?.isIdle())) drop(slot, slot.client)
+    }
   }, 500)
   watch.unref()
-
-  function drop(dead: pg.Client): void {
-    if (client === dead) client = undefined
-    ;(dead as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
-  }
-
-  /**
-   * Sends the statement behind its settings; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback and no promise:
-   * a keyed read is one promise in all, the gate's.
-   */
-  function query(settings: GateSettings, config: QueryConfig, done: Done): void {
-    if (inFlight >= maxInFlight) {
-      done(new PipelineFull(), [])
-      return
-    }
-    if (inFlight++ === 0) lastAnswer = Date.now()
-    const ended: Done = (err, rows) => {
-      inFlight--
-      done(err, rows)
-    }
-    if (client) send(client, settings, config, ended)
-    else {
-      connected().then(
-        (fresh) => send(fresh, settings, config, ended),
-        (err) => ended(err, [])
-      )
-    }
-  }
-
-  function send(current: pg.Client, settings: GateSettings, config: QueryConfig, done: Done): void {
-    const answered: Done = (err, rows) => {
-      lastAnswer = Date.now()
-      // the connection is lost, though its socket may not know yet; or a plan that the schema has outgrown: start afresh
-      if (err && (isStalePlan(err) || classifyFailure(err) === 'connection')) drop(current)
-      done(err, rows)
-    }
-    current.query(new GateQuery(settings, config, answered) as unknown as pg.Submittable)
-  }
 
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
-    await opening?.catch(() => {})
-    await client?.end()
+    await Promise.all(
+      slots.map(async (slot) => {
+        await slot.opening
+        await slot.client?.end()
+      })
+    )
   }
 
-  return { query, close, stats: () => ({ inFlight, connected: client !== undefined, connects }) }
-}
-
-type Connection = { _send(message: Buffer): void; stream: { writable: boolean; write(bytes: Buffer): void } }
-
-/**
- * One write a turn of the event loop, however many queries it brought: a write costs more than the messages in it, here and
- * again where PostgreSQL reads them.
- */
-function gatherWrites(client: pg.Client): void {
-  const { connection } = client as unknown as { connection: Connection }
-  let waiting: Buffer[] = []
-  function flush(): void {
-    const bytes = Buffer.concat(waiting)
-    waiting = []
-    if (connection.stream.writable) connection.stream.write(bytes)
-  }
-  connection._send = (message) => {
-    if (waiting.length === 0) setImmediate(flush)
-    waiting.push(message)
+  return {
+    query,
+    close,
+    stats: () =>
+      slots.map(({ wire, connects }) => ({ in_flight: wire?.underWay() ?? 0, connected: wire !== undefined, connects }))
   }
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>
 
-/** PostgreSQL's "cached plan must not change result type" and "prepared statement does not exist". */
-export function isStalePlan(err: unknown): boolean {
-  const { code } = err as { code?: string }
-  return code === '0A000' || code === '26000'
+/** Without a word to the other side, which may not be there. Whoever waits is told when the socket is closed. */
+function destroy(client: pg.Client): void {
+  ;(client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
 }

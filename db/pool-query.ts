@@ -1,7 +1,6 @@
 import type pg from 'pg'
-import { classifyFailure } from './failures.ts'
+import { classifyFailure, isStalePlan } from './failures.ts'
 import { type Done, GateQuery, type GateSettings, type QueryConfig, type TimeOuts } from './gate-query.ts'
-import { isStalePlan } from './pipeline.ts'
 
 /** One statement behind its settings on a connection of its own. `carried`: see GateQuery. */
 export async function queryOnPool(

@@ -80,12 +80,12 @@ export default fp(
     }
 
     const pool = openPool(databaseUrl, databasePool, async () => {})
-    const pipelines = Array.from({ length: pooled ? 0 : pipelineCount }, () =>
-      createPipeline(databaseUrl, (err) => log(err, 'pipelined database connection lost'))
-    )
+    const pipeline = pooled
+      ? undefined
+      : createPipeline(databaseUrl, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
     // one pool under two types: the tables of tenants are in the gate's only
     const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
-    const gate = createTenantGate(db, pool, pipelines, carried)
+    const gate = createTenantGate(db, pool, pipeline, carried)
     const replica =
       databaseReplicaUrl === undefined
         ? undefined
@@ -104,7 +104,7 @@ export default fp(
 
     app.addHook('onClose', async () => {
       await replica?.close()
-      await Promise.all([db.destroy(), ...pipelines.map((pipeline) => pipeline.close())])
+      await Promise.all([db.destroy(), pipeline?.close()])
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)

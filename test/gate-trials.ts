@@ -1,6 +1,9 @@
+import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import pg from 'pg'
+import { serialize } from 'pg-protocol'
+import { Parser } from 'pg-protocol/dist/parser.js'
 import type { Test } from 'tap'
 import { recordAudit } from '../db/audit.ts'
 import type { TenantTransaction } from '../db/gate.ts'
@@ -8,7 +11,7 @@ import type { GateSettings } from '../db/gate-query.ts'
 import { statement } from '../db/statement.ts'
 import type { Environment } from '../src/config.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
-import { allRows, createTestDatabase, startApp } from './harness.ts'
+import { allRows, createTestDatabase, eventually, startApp } from './harness.ts'
 
 /*
  * What the tests of the tenant gate share, whichever way leads to the database.
@@ -83,6 +86,37 @@ export const leftoverText = `select coalesce(current_setting('app.tenant_id', tr
   coalesce(current_setting('app.user_id', true), '') as "user", coalesce(current_setting('app.request', true), '') as request,
   (select count(*)::int from memberships) as rows`
 export const isClean = ({ tenant, user, request, rows }: Leftover) => !tenant && !user && !request && rows === 0
+
+/**
+ * What is left on a connection of pg's, asked without the gate, though pg does not read from it any more. Waits until nothing is
+ * under way on it, and holds back what is sent meanwhile.
+ */
+export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Promise<Leftover> {
+  await eventually(isIdle, 10_000)
+  const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
+  const readers = stream.listeners('data') as ((chunk: Buffer) => void)[]
+  const held: Buffer[] = []
+  const write = stream.write
+  const parser = new Parser()
+  let row: string[] = []
+  stream.removeAllListeners('data')
+  write.call(stream, serialize.query(leftoverText))
+  Object.assign(stream, { write: (bytes: Buffer) => held.push(bytes) })
+  await new Promise<void>((resolve) =>
+    stream.on('data', (chunk) =>
+      parser.parse(chunk, (message) => {
+        if (message.name === 'dataRow') row = (message as unknown as { fields: string[] }).fields
+        if (message.name === 'readyForQuery') resolve()
+      })
+    )
+  )
+  stream.removeAllListeners('data')
+  for (const reader of readers) stream.on('data', reader)
+  Object.assign(stream, { write })
+  for (const bytes of held) stream.write(bytes)
+  const [tenant = '?', user = '?', request = '?', rows] = row
+  return { tenant, user, request, rows: Number(rows) }
+}
 
 /** Ends backends as an administrator would. Resolves to how many there were. */
 export async function terminate(database: DatabaseUrls, application: string, most = 1000): Promise<number> {

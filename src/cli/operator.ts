@@ -28,7 +28,7 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
   // one act and no hurry: nothing is prepared, so it goes by way of a pooler too
   const pool = new pg.Pool({ connectionString: url, max: 1 })
   const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
-  const gate = createTenantGate(db, pool, [], { all: timeOuts, keyed: timeOuts })
+  const gate = createTenantGate(db, pool, undefined, { all: timeOuts, keyed: timeOuts })
   try {
     const said = await work(gate, config)
     await pool.end()

@@ -1,0 +1,225 @@
+import type { Socket } from 'node:net'
+import type pg from 'pg'
+import { serialize } from 'pg-protocol'
+import { Parser } from 'pg-protocol/dist/parser.js'
+import { classifyFailure, isStalePlan } from './failures.ts'
+import {
+  type Done,
+  type Field,
+  type GateSettings,
+  gateName,
+  gateStatement,
+  type QueryConfig,
+  type Shape,
+  shapeOf,
+  written
+} from './gate-query.ts'
+import { createBatchWriter, createFramer, messageType, readRow } from './wire-format.ts'
+
+/** How often a statement is prepared for one read, when the schema outgrows its plan. */
+const maxPreparations = 3
+const unknownShape: Shape = { names: [], readers: [] }
+
+/** A read on its way. `done` is called once. */
+export type Read = {
+  settings: GateSettings
+  name: string
+  text: string
+  values: (string | Buffer | null)[]
+  done: Done
+  shape: Shape
+  rows: unknown[]
+  failure: Error | null
+  preparations: number
+}
+
+/** Throws when a value can't be written. */
+export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: Done): Read {
+  const asked = { settings, name, text, values: values.map(written), done }
+  return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0 }
+}
+
+/** A statement that has a name on this connection. `waiting`: who waits until PostgreSQL has it. */
+type Prepared = { shape: Shape; waiting: Read[] | undefined }
+
+/** What was sent before one Sync. Of the reads `next` is the one that is being answered. */
+type Batch = { reads: Read[]; next: number; inSettings: boolean; again: Read[] }
+type Preparation = { prepares: string; statement: Prepared; failure: Error | undefined }
+
+export type Wire = ReturnType<typeof takeOver>
+
+/** What a connection tells who uses it. */
+type Listener = {
+  /** PostgreSQL has said something. */
+  onAnswer(): void
+  /** Nothing is under way any more. */
+  onIdle(): void
+  /** It has said that it will say nothing more, before whoever was told so is told. */
+  onBroken(): void
+}
+
+/**
+ * Keyed reads on a connection of pg's, which only watches over its end from here on. The settings must have been prepared
+ * (`prepareGate`).
+ *
+ * pg sends a Sync with every query and makes an object and an event of every message. Here the reads of a batch share one
+ * write and one Sync, and answers are read where they lie: docs/performance.md says what that saves.
+ *
+ * So the reads of a batch share one implicit transaction. In front of each stand its settings, all of them, so that none of
+ * another's is left when it runs, and the Sync ends the last ones. Each sees what is committed when it begins, as ever. When
+ * one fails, PostgreSQL skips what stands behind it up to the Sync: those have not begun, and are sent again.
+ */
+export function takeOver(client: pg.ClientBase, listener: Listener) {
+  const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
+  const prepared = new Map<string, Prepared>()
+  const flights: (Batch | Preparation)[] = []
+  const writer = createBatchWriter()
+  // for what comes seldom
+  const parser = new Parser()
+  let lost: Error | undefined
+
+  stream.removeAllListeners('data')
+  stream.on('data', listener.onAnswer)
+  stream.on('data', createFramer(receive))
+
+  // == what is sent ==================================================================================================
+
+  function send(given: readonly Read[]): void {
+    if (lost) {
+      for (const { done } of given) done(lost, [])
+      return
+    }
+    const reads: Read[] = []
+    for (const read of given) {
+      const statement = prepared.get(read.name) ?? prepare(read)
+      if (statement.waiting) {
+        statement.waiting.push(read)
+        continue
+      }
+      read.shape = statement.shape
+      writer.run(gateName, gateStatement(read.settings, undefined).values)
+      writer.run(read.name, read.values)
+      reads.push(read)
+    }
+    if (reads.length === 0) return
+    flights.push({ reads, next: 0, inSettings: true, again: [] })
+    stream.write(writer.take())
+  }
+
+  /** Before a Sync of its own, so that no batch is broken by what is wrong with a text. */
+  function prepare({ name, text }: Read): Prepared {
+    const statement: Prepared = { shape: unknownShape, waiting: [] }
+    prepared.set(name, statement)
+    flights.push({ prepares: name, statement, failure: undefined })
+    // PostgreSQL closes what it does not know without a word
+    const messages = [serialize.close({ type: 'S', name }), serialize.parse({ name, text, types: [] })]
+    stream.write(Buffer.concat([...messages, serialize.describe({ type: 'S', name }), serialize.sync()]))
+    return statement
+  }
+
+  // == what is answered ==============================================================================================
+
+  function receive(bytes: Buffer, start: number, end: number): void {
+    const flight = flights[0]
+    switch (bytes[start]) {
+      case messageType.dataRow:
+        keepRow(flight as Batch, bytes, start)
+        break
+      case messageType.commandComplete:
+      case messageType.emptyQueryResponse:
+        complete(flight as Batch)
+        break
+      case messageType.readyForQuery:
+        flights.shift()
+        if (flight) ended(flight)
+        break
+      case messageType.errorResponse:
+        parser.parse(bytes.subarray(start, end), (message) => refused(flight, message as unknown as Error))
+        break
+      case messageType.rowDescription:
+        parser.parse(bytes.subarray(start, end), (message) => {
+          ;(flight as Preparation).statement.shape = shapeOf((message as unknown as { fields: Field[] }).fields)
+        })
+    }
+  }
+
+  function keepRow(batch: Batch, bytes: Buffer, start: number): void {
+    const read = batch.reads[batch.next] as Read
+    try {
+      read.rows.push(readRow(bytes, start, read.shape))
+    } catch (err) {
+      read.failure = err as Error
+    }
+  }
+
+  function complete(batch: Batch): void {
+    if (batch.inSettings) {
+      batch.inSettings = false
+      return
+    }
+    const { done, rows, failure } = batch.reads[batch.next++] as Read
+    batch.inSettings = true
+    done(failure, rows)
+  }
+
+  function refused(flight: Batch | Preparation | undefined, err: Error): void {
+    if (classifyFailure(err) === 'connection') listener.onBroken()
+    // outside of everything: the end of the connection follows, and is told to all
+    if (!flight) return
+    if ('prepares' in flight) {
+      flight.failure = err
+      return
+    }
+    const read = flight.reads[flight.next++]
+    if (!read) return
+    if (!isStalePlan(err) || read.preparations === maxPreparations) {
+      read.done(err, [])
+      return
+    }
+    read.preparations++
+    read.rows = []
+    // unless another read has had it prepared again since
+    if (prepared.get(read.name)?.shape === read.shape) prepared.delete(read.name)
+    flight.again.push(read)
+  }
+
+  function ended(flight: Batch | Preparation): void {
+    if ('prepares' in flight) settle(flight)
+    else if (flight.next < flight.reads.length || flight.again.length > 0) {
+      send([...flight.again, ...flight.reads.slice(flight.next)])
+    }
+    if (flights.length === 0) listener.onIdle()
+  }
+
+  function settle({ prepares, statement, failure }: Preparation): void {
+    const reads = statement.waiting ?? []
+    statement.waiting = undefined
+    if (!failure) {
+      send(reads)
+      return
+    }
+    prepared.delete(prepares)
+    for (const { done } of reads) done(failure, [])
+  }
+
+  function underWay(): Read[] {
+    return flights.flatMap((flight) =>
+      'prepares' in flight ? (flight.statement.waiting ?? []) : [...flight.again, ...flight.reads.slice(flight.next)]
+    )
+  }
+
+  return {
+    /** Sends reads, all of them together. */
+    send,
+    isIdle: () => flights.length === 0,
+    underWay: () => underWay().length,
+    /** To be called when the connection is gone: nobody waits on it any longer. */
+    fail(err: Error): void {
+      if (lost) return
+      lost = err
+      const reads = underWay()
+      flights.length = 0
+      for (const { done } of reads) done(err, [])
+    }
+  }
+}
