@@ -27,7 +27,7 @@ function importsOf(source: string): Import[] {
 }
 
 function zoneOf(file: string): Zone {
-  if (/^src\/(?:app\.ts$|server\.ts$|cli\/|workers\/)/.test(file)) return 'wiring'
+  if (/^src\/(?:app\.ts$|(?:server|main)\.ts$|cli\/|workers\/)/.test(file)) return 'wiring'
   if (file.startsWith('src/')) return 'pure'
   if (file.startsWith('plugins/')) return 'plugin'
   if (file.startsWith('routes/')) return 'route'

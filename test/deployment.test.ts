@@ -381,12 +381,12 @@ t.test('the image', async (t) => {
     const { dependencies } = JSON.parse(read('package.json'))
     const seen = new Set<string>()
     const packages = new Set<string>()
-    const imported = /^(?:import|export)( type)? [^'"=;(]*\bfrom '([^']+)'|^import '([^']+)'/gm
+    const imported = /^(?:import|export)( type)? [^'"=;(]*\bfrom '([^']+)'|^import '([^']+)'|\bimport\('([^']+)'\)/gm
     const follow = (file: string) => {
       if (seen.has(file)) return
       seen.add(file)
-      for (const [, type, from, bare] of read(file).matchAll(imported)) {
-        const name = from ?? bare ?? ''
+      for (const [, type, from, bare, later] of read(file).matchAll(imported)) {
+        const name = from ?? bare ?? later ?? ''
         if (type || isBuiltin(name)) continue
         if (name.startsWith('.')) follow(relative(root, resolve(root, dirname(file), name)))
         else packages.add(name.split('/', name.startsWith('@') ? 2 : 1).join('/'))
