@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { prepareValue } from 'pg/lib/utils.js'
+import { readTimestamp } from './timestamps.ts'
 
 /**
  * Whose rows exist and whose identity may be changed, in the statement or transaction that follows. From a verified token,
@@ -71,7 +72,9 @@ export type Wire = {
 export type Shape = { names: string[]; readers: ((text: string) => unknown)[] }
 
 export function shapeOf(fields: readonly Field[]): Shape {
-  const readers = fields.map(({ dataTypeID }) => pg.types.getTypeParser(dataTypeID, 'text'))
+  const readers = fields.map(({ dataTypeID }) =>
+    dataTypeID === pg.types.builtins.TIMESTAMPTZ ? readTimestamp : pg.types.getTypeParser(dataTypeID, 'text')
+  )
   return { names: fields.map(({ name }) => name), readers }
 }
 

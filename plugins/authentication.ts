@@ -3,7 +3,6 @@ import { type Static, Type } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { FastifyRequest, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
-import { LRUCache } from 'lru-cache'
 import { v4 as randomUuid } from 'uuid'
 import { recordDenial } from '../db/audit.ts'
 import {
@@ -19,6 +18,7 @@ import {
 import { createKeyRing } from '../src/keys.ts'
 import { createRefreshTokens, type RefreshToken } from '../src/refresh-tokens.ts'
 import { type Access, allows, type Role, roles } from '../src/roles.ts'
+import { createTokenMemory } from '../src/token-memory.ts'
 
 const uuid = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
 
@@ -103,9 +103,9 @@ export default fp(
     const refreshTokens = createRefreshTokens(keys)
     const issuer = `https://api.${baseDomain}`
     const claimsOf = TypeCompiler.Compile(AccessClaims)
-    const verified = new LRUCache<string, AccessClaims>({ max: cachedTokens })
+    const verified = createTokenMemory<AccessClaims>(cachedTokens)
     const lookups = { hit: 0, miss: 0 }
-    app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', () => verified.size)
+    app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', verified.size)
     app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>
       Object.entries(lookups).map(([result, value]) => ({ labels: { result }, value }))
     )
@@ -146,26 +146,26 @@ export default fp(
       return claims
     }
 
-    /** Keyed by the whole token, never by a part or digest of it; what can change is checked again on every hit. */
-    function verifyCached(token: string): AccessClaims {
-      const known = verified.get(token)
-      lookups[known ? 'hit' : 'miss']++
+    /** What is remembered of a token is found by all of it; what can change is checked again on every hit. */
+    function claimsIn(authorization: string): AccessClaims | undefined {
+      const known = verified.find(authorization)
       if (known) {
-        if (known.exp * 1000 > Date.now()) return known
-        verified.delete(token)
-        throw tokenExpired()
+        lookups.hit++
+        if (known.exp * 1000 <= Date.now()) throw tokenExpired()
+        return known
       }
+      const token = bearer.exec(authorization)?.[1]
+      if (token === undefined) return undefined
+      lookups.miss++
       const claims = verify(token, { expired: 'refused' })
       verified.set(token, claims)
       return claims
     }
 
     function readBearer(authorization: string): Bearer | undefined {
-      const token = bearer.exec(authorization)?.[1]
-      if (token === undefined) return undefined
       try {
-        const claims = verifyCached(token)
-        return { claims, problem: app.revocations.find(claims) }
+        const claims = claimsIn(authorization)
+        return claims && { claims, problem: app.revocations.find(claims) }
       } catch (err) {
         if (!(err instanceof Problem)) throw err
         return { claims: undefined, problem: err }

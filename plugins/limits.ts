@@ -62,10 +62,10 @@ export default fp(
     const { rateLimit, rateLimitTenant, rateLimitAuth } = app.config
     const store = app.shared.quotas
     const counter = (name: string, max: number) => {
-      const quotas = createQuotas({ store, max })
+      const quotas = createQuotas({ name: `${name} `, store, max })
       return (key: string, rate: Rate): Counted | undefined | Promise<Counted> => {
         if (rate.max === 0) return undefined
-        return after(quotas.count(`${name} ${key}`, rate), (verdict) => ({ name, rate, verdict }))
+        return after(quotas.count(key, rate), (verdict) => ({ name, rate, verdict }))
       }
     }
     const byStranger = counter('anonymous', maxKeys)
@@ -89,8 +89,9 @@ export default fp(
       return after(byPreflight(address, preflights), (counted) => ({ ...outcomeOf(counted), counted: [] }))
     }
 
-    function countSender({ tenant_id, user_id }: AccessClaims): Outcome | Promise<Outcome> {
-      return after(byUser(`${tenant_id} ${user_id}`, rateLimit), (user) => {
+    function countSender(claims: AccessClaims): Outcome | Promise<Outcome> {
+      const { tenant_id } = claims
+      return after(byUser(keyOf(claims), rateLimit), (user) => {
         // who is over their own limit costs their agency nothing
         if (user && !user.verdict.allowed) return outcomeOf(user)
         return after(app.plans.find(tenant_id), (plan) =>
@@ -177,6 +178,17 @@ export default fp(
   },
   { name: 'limits', dependencies: ['redis', 'plans', 'authentication'] }
 )
+
+/** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */
+const keys = new WeakMap<AccessClaims, string>()
+
+function keyOf(claims: AccessClaims): string {
+  const known = keys.get(claims)
+  if (known !== undefined) return known
+  const key = `${claims.tenant_id} ${claims.user_id}`
+  keys.set(claims, key)
+  return key
+}
 
 /** Whose the request is, if its token is good or nothing could be found out about that. */
 function knownSender({ bearer }: FastifyRequest): AccessClaims | undefined {

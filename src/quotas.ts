@@ -47,9 +47,11 @@ const minForSpare = 8
  * is handed out one by one. Never more than the quota passes in total, and less than a hundredth of it lies unused in each process.
  * Without a store, and while it fails, the process counts for itself: nothing becomes unlimited.
  *
+ * `name` goes in front of each key at the store, where others count too.
+ *
  * Time is this process's monotonic clock and what the store says is left of a window; no two clocks are compared.
  */
-export function createQuotas({ store, max }: { store: QuotaStore | undefined; max: number }) {
+export function createQuotas({ name = '', store, max }: { name?: string; store: QuotaStore | undefined; max: number }) {
   const entries = new LRUCache<string, Entry>({ max })
 
   /** Counts one request, without waiting where that is possible. */
@@ -127,7 +129,12 @@ export function createQuotas({ store, max }: { store: QuotaStore | undefined; ma
     entry.spare = Math.min(Math.max(1, entry.spare * 2), Math.floor(rate.max * spareShare))
     try {
       const spare = Math.max(0, entry.spare - entry.leased)
-      const { granted, remaining, ends_in_ms } = await (store as QuotaStore).take(key, rate, entry.waiting, spare)
+      const { granted, remaining, ends_in_ms } = await (store as QuotaStore).take(
+        name + key,
+        rate,
+        entry.waiting,
+        spare
+      )
       if (entry.max !== rate.max) return
       // the window of the store is the one that counts; one that begins while ours is open means that it was emptied
       if (entry.used === 0 && entry.leased === 0) entry.ends_at = askedAt + ends_in_ms
