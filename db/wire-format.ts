@@ -61,7 +61,8 @@ export function createBatchWriter() {
       for (const given of values) end = bytes.writeInt16BE(given === null || typeof given === 'string' ? 0 : 1, end)
       end = bytes.writeInt16BE(values.length, end)
       for (const given of values) value(given)
-      // the rows come as texts
+      // one format for all columns: text
+      end = bytes.writeInt16BE(1, end)
       end = bytes.writeInt16BE(0, end)
       bytes.writeInt32BE(end - start - 1, start + 1)
       end += execute.copy(bytes, end)
