@@ -28,8 +28,8 @@ import {
  */
 
 if (!existsSync('/proc/self/stat')) {
-  t.comment('processes are looked at in /proc, and there is none here')
-  process.exit(0)
+  t.plan(0, 'processes are looked at in /proc, and there is none here')
+  process.exit()
 }
 
 const secret = Buffer.from('a pepper of the tests')
