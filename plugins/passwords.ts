@@ -3,6 +3,7 @@ import { normalizeIP } from '@fastify/rate-limit'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { peppersInUse } from '../db/directory.ts'
+import { createHasher } from '../src/hasher.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { createPasswords, type Passwords } from '../src/passwords.ts'
 
@@ -27,7 +28,9 @@ export default fp(
     }
     // the cores are shared with the other workers
     const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
-    app.decorate('passwords', await createPasswords(peppers, width))
+    const hasher = createHasher({ width, log: app.log })
+    app.addHook('onClose', async () => hasher.close())
+    app.decorate('passwords', await createPasswords(peppers, hasher, width))
     app.decorateRequest('party', {
       getter(this: FastifyRequest) {
         return this.tenant?.id ?? this.user?.tenant_id ?? normalizeIP(this.ip, 64)

@@ -3,6 +3,7 @@ import { dictionary } from '@zxcvbn-ts/language-common'
 import argon2 from 'argon2'
 import { createBoundedQueue, QueueFull } from './bounded-queue.ts'
 import { overloaded, validationFailed } from './errors.ts'
+import type { Hasher } from './hasher.ts'
 import type { KeyRing } from './keys.ts'
 
 /** OWASP's second row for argon2id: 19 MiB, two passes, one lane. */
@@ -34,11 +35,12 @@ export type Passwords = {
 }
 
 /**
- * Hashes with argon2id and a pepper, `width` at once (one a core; more would only make each of them slower and starve
- * everything else that uses the thread pool). Agencies take turns, and when `depth` wait already: 503 `overloaded`.
+ * Hashes with argon2id and a pepper, `width` at once (one a core; more would only make each of them slower). Agencies take
+ * turns, and when `depth` wait already: 503 `overloaded`.
  */
 export async function createPasswords(
   peppers: KeyRing,
+  hasher: Hasher = argon2,
   width = availableParallelism(),
   depth = 64
 ): Promise<Passwords> {
@@ -47,9 +49,9 @@ export async function createPasswords(
     const key = peppers.byId.get(id)
     return key && Buffer.from(key.secret)
   }
-  const hashNow = (password: string) =>
-    argon2.hash(password.normalize('NFKC'), { ...parameters, secret: Buffer.from(peppers.first.secret) })
-  const decoy = { password_hash: await hashNow('nobody has this password'), pepper_id: peppers.first.id }
+  const options = { ...parameters, secret: Buffer.from(peppers.first.secret) }
+  // here: one hash is no reason to start a process
+  const decoy = { password_hash: await argon2.hash('nobody has this password', options), pepper_id: peppers.first.id }
 
   async function queued<T>(job: () => Promise<T>, party: string | undefined): Promise<T> {
     try {
@@ -62,7 +64,7 @@ export async function createPasswords(
 
   return {
     hash: async (password, party) => ({
-      password_hash: await queued(() => hashNow(password), party),
+      password_hash: await queued(() => hasher.hash(password.normalize('NFKC'), options), party),
       pepper_id: peppers.first.id
     }),
     verify: async (password, stored = decoy, party) => {
@@ -70,7 +72,7 @@ export async function createPasswords(
       // start refuses a database whose peppers are not all configured
       if (!secret) throw new Error('a stored password needs a pepper that is not configured')
       const normalized = password.normalize('NFKC')
-      const matches = await queued(() => argon2.verify(stored.password_hash, normalized, { secret }), party)
+      const matches = await queued(() => hasher.verify(stored.password_hash, normalized, { secret }), party)
       return matches && stored !== decoy
     },
     needsRehash: (stored) =>

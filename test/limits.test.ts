@@ -398,6 +398,9 @@ t.test('how long the processes wait for each other', (t) => {
   t.strictSame(times(fault.value), [numberIn('src/workers/serving.ts', 'lastBreathMs')])
   const answer = rowAbout("a worker's answer to the internal listener")
   t.strictSame(times(answer.value), [numberIn('src/workers/supervisor.ts', 'answerMs')])
+  const hash = rowAbout('the start of the process that hashes passwords')
+  t.strictSame(times(hash.value), [numberIn('src/hasher.ts', 'answerMs')])
+  t.strictSame(times(hash.over), [numberIn('src/hasher.ts', 'restMs')])
   t.end()
 })
 
@@ -417,6 +420,7 @@ t.test('every row is read here, and names codes that there are', (t) => {
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
+    .concat('src/hasher.ts')
     .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
     .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts', 'db/orphans.ts'])
@@ -441,6 +445,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
     ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
     ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
+    ...['src/hasher.ts answerMs', 'src/hasher.ts restMs'],
     ...['plugins/objects.ts shareMs', 'plugins/request-body.ts bodyTimeoutMs', 'src/objects/store.ts patienceMs'],
     ...['src/objects/s3.ts assemblyPatienceMs', 'src/objects/disk.ts forgottenAfterMs']
   ]

@@ -484,7 +484,7 @@ t.test('when there is more to hash than can be', async (t) => {
     t.match(queue.stats(), { running: 0, waiting: 0, refused: 3 })
   })
   t.test('hashing and checking share one queue, and the excess is told to come back', async (t) => {
-    const passwords = await createPasswords(createKeyRing(['a pepper'], 'pepper'), 1, 2)
+    const passwords = await createPasswords(createKeyRing(['a pepper'], 'pepper'), argon2, 1, 2)
     const stored = await passwords.hash(password)
     const jobs = [passwords.hash(password), passwords.verify(password, stored), passwords.verify(password, undefined)]
     t.match(passwords.stats(), { running: 1, waiting: 2 })

@@ -76,7 +76,8 @@ const arrangements = [
 
 export const hashing: Scenario = {
   name: 'hashing',
-  about: 'two libraries, and reads while hashing goes on in the process, beside it, and beside it at a lower priority',
+  about:
+    'two libraries, and reads while people sign in, and while a process hashes at the same and at a lower priority',
   inQuick: false,
   async run(bench) {
     await requireInterchangeable()
@@ -88,7 +89,7 @@ export const hashing: Scenario = {
       bench.figure({ name: `hashing/${name}/p99`, value: p99, unit: 'ratio' })
     }
     const shipped = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
-    report('in-process', shipped, 'as shipped: 50 callers sign in, two hashes at once')
+    report('sign-ins', shipped, 'as shipped: 50 callers sign in, hashed in a process of lower priority')
     for (const { name, library, niceness } of arrangements) {
       const found = await latencyUnder(bench, product, dataset, async (read) => {
         await whileHashing(library, niceness, read)
