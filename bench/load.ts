@@ -13,7 +13,11 @@ export type Drive = { port: number; requests: HttpRequest[]; connections: number
 /** What one drive gave. Latencies in milliseconds. */
 export type Driven = { replies: number; refused: number; perSecond: number; p50: number; p99: number }
 
-export type LoadGenerator = { name: string; drive(drive: Drive): Promise<Driven> }
+export type LoadGenerator = {
+  name: string
+  /** Sends the requests in turn, from the first on; each connection the next when it has its answer. */
+  drive(drive: Drive): Promise<Driven>
+}
 
 /** wrk where it is installed, else autocannon: one and the same for everything that is compared in a run. */
 export function chooseLoadGenerator(): LoadGenerator {
@@ -70,7 +74,18 @@ async function driveWrk(wrk: string, { port, requests, connections, seconds }: D
 }
 
 async function driveAutocannon({ port, requests, connections, seconds }: Drive): Promise<Driven> {
-  const result = await autocannon({ url: `http://127.0.0.1:${port}`, connections, duration: seconds, requests })
+  let opened = 0
+  const result = await autocannon({
+    url: `http://127.0.0.1:${port}`,
+    connections,
+    duration: seconds,
+    requests,
+    // by itself each connection would send the whole list, and all of them the same request at the same time
+    setupClient(client) {
+      const first = opened++ % Math.min(connections, requests.length)
+      client.setRequests(requests.filter((_, index) => index % connections === first))
+    }
+  })
   return {
     replies: result.requests.total,
     refused: result.non2xx + result.errors,

@@ -64,8 +64,18 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
 
 const allCpu = ({ cpuUs, databaseCpuUs }: Sample) => cpuUs + databaseCpuUs
 
-async function warmUp({ load, connections, seconds }: Conditions, { server, requests }: Contender): Promise<void> {
-  await load.drive({ port: server.port, requests, connections, seconds: Math.min(2, seconds) })
+/** Drives until every request has been answered, so that nothing is measured that meets a server for the first time. */
+export async function warmUp({ load, connections, seconds }: Conditions, contender: Contender): Promise<void> {
+  const { label, server, requests } = contender
+  // each connection may have one under way that is not answered any more
+  const wanted = requests.length + connections
+  for (let length = Math.min(2, seconds); ; ) {
+    const { replies } = await load.drive({ port: server.port, requests, connections, seconds: length })
+    if (replies >= wanted) return
+    if (replies === 0) throw new Error(`${label} did not answer`)
+    // each drive starts at the first request again; somewhat longer than it would have taken
+    length = Math.ceil((1.2 * length * wanted) / replies)
+  }
 }
 
 /** One drive, with what it cost the server and PostgreSQL. Fails when a request was refused. */

@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import type { Role } from '../src/roles.ts'
+import type { PlanLimits } from './plans.ts'
 import { statement } from './statement.ts'
 import type { TenantSettings, TenantStatus } from './tables.ts'
 
@@ -8,13 +9,23 @@ import type { TenantSettings, TenantStatus } from './tables.ts'
  * the user from the gate's settings.
  */
 
-export type TenantEntry = { id: string; slug: string; name: string; status: TenantStatus; settings: TenantSettings }
+/** A tenant as every request meets it. */
+export type TenantRow = { id: string; slug: string; status: TenantStatus; settings: TenantSettings } & PlanLimits
 
 /** The tenant of a host name. */
 export const findTenant = statement(
   'find_tenant',
-  (_, $: { slug: string }) => sql<TenantEntry>`
-  select id, slug, name, status, settings from find_tenant(${$.slug})`
+  (_, $: { slug: string }) => sql<TenantRow>`
+  select id, slug, status, settings, requests, window_seconds, storage_quota::float8 as storage_quota
+  from find_tenant(${$.slug}) t cross join lateral tenant_limits(t.id)`
+)
+
+/** The same of a token: most requests have one, so it costs one function and not two. */
+export const readTenantEntry = statement(
+  'tenant_entry',
+  (_, $: { tenant_id: string }) => sql<TenantRow>`
+  select id, slug, status, settings, requests, window_seconds, storage_quota::float8 as storage_quota
+  from tenant_entry(${$.tenant_id})`
 )
 
 export type Credentials = { password_hash: string | null; pepper_id: string | null; password_version: number }

@@ -92,7 +92,7 @@ export function createPipeline(connectionString: string, count: number, onError:
     slot.wire.send(batch)
   }
 
-  /** Never rejects. When no connection is left or on its way, nobody waits any longer. */
+  /** Never rejects. When it fails and there is no other connection, nobody waits any longer. */
   async function open(slot: Slot): Promise<void> {
     let failure: Error | undefined
     try {
@@ -102,7 +102,7 @@ export function createPipeline(connectionString: string, count: number, onError:
       failure = err as Error
     }
     slot.opening = undefined
-    if (!failure || slots.some(({ wire, opening }) => wire || opening)) {
+    if (!failure || slots.some(({ wire }) => wire)) {
       schedule()
       return
     }
@@ -156,6 +156,9 @@ export function createPipeline(connectionString: string, count: number, onError:
     if (slot.client !== client) return
     slot.client = undefined
     slot.wire = undefined
+    if (closed) return
+    // another one that has said nothing because nobody asked is no better way to the same place
+    for (const other of slots) if (other.client && other.wire?.isIdle()) drop(other, other.client)
     schedule()
   }
 
@@ -165,12 +168,9 @@ export function createPipeline(connectionString: string, count: number, onError:
   }
 
   const watch = setInterval(() => {
-    const isSilent = ({ wire, lastAnswer }: Slot) =>
-      wire !== undefined && !wire.isIdle() && Date.now() - lastAnswer > silenceLimitMs
-    if (!slots.some(isSilent)) return
     for (const slot of slots) {
-      // what has said nothing because nobody asked is no better way to the same place
-      if (slot.client && (isSilent(slot) || slot.wire?.isIdle())) drop(slot, slot.client)
+      const { client, wire, lastAnswer } = slot
+      if (client && !wire?.isIdle() && Date.now() - lastAnswer > silenceLimitMs) drop(slot, client)
     }
   }, 500)
   watch.unref()

@@ -11,13 +11,6 @@ export type PlanLimits = {
   storage_quota: number | null
 }
 
-/** The limits of one tenant; no row where there is no such tenant any more. */
-export const tenantLimits = statement(
-  'tenant_limits',
-  (_, $: { tenant_id: string }) => sql<PlanLimits>`
-  select requests, window_seconds, storage_quota::float8 as storage_quota from tenant_limits(${$.tenant_id})`
-)
-
 /** Every plan, with how many tenants have it. */
 export const listPlans = statement(
   'list_plans',

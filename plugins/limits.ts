@@ -44,7 +44,8 @@ type Counted = { name: string; rate: Rate; verdict: Verdict }
 type Outcome = { counted: Counted[]; allowed: boolean }
 
 const maxKeys = 20_000
-const maxTenants = 50_000
+/** Tenants, and people with a token: who is forgotten starts with a whole quota, but for what Redis knows. */
+const maxSenders = 150_000
 /** Requests of one tenant under way in this process at once. */
 const maxUnderWay = 128
 /** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
@@ -70,8 +71,8 @@ export default fp(
     }
     const byStranger = counter('anonymous', maxKeys)
     const byPreflight = counter('preflight', maxKeys)
-    const byUser = counter('user', maxTenants)
-    const byTenant = counter('tenant', maxTenants)
+    const byUser = counter('user', maxSenders)
+    const byTenant = counter('tenant', maxSenders)
     const byRoute = counter('route', maxKeys)
     const byAddress = counter('address', maxKeys)
     const byAccount = counter('account', maxKeys)
@@ -94,7 +95,7 @@ export default fp(
       return after(byUser(keyOf(claims), rateLimit), (user) => {
         // who is over their own limit costs their agency nothing
         if (user && !user.verdict.allowed) return outcomeOf(user)
-        return after(app.plans.find(tenant_id), (plan) =>
+        return after(app.tenants.limitsOf(tenant_id), (plan) =>
           after(byTenant(tenant_id, rateOf(plan) ?? rateLimitTenant), (tenant) => outcomeOf(tenant, user))
         )
       })
@@ -176,7 +177,7 @@ export default fp(
       route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
     })
   },
-  { name: 'limits', dependencies: ['redis', 'plans', 'authentication'] }
+  { name: 'limits', dependencies: ['redis', 'tenants', 'authentication'] }
 )
 
 /** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */

@@ -1,150 +1,128 @@
-import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { LRUCache } from 'lru-cache'
-import { findTenant, type TenantEntry } from '../db/directory.ts'
-import { malformedRequest, type Problem, tenantNotFound, unknownHost } from '../src/errors.ts'
-import { type HostName, parseHost } from '../src/hosts.ts'
+import { findTenant, readTenantEntry, type TenantRow } from '../db/directory.ts'
+import type { PlanLimits } from '../db/plans.ts'
+import { createSlugCache } from '../src/slug-cache.ts'
 import { slugPattern } from '../src/slugs.ts'
+
+/** What is remembered of a tenant. Equal limits, and settings that say nothing, are one object for all. */
+export type TenantEntry = Omit<TenantRow, keyof PlanLimits> & { limits: PlanLimits }
 
 declare module 'fastify' {
   interface FastifyInstance {
+    /** Bytes that a tenant may keep. */
+    storageQuota(tenantId: string): Promise<number>
     tenants: {
       /** The tenant with this slug, from memory where it is known. */
       find(slug: string): TenantEntry | undefined | Promise<TenantEntry | undefined>
       /** The same from memory alone. */
       peek(slug: string): TenantEntry | undefined
+      /** What a tenant's plan allows, from memory where it is known; what the settings say where it can't be read. */
+      limitsOf(tenantId: string): PlanLimits | Promise<PlanLimits>
       /** Forgets what was, or was not, under this slug. */
       created(slug: string): void
       stats(): { known: number; unknown: number }
     }
   }
-  interface FastifyRequest {
-    /** The tenant of the host name, suspended or not; undefined on the general host. */
-    tenant: TenantEntry | undefined
-    /** Why this host is not served. Thrown by the guard of every route that does not answer on any host. */
-    hostProblem: Problem | undefined
-  }
 }
 
-const maxTenants = 50_000
+const maxTenants = 150_000
 const maxUnknown = 5_000
 /** How long a slug that nobody has stays so for this process when another one registers it. */
 const unknownForMs = 2_000
 
-/** Resolves the tenant of a request from its Host header, and from nothing else. */
+const nobody = { tenant_id: null, user_id: null, request: '' }
+const bySettings: PlanLimits = { requests: null, window_seconds: null, storage_quota: null }
+const noSettings = Object.freeze({})
+
+/**
+ * Remembers tenants: one entry for each, by id and by slug, so that whichever a request brings first finds it for both. A
+ * change of a tenant, of its plan, or to another one, is known within a second.
+ */
 export default fp(
   async (app) => {
-    const { baseDomain, nodeEnv } = app.config
-    const names = new LRUCache<string, HostName>({ max: maxUnknown })
-    const known = new LRUCache<string, TenantEntry>({ max: maxTenants })
+    const known = createSlugCache<TenantEntry>(maxTenants)
     const unknown = new LRUCache<string, true>({ max: maxUnknown, ttl: unknownForMs })
+    /** As many as there are plans: all are forgotten when one of them changes. */
+    const limits = new Map<string, PlanLimits>()
     const lookups = new Map<string, Promise<TenantEntry | undefined>>()
+    const limitLookups = new Map<string, Promise<PlanLimits>>()
     const valid = new RegExp(slugPattern)
     let changes = 0
 
     app.revocations.onTenantChange((tenantId) => {
       changes++
-      if (tenantId === undefined) return known.clear()
-      for (const [slug, tenant] of known) if (tenant.id === tenantId) known.delete(slug)
+      if (tenantId !== undefined) return known.forget(tenantId)
+      known.clear()
+      limits.clear()
     })
 
-    function find(slug: string): TenantEntry | undefined | Promise<TenantEntry | undefined> {
-      const tenant = known.get(slug)
-      if (tenant) return tenant
-      if (!valid.test(slug) || unknown.has(slug)) return undefined
-      const running = lookups.get(slug)
-      if (running) return running
-      const lookup = ask(slug).finally(() => lookups.delete(slug))
-      lookups.set(slug, lookup)
-      return lookup
+    function entryOf({ id, slug, status, settings, requests, window_seconds, storage_quota }: TenantRow): TenantEntry {
+      const plan = `${requests} ${window_seconds} ${storage_quota}`
+      const shared = limits.get(plan) ?? { requests, window_seconds, storage_quota }
+      limits.set(plan, shared)
+      return { id, slug, status, settings: Object.keys(settings).length > 0 ? settings : noSettings, limits: shared }
     }
 
-    async function ask(slug: string): Promise<TenantEntry | undefined> {
+    /** Remembers an answer, unless something has changed since it was asked for: that must be read again. */
+    async function remember(asked: Promise<TenantRow[]>, slug?: string): Promise<TenantEntry | undefined> {
       const before = changes
-      const [tenant] = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, findTenant, { slug })
-      // what changed while it was being read must be read again
-      if (before === changes) {
-        if (tenant) known.set(slug, tenant)
-        else unknown.set(slug, true)
+      const [row] = await asked
+      if (!row) {
+        if (before === changes && slug !== undefined) unknown.set(slug, true)
+        return undefined
       }
+      const tenant = entryOf(row)
+      if (before === changes) known.keep(tenant)
       return tenant
     }
 
+    async function readLimits(tenantId: string): Promise<PlanLimits> {
+      try {
+        const tenant = await remember(app.gate.query(nobody, readTenantEntry, { tenant_id: tenantId }))
+        return tenant?.limits ?? bySettings
+      } catch (err) {
+        app.log.warn({ err }, 'the plan of a tenant could not be read')
+        return bySettings
+      }
+    }
+
     app.decorate('tenants', {
-      find,
-      peek: (slug: string) => known.get(slug),
+      find(slug: string) {
+        const tenant = known.find(slug)
+        if (tenant) return tenant
+        if (!valid.test(slug) || unknown.has(slug)) return undefined
+        return once(lookups, slug, () => remember(app.gate.query(nobody, findTenant, { slug }), slug))
+      },
+      peek: known.find,
+      limitsOf(tenantId: string) {
+        const tenant = known.get(tenantId)
+        return tenant ? tenant.limits : once(limitLookups, tenantId, () => readLimits(tenantId))
+      },
       created(slug: string) {
         changes++
-        known.delete(slug)
+        known.forgetSlug(slug)
         unknown.delete(slug)
       },
-      stats: () => ({ known: known.size, unknown: unknown.size })
+      stats: () => ({ known: known.size(), unknown: unknown.size })
     })
-    app.metrics.gauge(
-      'aggios_tenant_cache_entries',
-      'Host names that are remembered, by whether a tenant has them',
-      () => [
-        { labels: { kind: 'known' }, value: known.size },
-        { labels: { kind: 'unknown' }, value: unknown.size }
-      ]
-    )
-    app.decorateRequest('tenant', undefined)
-    app.decorateRequest('hostProblem', undefined)
-
-    app.addHook('onRequest', (request, _reply, done) => {
-      const host = hostOf(request)
-      if (host === undefined) return done(malformedRequest())
-      let name = names.get(host)
-      if (!name) {
-        name = parseHost(host, baseDomain, nodeEnv === 'development')
-        if (!name) return done(malformedRequest())
-        names.set(host, name)
-      }
-      if (name.kind === 'general') return done()
-      if (name.kind === 'unknown') {
-        request.hostProblem = unknownHost()
-        return done()
-      }
-      // for who asks too often nobody looks anything up
-      const tenant = request.refused ? known.get(name.slug) : find(name.slug)
-      if (!(tenant instanceof Promise)) {
-        settle(request, tenant)
-        return done()
-      }
-      tenant.then(
-        (found) => {
-          settle(request, found)
-          done()
-        },
-        (err) => {
-          // the routes that answer on any host do so without a database too
-          request.hostProblem = err
-          done()
-        }
-      )
+    app.decorate('storageQuota', async (tenantId: string) => {
+      const { storage_quota } = await app.tenants.limitsOf(tenantId)
+      return storage_quota ?? app.config.storageQuota
     })
+    app.metrics.gauge('aggios_tenant_cache_entries', 'Tenants that are remembered, and slugs that nobody has', () => [
+      { labels: { kind: 'known' }, value: known.size() },
+      { labels: { kind: 'unknown' }, value: unknown.size }
+    ])
   },
   { name: 'tenants', dependencies: ['revocations', 'metrics'] }
 )
 
-function settle(request: FastifyRequest, tenant: TenantEntry | undefined): void {
-  request.tenant = tenant
-  if (!tenant) request.hostProblem = tenantNotFound()
-}
-
-/**
- * The one Host header, or undefined for a request that could be read in two ways: none or several of it, several
- * Authorization headers (Node would silently take the first), or a target in absolute form that names a host of its own.
- */
-function hostOf(request: FastifyRequest): string | undefined {
-  const { rawHeaders, url } = request.raw
-  let hosts = 0
-  let authorizations = 0
-  for (let i = 0; i < rawHeaders.length; i += 2) {
-    const name = rawHeaders[i] as string
-    if (name.length === 4 && name.toLowerCase() === 'host') hosts++
-    else if (name.length === 13 && name.toLowerCase() === 'authorization') authorizations++
-  }
-  if (hosts !== 1 || authorizations > 1 || url?.[0] !== '/') return undefined
-  return request.headers.host
+/** Who comes while it is being done shares what comes of it. */
+function once<T>(running: Map<string, Promise<T>>, key: string, start: () => Promise<T>): Promise<T> {
+  const found = running.get(key)
+  if (found) return found
+  const started = start().finally(() => running.delete(key))
+  running.set(key, started)
+  return started
 }

@@ -9,6 +9,7 @@ import database from '../plugins/database.ts'
 import errors from '../plugins/errors.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
+import hosts from '../plugins/hosts.ts'
 import housekeeping from '../plugins/housekeeping.ts'
 import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
@@ -18,7 +19,6 @@ import objectSweep from '../plugins/object-sweep.ts'
 import objects from '../plugins/objects.ts'
 import openapi from '../plugins/openapi.ts'
 import passwords from '../plugins/passwords.ts'
-import plans from '../plugins/plans.ts'
 import redis from '../plugins/redis.ts'
 import requestBody from '../plugins/request-body.ts'
 import requestLog from '../plugins/request-log.ts'
@@ -102,10 +102,10 @@ export function buildApp(
   app.register(idempotency)
   app.register(health)
   app.register(revocations)
-  app.register(plans)
+  app.register(tenants)
   app.register(authentication)
   app.register(limits)
-  app.register(tenants)
+  app.register(hosts)
   app.register(cors)
   app.register(passwords)
   app.register(mail)

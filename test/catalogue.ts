@@ -42,6 +42,7 @@ export const definerFunctions = [
   'sweep(integer)',
   'sweep_idempotency_keys(integer)',
   'sweep_outbox(integer)',
+  'tenant_entry(uuid)',
   'tenant_limits(uuid)'
 ]
 

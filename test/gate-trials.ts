@@ -9,6 +9,7 @@ import { recordAudit } from '../db/audit.ts'
 import type { TenantTransaction } from '../db/gate.ts'
 import type { GateSettings } from '../db/gate-query.ts'
 import { statement } from '../db/statement.ts'
+import { createFramer, messageType } from '../db/wire-format.ts'
 import type { Environment } from '../src/config.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { allRows, createTestDatabase, eventually, startApp } from './harness.ts'
@@ -102,14 +103,22 @@ export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Prom
   stream.removeAllListeners('data')
   write.call(stream, serialize.query(leftoverText))
   Object.assign(stream, { write: (bytes: Buffer) => held.push(bytes) })
-  await new Promise<void>((resolve) =>
-    stream.on('data', (chunk) =>
-      parser.parse(chunk, (message) => {
-        if (message.name === 'dataRow') row = (message as unknown as { fields: string[] }).fields
-        if (message.name === 'readyForQuery') resolve()
-      })
-    )
-  )
+  await new Promise<void>((resolve) => {
+    let begun = false
+    const read = createFramer((bytes, start, end) => {
+      const message = bytes.subarray(start, end)
+      begun ||= bytes[start] === messageType.rowDescription
+      // the end of what was under way before
+      if (!begun) for (const reader of readers) reader(message)
+      else {
+        parser.parse(message, (parsed) => {
+          if (parsed.name === 'dataRow') row = (parsed as unknown as { fields: string[] }).fields
+          if (parsed.name === 'readyForQuery') resolve()
+        })
+      }
+    })
+    stream.on('data', read)
+  })
   stream.removeAllListeners('data')
   for (const reader of readers) stream.on('data', reader)
   Object.assign(stream, { write })

@@ -68,6 +68,17 @@ t.test('the hot path', async (t) => {
     t.equal((await saved()).statusCode, 304)
     t.strictSame(await least(saved), oneFlush)
   })
+  t.test('the first request of an agency with a token asks for it once, and then as always', async (t) => {
+    const first = () => {
+      // as if nobody had asked for it
+      app.tenants.created('acme')
+      return acme.send('/api/v1/users/me')
+    }
+    // both pipelined connections have met the look-up
+    for (let i = 0; i < 8; i++) await first()
+    const twoFlushes = { writes: 2, parses: 0, describes: 0, executes: 4, syncs: 2, compiles: 0 }
+    t.strictSame(await least(first), twoFlushes)
+  })
   t.test('who is refused costs the database nothing', async (t) => {
     const nothing = { writes: 0, parses: 0, describes: 0, executes: 0, syncs: 0, compiles: 0 }
     t.strictSame(await least(() => acme.anonymous('/api/v1/users/me')), nothing)

@@ -298,6 +298,21 @@ t.test('the share of one agency', async (t) => {
   })
 })
 
+t.test('how much a process remembers', (t) => {
+  const numbers = (start: string) =>
+    [...rowAbout(start).value.matchAll(/[\d,]+/g)].map(([number]) => Number(number.replaceAll(',', '')))
+  const tenants = 'plugins/tenants.ts'
+  t.strictSame(numbers('agencies that a process remembers'), [
+    numberIn(tenants, 'maxTenants'),
+    numberIn(tenants, 'maxUnknown')
+  ])
+  t.strictSame(numbers('people, and agencies, whose requests a process counts'), [
+    numberIn('plugins/limits.ts', 'maxSenders'),
+    numberIn('plugins/limits.ts', 'maxKeys')
+  ])
+  t.end()
+})
+
 t.test('how long Redis may take', (t) => {
   const { what, value } = rowAbout('Redis: connecting')
   t.match(what, 'three failures')

@@ -448,7 +448,7 @@ export const mutants: Mutant[] = [
       before: (app) =>
         app.addHook('onSend', async (request, reply, payload) => {
           if (reply.statusCode !== 403 || !request.tenant) return payload
-          const body = { ...JSON.parse(String(payload)), detail: `This is ${request.tenant.name}` }
+          const body = { ...JSON.parse(String(payload)), detail: `This is ${request.tenant.slug}` }
           return JSON.stringify(body)
         })
     },

@@ -53,15 +53,15 @@ t.test('plans', async (t) => {
     }
     t.strictSame((await policy(rival))[1], '"tenant";q=5;w=3600', 'nobody else')
     t.equal((await acme.send('/api/v1/tenant')).json().plan, 'pro')
-    t.match(await app.plans.find(acme.id), { storage_quota: 2 * 2 ** 30 })
-    t.match(await app.plans.find(rival.id), { storage_quota: null })
+    t.match(await app.tenants.limitsOf(acme.id), { storage_quota: 2 * 2 ** 30 })
+    t.match(await app.tenants.limitsOf(rival.id), { storage_quota: null })
     const audit = "select detail from audit_events where tenant_id = $1 and action = 'tenant.plan_changed'"
     t.strictSame(await allRows(database, audit, [acme.id]), [{ detail: { after: { plan: 'pro' } } }])
   })
   t.test('a plan changes under those who have it', async (t) => {
     t.equal((await command('plan', 'set', 'pro', '--requests', '7/1m')).code, 0)
     for (const each of [app, other]) await eventually(async () => (await policy(acme, each))[1] === '"tenant";q=7;w=60')
-    t.match(await app.plans.find(acme.id), { storage_quota: 2 * 2 ** 30 }, 'what is not named stays')
+    t.match(await app.tenants.limitsOf(acme.id), { storage_quota: 2 * 2 ** 30 }, 'what is not named stays')
     t.equal((await command('plan', 'set', 'pro', '--requests', '0', '--storage', 'default')).code, 0)
     await eventually(async () => (await policy(acme))[1] === undefined)
     t.equal((await command('plan', 'set', 'pro', '--requests', 'default')).code, 0)

@@ -100,7 +100,7 @@ const numbers: [says: string, path: string, stands: RegExp][] = [
   ['# a process | 503 `overloaded` for that agency | processes', 'plugins/limits.ts', /maxUnderWay = (\d+)/],
   ['batches of a #th', 'src/quotas.ts', /spareShare = 1 \/ (\d+)/],
   ['| #; 20,000 a process |', 'plugins/tenants.ts', /maxTenants = ([\d_]+)/],
-  ['50,000; # a process', 'plugins/authentication.ts', /cachedTokens = ([\d_]+)/],
+  ['150,000; # a process', 'plugins/authentication.ts', /cachedTokens = ([\d_]+)/],
   ['| # revocations, sessions', 'plugins/housekeeping.ts', /batch = (\d+)/],
   ['hashes at once x # MiB', 'src/passwords.ts', /memoryCost: ([\d_]+)/],
   ['has # µs and', 'docs/performance.md', /; (\d+) µs a request/],

@@ -4,7 +4,7 @@ import type { Bench, Scenario } from '../bench.ts'
 import { type NextRequest, runCallers } from '../callers.ts'
 import { ask, pick, productReads } from '../contenders.ts'
 import type { Dataset } from '../database.ts'
-import { comparePair, measure } from '../pairs.ts'
+import { comparePair, measure, warmUp } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
 import { startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
@@ -57,8 +57,9 @@ async function growth(bench: Bench, dataset: Dataset): Promise<number> {
   await measure(bench.conditions(), { ...productReads(product, { ...dataset, users: dataset.users.slice(0, 1) }) })
   await sleep(1000)
   const before = usageOf(product.pid).memory_bytes
-  await measure(bench.conditions(), productReads(product, dataset, 'aggios', dataset.users.length))
-  await measure(bench.conditions(), productReads(product, dataset, 'aggios', dataset.users.length))
+  const everybody = productReads(product, dataset, 'aggios', dataset.users.length)
+  await warmUp(bench.conditions(), everybody)
+  await measure(bench.conditions(), everybody)
   await sleep(1000)
   const grown = usageOf(product.pid).memory_bytes - before
   await product.stop()
