@@ -3,7 +3,12 @@ import type { LoadGenerator } from './load.ts'
 import type { Conditions, Pair } from './pairs.ts'
 
 /** One number that a scenario found. Ratios are printed by themselves in a quick run. */
-export type Figure = { name: string; value: number; unit: 'ratio' | '/s' | 'ms' | 'µs' | 'MB' | 'KB'; detail?: string }
+export type Figure = {
+  name: string
+  value: number
+  unit: 'ratio' | '/s' | 'ms' | 'µs' | 'MB' | 'KB' | '%'
+  detail?: string
+}
 
 /** What a scenario may use, and where it reports to. */
 export type Bench = {

@@ -4,6 +4,7 @@ import { type Dataset, openDatabase } from './database.ts'
 import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { hashing } from './scenarios/hashing.ts'
+import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
 import { memory, processes, start, upload } from './scenarios/whole.ts'
@@ -28,7 +29,8 @@ const scenarios: Scenario[] = [
   signIn,
   upload,
   memory,
-  hashing
+  hashing,
+  profile
 ]
 
 const say = (line: string) => void process.stderr.write(`${line}\n`)
