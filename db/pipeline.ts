@@ -12,6 +12,8 @@ import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 const connectTimeoutMs = 2000
 /** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
 const silenceLimitMs = 3000
+/** While another one serves, a connection that could not be opened is left alone for so long. */
+const restMs = 500
 /** For each connection: reads that are under way, or wait. */
 const maxInFlight = 100
 /** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
@@ -29,6 +31,8 @@ type Slot = {
   opening: Promise<void> | undefined
   connects: number
   lastAnswer: number
+  /** Not to be opened before. */
+  restsUntil: number
 }
 
 /**
@@ -44,7 +48,7 @@ type Slot = {
 export function createPipeline(connectionString: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
     ...{ client: undefined, wire: undefined, opening: undefined },
-    ...{ connects: 0, lastAnswer: 0 }
+    ...{ connects: 0, lastAnswer: 0, restsUntil: 0 }
   }))
   let queue: Read[] = []
   let inFlight = 0
@@ -80,9 +84,11 @@ export function createPipeline(connectionString: string, count: number, onError:
     for (const slot of slots) {
       if (queue.length === 0) return
       if (slot.wire) give(slot)
-      else slot.opening ??= open(slot)
+      else if (!slot.opening && (Date.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
     }
   }
+
+  const isAlone = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
 
   function give(slot: Slot): void {
     if (queue.length === 0 || !slot.wire?.isIdle()) return
@@ -92,23 +98,27 @@ export function createPipeline(connectionString: string, count: number, onError:
     slot.wire.send(batch)
   }
 
-  /** Never rejects. When it fails and there is no other connection, nobody waits any longer. */
+  /** Never rejects. Who has waited for as many attempts as there are connections, all in vain, waits no longer. */
   async function open(slot: Slot): Promise<void> {
-    let failure: Error | undefined
     try {
       if (closed) throw new Error('the pipeline is closed')
       await connect(slot)
     } catch (err) {
-      failure = err as Error
+      slot.restsUntil = Date.now() + restMs
+      if (slots.some(({ wire }) => wire)) onError(err as Error)
+      else refuse(err as Error)
     }
     slot.opening = undefined
-    if (!failure || slots.some(({ wire }) => wire)) {
-      schedule()
-      return
-    }
+    schedule()
+  }
+
+  function refuse(err: Error): void {
     const waiting = queue
     queue = []
-    for (const { done } of waiting) done(failure, [])
+    for (const read of waiting) {
+      if (++read.failedOpenings < count) queue.push(read)
+      else read.done(err, [])
+    }
   }
 
   async function connect(slot: Slot): Promise<void> {

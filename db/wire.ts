@@ -31,12 +31,14 @@ export type Read = {
   rows: unknown[]
   failure: Error | null
   preparations: number
+  /** Attempts to open a connection that failed while it waited. */
+  failedOpenings: number
 }
 
 /** Throws when a value can't be written. */
 export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: Done): Read {
   const asked = { settings, name, text, values: values.map(written), done }
-  return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0 }
+  return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0, failedOpenings: 0 }
 }
 
 /** A statement that has a name on this connection. `waiting`: who waits until PostgreSQL has it. */

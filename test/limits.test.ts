@@ -200,6 +200,8 @@ t.test('the limits of the database', async (t) => {
   })
   t.test('how long connecting may take, and what nobody uses is kept', async (t) => {
     t.strictSame(times(rowAbout('connecting to the database').value), [numberIn('db/pipeline.ts', 'connectTimeoutMs')])
+    const unopened = rowAbout('a pipelined connection that could not be opened')
+    t.strictSame(times(unopened.value), [numberIn('db/pipeline.ts', 'restMs')])
     const idle = numberIn('plugins/database.ts', 'idleTimeoutMillis')
     t.strictSame(times(rowAbout('a pooled connection that nobody uses').value), [idle])
   })
@@ -450,7 +452,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const inTable = [
     ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
     ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/passwords.ts depth'],
-    ...['connectTimeoutMs', 'silenceLimitMs', 'maxInFlight', 'statement_timeout', 'lock_timeout'].map(
+    ...['connectTimeoutMs', 'silenceLimitMs', 'restMs', 'maxInFlight', 'statement_timeout', 'lock_timeout'].map(
       (name) => `db/pipeline.ts ${name}`
     ),
     ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
