@@ -434,6 +434,18 @@ t.test('nothing is restored where nothing is kept', async (t) => {
   await eventually(async () => (await disagreements(app, acme)).length === 0 && storedObjects(app).objects.size === 0)
 })
 
+t.test('what is found too late to be restored is removed at once', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const file = await createFile(acme, 'x')
+  t.equal((await acme.send({ method: 'DELETE', url: `/api/v1/files/${file.id}` })).statusCode, 204)
+  await app.objectSweep.run()
+  // its time is over, and the sweep that comes each minute has been
+  await allRows(app.database, "update files set expires_at = now() - interval '1 second' where id = $1", [file.id])
+  t.equal((await acme.send({ method: 'POST', url: `/api/v1/files/${file.id}/restore` })).statusCode, 404)
+  t.ok((await eventually(() => storedObjects(app).objects.size === 0)) < 5000)
+})
+
 t.test('readers', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')

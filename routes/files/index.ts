@@ -149,13 +149,16 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       const outcome = await request.withTenant(async (trx) => {
         const file = await lockFile(trx, tenant_id, id)
         if (file?.status === 'ready') return 'ready'
-        if (file?.status !== 'deleted' || !file.in_time) return 'gone'
+        if (file?.status !== 'deleted') return 'gone'
+        if (!file.in_time) return 'due'
         if (!mayChange(request.user, file)) return 'forbidden'
         await restoreFile(trx, tenant_id, id)
         await recordAudit(trx, { action: 'file.restored', target_id: id, detail: { after: { name: file.name } } })
         return 'restored'
       })
-      if (outcome === 'gone') throw notFound()
+      // a sweep that came by meanwhile has left it out
+      if (outcome === 'due') app.objectSweep.nudge()
+      if (outcome === 'gone' || outcome === 'due') throw notFound()
       if (outcome === 'ready') throw conflict({ detail: 'the file is not deleted' })
       if (outcome === 'forbidden') throw forbidden()
       return requireFile(request, id)
