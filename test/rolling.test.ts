@@ -142,8 +142,13 @@ function formOf(content: Buffer): Pick<Question, 'method' | 'path' | 'type' | 'b
 t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikProgram.skip }, async (t) => {
   const whole = t
   const database = await createTestDatabase(t)
-  const env = testEnvironment(database, { TRUST_PROXY: '127.0.0.1' })
-  const start = (port: number) => startServer(whole, { ...env, PORT: String(port) })
+  const env = testEnvironment(database, { TRUST_PROXY: '127.0.0.1', LOG_LEVEL: 'error' })
+  const started: Server[] = []
+  async function start(port: number): Promise<Server> {
+    const server = await startServer(whole, { ...env, PORT: String(port) })
+    started.push(server)
+    return server
+  }
   const ports = await Promise.all([1, 2, 3].map(freePort))
   const servers: Promise<Server>[] = ports.map(start)
   await Promise.all(servers)
@@ -252,6 +257,7 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
 
   for (const [name, count] of Object.entries(load.answered)) t.comment(`${name}: ${count}`)
   t.strictSame(load.failures, [])
+  if (load.failures.length > 0) for (const server of started) t.comment(server.output())
   t.strictSame(ended, Array(restarts).fill({ code: 0, signal: null }), 'each ended in good order')
   t.strictSame(cut, Array(restarts).fill(['an upload', 'a download']), 'with files under way in both directions')
   t.equal(load.answered[long.name], (restarts / 5) * ports.length)

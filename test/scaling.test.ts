@@ -105,7 +105,7 @@ const numbers: [says: string, path: string, stands: RegExp][] = [
   ['hashes at once x # MiB', 'src/passwords.ts', /memoryCost: ([\d_]+)/],
   ['has # µs and', 'docs/performance.md', /; (\d+) µs a request/],
   ['µs and # µs for', 'docs/performance.md', /and (\d+) µs in PostgreSQL/],
-  ['sign-in`; # ms with `argon2`', 'docs/performance.md', /instead of (\d+) on a busy machine/],
+  ['sign-in`; # ms with `argon2`', 'docs/performance.md', /instead of (\d+)\)/],
   ['# ms with `@node-rs/argon2`', 'docs/performance.md', /\((\d+) ms a hash/]
 ]
 /** What the page makes of the number in the sources. */
