@@ -82,7 +82,6 @@ export function createPipeline(connectionString: string, count: number, onError:
 
   function dispatch(): void {
     for (const slot of slots) {
-      if (queue.length === 0) return
       if (slot.wire) give(slot)
       else if (!slot.opening && (Date.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
     }

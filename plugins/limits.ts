@@ -62,11 +62,17 @@ export default fp(
   async (app) => {
     const { rateLimit, rateLimitTenant, rateLimitAuth } = app.config
     const store = app.shared.quotas
+    const counters: { limit: string; known(): number; refused: number }[] = []
     const counter = (name: string, max: number) => {
       const quotas = createQuotas({ name: `${name} `, store, max })
+      const stats = { limit: name, known: quotas.size, refused: 0 }
+      counters.push(stats)
       return (key: string, rate: Rate): Counted | undefined | Promise<Counted> => {
         if (rate.max === 0) return undefined
-        return after(quotas.count(key, rate), (verdict) => ({ name, rate, verdict }))
+        return after(quotas.count(key, rate), (verdict) => {
+          if (!verdict.allowed) stats.refused++
+          return { name, rate, verdict }
+        })
       }
     }
     const byStranger = counter('anonymous', maxKeys)
@@ -76,6 +82,12 @@ export default fp(
     const byRoute = counter('route', maxKeys)
     const byAddress = counter('address', maxKeys)
     const byAccount = counter('account', maxKeys)
+    app.metrics.gauge('aggios_limit_keys', 'Who is counted here, by limit', () =>
+      counters.map(({ limit, known }) => ({ labels: { limit }, value: known() }))
+    )
+    app.metrics.counter('aggios_limit_refused_total', 'Requests and attempts over a limit', () =>
+      counters.map(({ limit, refused }) => ({ labels: { limit }, value: refused }))
+    )
     const homes = new LRUCache<string, true>({ max: maxKeys })
     const underWay = new Map<string, number>()
 
@@ -177,7 +189,7 @@ export default fp(
       route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
     })
   },
-  { name: 'limits', dependencies: ['redis', 'tenants', 'authentication'] }
+  { name: 'limits', dependencies: ['metrics', 'redis', 'tenants', 'authentication'] }
 )
 
 /** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */

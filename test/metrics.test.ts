@@ -12,6 +12,7 @@ import {
   jwtSecret,
   password,
   type Server,
+  send,
   startApp,
   startServer,
   type Tokens,
@@ -383,4 +384,19 @@ t.test('a port of the internal listener that is taken is said', async (t) => {
   const second = await startServer(t, env, { ready: false })
   t.strictSame(await second.exited, { code: 1, signal: null })
   t.match(second.output(), String(first.port))
+})
+
+t.test('limits say whom they know and how often they refused', async (t) => {
+  const app = await startApp(t, { RATE_LIMIT: '3/1m' })
+  const statuses: number[] = []
+  for (let i = 0; i < 5; i++) statuses.push((await send(app, 'localhost', '/api/v1/users/me')).statusCode)
+  t.strictSame(statuses, [401, 401, 401, 429, 429])
+  const families = app.metrics.collect()
+  const valueOf = (name: string, limit: string) =>
+    families.find((family) => family.name === name)?.samples.find(({ labels }) => labels?.limit === limit)?.value
+  t.equal(valueOf('aggios_limit_keys', 'anonymous'), 1)
+  t.equal(valueOf('aggios_limit_refused_total', 'anonymous'), 2)
+  for (const limit of ['preflight', 'user', 'tenant', 'route', 'address', 'account']) {
+    t.equal(valueOf('aggios_limit_refused_total', limit), 0, limit)
+  }
 })

@@ -14,6 +14,7 @@ import {
   inB,
   memberOf,
   prepare,
+  type Row,
   rowsByPipeline,
   rowsByPool,
   tenants,
@@ -125,6 +126,25 @@ t.test('reads that share a connection', withoutPooler, async (t) => {
     const others = Promise.all(Array.from({ length: 60 }, (_, index) => read(index))).then(() => 'answered')
     t.equal(await Promise.race([sleeping, others]), 'answered')
     t.equal(await sleeping, 'slept')
+  })
+  t.test('one that takes too long is ended, and those behind it are sent again', async (t) => {
+    const slow = statement(
+      'test_endless_one',
+      (_, $: { seconds: number }) => sql<{ slept: string }>`select pg_sleep(${$.seconds})::text as slept`
+    )
+    await app.gate.query(inA, slow, { seconds: 0 })
+    const startedAt = Date.now()
+    const asked = Array.from({ length: 12 }, (_, index) =>
+      index === 5
+        ? app.gate.query(inA, slow, { seconds: 30 }).then(() => 'slept', codeOf)
+        : read(index).then((rows) => rows)
+    )
+    const outcomes = await Promise.all(asked)
+    t.equal(outcomes[5], '57014')
+    t.ok(Date.now() - startedAt < 3000, `${Date.now() - startedAt} ms`)
+    for (const [index, rows] of outcomes.entries()) {
+      if (index !== 5) t.equal(foreign(tenants[index % 2 ? 0 : 1], rows as Row[]), 0)
+    }
   })
   t.test('what one of a batch does wrong is its own', async (t) => {
     const asked = Array.from({ length: 48 }, (_, index) => {
