@@ -80,6 +80,8 @@ type Warning = [details: object, message: string]
 /** One that hashes in another process already. */
 async function startHasher(t: Test, width = 2) {
   const warnings: Warning[] = []
+  // that of the test before may still be ending
+  await eventually(() => hashersOf(process.pid).length === 0)
   const hasher = createHasher({ width, log: { warn: (...said) => void warnings.push(said) } })
   t.teardown(hasher.close)
   const pid = await untilReady(() => hasher.hash(password, options))

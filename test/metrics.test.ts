@@ -392,11 +392,11 @@ t.test('limits say whom they know and how often they refused', async (t) => {
   for (let i = 0; i < 5; i++) statuses.push((await send(app, 'localhost', '/api/v1/users/me')).statusCode)
   t.strictSame(statuses, [401, 401, 401, 429, 429])
   const families = app.metrics.collect()
-  const valueOf = (name: string, limit: string) =>
+  const seriesValue = (name: string, limit: string) =>
     families.find((family) => family.name === name)?.samples.find(({ labels }) => labels?.limit === limit)?.value
-  t.equal(valueOf('aggios_limit_keys', 'anonymous'), 1)
-  t.equal(valueOf('aggios_limit_refused_total', 'anonymous'), 2)
+  t.equal(seriesValue('aggios_limit_keys', 'anonymous'), 1)
+  t.equal(seriesValue('aggios_limit_refused_total', 'anonymous'), 2)
   for (const limit of ['preflight', 'user', 'tenant', 'route', 'address', 'account']) {
-    t.equal(valueOf('aggios_limit_refused_total', limit), 0, limit)
+    t.equal(seriesValue('aggios_limit_refused_total', limit), 0, limit)
   }
 })
