@@ -336,11 +336,11 @@ t.test('who can not sign in is told the same, in the same time', async (t) => {
       times.get(name)?.push(performance.now() - startedAt)
     }
   }
-  const typical = median(times.get('wrong') as number[])
+  const typical = quickest(times.get('wrong') as number[])
   // a missing hash would be most of it; a fifth, or 5 ms, is the noise of a machine that does other things too
   const tolerance = Math.max(5, typical / 5)
   for (const [name, each] of times) {
-    const difference = median(each) - typical
+    const difference = quickest(each) - typical
     t.ok(Math.abs(difference) < tolerance, `${name}: ${difference.toFixed(1)} of ${typical.toFixed(1)} ms`)
   }
 })
@@ -713,7 +713,8 @@ function costsOf(text: string): Record<string, string> {
   return Object.fromEntries(text.split(',').map((each) => each.split('=')))
 }
 
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  return sorted[Math.floor(sorted.length / 2)] as number
+/** What the machine does besides only adds to a time: the quickest quarter shows what something takes. */
+function quickest(times: number[]): number {
+  const sorted = times.toSorted((a, b) => a - b)
+  return sorted[Math.floor(sorted.length / 4)] as number
 }
