@@ -38,10 +38,10 @@ async function createEmpty(t: Test, name: string): Promise<DatabaseUrls> {
 }
 
 /** Whoever changes the schema needs a moment for each command, so that it can be met in the middle. */
-function slowDown(urls: DatabaseUrls): Promise<unknown> {
+function slowDown(urls: DatabaseUrls, seconds: number): Promise<unknown> {
   return withClient(urls.postgres, async (client) => {
     await client.query(`create schema obstacles;
-      create function obstacles.pause() returns event_trigger language plpgsql as $$ begin perform pg_sleep(0.03); end $$;
+      create function obstacles.pause() returns event_trigger language plpgsql as $$ begin perform pg_sleep(${seconds}); end $$;
       grant usage on schema obstacles to public;
       create event trigger pause on ddl_command_start execute function obstacles.pause()`)
   })
@@ -54,7 +54,8 @@ for (const [what, before] of [
   t.test(`five processes meet ${what}, and the one that migrates it is killed`, async (t) => {
     const urls = await createEmpty(t, before === undefined ? 'empty' : 'before')
     if (before !== undefined) await migrateTo(urls, before)
-    await slowDown(urls)
+    // one step alone may have few commands
+    await slowDown(urls, before === undefined ? 0.03 : 0.2)
     const environment = (name: string) =>
       testEnvironment(urls, { DATABASE_POOL: '3', DATABASE_OWNER_URL: `${urls.owner}?application_name=${name}` })
     const names = ['one', 'two', 'three', 'four', 'five']
