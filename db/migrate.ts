@@ -39,6 +39,8 @@ class BoundedLockDialect extends PostgresDialect {
 export async function migrate(ownerUrl: string): Promise<string[]> {
   await waitForServer(ownerUrl)
   const pool = new pg.Pool({ connectionString: ownerUrl, max: 1, connectionTimeoutMillis: 5000 })
+  // one that is lost while nobody uses it is replaced by the next that is needed
+  pool.on('error', () => {})
   const db = new Kysely<unknown>({ dialect: new BoundedLockDialect({ pool }) })
   try {
     const { error, results } = await createMigrator(db).migrateToLatest()

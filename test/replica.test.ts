@@ -77,7 +77,9 @@ t.test('a replica', async (t) => {
     await leaveMark(rival, 'foreign')
     await eventually(async () => (await exported(rival)).includes('foreign@example.com'))
     t.match(await exported(acme), 'first@example.com')
-    t.match(await lastQuery(), 'from audit_events')
+    // the watch may have asked on the same connection since
+    const asked = async () => (await exported(acme)) !== '' && (await lastQuery()).includes('from audit_events')
+    t.ok((await eventually(asked)) < 5000)
     t.notMatch(await exported(acme), 'foreign@example.com')
     t.equal((await acme.send('/api/v1/audit-events/verify')).json().status, 'intact')
     t.match(await lastQuery(), 'audit_seals')

@@ -27,6 +27,8 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
   // one act and no hurry: nothing is prepared, so it goes by way of a pooler too
   const pool = new pg.Pool({ connectionString: url, max: 1 })
+  // one that is lost while nobody uses it is replaced by the next that is needed
+  pool.on('error', () => {})
   const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
   const gate = createTenantGate(db, pool, undefined, { all: timeOuts, keyed: timeOuts })
   try {
