@@ -56,16 +56,15 @@ export async function prepareGate(client: pg.ClientBase): Promise<void> {
 export type Field = { name: string; dataTypeID: number }
 
 /** What pg hands to a query that submits itself; its own types leave it out. */
-export type Wire = {
+type Connection = {
   parse(config: { name: string; text: string }): void
   bind(config: { statement: string; values: unknown[] }): void
   describe(config: { type: 'P' }): void
   execute(config: object): void
   sync(): void
   stream: { cork(): void; uncork(): void }
-  /** Names that PostgreSQL has, and those that are on their way to it. pg keeps both. */
+  /** Names that PostgreSQL has. pg keeps them. */
   parsedStatements: Record<string, string>
-  submittedNamedStatements: Record<string, string>
 }
 
 /** The columns of a statement's rows, and how each is read. */
@@ -82,12 +81,13 @@ export function shapeOf(fields: readonly Field[]): Shape {
  * What each connection has been told of the rows of a name. A statement whose rows change their columns is refused by
  * PostgreSQL as long as its name lives, so what was told once holds for the connection.
  */
-const shapes = new WeakMap<Wire, Map<string, Shape>>()
+const shapes = new WeakMap<Connection, Map<string, Shape>>()
 
 export type Done = (err: Error | null, rows: unknown[]) => void
 
 /**
- * The settings and one statement in one network flush.
+ * The settings and one statement in one network flush, on a connection of the pool. Keyed reads have a way of their own
+ * (`wire.ts`).
  *
  * Bind and Execute of both stand before a single Sync, so PostgreSQL runs them as one implicit transaction: the settings
  * hold for this statement and can't outlive it, and the isolation costs no round trip. Answers arrive in order, so what
@@ -100,7 +100,7 @@ export type Done = (err: Error | null, rows: unknown[]) => void
  * and have no name, so a ParseComplete marks none.
  *
  * It is a query of its own and not one of pg's, which is an event emitter with a result that knows everything: this one asks
- * for the columns of a name once a connection and makes plain rows, for three quarters of the CPU time of a keyed read.
+ * for the columns of a name once a connection and makes plain rows, for three quarters of the CPU time.
  */
 export class GateQuery {
   readonly name: string
@@ -111,7 +111,7 @@ export class GateQuery {
   readonly #settings: { text: string; values: string[] }
   readonly #named: boolean
   #inSettings = true
-  #wire: Wire | undefined
+  #connection: Connection | undefined
   #shape: Shape | undefined
   #rows: unknown[] = []
   #failure: Error | undefined
@@ -127,35 +127,29 @@ export class GateQuery {
   }
 
   /** Called by pg when it is this query's turn. */
-  submit(wire: Wire): null {
-    this.#wire = wire
-    this.#shape = this.name === '' ? undefined : shapes.get(wire)?.get(this.name)
+  submit(connection: Connection): null {
+    this.#connection = connection
+    this.#shape = this.name === '' ? undefined : shapes.get(connection)?.get(this.name)
+    const isParsed = this.name !== '' && this.name in connection.parsedStatements
     const { text, values } = this.#settings
-    wire.stream.cork()
-    if (!this.#named) wire.parse({ name: '', text })
-    wire.bind({ statement: this.#named ? gateName : '', values })
-    wire.execute({})
-    if (!this.#isParsed(wire)) {
-      wire.parse({ name: this.name, text: this.text })
-      if (this.name !== '') wire.submittedNamedStatements[this.name] = this.text
-    }
-    wire.bind({ statement: this.name, values: this.#values })
-    if (!this.#shape) wire.describe({ type: 'P' })
-    wire.execute({})
-    wire.sync()
-    wire.stream.uncork()
+    connection.stream.cork()
+    if (!this.#named) connection.parse({ name: '', text })
+    connection.bind({ statement: this.#named ? gateName : '', values })
+    connection.execute({})
+    if (!isParsed) connection.parse({ name: this.name, text: this.text })
+    connection.bind({ statement: this.name, values: this.#values })
+    if (!this.#shape) connection.describe({ type: 'P' })
+    connection.execute({})
+    connection.sync()
+    connection.stream.uncork()
     return null
-  }
-
-  #isParsed({ parsedStatements, submittedNamedStatements }: Wire): boolean {
-    return this.name !== '' && (this.name in parsedStatements || this.name in submittedNamedStatements)
   }
 
   handleRowDescription({ fields }: { fields: Field[] }): void {
     this.#shape = shapeOf(fields)
-    if (this.name === '' || !this.#wire) return
-    const known = shapes.get(this.#wire) ?? new Map()
-    shapes.set(this.#wire, known.set(this.name, this.#shape))
+    if (this.name === '' || !this.#connection) return
+    const known = shapes.get(this.#connection) ?? new Map()
+    shapes.set(this.#connection, known.set(this.name, this.#shape))
   }
 
   handleDataRow({ fields }: { fields: (string | null)[] }): void {
@@ -185,8 +179,6 @@ export class GateQuery {
     this.callback(this.#failure ?? null, this.#rows)
   }
 }
-// pg takes nothing else down a pipelined connection
-Object.setPrototypeOf(GateQuery.prototype, pg.Query.prototype)
 
 /** A value as text or bytes. Most are text already. */
 export function written(value: unknown): string | Buffer | null {
