@@ -116,7 +116,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       const { permanent = false } = request.query
       const outcome = await request.withTenant(async (trx) => {
         const file = await lockFile(trx, tenant_id, id)
-        if (file?.status !== 'ready' && !(permanent && file?.status === 'deleted')) return 'gone'
+        if (!file || (file.status === 'deleted' && !permanent)) return 'gone'
         if (!mayChange(request.user, file)) return 'forbidden'
         await hideFile(trx, tenant_id, id, permanent ? 0 : app.config.fileRestoreFor)
         const detail = { before: { name: file.name }, permanent: permanent || app.config.fileRestoreFor === 0 }
@@ -148,17 +148,14 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       const { tenant_id } = request.user
       const outcome = await request.withTenant(async (trx) => {
         const file = await lockFile(trx, tenant_id, id)
-        if (file?.status === 'ready') return 'ready'
-        if (file?.status !== 'deleted') return 'gone'
-        if (!file.in_time) return 'due'
+        if (!file) return 'gone'
+        if (file.status === 'ready') return 'ready'
         if (!mayChange(request.user, file)) return 'forbidden'
         await restoreFile(trx, tenant_id, id)
         await recordAudit(trx, { action: 'file.restored', target_id: id, detail: { after: { name: file.name } } })
         return 'restored'
       })
-      // a sweep that came by meanwhile has left it out
-      if (outcome === 'due') app.objectSweep.nudge()
-      if (outcome === 'gone' || outcome === 'due') throw notFound()
+      if (outcome === 'gone') throw notFound()
       if (outcome === 'ready') throw conflict({ detail: 'the file is not deleted' })
       if (outcome === 'forbidden') throw forbidden()
       return requireFile(request, id)

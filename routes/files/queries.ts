@@ -19,7 +19,7 @@ export const filesPage = statement(
   (_, $: Filter) => sql<FileRow>`
   select id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at
   from files
-  where tenant_id = ${$.tenant_id} and status = ${$.status}
+  where tenant_id = ${$.tenant_id} and status = ${$.status} and (expires_at is null or expires_at > now())
     and (${$.purpose}::text is null or purpose = ${$.purpose})
     and (${$.q}::text is null or strpos(folded_name, ${$.q}) > 0)
     and (${$.after_id}::uuid is null or id < ${$.after_id}::uuid)
@@ -27,13 +27,17 @@ export const filesPage = statement(
   { slow: true }
 )
 
-export type LockedFile = { status: string; name: string; size: number; created_by: string | null; in_time: boolean }
+export type LockedFile = { status: 'ready' | 'deleted'; name: string; size: number; created_by: string | null }
 
-/** What a change is decided by; the row stays locked until the transaction ends. */
+/**
+ * What a change is decided by, of a file that is there or can still be restored; the row stays locked until the transaction
+ * ends. What is to be removed is not locked: the sweep leaves out what somebody holds, and comes by once a minute.
+ */
 export async function lockFile(trx: TenantTransaction, tenantId: string, id: string): Promise<LockedFile | undefined> {
   const { rows } = await sql<LockedFile>`
-    select status, name, size::float8 as size, created_by, coalesce(expires_at > now(), true) as in_time
-    from files where tenant_id = ${tenantId} and id = ${id} for update`.execute(trx)
+    select status, name, size::float8 as size, created_by from files
+    where tenant_id = ${tenantId} and id = ${id} and (status = 'ready' or status = 'deleted' and expires_at > now())
+    for update`.execute(trx)
   return rows[0]
 }
 
