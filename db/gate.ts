@@ -110,11 +110,14 @@ export function createTenantGate(
   function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     if (!pipeline) return keyedReadOnPool(settings, config)
     return new Promise((resolve, reject) => {
+      const answer = (err: Error | null, rows: unknown[]) => {
+        if (!err) resolve(rows)
+        else if (err instanceof PipelineFull) resolve(onPool(settings, config, undefined))
+        else reject(err)
+      }
       pipeline.query(settings, config, (err, rows) => {
-        if (!err) return resolve(rows)
-        if (err instanceof PipelineFull) return resolve(onPool(settings, config, undefined))
-        if (classifyFailure(err) !== 'connection') return reject(err)
-        pipeline.query(settings, config, (again, found) => (again ? reject(again) : resolve(found)))
+        if (err && classifyFailure(err) === 'connection') pipeline.query(settings, config, answer)
+        else answer(err, rows)
       })
     })
   }

@@ -1,4 +1,5 @@
 import pg from 'pg'
+import { createTurns } from '../src/turns.ts'
 import {
   type Done,
   type GateSettings,
@@ -14,14 +15,16 @@ const connectTimeoutMs = 2000
 const silenceLimitMs = 3000
 /** While another one serves, a connection that could not be opened is left alone for so long. */
 const restMs = 500
-/** For each connection: reads that are under way, or wait. */
-const maxInFlight = 100
+/** For each connection: reads that are under way, or wait. A bound of memory: so many take a tenth of a second. */
+const maxInFlight = 1000
+/** Where nothing that waits is taken for so long, every connection has something slow to do. */
+const maxPauseMs = 250
 /** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
 const maxBatch = 16
 /** A slow statement stands in front of others. */
 export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
-/** Thrown when no more may be in flight; the caller takes a connection from the pool instead. */
+/** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
 export class PipelineFull extends Error {}
 
 /** One of the connections, and the attempt to open it while it is not. */
@@ -40,7 +43,7 @@ type Slot = {
  *
  * A connection that is free takes all that waits, up to a batch. So a lone read leaves at once, and the more there are at a
  * time, the more of them share a write, a Sync and a wake-up on either side; while PostgreSQL works on one batch the next one
- * gathers.
+ * gathers. Where more wait than fit, tenants take turns.
  *
  * They reconnect by themselves, when there is something to read. A read that was in flight on a connection that broke rejects
  * with what was said last; it may be asked again.
@@ -50,14 +53,18 @@ export function createPipeline(connectionString: string, count: number, onError:
     ...{ client: undefined, wire: undefined, opening: undefined },
     ...{ connects: 0, lastAnswer: 0, restsUntil: 0 }
   }))
-  let queue: Read[] = []
+  const waiting = createTurns<Read>()
+  /** When the first began to wait, or one was taken. */
+  let movedAt = 0
   let inFlight = 0
   let scheduled = false
   let closed = false
 
   /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
   function query(settings: GateSettings, config: QueryConfig, done: Done): void {
-    if (inFlight >= maxInFlight * count) {
+    const now = Date.now()
+    if (waiting.size() === 0) movedAt = now
+    if (inFlight >= maxInFlight * count || now - movedAt > maxPauseMs) {
       done(new PipelineFull(), [])
       return
     }
@@ -66,13 +73,15 @@ export function createPipeline(connectionString: string, count: number, onError:
       done(err, rows)
     })
     inFlight++
-    queue.push(read)
+    wait(read)
     schedule()
   }
 
+  const wait = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
+
   /** At the end of this turn of the event loop, with all that it brings. */
   function schedule(): void {
-    if (scheduled || queue.length === 0) return
+    if (scheduled || waiting.size() === 0) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -90,11 +99,19 @@ export function createPipeline(connectionString: string, count: number, onError:
   const isAlone = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
 
   function give(slot: Slot): void {
-    if (queue.length === 0 || !slot.wire?.isIdle()) return
-    const batch = queue.length > maxBatch ? queue.splice(0, maxBatch) : queue
-    if (batch === queue) queue = []
-    slot.lastAnswer = Date.now()
-    slot.wire.send(batch)
+    if (waiting.size() === 0 || !slot.wire?.isIdle()) return
+    movedAt = slot.lastAnswer = Date.now()
+    slot.wire.send(takeWaiting(maxBatch))
+  }
+
+  function takeWaiting(most: number): Read[] {
+    const reads: Read[] = []
+    while (reads.length < most) {
+      const read = waiting.take()
+      if (!read) break
+      reads.push(read)
+    }
+    return reads
   }
 
   /** Never rejects. Who has waited for as many attempts as there are connections, all in vain, waits no longer. */
@@ -112,10 +129,8 @@ export function createPipeline(connectionString: string, count: number, onError:
   }
 
   function refuse(err: Error): void {
-    const waiting = queue
-    queue = []
-    for (const read of waiting) {
-      if (++read.failedOpenings < count) queue.push(read)
+    for (const read of takeWaiting(waiting.size())) {
+      if (++read.failedOpenings < count) wait(read)
       else read.done(err, [])
     }
   }

@@ -1,3 +1,5 @@
+import { createTurns } from './turns.ts'
+
 /** Thrown instead of queueing when as much waits as may wait, and to a waiting job that gives way to another party. */
 export class QueueFull extends Error {}
 
@@ -13,10 +15,8 @@ type Waiter = { start(): void; refuse(err: QueueFull): void }
  * requests can't start more work than `width`.
  */
 export function createBoundedQueue(width: number, depth: number) {
-  // in the order in which parties have their turn
-  const waiting = new Map<string, Waiter[]>()
+  const waiting = createTurns<Waiter>()
   let running = 0
-  let count = 0
   let refused = 0
 
   async function run<T>(job: () => Promise<T>, party = ''): Promise<T> {
@@ -25,7 +25,7 @@ export function createBoundedQueue(width: number, depth: number) {
     try {
       return await job()
     } finally {
-      const next = takeNext()
+      const next = waiting.take()
       // the place is handed over, not given back, so that nobody slips in between
       if (next) next.start()
       else running--
@@ -33,40 +33,15 @@ export function createBoundedQueue(width: number, depth: number) {
   }
 
   function wait(party: string): Promise<void> {
-    if (count >= depth && !makeRoom(waiting.get(party)?.length ?? 0)) {
+    if (waiting.size() >= depth) {
       refused++
-      throw new QueueFull()
+      const refusal = new QueueFull()
+      const last = waiting.takeBack(party)
+      if (!last) throw refusal
+      last.refuse(refusal)
     }
-    count++
-    return new Promise((start, refuse) => {
-      const own = waiting.get(party)
-      if (own) own.push({ start, refuse })
-      else waiting.set(party, [{ start, refuse }])
-    })
+    return new Promise((start, refuse) => waiting.add({ start, refuse }, party))
   }
 
-  /** False: nobody has more waiting than who asks would have. */
-  function makeRoom(own: number): boolean {
-    let largest: [string, Waiter[]] | undefined
-    for (const each of waiting) if (each[1].length > (largest?.[1].length ?? own + 1)) largest = each
-    const last = largest?.[1].pop()
-    if (!last) return false
-    count--
-    refused++
-    last.refuse(new QueueFull())
-    return true
-  }
-
-  function takeNext(): Waiter | undefined {
-    for (const [party, waiters] of waiting) {
-      const next = waiters.shift()
-      waiting.delete(party)
-      if (waiters.length > 0) waiting.set(party, waiters)
-      if (next) count--
-      return next
-    }
-    return undefined
-  }
-
-  return { run, stats: () => ({ running, waiting: count, refused }) }
+  return { run, stats: () => ({ running, waiting: waiting.size(), refused }) }
 }

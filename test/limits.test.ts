@@ -206,10 +206,12 @@ t.test('the limits of the database', async (t) => {
     t.strictSame(times(rowAbout('a pooled connection that nobody uses').value), [idle])
   })
   t.test('how many queries are under way at once', async (t) => {
-    const { value } = rowAbout('connections of the pool; queries on a pipelined one')
-    const [, pool, inFlight] = /^`(\w+)`; (\d+)$/.exec(value) ?? []
+    const { value } = rowAbout('connections of the pool; queries on and before a pipelined one')
+    const [, pool, inFlight] = /^`(\w+)`; ([\d,]+)$/.exec(value) ?? []
     t.equal(pool, settings.databasePool.name)
-    t.equal(Number(inFlight), numberIn('db/pipeline.ts', 'maxInFlight'))
+    t.equal(Number(inFlight?.replace(',', '')), numberIn('db/pipeline.ts', 'maxInFlight'))
+    const pause = rowAbout('pipelined connections that take nothing of what waits')
+    t.strictSame(times(pause.value), [numberIn('db/pipeline.ts', 'maxPauseMs')])
   })
   t.test('how long a database may say nothing', async (t) => {
     const { value } = rowAbout('a database that says nothing')
@@ -452,9 +454,15 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const inTable = [
     ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
     ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/passwords.ts depth'],
-    ...['connectTimeoutMs', 'silenceLimitMs', 'restMs', 'maxInFlight', 'statement_timeout', 'lock_timeout'].map(
-      (name) => `db/pipeline.ts ${name}`
-    ),
+    ...[
+      'connectTimeoutMs',
+      'silenceLimitMs',
+      'restMs',
+      'maxInFlight',
+      'maxPauseMs',
+      'statement_timeout',
+      'lock_timeout'
+    ].map((name) => `db/pipeline.ts ${name}`),
     ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
       (name) => `plugins/database.ts ${name}`
     ),

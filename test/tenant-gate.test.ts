@@ -421,7 +421,7 @@ t.test('transactions that can not be put in an order run again until they can', 
   t.strictSame(versions, [{ version: 3 }, { version: 2 }], 'no change was lost')
 })
 
-t.test('more than a hundred in flight go to the pool', withoutPooler, async (t) => {
+t.test('when more reads come than two connections can take at once', withoutPooler, async (t) => {
   const database = await prepare(t)
   const app = await startApp(t, {}, database)
   const where = statement(
@@ -429,22 +429,50 @@ t.test('more than a hundred in flight go to the pool', withoutPooler, async (t) 
     () => sql<{ way: string; tenant_id: string }>`
     select current_setting('application_name') as way, m.tenant_id from memberships m`
   )
-  await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, where, {})))
-  const ways: Record<string, number> = {}
   let wrong = 0
-  await Promise.all(
-    Array.from({ length: 260 }, async (_, index) => {
-      const settings = index % 3 ? inA : inB
-      const rows = await app.gate.query(settings, where, {})
-      const way = String(rows[0]?.way)
-      ways[way] = (ways[way] ?? 0) + 1
-      if (rows.length !== members || rows.some((row) => row.tenant_id !== settings.tenant_id)) wrong++
-    })
-  )
+  const wayOf = async (settings: GateSettings) => {
+    const rows = await app.gate.query(settings, where, {})
+    if (rows.length !== members || rows.some((row) => row.tenant_id !== settings.tenant_id)) wrong++
+    return String(rows[0]?.way)
+  }
+  const countWays = (ways: string[]) => ways.filter((way) => way === 'aggios-pipeline').length
+  await Promise.all([1, 2, 3, 4].map(() => wayOf(inA)))
+
+  t.test('they wait for their turn', async (t) => {
+    const ways = await Promise.all(Array.from({ length: 900 }, (_, index) => wayOf(index % 3 ? inA : inB)))
+    t.equal(countWays(ways), 900)
+  })
+  t.test('nobody waits behind all that another has asked', async (t) => {
+    const answered: string[] = []
+    const asked = Array.from({ length: 400 }, () => wayOf(inA).then(() => answered.push('a')))
+    const after = Array.from({ length: 4 }, () => wayOf(inB).then(() => answered.push('b')))
+    await Promise.all([...asked, ...after])
+    // four of the first batch, or of the one behind it, of each connection
+    t.ok(answered.lastIndexOf('b') < 64, `the last one was number ${answered.lastIndexOf('b')} of 404`)
+  })
+  t.test('more than two thousand go to the pool', async (t) => {
+    // a pooled connection is given to an agency's own queries only up to a depth
+    const ways = await Promise.all(Array.from({ length: 2060 }, (_, index) => wayOf(index % 3 ? inA : inB)))
+    // the process itself may have a read under way
+    t.ok(countWays(ways) <= 2000 && countWays(ways) >= 1996, `${countWays(ways)} on the pipelined connections`)
+  })
+  t.test('and when both are busy with something slow, what comes goes to the pool', async (t) => {
+    const slow: Promise<unknown>[] = []
+    for (let connection = 0; connection < 2; connection++) {
+      slow.push(app.gate.query(inA, slowRead, { seconds: 0.9 }))
+      // what is asked at once is sent together
+      await sleep(50)
+    }
+    const waiting = Array.from({ length: 3 }, () => wayOf(inA))
+    t.equal(await Promise.race([...waiting, sleep(300, 'nothing yet')]), 'nothing yet')
+    const startedAt = performance.now()
+    t.equal(await wayOf(inB), 'aggios-pool')
+    t.ok(performance.now() - startedAt < 400)
+    t.strictSame(await Promise.all(waiting), Array(3).fill('aggios-pipeline'), 'what waited was not lost')
+    await Promise.all(slow)
+    t.equal(await wayOf(inB), 'aggios-pipeline')
+  })
   t.equal(wrong, 0)
-  // the process itself may have a read under way
-  t.ok(Number(ways['aggios-pipeline']) <= 200 && Number(ways['aggios-pipeline']) >= 196, JSON.stringify(ways))
-  t.equal(ways['aggios-pool'], 260 - Number(ways['aggios-pipeline']))
 })
 
 type Proxy = {
