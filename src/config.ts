@@ -241,7 +241,7 @@ export function readConfig(env: Environment): Config {
 
   const jwtSecret = nonEmpty(config.jwtSecret) ?? [developmentSecret(config.dataDir, 'jwt_secret')]
   const passwordPepper =
-    nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').toString('base64url'))
+    nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').export().toString('base64url'))
   const address = config.appUrl ?? `http://{slug}.${config.baseDomain}:${config.port}`
   return {
     ...config,

@@ -1,4 +1,4 @@
-import { createHmac, timingSafeEqual } from 'node:crypto'
+import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto'
 import { invalidCursor } from './errors.ts'
 import { deriveKey, type KeyRing } from './keys.ts'
 
@@ -21,12 +21,12 @@ const macSize = 16
 /** Opaque keyset cursors under an HMAC: a client can neither read another list with one nor forge a position. */
 export function createCursors(ring: KeyRing): Cursors {
   const macKeys = [...ring.byId.values()].map((key) => deriveKey(key.secret, 'cursor'))
-  const sign = (key: Buffer, scope: string, position: Buffer) =>
+  const sign = (key: KeyObject, scope: string, position: Buffer) =>
     createHmac('sha256', key).update(`${scope}\0`).update(position).digest().subarray(0, macSize)
 
   function issue(scope: string, position: readonly string[]): string {
     const text = Buffer.from(JSON.stringify(position))
-    return Buffer.concat([sign(macKeys[0] as Buffer, scope, text), text]).toString('base64url')
+    return Buffer.concat([sign(macKeys[0] as KeyObject, scope, text), text]).toString('base64url')
   }
 
   return {

@@ -1,4 +1,4 @@
-import { createHmac, timingSafeEqual } from 'node:crypto'
+import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto'
 import { deriveKey, type KeyRing } from './keys.ts'
 import { bytesToUuid, uuidToBytes } from './uuids.ts'
 
@@ -23,7 +23,7 @@ export function createFileLinks(ring: KeyRing): FileLinks {
   const keys = (purpose: LinkPurpose) =>
     [...ring.byId.values()].map(({ secret }) => deriveKey(secret, `file link ${purpose}`))
   const byPurpose = { read: keys('read'), write: keys('write') }
-  const sign = (key: Buffer, body: Buffer) => createHmac('sha256', key).update(body).digest()
+  const sign = (key: KeyObject, body: Buffer) => createHmac('sha256', key).update(body).digest()
 
   return {
     issue(purpose, { tenant_id, id, expires_at }) {
@@ -31,7 +31,7 @@ export function createFileLinks(ring: KeyRing): FileLinks {
       uuidToBytes(tenant_id).copy(body, 0)
       uuidToBytes(id).copy(body, 16)
       body.writeUIntBE(expires_at.getTime(), 32, 6)
-      return Buffer.concat([body, sign(byPurpose[purpose][0] as Buffer, body)]).toString('base64url')
+      return Buffer.concat([body, sign(byPurpose[purpose][0] as KeyObject, body)]).toString('base64url')
     },
     verify(purpose, token) {
       const bytes = Buffer.from(token, 'base64url')

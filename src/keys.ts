@@ -1,4 +1,4 @@
-import { createHash, hkdfSync } from 'node:crypto'
+import { createHash, createSecretKey, hkdfSync, type KeyObject } from 'node:crypto'
 
 /**
  * One secret of a rotation list under its public name.
@@ -21,7 +21,10 @@ function keyId(secret: string, purpose: string): string {
   return createHash('sha256').update(`aggios ${purpose} key id\0`).update(secret).digest('base64url').slice(0, 11)
 }
 
-/** A key of 32 bytes for one purpose, from which neither the secret nor a key for another purpose can be found. */
-export function deriveKey(secret: string, purpose: string): Buffer {
-  return Buffer.from(hkdfSync('sha256', secret, '', `aggios ${purpose}`, 32))
+/**
+ * A key of 32 bytes for one purpose, from which neither the secret nor a key for another purpose can be found. As an object of
+ * Node's: bytes it would make into one for every HMAC, at six times the cost of the HMAC.
+ */
+export function deriveKey(secret: string, purpose: string): KeyObject {
+  return createSecretKey(Buffer.from(hkdfSync('sha256', secret, '', `aggios ${purpose}`, 32)))
 }
