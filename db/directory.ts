@@ -56,9 +56,9 @@ export const myTenantsByUse = statement(
 /** The tenants of a user by slug, after the last one on the page before. */
 export const myTenantsPage = statement(
   'my_tenants_page',
-  (_, $: { after_slug: string | null; limit: number }) => sql<MyTenant>`
+  (_, $: { after_slug: string; limit: number }) => sql<MyTenant>`
   select id, slug, name, status, role from my_tenants()
-  where ${$.after_slug}::text is null or slug > ${$.after_slug} order by slug limit ${$.limit}`,
+  where slug > ${$.after_slug} order by slug limit ${$.limit}`,
   { slow: true }
 )
 
@@ -76,10 +76,10 @@ export type MySession = {
 /** Open sessions, the newest first; ids are made in order of time, so the id alone is the position. */
 export const mySessionsPage = statement(
   'my_sessions_page',
-  (_, $: { idle_seconds: number; after_id: string | null; limit: number }) => sql<MySession>`
+  (_, $: { idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
   select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
   from my_sessions(make_interval(secs => ${$.idle_seconds}))
-  where ${$.after_id}::uuid is null or id < ${$.after_id} order by id desc limit ${$.limit}`,
+  where id < ${$.after_id} order by id desc limit ${$.limit}`,
   { slow: true }
 )
 

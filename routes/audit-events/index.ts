@@ -3,6 +3,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import { checkNextSeal } from '../../db/audit-seals.ts'
+import { lastId } from '../../src/uuids.ts'
 import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
 import { AuditEventPage, type AuditFilters, AuditQuery, AuditVerification, AuditFilters as Filters } from './schemas.ts'
 
@@ -29,7 +30,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor, ...filters } = request.query
       const scope = `audit ${request.user.tenant_id} ${JSON.stringify(filtersOf(filters))}`
-      const [after_at = null, after_id = null] = app.cursors.require(scope, cursor)
+      const [after_at = beginning.after_at, after_id = beginning.after_id] = app.cursors.require(scope, cursor)
       const values = valuesOf(request, filters, { after_at, after_id }, limit + 1)
       const rows = await request.tenantQuery(auditEventsBy(values), values)
       reply.header('cache-control', 'private, no-cache')
@@ -123,11 +124,13 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   }
 }
 
-type Position = { after_at: string | null; after_id: string | null }
-const beginning: Position = { after_at: null, after_id: null }
+type Position = { after_at: string; after_id: string }
+const beginning: Position = { after_at: 'infinity', after_id: lastId }
 
 function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Position, limit: number) {
-  return { tenant_id: request.user.tenant_id, ...filtersOf(filters), ...position, limit }
+  const { action, actor_id, from, to } = filtersOf(filters)
+  const times = { from: from ?? '-infinity', to: to ?? 'infinity' }
+  return { tenant_id: request.user.tenant_id, action, actor_id, ...times, ...position, limit }
 }
 
 function filtersOf({ action, actor_id, from, to }: AuditFilters) {

@@ -21,10 +21,11 @@ type Values = {
   tenant_id: string
   action: string | null
   actor_id: string | null
-  from: string | null
-  to: string | null
-  after_at: string | null
-  after_id: string | null
+  /** Of these two, and of `after_at`, infinities are times as well. */
+  from: string
+  to: string
+  after_at: string
+  after_id: string
   limit: number
 }
 
@@ -45,11 +46,7 @@ function list<Row>(
     select ${columns}, id, to_char(created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at
     from audit_events
     where tenant_id = ${$.tenant_id} ${filter($)}
-      and created_at >= coalesce(${$.from}::timestamptz, '-infinity')
-      and created_at < coalesce(${$.to}::timestamptz, 'infinity')
-      and (created_at, id) < (
-        coalesce(${$.after_at}::timestamptz, 'infinity'),
-        coalesce(${$.after_id}::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+      and created_at >= ${$.from} and created_at < ${$.to} and (created_at, id) < (${$.after_at}, ${$.after_id})
     order by created_at desc, id desc limit ${$.limit}`,
     { slow: true, ...options }
   )

@@ -4,12 +4,13 @@ import { recordAudit } from '../../db/audit.ts'
 import { conflict, forbidden, notFound } from '../../src/errors.ts'
 import { foldText } from '../../src/file-names.ts'
 import { allows, type Role } from '../../src/roles.ts'
+import { lastId } from '../../src/uuids.ts'
 import { NoContent } from '../schemas.ts'
 import content from './content.ts'
 import direct from './direct.ts'
 import { receiveForm } from './form.ts'
 import { requireFile } from './found.ts'
-import { filesPage, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
+import { filesBy, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
 import resumable from './resumable.ts'
 import { Deletion, File, FileForm, FilePage, FileParams, FileQuery } from './schemas.ts'
 
@@ -69,8 +70,8 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         status: deleted ? 'deleted' : 'ready'
       } as const
       const scope = `files ${tenant_id} ${JSON.stringify(filter)}`
-      const [after_id = null] = app.cursors.require(scope, cursor)
-      const rows = await request.tenantQuery(filesPage, { ...filter, tenant_id, after_id, limit: limit + 1 })
+      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(filesBy(filter), { ...filter, tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])
     }

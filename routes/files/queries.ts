@@ -1,4 +1,4 @@
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import type { FileRow } from '../../db/files.ts'
 import type { TenantTransaction } from '../../db/gate.ts'
 import { statement } from '../../db/statement.ts'
@@ -9,23 +9,30 @@ type Filter = {
   purpose: string | null
   /** Folded like the names. */
   q: string | null
-  after_id: string | null
+  after_id: string
   limit: number
 }
 
 /** Files, the newest first; ids are made in order of time, so the id alone is the position. */
-export const filesPage = statement(
-  'files_page',
-  (_, $: Filter) => sql<FileRow>`
-  select id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at
-  from files
-  where tenant_id = ${$.tenant_id} and status = ${$.status} and (expires_at is null or expires_at > now())
-    and (${$.purpose}::text is null or purpose = ${$.purpose})
-    and (${$.q}::text is null or strpos(folded_name, ${$.q}) > 0)
-    and (${$.after_id}::uuid is null or id < ${$.after_id}::uuid)
-  order by id desc limit ${$.limit}`,
-  { slow: true }
-)
+function list(name: string, filter: ($: Filter) => RawBuilder<unknown>) {
+  return statement(
+    name,
+    (_, $: Filter) => sql<FileRow>`
+    select id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at
+    from files
+    where tenant_id = ${$.tenant_id} ${filter($)} and id < ${$.after_id}
+      and status = ${$.status} and (expires_at is null or expires_at > now())
+      and (${$.q}::text is null or strpos(folded_name, ${$.q}) > 0)
+    order by id desc limit ${$.limit}`,
+    { slow: true }
+  )
+}
+
+const allFiles = list('files_page', () => sql``)
+const filesOfPurpose = list('files_page_by_purpose', ($) => sql`and purpose = ${$.purpose}`)
+
+/** One statement for each index: a condition that may be absent would keep PostgreSQL from using the one that is made for it. */
+export const filesBy = ({ purpose }: Pick<Filter, 'purpose'>) => (purpose === null ? allFiles : filesOfPurpose)
 
 export type LockedFile = { status: 'ready' | 'deleted'; name: string; size: number; created_by: string | null }
 

@@ -5,6 +5,7 @@ import { queueMail } from '../../db/outbox.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { alreadyAMember, alreadyInvited, forbidden, notFound } from '../../src/errors.ts'
 import { mayManage } from '../../src/roles.ts'
+import { lastId } from '../../src/uuids.ts'
 import { Accepted, NoContent, PageQuery, TokenReply } from '../schemas.ts'
 import { acceptInvitation } from './accept.ts'
 import { deleteInvitation, insertInvitation, isMember, listInvitations, renewInvitation } from './queries.ts'
@@ -32,7 +33,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const { tenant_id } = request.user
       const scope = `invitations ${tenant_id}`
-      const [after_id = null] = app.cursors.require(scope, cursor)
+      const [after_id = lastId] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listInvitations, { tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])

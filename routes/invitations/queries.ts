@@ -10,9 +10,9 @@ type Row = { id: string; email: string; role: InvitableRole; invited_by: string;
 /** Invitations that wait, the newest first. */
 export const listInvitations = statement(
   'list_invitations',
-  (_, $: { tenant_id: string; after_id: string | null; limit: number }) => sql<Row>`
+  (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Row>`
   select id, email, role, invited_by, created_at, expires_at from invitations
-  where tenant_id = ${$.tenant_id} and accepted_at is null and (${$.after_id}::uuid is null or id < ${$.after_id})
+  where tenant_id = ${$.tenant_id} and accepted_at is null and id < ${$.after_id}
   order by id desc limit ${$.limit}`,
   { slow: true }
 )

@@ -4,6 +4,7 @@ import { changeRole, endSessionsOf, removeMember } from '../../db/member-acts.ts
 import { listMembers, readMember } from '../../db/members.ts'
 import { notFound } from '../../src/errors.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
+import { firstId } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { Member, MemberPage, MemberPatch, UserId } from './schemas.ts'
 
@@ -35,7 +36,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const { tenant_id } = request.user
       const scope = `members ${tenant_id}`
-      const [after_id = null] = app.cursors.require(scope, cursor)
+      const [after_id = firstId] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listMembers, { tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ user_id }) => [user_id])

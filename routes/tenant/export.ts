@@ -1,19 +1,20 @@
 import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
-import { statement } from '../../db/statement.ts'
+import { type Statement, statement } from '../../db/statement.ts'
+import { firstId } from '../../src/uuids.ts'
 
 type Line = { position: string; line: string }
-type Position = { tenant_id: string; after: string | null; limit: number }
+type Position = { tenant_id: string; after: string; limit: number }
 
 const batch = 1000
 
-/** One table a statement, by a position that is unique in it; the text of each line is made in PostgreSQL. */
+/** One table a statement, by the id that is its position; the text of each line is made in PostgreSQL. */
 const parts = [
   statement(
     'export_tenant',
     (_, $: Position) => sql<Line>`
     select id::text as position, jsonb_build_object('table', 'tenant', 'row', to_jsonb(t) - 'version' - 'purge_at')::text as line
-    from tenants t where id = ${$.tenant_id} and ${$.after}::uuid is null limit ${$.limit}`,
+    from tenants t where id = ${$.tenant_id} and id > ${$.after} limit ${$.limit}`,
     { slow: true, replica: true }
   ),
   statement(
@@ -22,7 +23,7 @@ const parts = [
     select m.user_id::text as position, jsonb_build_object('table', 'member', 'row', jsonb_build_object(
       'user_id', m.user_id, 'email', u.email, 'name', u.name, 'role', m.role, 'joined_at', m.joined_at))::text as line
     from memberships m join users u on u.id = m.user_id
-    where m.tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or m.user_id > ${$.after}::uuid)
+    where m.tenant_id = ${$.tenant_id} and m.user_id > ${$.after}
     order by m.user_id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
@@ -32,7 +33,7 @@ const parts = [
     select id::text as position, jsonb_build_object('table', 'session', 'row', jsonb_build_object('id', id, 'user_id', user_id,
       'ip', host(ip), 'user_agent', user_agent, 'created_at', created_at, 'last_used_at', rotated_at,
       'expires_at', expires_at, 'revoked_at', revoked_at))::text as line
-    from sessions where tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or id > ${$.after}::uuid)
+    from sessions where tenant_id = ${$.tenant_id} and id > ${$.after}
     order by id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
@@ -40,7 +41,7 @@ const parts = [
     'export_invitations',
     (_, $: Position) => sql<Line>`
     select id::text as position, jsonb_build_object('table', 'invitation', 'row', to_jsonb(i) - 'generation')::text as line
-    from invitations i where tenant_id = ${$.tenant_id} and (${$.after}::uuid is null or id > ${$.after}::uuid)
+    from invitations i where tenant_id = ${$.tenant_id} and id > ${$.after}
     order by id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
@@ -52,33 +53,35 @@ const parts = [
       'purpose', purpose, 'content_type', content_type, 'size', size, 'sha256', encode(sha256, 'hex'), 'created_by', created_by,
       'created_at', created_at, 'status', status))::text as line
     from files where tenant_id = ${$.tenant_id} and status in ('ready', 'deleted')
-      and (${$.after}::uuid is null or id > ${$.after}::uuid)
+      and id > ${$.after}
     order by id limit ${$.limit}`,
     { slow: true }
-  ),
-  statement(
-    'export_tenant_audit_events',
-    (_, $: Position) => sql<Line>`
-    select to_char(created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || ' ' || id::text as position,
-      jsonb_build_object('table', 'audit_event', 'row', to_jsonb(a))::text as line
-    from audit_events a
-    where tenant_id = ${$.tenant_id} and (created_at, id) > (
-      coalesce(split_part(${$.after}, ' ', 1)::timestamptz, '-infinity'),
-      coalesce(split_part(${$.after}, ' ', 2)::uuid, '00000000-0000-0000-0000-000000000000'))
-    order by created_at, id limit ${$.limit}`,
-    { slow: true, replica: true }
   )
 ]
 
+const auditEvents = statement(
+  'export_tenant_audit_events',
+  (_, $: Position) => sql<Line>`
+  select to_char(created_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || ' ' || id::text as position,
+    jsonb_build_object('table', 'audit_event', 'row', to_jsonb(a))::text as line
+  from audit_events a
+  where tenant_id = ${$.tenant_id}
+    and (created_at, id) > (split_part(${$.after}, ' ', 1)::timestamptz, split_part(${$.after}, ' ', 2)::uuid)
+  order by created_at, id limit ${$.limit}`,
+  { slow: true, replica: true }
+)
+
 /** All that belongs to the tenant of the request, a page at a time: memory stays flat however much there is. */
 export async function* exportLines(request: FastifyRequest): AsyncGenerator<string> {
+  for (const part of parts) yield* linesOf(request, part, firstId)
+  yield* linesOf(request, auditEvents, `-infinity ${firstId}`)
+}
+
+async function* linesOf(request: FastifyRequest, part: Statement<Position, Line>, from: string) {
   const { tenant_id } = request.user
-  for (const part of parts) {
-    for (let after: string | null = null; ; ) {
-      const rows: Line[] = await request.tenantQuery(part, { tenant_id, after, limit: batch })
-      if (rows.length > 0) yield rows.map(({ line }) => `${line}\n`).join('')
-      if (rows.length < batch) break
-      after = rows.at(-1)?.position ?? null
-    }
+  for (let after: string | undefined = from; after !== undefined; ) {
+    const rows: Line[] = await request.tenantQuery(part, { tenant_id, after, limit: batch })
+    if (rows.length > 0) yield rows.map(({ line }) => `${line}\n`).join('')
+    after = rows.length === batch ? rows.at(-1)?.position : undefined
   }
 }

@@ -15,6 +15,7 @@ import {
 } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
+import { lastId } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import { requirePassword } from './credentials.ts'
 import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
@@ -167,7 +168,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor } = request.query
       const scope = `sessions ${request.user.user_id}`
-      const [after_id = null] = app.cursors.require(scope, cursor)
+      const [after_id = lastId] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(mySessionsPage, {
         idle_seconds: refreshTokenTtl,
         after_id,
@@ -236,7 +237,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor } = request.query
       const scope = `tenants ${request.user.user_id}`
-      const [after_slug = null] = app.cursors.require(scope, cursor)
+      const [after_slug = ''] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(myTenantsPage, { after_slug, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ slug }) => [slug])
