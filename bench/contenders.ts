@@ -3,7 +3,7 @@ import { request as send } from 'node:http'
 import { type Dataset, query, type SeededUser } from './database.ts'
 import type { HttpRequest } from './load.ts'
 import type { Contender } from './pairs.ts'
-import { type UserKey, userText } from './peers/query.ts'
+import { membersText, type UserKey, userText } from './peers/query.ts'
 import type { Server } from './servers.ts'
 
 /** Requests that take turns. As many people as there are agencies, each of another one. */
@@ -95,29 +95,39 @@ export async function productUnchanged(server: Server, dataset: Dataset): Promis
   }
 }
 
-/** `GET /api/v1/members`: the first 25 of an agency. */
+/** Asks for a few agencies' people and compares each reply with the rows in the database. */
+async function checkLists(
+  server: Server,
+  dataset: Dataset,
+  requestFor: (user: SeededUser) => HttpRequest
+): Promise<void> {
+  for (const user of pick(dataset.users, 5)) {
+    const { status, body } = await ask(server, requestFor(user))
+    const rows = await query(dataset.urls.postgres, membersText, [user.tenant_id])
+    strictEqual(status, 200, `${server.name} answered ${status}`)
+    deepStrictEqual((body as { data: unknown }).data, JSON.parse(JSON.stringify(rows)))
+  }
+}
+
+/** `GET /api/v1/members` of the product: the first 25 people of an agency. */
 export function productLists(server: Server, dataset: Dataset): Contender {
-  const requests = pick(dataset.users, spread).map((user) => get('/api/v1/members', signedIn(user)))
+  const requestFor = (user: SeededUser) => get('/api/v1/members', signedIn(user))
   return {
-    label: 'aggios list of 25',
+    label: 'aggios',
     server,
-    requests,
-    async check() {
-      for (const user of pick(dataset.users, 5)) {
-        const { status, body } = await ask(server, get('/api/v1/members', signedIn(user)))
-        const members = (body as { data: { user_id: string }[] }).data.map(({ user_id }) => user_id)
-        const rows = await query<{ user_id: string }>(
-          dataset.urls.postgres,
-          'select user_id from memberships where tenant_id = $1 order by user_id limit 25',
-          [user.tenant_id]
-        )
-        strictEqual(status, 200)
-        deepStrictEqual(
-          members,
-          rows.map(({ user_id }) => user_id)
-        )
-      }
-    }
+    requests: pick(dataset.users, spread).map(requestFor),
+    check: () => checkLists(server, dataset, requestFor)
+  }
+}
+
+/** The same rows from a peer. */
+export function peerLists(server: Server, dataset: Dataset): Contender {
+  const requestFor = ({ host, tenant_id }: SeededUser) => get(`/members/${tenant_id}`, { host })
+  return {
+    label: server.name,
+    server,
+    requests: pick(dataset.users, spread).map(requestFor),
+    check: () => checkLists(server, dataset, requestFor)
   }
 }
 

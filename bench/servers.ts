@@ -117,7 +117,7 @@ export async function startProduct(
 const bun = join(import.meta.dirname, 'node_modules', 'bun', 'bin', 'bun.exe')
 
 export const peerPrograms = {
-  'fastify-named': { file: 'fastify.ts', command: process.execPath, env: { STATEMENT: 'user' } },
+  'fastify-named': { file: 'fastify.ts', command: process.execPath, env: { NAMED: '1' } },
   'fastify-unnamed': { file: 'fastify.ts', command: process.execPath, env: {} },
   express: { file: 'express.ts', command: process.execPath, env: {} },
   nest: { file: 'nest.ts', command: process.execPath, env: {} },

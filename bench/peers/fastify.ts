@@ -1,18 +1,23 @@
 import Fastify from 'fastify'
 import pg from 'pg'
-import { type UserKey, userText } from './query.ts'
+import { membersText, type UserKey, userText } from './query.ts'
 
-/* Bare Fastify and pg: one query, nothing else. STATEMENT names it, so that PostgreSQL keeps the plan. */
+/* Bare Fastify and pg: one query a route, nothing else. NAMED gives each a name, so that PostgreSQL keeps the plan. */
 
-const { DATABASE_URL, PORT, STATEMENT } = process.env
+const { DATABASE_URL, PORT, NAMED } = process.env
 const pool = new pg.Pool({ connectionString: DATABASE_URL })
 const app = Fastify()
 
+const queryFor = (name: string, text: string, values: string[]) => (NAMED ? { name, text, values } : { text, values })
+
 app.get<{ Params: UserKey }>('/users/:tenant_id/:user_id', async ({ params }) => {
-  const values = [params.tenant_id, params.user_id]
-  const query = STATEMENT ? { name: STATEMENT, text: userText, values } : { text: userText, values }
-  const { rows } = await pool.query(query)
+  const { rows } = await pool.query(queryFor('user', userText, [params.tenant_id, params.user_id]))
   return rows[0]
+})
+
+app.get<{ Params: Pick<UserKey, 'tenant_id'> }>('/members/:tenant_id', async ({ params }) => {
+  const { rows } = await pool.query(queryFor('members', membersText, [params.tenant_id]))
+  return { data: rows }
 })
 
 await app.listen({ host: '127.0.0.1', port: Number(PORT) })

@@ -6,3 +6,9 @@ export const userText = `
   where m.tenant_id = $1 and m.user_id = $2`
 
 export type UserKey = { tenant_id: string; user_id: string }
+
+/** The same of `GET /api/v1/members`: the first 25 people of an agency. */
+export const membersText = `
+  select m.user_id, u.email, u.name, m.role, m.joined_at
+  from memberships m join users u on u.id = m.user_id
+  where m.tenant_id = $1 order by m.user_id limit 25`

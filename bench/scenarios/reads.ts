@@ -1,5 +1,5 @@
 import type { Scenario } from '../bench.ts'
-import { peerReads, productLists, productReads, productUnchanged } from '../contenders.ts'
+import { peerLists, peerReads, productLists, productReads, productUnchanged } from '../contenders.ts'
 import { comparePair } from '../pairs.ts'
 import { missingPart, type PeerName, startPeer, startProduct, startRedis } from '../servers.ts'
 
@@ -31,18 +31,22 @@ export const me: Scenario = {
   }
 }
 
-/** The other replies of the same kind: nothing new, and a list. */
+/** The other replies of the same kind: nothing new, and lists. */
 export const replies: Scenario = {
   name: 'replies',
-  about: '304 and a list of 25 against GET /users/me',
+  about: '304 against GET /users/me; a list of 25 against the same of bare Fastify',
   inQuick: true,
   async run(bench) {
     const dataset = await bench.thousand()
     const product = await startProduct(bench.database, dataset)
     const reads = productReads(product, dataset)
     bench.pair('304', await comparePair(bench.conditions(), await productUnchanged(product, dataset), reads))
-    bench.pair('list25', await comparePair(bench.conditions(), productLists(product, dataset), reads))
-    await product.stop()
+    const peer = await startPeer('fastify-named', bench.database, dataset)
+    bench.pair(
+      'list25',
+      await comparePair(bench.conditions(), productLists(product, dataset), peerLists(peer, dataset))
+    )
+    await Promise.all([peer.stop(), product.stop()])
   }
 }
 
