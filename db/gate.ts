@@ -38,8 +38,12 @@ export type TenantGate = {
    * serialization failure or deadlock the whole runs again (three times at most).
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
-  /** Its connections: those of the pool, and each pipelined one. */
-  stats(): { pool: { total: number; idle: number; waiting: number }; pipelines: PipelineStats[] }
+  /** Its connections: those of the pool, and each pipelined one; `waiting`: keyed reads that none of these has taken yet. */
+  stats(): {
+    pool: { total: number; idle: number; waiting: number }
+    pipelines: PipelineStats[]
+    waiting: number
+  }
 }
 
 /** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
@@ -169,7 +173,8 @@ export function createTenantGate(
 
     stats: () => ({
       pool: { total: pool.totalCount, idle: pool.idleCount, waiting: pool.waitingCount },
-      pipelines: pipeline?.stats() ?? []
+      pipelines: pipeline?.stats() ?? [],
+      waiting: pipeline?.waiting() ?? 0
     })
   }
 }

@@ -213,6 +213,8 @@ export function createPipeline(connectionString: string, count: number, onError:
   return {
     query,
     close,
+    /** Reads that no connection has taken yet. */
+    waiting: () => waiting.size(),
     stats: () =>
       slots.map(({ wire, connects }) => ({ in_flight: wire?.underWay() ?? 0, connected: wire !== undefined, connects }))
   }

@@ -142,6 +142,11 @@ function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
     ]
   })
   metrics.gauge('aggios_pool_waiting', 'Who waits for a connection of the pool', () => gate.stats().pool.waiting)
+  metrics.gauge(
+    'aggios_pipeline_waiting',
+    'Keyed reads that wait for a pipelined connection',
+    () => gate.stats().waiting
+  )
   const eachPipeline = (read: (stats: PipelineStats) => number) => () =>
     gate.stats().pipelines.map((stats, i) => ({ labels: { pipeline: String(i + 1) }, value: read(stats) }))
   const inFlight = eachPipeline((stats) => stats.in_flight)

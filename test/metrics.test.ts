@@ -212,6 +212,7 @@ t.test('a process with the internal listener', async (t) => {
     t.equal(page.sum('aggios_pipeline_connects_total'), 2)
     t.ok(page.sum('aggios_pool_connections') >= 1)
     t.equal(page.sum('aggios_pool_waiting'), 0)
+    t.equal(page.sum('aggios_pipeline_waiting'), 0)
     t.equal(page.sum('aggios_password_hashes_running'), 0)
     t.equal(page.sum('aggios_password_hashes_refused_total'), 0)
     t.ok(page.sum('aggios_revocation_lag_seconds') < 5)
