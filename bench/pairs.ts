@@ -73,8 +73,8 @@ export async function warmUp({ load, connections, seconds }: Conditions, contend
     const { replies } = await load.drive({ port: server.port, requests, connections, seconds: length })
     if (replies >= wanted) return
     if (replies === 0) throw new Error(`${label} did not answer`)
-    // each drive starts at the first request again; somewhat longer than it would have taken
-    length = Math.ceil((1.2 * length * wanted) / replies)
+    // each drive starts at the first request again; somewhat longer than it would have taken, if the machine was not just busy
+    length = Math.min(Math.ceil((1.2 * length * wanted) / replies), 4 * length)
   }
 }
 

@@ -1,10 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { adopt, scratch } from './children.ts'
 import { baseDomain, type Database, type Dataset } from './database.ts'
 
 export const root = join(import.meta.dirname, '..')
@@ -29,15 +29,17 @@ const patienceMs = 30_000
 /** Starts a server and waits until it answers, whatever it answers. */
 async function start({ name, command, args, env, readyPath }: Program): Promise<Server> {
   const port = await freePort()
-  const folder = mkdtempSync(join(tmpdir(), 'aggios-bench-'))
-  const log = join(folder, 'log')
+  const log = join(scratch, `${name}-${port}.log`)
   const output = openSync(log, 'w')
   const startedAt = performance.now()
-  const child = spawn(command, args, {
-    cwd: root,
-    env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
-    stdio: ['ignore', output, output]
-  })
+  const child = adopt(
+    spawn(command, args, {
+      cwd: root,
+      env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
+      stdio: ['ignore', output, output]
+    })
+  )
+  closeSync(output)
   while (!(await answers(port, readyPath))) {
     const late = performance.now() - startedAt > patienceMs
     if (late) child.kill('SIGKILL')
@@ -50,10 +52,7 @@ async function start({ name, command, args, env, readyPath }: Program): Promise<
     port,
     pid: child.pid as number,
     startedInMs,
-    async stop() {
-      await end(child)
-      rmSync(folder, { recursive: true, force: true })
-    }
+    stop: () => end(child)
   }
 }
 
@@ -157,7 +156,7 @@ export async function startRedis(): Promise<{ url: string; stop(): Promise<void>
   if (!command) return undefined
   const port = await freePort()
   const args = ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
-  const child = spawn(command, args, { stdio: 'ignore', cwd: tmpdir() })
+  const child = adopt(spawn(command, args, { stdio: 'ignore', cwd: scratch }))
   return { url: `redis://127.0.0.1:${port}`, stop: () => end(child) }
 }
 
