@@ -105,6 +105,7 @@ const bench: Bench = {
   withoutRowSecurity: lazily(async () => database.withoutRowSecurity(await thousand(), sizes.thousand)),
   conditions: (connections = 64) => ({ load, databasePid: database.pid, pairs, seconds, connections }),
   figure(figure) {
+    if (Number.isNaN(figure.value)) return bench.skip(figure.name, 'this system has no /proc to read it from')
     findings.figures.push(figure)
     if (figure.unit === 'ratio') print(`${figure.name} ${figure.value.toFixed(2)}`)
     else if (!quick) print(`${figure.name} ${show(figure)}`)

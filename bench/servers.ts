@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { adopt, scratch } from './children.ts'
-import { baseDomain, type Database, type Dataset } from './database.ts'
+import { baseDomain, type Database, type Dataset, query } from './database.ts'
 
 export const root = join(import.meta.dirname, '..')
 const peers = join(import.meta.dirname, 'peers')
@@ -23,6 +23,9 @@ type Program = { name: string; command: string; args: string[]; env: NodeJS.Proc
 
 /** Environment variables that are the bench's own business and not a server's. */
 const inherited = { PATH: process.env.PATH, HOME: process.env.HOME }
+
+/** Beside the database, so that what is uploaded is written to the same disk. */
+const filesFolder = join(root, 'bench', '.data', 'files')
 
 const patienceMs = 30_000
 
@@ -102,7 +105,7 @@ export async function startProduct(
     RATE_LIMIT_TENANT: unreached,
     RATE_LIMIT_AUTH: unreached,
     METRICS_PORT: String(await freePort()),
-    DATA_DIR: join(root, 'bench', '.data', 'files')
+    DATA_DIR: filesFolder
   }
   return start({
     name: 'aggios',
@@ -111,6 +114,12 @@ export async function startProduct(
     env: { ...settings, ...env },
     readyPath: '/api/v1/health/ready'
   })
+}
+
+/** What has been uploaded, which would fill a disk run by run. No server may run. */
+export async function removeUploads({ urls }: Dataset): Promise<void> {
+  await query(urls.postgres, 'truncate files, uploads, storage_usage')
+  rmSync(filesFolder, { recursive: true, force: true })
 }
 
 const bun = join(import.meta.dirname, 'node_modules', 'bun', 'bin', 'bun.exe')
