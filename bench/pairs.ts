@@ -64,11 +64,14 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
 
 const allCpu = ({ cpuUs, databaseCpuUs }: Sample) => cpuUs + databaseCpuUs
 
+/** What a compiler at run time wants to have seen: a peer has just been started, and the product serves one after the other. */
+const leastWarmUp = 5_000
+
 /** Drives until every request has been answered, so that nothing is measured that meets a server for the first time. */
 export async function warmUp({ load, connections, seconds }: Conditions, contender: Contender): Promise<void> {
   const { label, server, requests } = contender
   // each connection may have one under way that is not answered any more
-  const wanted = requests.length + connections
+  const wanted = Math.max(requests.length, leastWarmUp) + connections
   for (let length = Math.min(2, seconds); ; ) {
     const { replies } = await load.drive({ port: server.port, requests, connections, seconds: length })
     if (replies >= wanted) return
