@@ -71,13 +71,15 @@ const leastWarmUp = 5_000
 export async function warmUp({ load, connections, seconds }: Conditions, contender: Contender): Promise<void> {
   const { label, server, requests } = contender
   // each connection may have one under way that is not answered any more
-  const wanted = Math.max(requests.length, leastWarmUp) + connections
+  const wanted = requests.length + connections
+  let total = 0
   for (let length = Math.min(2, seconds); ; ) {
     const { replies } = await load.drive({ port: server.port, requests, connections, seconds: length })
-    if (replies >= wanted) return
+    total += replies
+    if (replies >= wanted && total >= leastWarmUp) return
     if (replies === 0) throw new Error(`${label} did not answer`)
     // each drive starts at the first request again; somewhat longer than it would have taken, if the machine was not just busy
-    length = Math.min(Math.ceil((1.2 * length * wanted) / replies), 4 * length)
+    if (replies < wanted) length = Math.min(Math.ceil((1.2 * length * wanted) / replies), 4 * length)
   }
 }
 
