@@ -1,11 +1,12 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { developmentSecret } from '../src/config.ts'
+import { adopt } from './children.ts'
 import { root } from './servers.ts'
 
 /*
@@ -65,11 +66,15 @@ export async function openDatabase(say: (line: string) => void): Promise<Databas
       const tokens = join(folder, `${size.name}.json`)
       if (!(await isFresh(admin, size.name, tokens))) {
         say(`building ${size.name}: ${size.tenants} agencies, ${size.tenants * size.people} people`)
+        rmSync(tokens, { force: true })
         await createDatabase(admin, urls, size.name, 'template1')
         await migrate(urls.owner)
-        await seed(urls, secrets, size, tokens)
+        // named when all is there, so that what an ended run has left is built again
+        const unfinished = `${tokens}.unfinished`
+        await seed(urls, secrets, size, unfinished)
         await query(urls.postgres, 'vacuum analyze')
         await query(urls.postgres, 'checkpoint')
+        renameSync(unfinished, tokens)
       }
       return { urls, ...JSON.parse(readFileSync(tokens, 'utf8')) }
     },
@@ -125,11 +130,13 @@ async function createDatabase(admin: string, urls: Urls, name: string, template:
 
 async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens: string): Promise<void> {
   const counts = ['--tenants', size.tenants, '--users', size.people, '--sessions', size.sessions].map(String)
-  const child = spawn(process.execPath, ['src/cli/seed.ts', ...counts, '--tokens', tokens], {
-    cwd: root,
-    env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
-    stdio: ['ignore', 'ignore', 'inherit']
-  })
+  const child = adopt(
+    spawn(process.execPath, ['src/cli/seed.ts', ...counts, '--tokens', tokens], {
+      cwd: root,
+      env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
+      stdio: ['ignore', 'ignore', 'inherit']
+    })
+  )
   const [code] = await once(child, 'exit')
   if (code !== 0) throw new Error(`the seeding of ${size.name} failed`)
 }

@@ -1,9 +1,9 @@
 import { execFile } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import autocannon from 'autocannon'
+import { adopt, scratch } from './children.ts'
 import { findProgram } from './servers.ts'
 
 export type HttpRequest = { method: 'GET' | 'POST'; path: string; headers: Record<string, string>; body?: string }
@@ -35,7 +35,8 @@ function request()
   return requests[turn]
 end
 function done(summary, latency, requests)
-  local refused = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
+  local refused = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write +
+    summary.errors.timeout
   io.write(string.format('\\nmeasured %d %d %f %f %f\\n', summary.requests, refused,
     summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end
@@ -58,19 +59,16 @@ function luaText(text: string): string {
 }
 
 async function driveWrk(wrk: string, { port, requests, connections, seconds }: Drive): Promise<Driven> {
-  const folder = mkdtempSync(join(tmpdir(), 'aggios-wrk-'))
-  const file = join(folder, 'requests.lua')
+  const file = join(scratch, 'requests.lua')
   writeFileSync(file, script(requests))
-  try {
-    const args = ['-t1', `-c${connections}`, `-d${seconds}s`, '-s', file, `http://127.0.0.1:${port}`]
-    const { stdout } = await promisify(execFile)(wrk, args)
-    const figures = /^measured (.+)$/m.exec(stdout)?.[1]?.split(' ').map(Number)
-    if (!figures) throw new Error(`wrk said:\n${stdout}`)
-    const [replies = 0, refused = 0, perSecond = 0, p50 = 0, p99 = 0] = figures
-    return { replies, refused, perSecond, p50, p99 }
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
-  }
+  const args = ['-t1', `-c${connections}`, `-d${seconds}s`, '-s', file, `http://127.0.0.1:${port}`]
+  const running = promisify(execFile)(wrk, args)
+  adopt(running.child)
+  const { stdout } = await running
+  const figures = /^measured (.+)$/m.exec(stdout)?.[1]?.split(' ').map(Number)
+  if (!figures) throw new Error(`wrk said:\n${stdout}`)
+  const [replies = 0, refused = 0, perSecond = 0, p50 = 0, p99 = 0] = figures
+  return { replies, refused, perSecond, p50, p99 }
 }
 
 async function driveAutocannon({ port, requests, connections, seconds }: Drive): Promise<Driven> {
@@ -79,8 +77,7 @@ async function driveAutocannon({ port, requests, connections, seconds }: Drive):
     url: `http://127.0.0.1:${port}`,
     connections,
     duration: seconds,
-    requests,
-    // by itself each connection would send the whole list, and all of them the same request at the same time
+    // by itself each connection would make and send the whole list, and all of them the same request at the same time
     setupClient(client) {
       const first = opened++ % Math.min(connections, requests.length)
       client.setRequests(requests.filter((_, index) => index % connections === first))
@@ -88,7 +85,8 @@ async function driveAutocannon({ port, requests, connections, seconds }: Drive):
   })
   return {
     replies: result.requests.total,
-    refused: result.non2xx + result.errors,
+    // 304 is an answer; timeouts are among the errors
+    refused: result['4xx'] + result['5xx'] + result.errors,
     perSecond: result.requests.average,
     p50: result.latency.p50,
     p99: result.latency.p99

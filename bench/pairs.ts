@@ -64,17 +64,22 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
 
 const allCpu = ({ cpuUs, databaseCpuUs }: Sample) => cpuUs + databaseCpuUs
 
+/** What a compiler at run time wants to have seen: a peer has just been started, and the product serves one after the other. */
+const leastWarmUp = 5_000
+
 /** Drives until every request has been answered, so that nothing is measured that meets a server for the first time. */
 export async function warmUp({ load, connections, seconds }: Conditions, contender: Contender): Promise<void> {
   const { label, server, requests } = contender
   // each connection may have one under way that is not answered any more
   const wanted = requests.length + connections
+  let total = 0
   for (let length = Math.min(2, seconds); ; ) {
     const { replies } = await load.drive({ port: server.port, requests, connections, seconds: length })
-    if (replies >= wanted) return
+    total += replies
+    if (replies >= wanted && total >= leastWarmUp) return
     if (replies === 0) throw new Error(`${label} did not answer`)
-    // each drive starts at the first request again; somewhat longer than it would have taken
-    length = Math.ceil((1.2 * length * wanted) / replies)
+    // each drive starts at the first request again; somewhat longer than it would have taken, if the machine was not just busy
+    if (replies < wanted) length = Math.min(Math.ceil((1.2 * length * wanted) / replies), 4 * length)
   }
 }
 

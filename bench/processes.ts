@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 
 /*
  * What processes use, by Linux's own books. Elsewhere there are none, and figures that need them are left out.
@@ -10,8 +10,11 @@ export type Usage = { cpu_us: number; memory_bytes: number }
 const tickUs = 10_000
 const pageBytes = 4096
 
-/** A process with all that it has started, and the time of those that have ended. */
+const hasBooks = existsSync('/proc/self/stat')
+
+/** A process with all that it has started, and the time of those that have ended. NaN where there are no books. */
 export function usageOf(pid: number): Usage {
+  if (!hasBooks) return { cpu_us: Number.NaN, memory_bytes: Number.NaN }
   return [pid, ...descendants(pid)].map(usageOfOne).reduce(add, { cpu_us: 0, memory_bytes: 0 })
 }
 

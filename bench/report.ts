@@ -35,8 +35,9 @@ function markdownTable([head = [], ...rows]: readonly (readonly string[])[]): st
 
 export function pairRows({ pairs }: Findings): string[][] {
   const rest = ['CPU ratio', 'requests/s', 'CPU µs', 'PostgreSQL µs', 'p50 ms', 'p99 ms', 'MB']
+  const text = (value: number, digits: number) => (Number.isNaN(value) ? '-' : value.toFixed(digits))
   const both = (a: Sample, b: Sample, key: keyof Sample, digits: number) =>
-    `${a[key].toFixed(digits)} : ${b[key].toFixed(digits)}`
+    `${text(a[key], digits)} : ${text(b[key], digits)}`
   return [
     ['scenario', 'ratio', 'of', 'to', ...rest],
     ...pairs.map(({ name, pair: { ratio, cpuRatio, first, second } }) => [
@@ -44,7 +45,7 @@ export function pairRows({ pairs }: Findings): string[][] {
       ratio.median.toFixed(2),
       ratio.low.toFixed(2),
       ratio.high.toFixed(2),
-      cpuRatio.median.toFixed(2),
+      text(cpuRatio.median, 2),
       both(first, second, 'perSecond', 0),
       both(first, second, 'cpuUs', 0),
       both(first, second, 'databaseCpuUs', 0),

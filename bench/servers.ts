@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { baseDomain, type Database, type Dataset } from './database.ts'
+import { adopt, scratch } from './children.ts'
+import { baseDomain, type Database, type Dataset, query } from './database.ts'
 
 export const root = join(import.meta.dirname, '..')
 const peers = join(import.meta.dirname, 'peers')
@@ -24,20 +24,25 @@ type Program = { name: string; command: string; args: string[]; env: NodeJS.Proc
 /** Environment variables that are the bench's own business and not a server's. */
 const inherited = { PATH: process.env.PATH, HOME: process.env.HOME }
 
+/** Beside the database, so that what is uploaded is written to the same disk. */
+const filesFolder = join(root, 'bench', '.data', 'files')
+
 const patienceMs = 30_000
 
 /** Starts a server and waits until it answers, whatever it answers. */
 async function start({ name, command, args, env, readyPath }: Program): Promise<Server> {
   const port = await freePort()
-  const folder = mkdtempSync(join(tmpdir(), 'aggios-bench-'))
-  const log = join(folder, 'log')
+  const log = join(scratch, `${name}-${port}.log`)
   const output = openSync(log, 'w')
   const startedAt = performance.now()
-  const child = spawn(command, args, {
-    cwd: root,
-    env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
-    stdio: ['ignore', output, output]
-  })
+  const child = adopt(
+    spawn(command, args, {
+      cwd: root,
+      env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
+      stdio: ['ignore', output, output]
+    })
+  )
+  closeSync(output)
   while (!(await answers(port, readyPath))) {
     const late = performance.now() - startedAt > patienceMs
     if (late) child.kill('SIGKILL')
@@ -50,10 +55,7 @@ async function start({ name, command, args, env, readyPath }: Program): Promise<
     port,
     pid: child.pid as number,
     startedInMs,
-    async stop() {
-      await end(child)
-      rmSync(folder, { recursive: true, force: true })
-    }
+    stop: () => end(child)
   }
 }
 
@@ -103,7 +105,7 @@ export async function startProduct(
     RATE_LIMIT_TENANT: unreached,
     RATE_LIMIT_AUTH: unreached,
     METRICS_PORT: String(await freePort()),
-    DATA_DIR: join(root, 'bench', '.data', 'files')
+    DATA_DIR: filesFolder
   }
   return start({
     name: 'aggios',
@@ -112,6 +114,12 @@ export async function startProduct(
     env: { ...settings, ...env },
     readyPath: '/api/v1/health/ready'
   })
+}
+
+/** What has been uploaded, which would fill a disk run by run. No server may run. */
+export async function removeUploads({ urls }: Dataset): Promise<void> {
+  await query(urls.postgres, 'truncate files, uploads, storage_usage')
+  rmSync(filesFolder, { recursive: true, force: true })
 }
 
 const bun = join(import.meta.dirname, 'node_modules', 'bun', 'bin', 'bun.exe')
@@ -157,7 +165,7 @@ export async function startRedis(): Promise<{ url: string; stop(): Promise<void>
   if (!command) return undefined
   const port = await freePort()
   const args = ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
-  const child = spawn(command, args, { stdio: 'ignore', cwd: tmpdir() })
+  const child = adopt(spawn(command, args, { stdio: 'ignore', cwd: scratch }))
   return { url: `redis://127.0.0.1:${port}`, stop: () => end(child) }
 }
 

@@ -1,4 +1,5 @@
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -90,6 +91,36 @@ t.test('seeded people are real ones', async (t) => {
     t.equal(agencies.length, 4)
     t.equal(new Set(agencies).size, 4)
   })
+  t.test('a file that cannot be written is noticed before anybody is made', async (t) => {
+    const before = await allRows(app.database, 'select count(*)::int as people from users')
+    const file = join(temporaryFolder(t), 'nowhere', 'tokens.json')
+    await t.rejects(seed(env, '--name', 'unwritten', '--tokens', file), { code: 1, stderr: /^ENOENT.*\n$/ })
+    t.strictSame(await allRows(app.database, 'select count(*)::int as people from users'), before)
+  })
+  t.test('a seeding that is ended keeps what it made, and its file is whole', async (t) => {
+    const half = join(temporaryFolder(t), 'tokens.json')
+    const args = ['src/cli/seed.ts', '--name', 'half', '--tenants', '5000', '--users', '10', '--tokens', half]
+    const child = spawn(process.execPath, args, {
+      cwd: root,
+      env: { ...process.env, ...env },
+      stdio: ['ignore', 'ignore', 'pipe']
+    })
+    let said = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      if (said === '') child.kill('SIGTERM')
+      said += text
+    })
+    const [code] = await once(child, 'close')
+    t.equal(code, 1)
+    const { users } = readTokens(half)
+    t.match(said, `ended early: ${users.length} people`)
+    t.ok(users.length > 0 && users.length < 50_000)
+    const made = `select email from users where email like '%@half-%' order by email`
+    t.strictSame(
+      (await allRows(app.database, made)).map(({ email }) => email),
+      users.map(({ email }) => email).sort()
+    )
+  })
   t.test('row security is as it was', async (t) => {
     const open = `select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p')
       and not (relrowsecurity and relforcerowsecurity) and relname not like 'kysely%'`
@@ -107,6 +138,8 @@ t.test('it refuses what it should not do', async (t) => {
   await t.rejects(seed(production), { code: 78, stderr: /--yes-production/ })
   await t.rejects(seed({}, '--users', '5001'), { code: 64, stderr: /5000/ })
   await t.rejects(seed({}, '--verbose'), { code: 64, stderr: /usage/ })
+  t.match(await seed({}, '--help'), { stdout: /^usage: .*--yes-production/s, stderr: '' })
+  await t.rejects(seed({ ...production, NODE_ENV: 'development' }), { code: 1, stderr: /^connect ECONNREFUSED.*\n$/ })
   await t.rejects(seed({ PORT: 'none' }), { code: 78, stderr: /PORT/ })
 })
 

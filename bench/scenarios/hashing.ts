@@ -7,6 +7,7 @@ import { hash as hashByRust, verify as verifyByRust } from '@node-rs/argon2'
 import argon2 from 'argon2'
 import { parameters } from '../../src/passwords.ts'
 import type { Bench, Scenario } from '../bench.ts'
+import { adopt } from '../children.ts'
 import { startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
 import { type Latency, latencyUnder, whileSigningIn } from './sessions.ts'
@@ -17,7 +18,8 @@ type Hashed = { perSecond: number; cpuMs: number }
 /** Hashes in a process of its own while `work` runs. */
 async function whileHashing(library: Library, niceness: number, work: () => Promise<void>): Promise<Hashed> {
   const file = join(import.meta.dirname, '..', 'hash-worker.ts')
-  const child = spawn(process.execPath, [file, library, String(niceness)], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const args = [file, library, String(niceness)]
+  const child = adopt(spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] }))
   const ended = once(child, 'close')
   let text = ''
   child.stdout.setEncoding('utf8').on('data', (chunk: string) => {

@@ -1,7 +1,7 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Scenario } from '../bench.ts'
+import { scratch } from '../children.ts'
 import { productReads } from '../contenders.ts'
 import { measure } from '../pairs.ts'
 import { root, startProduct } from '../servers.ts'
@@ -68,7 +68,7 @@ export const profile: Scenario = {
   inQuick: false,
   async run(bench) {
     const dataset = await bench.thousand()
-    const folder = mkdtempSync(join(tmpdir(), 'aggios-profile-'))
+    const folder = mkdtempSync(join(scratch, 'profile-'))
     const options = `--cpu-prof --cpu-prof-interval=200 --cpu-prof-dir=${folder}`
     const product = await startProduct(bench.database, dataset, { NODE_OPTIONS: options })
     const reads = productReads(product, dataset)
@@ -79,7 +79,6 @@ export const profile: Scenario = {
     await product.stop()
     const [file = ''] = readdirSync(folder)
     const shares = sharesOf(JSON.parse(readFileSync(join(folder, file), 'utf8')), skipUs)
-    rmSync(folder, { recursive: true, force: true })
     for (const [part, share] of [...shares].sort((a, b) => b[1] - a[1])) {
       bench.figure({ name: `profile/${part}`, value: share, unit: '%' })
     }

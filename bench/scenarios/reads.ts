@@ -12,16 +12,17 @@ export const me: Scenario = {
   inQuick: true,
   async run(bench) {
     const dataset = await bench.thousand()
-    const product = await startProduct(bench.database, dataset)
     const names: PeerName[] = bench.quick ? always : [...always, 'fastify-unnamed', 'plugins']
     const redis = await startRedis()
+    const shared = redis && { REDIS_URL: redis.url }
+    const product = await startProduct(bench.database, dataset, shared)
     for (const name of names) {
       const missing = missingPart(name)
       if (missing) {
         bench.skip(`me/${name}`, missing)
         continue
       }
-      const peer = await startPeer(name, bench.database, dataset, redis && { REDIS_URL: redis.url })
+      const peer = await startPeer(name, bench.database, dataset, shared)
       const pair = await comparePair(bench.conditions(), productReads(product, dataset), peerReads(peer, dataset))
       bench.pair(`me/${name}`, pair)
       await peer.stop()

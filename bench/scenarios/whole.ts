@@ -6,7 +6,7 @@ import { ask, pick, productReads } from '../contenders.ts'
 import type { Dataset } from '../database.ts'
 import { comparePair, measure, warmUp } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
-import { startProduct } from '../servers.ts'
+import { removeUploads, startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
 
 /** The server as a whole: how many processes, how soon it is there, what it keeps in memory. */
@@ -113,5 +113,6 @@ export const upload: Scenario = {
       bench.figure({ name: 'upload/p50', value: called.p50, unit: 'ms' })
     }
     await product.stop()
+    await removeUploads(dataset)
   }
 }

@@ -1,7 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { once } from 'node:events'
-import { createWriteStream } from 'node:fs'
-import { finished } from 'node:stream/promises'
+import { closeSync, openSync, writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
@@ -31,7 +29,8 @@ import type { Role } from '../roles.ts'
  * hash of its own for each would take an hour of CPU for 100,000 people.
  */
 
-const usage = 'usage: seed --tenants <count> --users <count> [--tokens <file>] [--sessions <count>] [--name <name>]'
+const usage = `usage: npm run seed -- [--tenants <count>] [--users <count of each>] [--tokens <file>] [--sessions <count>]
+                      [--name <name>] [--yes-production]`
 
 type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
 type Agency = { id: string; slug: string; name: string; people: Person[] }
@@ -88,9 +87,14 @@ function readArguments() {
         sessions: { type: 'string' },
         tokens: { type: 'string' },
         name: { type: 'string', default: 'load' },
-        'yes-production': { type: 'boolean', default: false }
+        'yes-production': { type: 'boolean', default: false },
+        help: { type: 'boolean', short: 'h', default: false }
       }
     })
+    if (values.help) {
+      process.stdout.write(`${usage}\n`)
+      process.exit(0)
+    }
     const agencies = count(values.tenants, 10)
     const people = count(values.users, 10, maxPeople)
     if (!/^[a-z][a-z0-9-]{0,30}$/.test(values.name)) end(64, `--name must be what a host name can begin with\n${usage}`)
@@ -189,57 +193,85 @@ async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: Passw
   })
 }
 
-type TokenFile = { add(app: FastifyInstance, agency: Agency): Promise<void>; close(): Promise<void> }
+type TokenFile = { add(app: FastifyInstance, agency: Agency): void; close(): void }
 
 /** One line a person, so that a load generator without a JSON parser can read the file too. */
 function createTokenFile(path: string, password: string): TokenFile {
   // whoever reads it is these people
-  const file = createWriteStream(path, { mode: 0o600 })
+  const file = openSync(path, 'w', 0o600)
   let separator = ''
-  file.write(`{"password":${JSON.stringify(password)},"users":[\n`)
+  writeFileSync(file, `{"password":${JSON.stringify(password)},"users":[\n`)
   return {
-    async add(app, { id: tenant_id, slug, people }) {
+    add(app, { id: tenant_id, slug, people }) {
       const host = `${slug}.${app.config.baseDomain}`
-      for (const { id: user_id, email, role, session_id: sid } of people) {
-        if (sid === null) continue
+      const lines = people.flatMap(({ id: user_id, email, role, session_id: sid }) => {
+        if (sid === null) return []
         const { access_token, refresh_token } = app.tokens.issue({ user_id, email, tenant_id, role, sid }, 0)
-        const line = JSON.stringify({ host, tenant_id, user_id, email, access_token, refresh_token })
-        if (!file.write(`${separator}${line}`)) await once(file, 'drain')
-        separator = ',\n'
-      }
+        return JSON.stringify({ host, tenant_id, user_id, email, access_token, refresh_token })
+      })
+      if (lines.length === 0) return
+      writeFileSync(file, separator + lines.join(',\n'))
+      separator = ',\n'
     },
-    async close() {
-      file.end('\n]}\n')
-      await finished(file)
+    close() {
+      writeFileSync(file, '\n]}\n')
+      closeSync(file)
     }
   }
 }
 
-function createProgress(total: number): (people: number) => void {
+function createProgress(total: number): (made: number) => void {
   const startedAt = Date.now()
-  let made = 0
   let saidAt = startedAt
-  return (people) => {
-    made += people
+  return (made) => {
     if (made < total && Date.now() - saidAt < 1000) return
     saidAt = Date.now()
     say(`${made} of ${total} people after ${((saidAt - startedAt) / 1000).toFixed(1)} s`)
   }
 }
 
-async function seed(app: FastifyInstance, plan: Plan, password: string, file: TokenFile | undefined): Promise<void> {
+/** The first SIGINT or SIGTERM ends the seeding after the batches that are under way; a second one ends the process. */
+function endOnSignal(): AbortSignal {
+  const ended = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => ended.abort())
+  return ended.signal
+}
+
+/** Resolves to how many people there are now: fewer than planned when it was ended. */
+async function seed(app: FastifyInstance, plan: Plan, password: string, file?: TokenFile): Promise<number> {
+  const ended = endOnSignal()
   const hash = await app.passwords.hash(password)
   const progress = createProgress(plan.agencies * plan.people)
   const batches = inBatches(planAgencies(plan))
+  let made = 0
   // all take from the one iterator, each what comes next when it is free
   const write = async () => {
     for (const batch of batches) {
       await insertBatch(app, batch, hash)
-      for (const agency of batch) await file?.add(app, agency)
-      progress(batch.reduce((sum, { people }) => sum + people.length, 0))
+      for (const agency of batch) file?.add(app, agency)
+      made += batch.reduce((sum, { people }) => sum + people.length, 0)
+      progress(made)
+      if (ended.aborted) break
     }
   }
-  await Promise.all(Array.from({ length: writers }, write))
+  const results = await Promise.allSettled(Array.from({ length: writers }, write))
+  const failed = results.find((result) => result.status === 'rejected')
+  if (failed && !ended.aborted) throw failed.reason
+  return made
+}
+
+async function fill(app: FastifyInstance): Promise<void> {
+  if (await app.tenants.find(`${plan.name}-1`)) {
+    throw new Error(`there are agencies called ${plan.name}-… already; choose another --name`)
+  }
+  const password = randomBytes(12).toString('base64url')
+  const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
+  // one that ended early leaves a file that can be read
+  const made = await seed(app, plan, password, tokenFile).finally(() => tokenFile?.close())
+  say(`everybody's password is ${password}: one hash, shared by all`)
+  if (made < plan.agencies * plan.people) {
+    throw new Error(`ended early: ${made} people are there and stay; the next seeding wants another --name`)
+  }
 }
 
 const { file, bold, ...plan } = readArguments()
@@ -247,20 +279,19 @@ const config = readSettings()
 if (config.nodeEnv === 'production' && !bold) {
   end(78, 'this is production: --yes-production fills it with people who all have one password')
 }
-const password = randomBytes(12).toString('base64url')
-const { url, embedded } = await findDatabase(config)
-const app = await openProduct({ ...config, databaseUrl: url, databasePool: writers })
+let embedded: EmbeddedServer | undefined
+let app: FastifyInstance | undefined
 try {
-  if (await app.tenants.find(`${plan.name}-1`)) {
-    say(`there are agencies called ${plan.name}-… already; choose another --name`)
-    process.exitCode = 1
-  } else {
-    const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
-    await seed(app, plan, password, tokenFile)
-    await tokenFile?.close()
-    say(`everybody's password is ${password}: one hash, shared by all`)
-  }
+  const database = await findDatabase(config)
+  embedded = database.embedded
+  app = await openProduct({ ...config, databaseUrl: database.url, databasePool: writers })
+  await fill(app)
+} catch (err) {
+  // where a name has several addresses, each has an error of its own
+  const [first] = err instanceof AggregateError ? err.errors : [err]
+  say((first as Error).message)
+  process.exitCode = 1
 } finally {
-  await app.close()
+  await app?.close()
   await embedded?.stop()
 }
