@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import { normalizeIP } from '@fastify/rate-limit'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
@@ -42,6 +43,9 @@ declare module 'fastify' {
 
 type Counted = { name: string; rate: Rate; verdict: Verdict }
 type Outcome = { counted: Counted[]; allowed: boolean }
+
+const occupants = Symbol('requests that occupy a place')
+type OccupyingSocket = Socket & { [occupants]?: Set<FastifyRequest> }
 
 const maxKeys = 20_000
 /** Tenants, and people with a token: who is forgotten starts with a whole quota, but for what Redis knows. */
@@ -115,19 +119,32 @@ export default fp(
 
     /** A tenant may have so many requests under way; the share of a process that one of them can't take from others. */
     function enter(request: FastifyRequest, tenantId: string): Problem | undefined {
+      const { socket } = request.raw
       // whoever has gone while limits were asked will not be seen to leave
-      if (request.occupies === null) return undefined
+      if (request.occupies === null || socket.destroyed) return undefined
       const before = underWay.get(tenantId) ?? 0
       if (before >= maxUnderWay) return overloaded({ headers: { 'retry-after': '1' } })
       underWay.set(tenantId, before + 1)
       request.occupies = tenantId
+      occupantsOf(socket).add(request)
       return undefined
+    }
+
+    /** A reply that nobody waits for any more has no end that a hook would see; the connection has. */
+    function occupantsOf(socket: OccupyingSocket): Set<FastifyRequest> {
+      const known = socket[occupants]
+      if (known) return known
+      const fresh = new Set<FastifyRequest>()
+      socket.once('close', () => fresh.forEach(leave))
+      socket[occupants] = fresh
+      return fresh
     }
 
     function leave(request: FastifyRequest): void {
       const tenantId = request.occupies
       request.occupies = null
       if (!tenantId) return
+      occupantsOf(request.raw.socket).delete(request)
       const left = (underWay.get(tenantId) ?? 1) - 1
       if (left === 0) underWay.delete(tenantId)
       else underWay.set(tenantId, left)

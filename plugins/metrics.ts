@@ -13,6 +13,8 @@ declare module 'fastify' {
       gauge(name: string, help: string, read: Read): void
       /** What only grows while the process lives; its name ends in `_total`. */
       counter(name: string, help: string, read: Read): void
+      /** Counts what was answered, with this status, without ever becoming a request that a hook sees. */
+      unreadable(status: number): void
       /** All that this process knows of itself. */
       collect(): Family[]
     }
@@ -47,9 +49,11 @@ export default fp(
       families.set(name, { family: { name, help, type }, read })
     }
 
+    const unreadable = new Map<number, number>()
     app.decorate('metrics', {
       gauge: (name: string, help: string, read: Read) => register('gauge', name, help, read),
       counter: (name: string, help: string, read: Read) => register('counter', name, help, read),
+      unreadable: (status: number) => void unreadable.set(status, (unreadable.get(status) ?? 0) + 1),
       collect: () =>
         [...families.values()].map(({ family, read }) => {
           const value = read()
@@ -60,6 +64,10 @@ export default fp(
     const requests = createHistogram(requestBounds)
     const seconds = 'Seconds from the head of a request to the end of its reply'
     register('histogram', 'http_request_duration_seconds', seconds, requests.samples)
+
+    app.metrics.counter('http_unreadable_total', 'What could not be read as a request, by the status it got', () =>
+      [...unreadable].map(([status, value]) => ({ labels: { status: String(status) }, value }))
+    )
 
     /** Statuses come from the server alone, so a route has as many rows as kinds of answers. */
     function rowFor(observed: Row[], method: string, route: string, status: number): Row {

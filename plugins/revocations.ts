@@ -37,7 +37,9 @@ export default fp(
     const sessions = new Map<string, Entry>()
     const members = new Map<string, Entry>()
     const tenants = new Map<string, Entry>()
+    /** By the entry and not by the plan: two of them changed at once have no order. */
     const plans = new Map<string, Entry>()
+    const everything = [sessions, members, tenants, plans]
     const listeners: TenantListener[] = []
     let seen = '0'
     let lastRead = 0
@@ -49,17 +51,27 @@ export default fp(
       for (const listener of listeners) listener(tenantId)
     }
 
+    /** Before all is read again: a failover may have undone what was read before, and then it is true no more. */
+    function forgetAll(): void {
+      for (const entries of everything) entries.clear()
+      tell(undefined)
+    }
+
     async function read(): Promise<void> {
       const startedAt = Date.now()
+      // whoever was halted for so long may have missed what has expired since
+      if (startedAt - lastRead > staleAfterMs) seen = '0'
+      const all = seen === '0'
       try {
-        const news = seen === '0' ? allRevocations : revocationsSince
+        const news = all ? allRevocations : revocationsSince
         const rows = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, news, { seen })
+        if (all) forgetAll()
         for (const { id, kind, tenant_id, subject, state, expires_at } of rows) {
           if (id === null) continue
           const entry = { id: BigInt(id), state, expires_at: expires_at.getTime() }
           if (kind === 'session') sessions.set(subject, entry)
           else if (kind === 'member') keepNewest(members, memberKey(tenant_id, subject), entry)
-          else if (kind === 'plan') keepNewest(plans, subject, entry) && tell(undefined)
+          else if (kind === 'plan') keepNewest(plans, id, entry) && tell(undefined)
           else keepNewest(tenants, subject, entry) && tell(subject)
         }
         seen = rows[0]?.next ?? seen
@@ -101,7 +113,7 @@ export default fp(
 
     function prune(): void {
       const now = Date.now()
-      for (const entries of [sessions, members, tenants, plans]) {
+      for (const entries of everything) {
         for (const [key, entry] of entries) if (entry.expires_at < now) entries.delete(key)
       }
     }

@@ -152,6 +152,7 @@ function canonicalUrl({ url = '/' }: IncomingMessage): string {
 function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): void {
   request.log.debug({ err }, 'the URL could not be read')
   const problem = malformedRequest()
+  request.server.metrics.unreadable(problem.kind.status)
   reply
     .code(problem.kind.status)
     .headers({ ...defaultHeaders, 'x-request-id': request.id })
@@ -160,7 +161,7 @@ function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): vo
 }
 
 /** Answers what is not HTTP, or came too slowly to become a request, before there is anything to route. */
-function refuseConnection(err: NodeJS.ErrnoException, socket: Socket): void {
+function refuseConnection(this: FastifyInstance, err: NodeJS.ErrnoException, socket: Socket): void {
   // a reply that is under way on this connection, or still to come, must not be cut in two or taken for this one
   const { _httpMessage: pending } = socket as { _httpMessage?: { headersSent: boolean; req: { complete: boolean } } }
   if (err.code === 'ECONNRESET' || !socket.writable || pending?.headersSent || pending?.req.complete) {
@@ -171,6 +172,7 @@ function refuseConnection(err: NodeJS.ErrnoException, socket: Socket): void {
   // headers that came too slowly
   else if (err.code === 'ERR_HTTP_REQUEST_TIMEOUT') problem = requestTimeout()
   const { status, title } = problem.kind
+  this.metrics.unreadable(status)
   const id = randomUuid()
   const body = JSON.stringify(problemDocument(problem, id))
   const headers = {

@@ -72,7 +72,9 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
     } finally {
       waited.waiting--
     }
-    return count(key, rate)
+    // a limit that has changed meanwhile counts for those who waited too: else they and who came after would change it back
+    // and forth, and what is taken for one is not for the other
+    return count(key, entries.get(key) ?? rate)
   }
 
   function decide(key: string, rate: Rate, entry: Entry): Verdict {

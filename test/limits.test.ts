@@ -1,5 +1,6 @@
+import { once } from 'node:events'
 import { readdirSync, readFileSync, utimesSync } from 'node:fs'
-import { connect } from 'node:net'
+import { type AddressInfo, connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -14,7 +15,7 @@ import { createDiskStore } from '../src/objects/disk.ts'
 import { patienceMs } from '../src/objects/store.ts'
 import { createPasswords } from '../src/passwords.ts'
 import { form } from './forms.ts'
-import { createTenant, createTestDatabase, post, root, send, startApp, type TestApp } from './harness.ts'
+import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
 
 /*
  * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here, and
@@ -281,6 +282,30 @@ t.test('the share of one agency', async (t) => {
     t.equal((await other).statusCode, 200, 'another agency')
     t.strictSame([...new Set((await Promise.all(held)).map(({ statusCode }) => statusCode))], [200])
     t.equal((await acme.send('/api/v1/users/me')).statusCode, 200, 'when they are done')
+  })
+  t.test('of the requests under way, whose clients do not wait for the end', async (t) => {
+    const limit = Number(rowAbout('requests of one agency under way').value)
+    const app = await startApp(t)
+    const acme = await createTenant(app, 'acme')
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    const { port } = app.server.address() as AddressInfo
+    const { query } = app.gate
+    app.gate.query = async (scope, statement, values) => {
+      if (statement.name === 'read_user') await sleep(100)
+      return query(scope, statement, values)
+    }
+    const request = `GET /api/v1/users/me HTTP/1.1\r\nHost: ${acme.host}\r\nAuthorization: Bearer ${acme.owner.tokens.access_token}\r\n\r\n`
+    let connections = 0
+    // alone, and several behind each other
+    for (const pipelined of [1, 8]) {
+      for (let sent = 0; sent < 2 * limit; sent += pipelined) {
+        const socket = connect(port, '127.0.0.1').on('error', () => {})
+        socket.write(request.repeat(pipelined), () => setTimeout(() => socket.destroy(), 20))
+        if (++connections % 16 === 0) await once(socket, 'close')
+      }
+      const served = async () => (await acme.send('/api/v1/users/me')).statusCode === 200
+      await t.resolves(eventually(served), `${pipelined} on a connection`)
+    }
   })
   t.test('of the connections', async (t) => {
     t.equal(rowAbout('connections of the pool that one agency').value, 'half of them')

@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { request as httpRequest } from 'node:http'
+import { connect } from 'node:net'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { createHistogram, type Family, render } from '../src/metrics.ts'
@@ -197,6 +198,26 @@ t.test('a process with the internal listener', async (t) => {
     t.equal(grown({}), 12, 'and nothing else')
     const sum = after.sum('http_request_duration_seconds_sum', { method: 'GET', route, status: '200' })
     t.ok(sum > 0 && sum < 60, `in seconds: ${sum}`)
+  })
+
+  t.test('counts what never became a request by itself', async (t) => {
+    const before = await scrape()
+    const exchange = async (text: string) => {
+      const socket = connect(server.port, '127.0.0.1')
+      socket.end(text)
+      let reply = ''
+      for await (const chunk of socket) reply += chunk
+      return Number(reply.split(' ')[1])
+    }
+    const head = (path: string, more = '') =>
+      `GET ${path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n${more}\r\n`
+    t.equal(await exchange('nothing that is HTTP\r\n\r\n'), 400)
+    t.equal(await exchange(head('/', `X: ${'x'.repeat(20_000)}\r\n`)), 431)
+    t.equal(await exchange(head(`/api/v1/members/${'x'.repeat(300)}`)), 400, 'the router refuses it')
+    const after = await scrape()
+    t.equal(after.sum('http_unreadable_total', { status: '400' }), 2)
+    t.equal(after.sum('http_unreadable_total', { status: '431' }), 1)
+    t.equal(after.sum(requests), before.sum(requests))
   })
 
   t.test('knows its caches, connections and queues', async (t) => {

@@ -95,6 +95,19 @@ t.test('with a store', async (t) => {
     t.equal(verdicts.filter(({ allowed }) => allowed).length, 50)
     t.ok(state.calls <= 2, `${state.calls} calls`)
   })
+  for (const other of [hour(2000), { max: 1000, window_ms: 60_000 }]) {
+    t.test(`a limit that becomes ${other.max} in ${other.window_ms} ms while many wait holds nobody up`, async (t) => {
+      const { store, state } = createStore()
+      const quotas = createQuotas({ store, max: 100 })
+      const counts = [hour(1000), other, hour(1000)].map(async (rate) => quotas.count('key', rate))
+      const late = sleep(2000, undefined, { ref: false })
+      const verdicts = await Promise.race([Promise.all(counts), late])
+      t.match(verdicts, [{ allowed: true }, { allowed: true }, { allowed: true }])
+      t.ok(state.calls <= 10, `${state.calls} calls`)
+      // whoever still goes round in a circle gets out
+      state.failing = true
+    })
+  }
   t.test('one that is emptied again and again gives no process a second quota', async (t) => {
     const { store, state } = createStore()
     const quotas = createQuotas({ store, max: 100 })
