@@ -208,6 +208,18 @@ t.test('reads that share a connection', withoutPooler, async (t) => {
       }))
     )
   })
+  t.test('a batch that is slow as a whole is not taken for silence', async (t) => {
+    const slow = statement(
+      'test_slow_batch',
+      (_, $: { seconds: number }) => sql<{ slept: string }>`select pg_sleep(${$.seconds})::text as slept`
+    )
+    await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, slow, { seconds: 0 })))
+    // all in one batch, whose answers PostgreSQL keeps to itself until the last of them
+    const asked = Array.from({ length: 14 }, () =>
+      app.gate.query(inA, slow, { seconds: 0.3 }).then(() => 'answered', codeOf)
+    )
+    t.strictSame([...new Set(await Promise.all(asked))], ['answered'])
+  })
   t.test('an answer of many megabytes arrives whole, between others', async (t) => {
     const long = statement(
       'test_long',
