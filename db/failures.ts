@@ -12,6 +12,10 @@ const byState: Record<string, Failure> = {
   '57P01': 'connection',
   '57P02': 'connection',
   '57P03': 'connection',
+  // ended by PostgreSQL: the database was dropped, or nothing was asked for too long
+  '57P04': 'connection',
+  '57P05': 'connection',
+  '25P03': 'connection',
   '53100': 'connection',
   '53200': 'connection',
   '25006': 'connection',

@@ -180,7 +180,7 @@ export class GateQuery {
   }
 }
 
-/** A value as text or bytes. Most are text already. */
+/** A value as text or bytes. Most are text already. Of an object that has no JSON pg makes undefined, and means null. */
 export function written(value: unknown): string | Buffer | null {
-  return typeof value === 'string' ? value : prepareValue(value)
+  return typeof value === 'string' ? value : (prepareValue(value) ?? null)
 }

@@ -116,7 +116,7 @@ export function createTenantGate(
     return new Promise((resolve, reject) => {
       const answer = (err: Error | null, rows: unknown[]) => {
         if (!err) resolve(rows)
-        else if (err instanceof PipelineFull) resolve(onPool(settings, config, undefined))
+        else if (err instanceof PipelineFull) resolve(keyedReadOnPool(settings, config))
         else reject(err)
       }
       pipeline.query(settings, config, (err, rows) => {
@@ -126,13 +126,13 @@ export function createTenantGate(
     })
   }
 
-  /** The same behind a pooler. */
+  /** The same behind a pooler, and where the pipeline is full. Where one connection has a stale plan the next may have it too. */
   async function keyedReadOnPool(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     try {
       return await onPool(settings, config, carried?.keyed)
     } catch (err) {
       if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-      return onPool(settings, config, carried?.keyed)
+      return onPool(settings, { ...config, name: '' }, carried?.keyed)
     }
   }
 

@@ -21,11 +21,18 @@ const maxInFlight = 1000
 const maxPauseMs = 250
 /** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
 const maxBatch = 16
+/**
+ * And no more than take so long at the pace of the batch before: PostgreSQL keeps the answers to itself until the last one, or
+ * until they fill 8 KB, and must not be taken for dead meanwhile.
+ */
+const batchMs = 1000
 /** A slow statement stands in front of others. */
 export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
 export class PipelineFull extends Error {}
+
+const pipelineClosed = () => new Error('the pipeline is closed')
 
 /** One of the connections, and the attempt to open it while it is not. */
 type Slot = {
@@ -34,6 +41,9 @@ type Slot = {
   opening: Promise<void> | undefined
   connects: number
   lastAnswer: number
+  /** The batch that is under way: when it was sent, and of how many reads. */
+  sentAt: number
+  sent: number
   /** Not to be opened before. */
   restsUntil: number
 }
@@ -51,18 +61,24 @@ type Slot = {
 export function createPipeline(connectionString: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
     ...{ client: undefined, wire: undefined, opening: undefined },
-    ...{ connects: 0, lastAnswer: 0, restsUntil: 0 }
+    ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
   }))
   const waiting = createTurns<Read>()
   /** When the first began to wait, or one was taken. */
   let movedAt = 0
+  /** Milliseconds for each read of the batch that was answered last. */
+  let pace = 0
   let inFlight = 0
   let scheduled = false
   let closed = false
 
   /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
   function query(settings: GateSettings, config: QueryConfig, done: Done): void {
-    const now = Date.now()
+    if (closed) {
+      done(pipelineClosed(), [])
+      return
+    }
+    const now = performance.now()
     if (waiting.size() === 0) movedAt = now
     if (inFlight >= maxInFlight * count || now - movedAt > maxPauseMs) {
       done(new PipelineFull(), [])
@@ -90,9 +106,10 @@ export function createPipeline(connectionString: string, count: number, onError:
   }
 
   function dispatch(): void {
+    if (closed) return
     for (const slot of slots) {
       if (slot.wire) give(slot)
-      else if (!slot.opening && (Date.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
+      else if (!slot.opening && (performance.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
     }
   }
 
@@ -100,8 +117,10 @@ export function createPipeline(connectionString: string, count: number, onError:
 
   function give(slot: Slot): void {
     if (waiting.size() === 0 || !slot.wire?.isIdle()) return
-    movedAt = slot.lastAnswer = Date.now()
-    slot.wire.send(takeWaiting(maxBatch))
+    const reads = takeWaiting(Math.min(maxBatch, Math.max(1, Math.floor(batchMs / pace))))
+    movedAt = slot.lastAnswer = slot.sentAt = performance.now()
+    slot.sent = reads.length
+    slot.wire.send(reads)
   }
 
   function takeWaiting(most: number): Read[] {
@@ -117,10 +136,9 @@ export function createPipeline(connectionString: string, count: number, onError:
   /** Never rejects. Who has waited for as many attempts as there are connections, all in vain, waits no longer. */
   async function open(slot: Slot): Promise<void> {
     try {
-      if (closed) throw new Error('the pipeline is closed')
       await connect(slot)
     } catch (err) {
-      slot.restsUntil = Date.now() + restMs
+      slot.restsUntil = performance.now() + restMs
       if (slots.some(({ wire }) => wire)) onError(err as Error)
       else refuse(err as Error)
     }
@@ -166,9 +184,12 @@ export function createPipeline(connectionString: string, count: number, onError:
     }
     wire = takeOver(client, {
       onAnswer() {
-        slot.lastAnswer = Date.now()
+        slot.lastAnswer = performance.now()
       },
-      onIdle: () => give(slot),
+      onIdle() {
+        pace = (performance.now() - slot.sentAt) / slot.sent
+        give(slot)
+      },
       onBroken: () => drop(slot, client)
     })
     slot.connects++
@@ -194,18 +215,22 @@ export function createPipeline(connectionString: string, count: number, onError:
   const watch = setInterval(() => {
     for (const slot of slots) {
       const { client, wire, lastAnswer } = slot
-      if (client && !wire?.isIdle() && Date.now() - lastAnswer > silenceLimitMs) drop(slot, client)
+      if (!client || !wire || wire.isIdle() || performance.now() - lastAnswer <= silenceLimitMs) continue
+      pace = silenceLimitMs
+      drop(slot, client)
     }
   }, 500)
   watch.unref()
 
+  /** What is under way is answered; what waits, would have to be sent again or is asked from now on is refused. */
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
+    for (const read of takeWaiting(waiting.size())) read.done(pipelineClosed(), [])
     await Promise.all(
       slots.map(async (slot) => {
         await slot.opening
-        await slot.client?.end()
+        if (slot.client) await end(slot.client)
       })
     )
   }
@@ -221,6 +246,13 @@ export function createPipeline(connectionString: string, count: number, onError:
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>
+
+/** Says good-bye. Who does not answer that is left. */
+async function end(client: pg.Client): Promise<void> {
+  const patience = setTimeout(destroy, silenceLimitMs, client)
+  await client.end()
+  clearTimeout(patience)
+}
 
 /** Without a word to the other side, which may not be there. Whoever waits is told when the socket is closed. */
 function destroy(client: pg.Client): void {

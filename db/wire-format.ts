@@ -48,7 +48,7 @@ export function createBatchWriter() {
     /** Binds the values to a prepared statement and runs it. Its name is ASCII. */
     run(name: string, values: readonly (string | Buffer | null)[]): void {
       let most = 64 + name.length
-      for (const given of values) most += 4 + (given === null ? 0 : given.length * maxBytesPerCharacter)
+      for (const given of values) most += 6 + (given === null ? 0 : given.length * maxBytesPerCharacter)
       reserve(most)
       const start = end
       bytes[end] = bind

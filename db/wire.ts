@@ -82,13 +82,23 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
 
   stream.removeAllListeners('data')
   stream.on('data', listener.onAnswer)
-  stream.on('data', createFramer(receive))
+  const frame = createFramer(receive)
+  stream.on('data', (chunk) => {
+    try {
+      frame(chunk)
+    } catch (cause) {
+      // an answer that nobody asked for, or can read: what comes behind it would be taken for something else
+      stream.destroy(new Error('Connection terminated: PostgreSQL was not understood', { cause }))
+    }
+  })
 
   // == what is sent ==================================================================================================
 
   function send(given: readonly Read[]): void {
-    if (lost) {
-      for (const { done } of given) done(lost, [])
+    // what is sent again may find it being closed
+    const gone = lost ?? (stream.writable ? undefined : new Error('Connection terminated'))
+    if (gone) {
+      for (const { done } of given) done(gone, [])
       return
     }
     const reads: Read[] = []
@@ -146,6 +156,7 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
   }
 
   function keepRow(batch: Batch, bytes: Buffer, start: number): void {
+    if (batch.inSettings) throw new Error('a row that belongs to no read')
     const read = batch.reads[batch.next] as Read
     try {
       read.rows.push(readRow(bytes, start, read.shape))
@@ -213,7 +224,8 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
   return {
     /** Sends reads, all of them together. */
     send,
-    isIdle: () => flights.length === 0,
+    /** Takes reads. One that is being closed takes none any more. */
+    isIdle: () => flights.length === 0 && stream.writable,
     underWay: () => underWay().length,
     /** To be called when the connection is gone: nobody waits on it any longer. */
     fail(err: Error): void {

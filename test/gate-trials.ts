@@ -80,6 +80,14 @@ export function foreign(tenant: string | null, rows: Row[]): number {
   return wrong + Math.abs(rows.length - (tenant === null ? 0 : members))
 }
 
+/** One of PostgreSQL's, as it stands in the stream. */
+export function message(type: string, body: string | Buffer): Buffer {
+  const bytes = Buffer.from(body)
+  const head = Buffer.from(`${type}0000`)
+  head.writeUInt32BE(bytes.length + 4, 1)
+  return Buffer.concat([head, bytes])
+}
+
 export const codeOf = (err: unknown) => (err as { code?: string }).code ?? (err as Error).message
 
 export type Leftover = { tenant: string; user: string; request: string; rows: number }

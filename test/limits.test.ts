@@ -513,7 +513,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs', 'db/orphans.ts orphanAfterMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
-    ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs']
+    ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs', 'db/pipeline.ts batchMs']
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()

@@ -198,6 +198,22 @@ t.test('a plan that the schema has outgrown heals', async (t) => {
     for (const row of outcomes) if (row !== '0A000') t.strictSame(row, { n: 1, more: 2 })
     for (const row of await ask(byPool, 10)) t.strictSame(row, { n: 1, more: 2 })
   })
+  await t.test('and so does a read that took a connection of the pool, as the others were busy', async (t) => {
+    const whilePipelineIsBusy = async () => {
+      const busy: Promise<unknown>[] = []
+      for (let connection = 0; connection < 3; connection++) {
+        busy.push(app.gate.query(inA, slowRead, { seconds: 0.7 }).catch(() => {}))
+        await sleep(50)
+      }
+      await sleep(300)
+      const rows = await ask(byPipeline, 8)
+      await Promise.all(busy)
+      return rows
+    }
+    for (const row of await whilePipelineIsBusy()) t.strictSame(row, { n: 1, more: 2 })
+    await withClient(database.owner, (owner) => owner.query('alter table wide add column most int default 3'))
+    for (const row of await whilePipelineIsBusy()) t.strictSame(row, { n: 1, more: 2, most: 3 })
+  })
 })
 
 t.test('a shared connection that breaks', withoutPooler, async (t) => {

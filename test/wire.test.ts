@@ -13,6 +13,7 @@ import {
   inA,
   inB,
   memberOf,
+  message,
   prepare,
   type Row,
   rowsByPipeline,
@@ -30,6 +31,7 @@ t.test('messages to PostgreSQL', async (t) => {
     ['nothing', []],
     ['empty', ['']],
     ['nulls', [null, 'between', null]],
+    ['nothing but nulls', Array(4000).fill(null)],
     ['bytes', [Buffer.from([0, 255, 128]), 'text']],
     ['characters', ['äöü€𝄞', 'NUL \0 stays']],
     ['long', ['x'.repeat(100_000), Buffer.alloc(70_000, 7), '€'.repeat(50_000)]]
@@ -57,11 +59,6 @@ t.test('messages to PostgreSQL', async (t) => {
 })
 
 t.test('messages from PostgreSQL', async (t) => {
-  const message = (type: string, body: Buffer) => {
-    const head = Buffer.from(`${type}0000`)
-    head.writeUInt32BE(body.length + 4, 1)
-    return Buffer.concat([head, body])
-  }
   const rowOf = (values: (string | null)[]) => {
     const parts: Buffer[] = [Buffer.alloc(2)]
     ;(parts[0] as Buffer).writeUInt16BE(values.length)
@@ -72,7 +69,7 @@ t.test('messages from PostgreSQL', async (t) => {
     }
     return message('D', Buffer.concat(parts))
   }
-  const sent = [message('2', Buffer.alloc(0)), rowOf(['äöü', null, '']), message('C', Buffer.from('SELECT 1\0'))]
+  const sent = [message('2', ''), rowOf(['äöü', null, '']), message('C', 'SELECT 1\0')]
   const stream = Buffer.concat([...sent, ...sent])
 
   t.test('are found wherever the network cuts them', async (t) => {
@@ -194,6 +191,34 @@ t.test('reads that share a connection', withoutPooler, async (t) => {
     const inFlight = () => app.gate.stats().pipelines.reduce((sum, { in_flight }) => sum + in_flight, 0)
     // the process has reads of its own
     t.ok((await eventually(() => inFlight() === 0)) < 5000)
+  })
+  t.test('a value that has no JSON is null, and the others of its batch are what they are', async (t) => {
+    const echo = statement(
+      'test_echo_next_to_nothing',
+      (_, $: { given: unknown }) => sql<{ given: string; tenant: string }>`
+        select ${$.given}::text as given, current_setting('app.tenant_id') as tenant`
+    )
+    const given = Array.from({ length: 40 }, (_, index) => (index % 4 ? `${index}` : { toJSON: () => undefined }))
+    const asked = given.map((value, index) => app.gate.query(index % 2 ? inA : inB, echo, { given: value }))
+    t.strictSame(
+      (await Promise.all(asked)).flat(),
+      given.map((value, index) => ({
+        given: typeof value === 'string' ? value : null,
+        tenant: tenants[index % 2 ? 0 : 1]
+      }))
+    )
+  })
+  t.test('a batch that is slow as a whole is not taken for silence', async (t) => {
+    const slow = statement(
+      'test_slow_batch',
+      (_, $: { seconds: number }) => sql<{ slept: string }>`select pg_sleep(${$.seconds})::text as slept`
+    )
+    await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, slow, { seconds: 0 })))
+    // all in one batch, whose answers PostgreSQL keeps to itself until the last of them
+    const asked = Array.from({ length: 14 }, () =>
+      app.gate.query(inA, slow, { seconds: 0.3 }).then(() => 'answered', codeOf)
+    )
+    t.strictSame([...new Set(await Promise.all(asked))], ['answered'])
   })
   t.test('an answer of many megabytes arrives whole, between others', async (t) => {
     const long = statement(
