@@ -223,15 +223,19 @@ export default fp(
     })
 
     app.decorateRequest('denied', undefined)
-    app.addHook('onResponse', async (request, reply) => {
-      const caller = request.denied ?? (reply.statusCode === 403 ? request.user : undefined)
-      if (!caller) return
+    async function recordAttempt(request: FastifyRequest, caller: AccessClaims): Promise<void> {
       const attempt = { session_id: caller.sid, method: request.method, route: request.routeOptions.url ?? '' }
       try {
         await request.tenantQuery(recordDenial, attempt, caller)
       } catch (err) {
         request.log.warn({ err }, 'a denied attempt could not be recorded')
       }
+    }
+    // not when the reply has been read: whoever goes away before leaves no less of a trace
+    app.addHook('onSend', (request, reply, _payload, done) => {
+      const caller = request.denied ?? (reply.statusCode === 403 ? request.user : undefined)
+      if (caller) recordAttempt(request, caller)
+      done()
     })
 
     const undeclared: string[] = []

@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { type AddressInfo, connect } from 'node:net'
 import t from 'tap'
 import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
 import {
@@ -344,6 +346,28 @@ t.test('the audit log', async (t) => {
     await eventually(async () => (await denials(acme)).length === 1 && (await denials(rival)).length === 1)
     t.match(await denials(acme), [{ actor_id: member.id, detail: { method: 'PATCH', route: '/api/v1/tenant' } }])
     t.match(await denials(rival), [{ actor_id: rival.owner.id, detail: { method: 'GET', route: '/api/v1/members' } }])
+  })
+  t.test('records what was refused also to who does not wait for it', async (t) => {
+    const denials = () => rival.send('/api/v1/audit-events?action=authz.denied').then((r) => r.json().data.length)
+    const before = await denials()
+    const { query } = app.gate
+    let asked = false
+    app.gate.query = async (scope, statement, values) => {
+      if (statement.name === 'find_tenant') {
+        asked = true
+        await once(socket, 'close')
+      }
+      return query(scope, statement, values)
+    }
+    app.tenants.created('acme')
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    const socket = connect((app.server.address() as AddressInfo).port, '127.0.0.1')
+    const authorization = `Bearer ${rival.owner.tokens.access_token}`
+    socket.write(`GET /api/v1/members HTTP/1.1\r\nHost: acme.localhost\r\nAuthorization: ${authorization}\r\n\r\n`)
+    await eventually(() => asked)
+    socket.destroy()
+    await t.resolves(eventually(async () => (await denials()) === before + 1))
+    app.gate.query = query
   })
   t.test('is exported whole, line by line, and of one agency only', async (t) => {
     const reply = await acme.send('/api/v1/audit-events/export')
