@@ -82,6 +82,9 @@ async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Pro
 
 const attempts = 4
 
+/** When PostgreSQL ends, its connections do within so long of each other. */
+const togetherMs = 1000
+
 /** How many queries of one tenant may wait for its share of the pool, and for how long. */
 const shareDepth = 256
 const sharePatienceMs = 2000
@@ -110,19 +113,22 @@ export function createTenantGate(
     return withinShare(settings, () => queryOnPool(pool, settings, config, timeOuts))
   }
 
-  /** For keyed reads. Asked once more when the answer was lost. */
+  /** For keyed reads. Asked again when the answer was lost, and once more when the next connection ended with the first. */
   function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     if (!pipeline) return keyedReadOnPool(settings, config)
     return new Promise((resolve, reject) => {
+      let losses = 0
+      let firstAt = 0
       const answer = (err: Error | null, rows: unknown[]) => {
-        if (!err) resolve(rows)
-        else if (err instanceof PipelineFull) resolve(keyedReadOnPool(settings, config))
-        else reject(err)
+        if (!err) return resolve(rows)
+        if (err instanceof PipelineFull) return resolve(keyedReadOnPool(settings, config))
+        if (classifyFailure(err) !== 'connection') return reject(err)
+        losses++
+        if (losses === 1) firstAt = performance.now()
+        else if (losses > 2 || performance.now() - firstAt > togetherMs) return reject(err)
+        pipeline.queryAgain(settings, config, answer)
       }
-      pipeline.query(settings, config, (err, rows) => {
-        if (err && classifyFailure(err) === 'connection') pipeline.query(settings, config, answer)
-        else answer(err, rows)
-      })
+      pipeline.query(settings, config, answer)
     })
   }
 

@@ -64,6 +64,8 @@ export function createPipeline(connectionString: string, count: number, onError:
     ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
   }))
   const waiting = createTurns<Read>()
+  /** What was lost once, before all others. */
+  const lost: Read[] = []
   /** When the first began to wait, or one was taken. */
   let movedAt = 0
   /** Milliseconds for each read of the batch that was answered last. */
@@ -74,6 +76,15 @@ export function createPipeline(connectionString: string, count: number, onError:
 
   /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
   function query(settings: GateSettings, config: QueryConfig, done: Done): void {
+    ask(settings, config, done, wait)
+  }
+
+  /** The same for one whose connection was lost: sent by itself, so that nothing but its own time-outs decides how long it takes. */
+  function queryAgain(settings: GateSettings, config: QueryConfig, done: Done): void {
+    ask(settings, config, done, (read) => lost.push(read))
+  }
+
+  function ask(settings: GateSettings, config: QueryConfig, done: Done, enqueue: (read: Read) => void): void {
     if (closed) {
       done(pipelineClosed(), [])
       return
@@ -89,15 +100,16 @@ export function createPipeline(connectionString: string, count: number, onError:
       done(err, rows)
     })
     inFlight++
-    wait(read)
+    enqueue(read)
     schedule()
   }
 
   const wait = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
+  const size = () => lost.length + waiting.size()
 
   /** At the end of this turn of the event loop, with all that it brings. */
   function schedule(): void {
-    if (scheduled || waiting.size() === 0) return
+    if (scheduled || size() === 0) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -116,8 +128,9 @@ export function createPipeline(connectionString: string, count: number, onError:
   const isAlone = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
 
   function give(slot: Slot): void {
-    if (waiting.size() === 0 || !slot.wire?.isIdle()) return
-    const reads = takeWaiting(Math.min(maxBatch, Math.max(1, Math.floor(batchMs / pace))))
+    if (size() === 0 || !slot.wire?.isIdle()) return
+    const most = Math.min(maxBatch, Math.max(1, Math.floor(batchMs / pace)))
+    const reads = lost.length > 0 ? lost.splice(0, 1) : takeWaiting(most)
     movedAt = slot.lastAnswer = slot.sentAt = performance.now()
     slot.sent = reads.length
     slot.wire.send(reads)
@@ -147,8 +160,13 @@ export function createPipeline(connectionString: string, count: number, onError:
   }
 
   function refuse(err: Error): void {
+    const stays = (read: Read) => ++read.failedOpenings < count
     for (const read of takeWaiting(waiting.size())) {
-      if (++read.failedOpenings < count) wait(read)
+      if (stays(read)) wait(read)
+      else read.done(err, [])
+    }
+    for (const read of lost.splice(0)) {
+      if (stays(read)) lost.push(read)
       else read.done(err, [])
     }
   }
@@ -226,7 +244,7 @@ export function createPipeline(connectionString: string, count: number, onError:
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
-    for (const read of takeWaiting(waiting.size())) read.done(pipelineClosed(), [])
+    for (const read of [...lost.splice(0), ...takeWaiting(waiting.size())]) read.done(pipelineClosed(), [])
     await Promise.all(
       slots.map(async (slot) => {
         await slot.opening
@@ -237,9 +255,10 @@ export function createPipeline(connectionString: string, count: number, onError:
 
   return {
     query,
+    queryAgain,
     close,
     /** Reads that no connection has taken yet. */
-    waiting: () => waiting.size(),
+    waiting: size,
     stats: () =>
       slots.map(({ wire, connects }) => ({ in_flight: wire?.underWay() ?? 0, connected: wire !== undefined, connects }))
   }

@@ -508,6 +508,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/workers/supervisor.ts settledMs',
       'src/workers/supervisor.ts maxPauseMs'
     ],
+    'db/gate.ts togetherMs',
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
     ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs', 'db/orphans.ts orphanAfterMs'],
