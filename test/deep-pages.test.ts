@@ -86,7 +86,8 @@ t.test('a list of many rows', { timeout: 120_000 }, async (t) => {
           return plan['Shared Hit Blocks'] + plan['Shared Read Blocks']
         }
         const [atFirst, atDepth] = [await cost(first), await cost(deep)]
-        t.ok(atDepth <= 2 * atFirst + 10, `${atFirst} and ${atDepth} blocks`)
+        // half of the rows would be hundreds more
+        t.ok(atDepth <= 2 * atFirst + 50, `${atFirst} and ${atDepth} blocks`)
       })
     })
   }
