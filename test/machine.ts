@@ -6,7 +6,7 @@ const tolerable = 0.25
 const spinMs = 2000
 const pauseMs = 18_000
 /** Of a whole run. */
-let looksLeft = 60
+let looksLeft = 30
 
 /** Ticks of all cores, by Linux's own books: taken away by the hypervisor, and wanted at all. */
 function ticks(): { stolen: number; wanted: number } {
@@ -23,7 +23,7 @@ function stolenShare(): number {
   return (after.stolen - before.stolen) / Math.max(1, after.wanted - before.wanted)
 }
 
-/** Resolves when the machine lets this process work. All calls together wait for twenty minutes at most. */
+/** Resolves when the machine lets this process work. All calls together wait for ten minutes at most. */
 export async function untilMachineHasTime(): Promise<void> {
   if (!existsSync('/proc/stat')) return
   for (; looksLeft > 0 && stolenShare() > tolerable; looksLeft--) await sleep(pauseMs)
