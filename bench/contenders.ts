@@ -43,22 +43,32 @@ export async function ask(
   })
 }
 
-/** The row as JSON carries it, asked of the database directly. */
-async function expectedUser({ urls }: Dataset, { tenant_id, user_id }: UserKey): Promise<unknown> {
-  const [row] = await query(urls.postgres, userText, [tenant_id, user_id])
-  return JSON.parse(JSON.stringify(row))
+/** What is asked for: the rows of a query, and how they stand in a reply. */
+type Shown = {
+  rowsOf(dataset: Dataset, user: UserKey): Promise<unknown[]>
+  read(body: unknown): unknown[]
+}
+const oneUser: Shown = {
+  rowsOf: ({ urls }, { tenant_id, user_id }) => query(urls.postgres, userText, [tenant_id, user_id]),
+  read: (body) => [body]
+}
+const someMembers: Shown = {
+  rowsOf: ({ urls }, { tenant_id }) => query(urls.postgres, membersText, [tenant_id]),
+  read: (body) => (body as { data: unknown[] }).data
 }
 
-/** Asks for a few people and compares each reply with the row in the database. */
-async function checkUsers(
+/** Asks for a few people and compares each reply with the database, asked directly. */
+async function checkReplies(
   server: Server,
   dataset: Dataset,
-  requestFor: (user: SeededUser) => HttpRequest
+  requestFor: (user: SeededUser) => HttpRequest,
+  { rowsOf, read }: Shown
 ): Promise<void> {
   for (const user of pick(dataset.users, 5)) {
     const { status, body } = await ask(server, requestFor(user))
     strictEqual(status, 200, `${server.name} answered ${status}`)
-    deepStrictEqual(body, await expectedUser(dataset, user))
+    // as JSON carries them
+    deepStrictEqual(read(body), JSON.parse(JSON.stringify(await rowsOf(dataset, user))))
   }
 }
 
@@ -71,7 +81,7 @@ export function productReads(server: Server, dataset: Dataset, label = 'aggios',
     label,
     server,
     requests: pick(dataset.users, people).map(readMe),
-    check: () => checkUsers(server, dataset, readMe)
+    check: () => checkReplies(server, dataset, readMe, oneUser)
   }
 }
 
@@ -95,20 +105,6 @@ export async function productUnchanged(server: Server, dataset: Dataset): Promis
   }
 }
 
-/** Asks for a few agencies' people and compares each reply with the rows in the database. */
-async function checkLists(
-  server: Server,
-  dataset: Dataset,
-  requestFor: (user: SeededUser) => HttpRequest
-): Promise<void> {
-  for (const user of pick(dataset.users, 5)) {
-    const { status, body } = await ask(server, requestFor(user))
-    const rows = await query(dataset.urls.postgres, membersText, [user.tenant_id])
-    strictEqual(status, 200, `${server.name} answered ${status}`)
-    deepStrictEqual((body as { data: unknown }).data, JSON.parse(JSON.stringify(rows)))
-  }
-}
-
 /** `GET /api/v1/members` of the product: the first 25 people of an agency. */
 export function productLists(server: Server, dataset: Dataset): Contender {
   const requestFor = (user: SeededUser) => get('/api/v1/members', signedIn(user))
@@ -116,7 +112,7 @@ export function productLists(server: Server, dataset: Dataset): Contender {
     label: 'aggios',
     server,
     requests: pick(dataset.users, spread).map(requestFor),
-    check: () => checkLists(server, dataset, requestFor)
+    check: () => checkReplies(server, dataset, requestFor, someMembers)
   }
 }
 
@@ -127,7 +123,7 @@ export function peerLists(server: Server, dataset: Dataset): Contender {
     label: server.name,
     server,
     requests: pick(dataset.users, spread).map(requestFor),
-    check: () => checkLists(server, dataset, requestFor)
+    check: () => checkReplies(server, dataset, requestFor, someMembers)
   }
 }
 
@@ -139,6 +135,6 @@ export function peerReads(server: Server, dataset: Dataset): Contender {
     label: server.name,
     server,
     requests: pick(dataset.users, spread).map(requestFor),
-    check: () => checkUsers(server, dataset, requestFor)
+    check: () => checkReplies(server, dataset, requestFor, oneUser)
   }
 }

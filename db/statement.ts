@@ -13,8 +13,8 @@ import type { TenantTables } from './tables.ts'
  * A query compiled once, when its module loads. `order` says which of the call's values stands at `$1`, `$2`, …
  *
  * Keyed reads go down the pipelined connections. What `writes`, and what may be `slow` (lists that look at more rows than they
- * show), takes a connection of its own, so that it stands in front of nobody. What may be answered by a `replica` can miss the last seconds: never what somebody has
- * just changed and looks for, and never what decides.
+ * show), takes a connection of its own, so that it stands in front of nobody. What may be answered by a `replica` can miss the
+ * last seconds: never what somebody has just changed and looks for, and never what decides.
  */
 export type Statement<Values, Row> = {
   readonly name: string

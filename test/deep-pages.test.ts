@@ -86,8 +86,8 @@ t.test('a list of many rows', { timeout: 120_000 }, async (t) => {
           return plan['Shared Hit Blocks'] + plan['Shared Read Blocks']
         }
         const [atFirst, atDepth] = [await cost(first), await cost(deep)]
-        // half of the rows would be hundreds more
-        t.ok(atDepth <= 2 * atFirst + 50, `${atFirst} and ${atDepth} blocks`)
+        // each row of a page may lie in other blocks: its own, and of a member the person's and what the policy looks at
+        t.ok(atDepth <= atFirst + 3 * limit + 10, `${atFirst} and ${atDepth} blocks`)
       })
     })
   }

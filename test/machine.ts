@@ -1,7 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** Of a core that we wanted, what a hypervisor may give to others before what runs here no longer keeps its bounds. */
+/** Of the time that we wanted of all cores, what a hypervisor may give to others before what runs here no longer keeps its bounds. */
 const tolerable = 0.25
 const spinMs = 2000
 const pauseMs = 18_000
@@ -15,16 +15,23 @@ function ticks(): { stolen: number; wanted: number } {
   return { stolen, wanted: user + nice + system + interrupts + softInterrupts + stolen }
 }
 
-/** Nothing is stolen from who wants nothing, so it works meanwhile. */
-function stolenShare(): number {
+/** Calls back whether too much has been taken away since. Nothing is taken from who wants nothing. */
+export function watchMachine(): () => boolean {
+  if (!existsSync('/proc/stat')) return () => false
   const before = ticks()
+  return () => {
+    const after = ticks()
+    return after.stolen - before.stolen > tolerable * (after.wanted - before.wanted)
+  }
+}
+
+function isShortOfTime(): boolean {
+  const wasShort = watchMachine()
   for (const end = performance.now() + spinMs; performance.now() < end; );
-  const after = ticks()
-  return (after.stolen - before.stolen) / Math.max(1, after.wanted - before.wanted)
+  return wasShort()
 }
 
 /** Resolves when the machine lets this process work. All calls together wait for ten minutes at most. */
 export async function untilMachineHasTime(): Promise<void> {
-  if (!existsSync('/proc/stat')) return
-  for (; looksLeft > 0 && stolenShare() > tolerable; looksLeft--) await sleep(pauseMs)
+  for (; looksLeft > 0 && isShortOfTime(); looksLeft--) await sleep(pauseMs)
 }
