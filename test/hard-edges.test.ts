@@ -3,7 +3,6 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { Agent, request as httpRequest, METHODS } from 'node:http'
 import { type AddressInfo, connect, type Socket } from 'node:net'
 import { availableParallelism } from 'node:os'
-import { performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { gzipSync } from 'node:zlib'
 import t from 'tap'
@@ -19,6 +18,7 @@ import {
   type Tokens,
   testEnvironment
 } from './harness.ts'
+import { stopwatch } from './machine.ts'
 
 /*
  * The product as a process that somebody wants to bring down: every size, shape and speed that a client can choose. Two
@@ -49,7 +49,7 @@ type Call = {
 /** One request down a connection that may be used again. The path is sent as it is. */
 function call(agent: Agent, server: Server, path: string, { method, body, token, headers }: Call = {}) {
   const payload = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body)
-  const startedAt = performance.now()
+  const elapsed = stopwatch()
   return new Promise<Answer>((resolve, reject) => {
     const request = httpRequest({
       agent,
@@ -76,7 +76,7 @@ function call(agent: Agent, server: Server, path: string, { method, body, token,
       reply.on('end', () => {
         const status = reply.statusCode ?? 0
         if (status >= 400) refusals.push(text)
-        resolve({ status, headers: reply.headers, text, ms: performance.now() - startedAt })
+        resolve({ status, headers: reply.headers, text, ms: elapsed() })
       })
     })
     request.on('timeout', () => request.destroy(new Error(`no answer to ${method} ${path} in 20 s`)))
@@ -93,12 +93,12 @@ type Raw = { status: number; code: string; text: string; closed: boolean; ms: nu
  */
 async function sendBytes(server: Server, parts: (string | Buffer | (() => Buffer))[], patienceMs = 8000): Promise<Raw> {
   const socket = connect({ port: server.port, host: '127.0.0.1', noDelay: true })
-  const startedAt = performance.now()
+  const elapsed = stopwatch()
   let ms = 0
   let text = ''
   let closed = false
   socket.setEncoding('latin1').on('data', (chunk: string) => {
-    if (text === '') ms = performance.now() - startedAt
+    if (text === '') ms = elapsed()
     text += chunk
   })
   // what is still being written when the refusal comes is refused too
@@ -117,7 +117,7 @@ async function sendBytes(server: Server, parts: (string | Buffer | (() => Buffer
       socket.write(part, 'latin1')
       continue
     }
-    while (text === '' && !socket.destroyed && performance.now() - startedAt < patienceMs) {
+    while (text === '' && !socket.destroyed && elapsed() < patienceMs) {
       if (socket.write(part())) await sleep(1)
       else await Promise.race([once(socket, 'drain'), once(socket, 'close'), sleep(200)]).catch(() => {})
     }

@@ -9,6 +9,7 @@ import { buildApp } from '../src/app.ts'
 import { type Environment, readConfig } from '../src/config.ts'
 import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
+import { stopwatch } from './machine.ts'
 
 export const root = join(import.meta.dirname, '..')
 export const password = 'correct horse battery'
@@ -230,8 +231,8 @@ export async function startServer(
 
 /** Resolves when it takes requests; rejects when it has ended instead. */
 export async function waitUntilReady(server: Server): Promise<void> {
-  const deadline = Date.now() + 60_000
-  while (Date.now() < deadline) {
+  const elapsed = stopwatch()
+  while (elapsed() < 60_000) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
     const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
     if (reply?.status === 200) return
@@ -257,12 +258,12 @@ export async function freePort(): Promise<number> {
   }
 }
 
-/** Waits until `check` says yes. Fails loudly and not by the file's time-out. */
+/** Waits until `check` says yes. Fails loudly and not by the file's time-out. Gives the milliseconds of a stopwatch. */
 export async function eventually(check: () => Promise<boolean> | boolean, withinMs = 5000): Promise<number> {
-  const startedAt = Date.now()
+  const elapsed = stopwatch()
   while (!(await check())) {
-    if (Date.now() - startedAt > withinMs) throw new Error(`not within ${withinMs} ms`)
+    if (elapsed() > withinMs) throw new Error(`not within ${withinMs} ms`)
     await sleep(20)
   }
-  return Date.now() - startedAt
+  return elapsed()
 }

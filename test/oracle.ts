@@ -2,6 +2,7 @@ import { closeSync, fdatasyncSync, openSync, readFileSync, writeSync } from 'nod
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { DatabaseUrls } from './databases.ts'
 import { allRows, eventually, type Owner, password } from './harness.ts'
+import { stopwatch } from './machine.ts'
 
 /*
  * Clients that write down what they ask for before they ask and what they were told after, each line synced to disk; and a
@@ -140,13 +141,13 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
     ...[method, path, options]: Parameters<typeof ask> extends [string, ...infer Rest] ? Rest : never
   ) {
     let answer: Answer
-    const startedAt = Date.now()
+    const elapsed = stopwatch()
     try {
       answer = await ask(anyUrl(), method, path, options)
     } catch {
       return undefined
     } finally {
-      slowestAnswerMs = Math.max(slowestAnswerMs, Date.now() - startedAt)
+      slowestAnswerMs = Math.max(slowestAnswerMs, elapsed())
     }
     const { status, body, headers } = answer
     const polite = headers.has('retry-after') && headers.get('content-type')?.startsWith('application/problem+json')

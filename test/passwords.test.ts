@@ -24,6 +24,7 @@ import {
   type Tokens,
   testEnvironment
 } from './harness.ts'
+import { stopwatch } from './machine.ts'
 import { fingerprint } from './tokens.ts'
 
 const me = '/api/v1/users/me'
@@ -194,10 +195,10 @@ t.test('signing in takes any password of 1 to 1,024 bytes, and hashes no other',
     t.match((await login(app, acme.owner.email, word)).json(), { status: 401, code: 'invalid_credentials' })
   }
   for (const word of ['', 'x'.repeat(1025), '🦊'.repeat(257), 'é'.repeat(513), 'x'.repeat(60_000)]) {
-    const startedAt = performance.now()
+    const elapsed = stopwatch()
     const reply = await login(app, acme.owner.email, word)
     t.match(reply.json(), { status: 400, code: 'validation_failed', errors: [{ path: '/body/password' }] })
-    t.ok(performance.now() - startedAt < 1000)
+    t.ok(elapsed() < 1000)
   }
   for (const word of [null, 1, true, {}, ['x']]) t.equal((await login(app, acme.owner.email, word)).statusCode, 400)
   t.equal((await login(app, acme.owner.email.toUpperCase(), password)).statusCode, 200, 'an address in any case')
@@ -507,9 +508,9 @@ t.test('when there is more to hash than can be', async (t) => {
       login(app, acme.owner.email, 'a wrong one')
     )
     await sleep(20)
-    const startedAt = performance.now()
+    const elapsed = stopwatch()
     t.equal((await acme.send(me)).statusCode, 200)
-    const waited = performance.now() - startedAt
+    const waited = elapsed()
     const replies = await Promise.all(flood)
     const count = (status: number) => replies.filter(({ statusCode }) => statusCode === status).length
     t.ok(count(401) >= 64, `${count(401)} were checked`)

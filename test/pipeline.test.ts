@@ -7,6 +7,7 @@ import type { GateSettings } from '../db/gate-query.ts'
 import { createPipeline, type Pipeline } from '../db/pipeline.ts'
 import { codeOf, foreign, inA, inB, message, prepare, type Row } from './gate-trials.ts'
 import { eventually } from './harness.ts'
+import { stopwatch } from './machine.ts'
 
 /*
  * The pipeline by itself, without the gate that asks again: what PostgreSQL says unasked, or does not say, and its end.
@@ -160,9 +161,9 @@ t.test('silence is measured by a clock that nobody sets', async (t) => {
 t.test('when it is closed', async (t) => {
   const { app } = await prepare(t)
   const closedWithin = async (pipeline: Pipeline) => {
-    const startedAt = performance.now()
+    const elapsed = stopwatch()
     await Promise.race([pipeline.close(), sleep(10_000, undefined, { ref: false })])
-    return performance.now() - startedAt
+    return elapsed()
   }
   const settled = (asked: Promise<unknown>[]) =>
     Promise.all(asked.map((each) => Promise.race([each, sleep(8000, 'nothing', { ref: false })])))

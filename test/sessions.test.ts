@@ -296,17 +296,17 @@ t.test('a session ends at its greatest age, however much it is used', async (t) 
   const acme = await createTenant(app, 'acme')
   let tokens = await acme.signIn()
   const { expires_at } = await sessionRow(app, sidOf(tokens))
-  let reply: Reply
-  for (;;) {
-    reply = await refresh(app, tokens.refresh_token)
-    if (reply.statusCode !== 200) break
+  const end = expires_at.getTime()
+  let [askedAt, reply] = [Date.now(), await refresh(app, tokens.refresh_token)]
+  while (reply.statusCode === 200 && askedAt < end + 100) {
     tokens = reply.json()
     t.strictSame((await sessionRow(app, sidOf(tokens))).expires_at, expires_at, 'no rotation moves it')
-    if (Date.now() > expires_at.getTime() + 3000) break
     await sleep(300)
+    askedAt = Date.now()
+    reply = await refresh(app, tokens.refresh_token)
   }
   refused(t, reply, 'invalid_refresh_token')
-  t.ok(Math.abs(Date.now() - expires_at.getTime()) < 1000, 'at that time and not another')
+  t.ok(Date.now() > end - 100, 'at that time and not before')
 })
 
 t.test('signing out', async (t) => {

@@ -140,8 +140,8 @@ export async function tryFaults(
     await sleep(gapMs * (0.5 + random()))
     await (typeof name === 'string' ? faults[name] : name)(stand, random)
     const mendedAt = Date.now()
-    await eventually(() => workload.lastSuccess() > mendedAt, 30_000)
-    slowestRecoveryMs = Math.max(slowestRecoveryMs, workload.lastSuccess() - mendedAt)
+    const recoveredAfter = await eventually(() => workload.lastSuccess() > mendedAt, 30_000)
+    slowestRecoveryMs = Math.max(slowestRecoveryMs, recoveredAfter)
   }
   await sleep(gapMs)
   await workload.settle()

@@ -8,6 +8,7 @@ import { createS3Store } from '../src/objects/s3.ts'
 import { type ObjectStore, patienceMs } from '../src/objects/store.ts'
 import { partBytes } from '../src/objects/writing.ts'
 import { createTenant, startApp } from './harness.ts'
+import { stopwatch } from './machine.ts'
 import { type Fault, silence, startScriptedS3 } from './scripted-s3.ts'
 import { large, matchesAfterSweep, servesTheRest, small, upload } from './store-checks.ts'
 
@@ -28,12 +29,12 @@ t.test('a store that says nothing counts as away after its time', { buffered: tr
     stub.fail('', fault ?? silence)
     const store = createS3Store({ ...stub.settings, ...(endpoint && { endpoint }) })
     t.teardown(() => store.close())
-    const startedAt = Date.now()
+    const elapsed = stopwatch()
     const failure = await work(store).then(
       () => 'none',
       (err) => err.kind
     )
-    return { failure, ms: Date.now() - startedAt }
+    return { failure, ms: elapsed() }
   }
   const halfOfIt: Fault = ({ reply }) => {
     reply.writeHead(200, { 'content-length': large.length })

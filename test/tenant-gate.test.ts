@@ -29,6 +29,7 @@ import {
   tryEveryFailure
 } from './gate-trials.ts'
 import { allRows, eventually, startApp, type TestApp, withoutPooler } from './harness.ts'
+import { stopwatch } from './machine.ts'
 
 const slowRead = statement(
   'test_slow_read',
@@ -58,7 +59,10 @@ t.test('many queries of two tenants on the same few connections', withoutPooler,
   const database = await prepare(t)
   const opened = listen(t, database)
   const app = await startApp(t, {}, database)
-  await Promise.all(Array.from({ length: 20 }, () => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
+  await eventually(async () => {
+    await Promise.all(Array.from({ length: 20 }, () => app.gate.query(inA, rowsByPipeline, { divisor: 1 })))
+    return app.gate.stats().pipelines.every(({ connected }) => connected)
+  })
   const shared = [...opened].filter(isPipelined)
   t.equal(shared.length, 2, 'two shared connections')
 
@@ -488,9 +492,9 @@ t.test('when more reads come than two connections can take at once', withoutPool
     await sleep(50)
     t.equal(app.gate.stats().waiting, 3)
     t.equal(await Promise.race([...waiting, sleep(250, 'nothing yet')]), 'nothing yet')
-    const startedAt = performance.now()
+    const elapsed = stopwatch()
     t.equal(await wayOf(inB), 'aggios-pool')
-    t.ok(performance.now() - startedAt < 400)
+    t.ok(elapsed() < 400)
     t.strictSame(await Promise.all(waiting), Array(3).fill('aggios-pipeline'), 'what waited was not lost')
     await Promise.all(slow)
     t.equal(await wayOf(inB), 'aggios-pipeline')

@@ -17,6 +17,7 @@ import {
   type TestApp,
   type Tokens
 } from './harness.ts'
+import { stopwatch } from './machine.ts'
 import { decode, fingerprint, makeToken, rawRequest, seconds, sendRaw } from './tokens.ts'
 
 type Method = 'DELETE' | 'GET' | 'HEAD' | 'OPTIONS' | 'PATCH' | 'POST' | 'PUT'
@@ -91,10 +92,10 @@ t.test('a token is for one agency', async (t) => {
       await client.query('begin')
       await client.query('lock table tenants, users, memberships, sessions, audit_events in access exclusive mode')
       for (const operation of operations) {
-        const startedAt = performance.now()
+        const elapsed = stopwatch()
         const reply = await rival.with(acme.owner.tokens.access_token, operation)
         isMismatch(t, operation, reply)
-        t.ok(performance.now() - startedAt < 1000)
+        t.ok(elapsed() < 1000)
       }
       await client.query('rollback')
     })

@@ -355,20 +355,22 @@ t.test('what an access token must be', async (t) => {
 })
 
 t.test('a token that is remembered does not outlive itself', async (t) => {
-  const app = await startApp(t, { ACCESS_TOKEN_TTL: '2' })
+  const app = await startApp(t, { ACCESS_TOKEN_TTL: '3' })
   const acme = await createTenant(app, 'acme')
   const tokens = await acme.signIn()
-  t.equal(tokens.expires_in, 2)
+  t.equal(tokens.expires_in, 3)
   const exp = decode(tokens.access_token).claims.exp as number
-  const replies: { at: number; code: number | string }[] = []
-  while (Date.now() < exp * 1000 + 1000) {
+  const replies: { askedAt: number; at: number; code: number | string }[] = []
+  const later = () => replies.filter(({ askedAt }) => askedAt > exp * 1000 + 500)
+  while (later().length < 10) {
+    const askedAt = Date.now()
     const reply = await ask(app, `Bearer ${tokens.access_token}`)
-    replies.push({ at: Date.now(), code: reply.statusCode === 200 ? 200 : reply.json().code })
+    replies.push({ askedAt, at: Date.now(), code: reply.statusCode === 200 ? 200 : reply.json().code })
     await sleep(20)
   }
   const early = replies.filter(({ at }) => at < exp * 1000)
-  const late = replies.filter(({ at }) => at > exp * 1000 + 500)
-  t.ok(early.length > 10 && late.length > 10, 'asked often on both sides of the end')
+  const late = later()
+  t.ok(early.length > 2, 'remembered since the first of them')
   t.strictSame([...new Set(early.map(({ code }) => code))], [200], 'good until the end')
   t.strictSame([...new Set(late.map(({ code }) => code))], ['token_expired'], 'and not after it')
   t.match((await ask(app, `Bearer ${tokens.access_token}`)).headers['www-authenticate'], /error="invalid_token"/)

@@ -17,6 +17,7 @@ import {
   type Tenant,
   type TestApp
 } from './harness.ts'
+import { stopwatch } from './machine.ts'
 
 const kib = 1024
 const sha256 = (content: string | Buffer) => createHash('sha256').update(content).digest('hex')
@@ -44,7 +45,7 @@ type Raw = { status: number; body: string; ms: number; sent: number; cut: string
 
 /** Writes parts to a socket, one after another, and reads what comes until the other side is done. `end`: half-closes then. */
 async function exchange(port: number, parts: Iterable<Buffer | string>, { end = false } = {}): Promise<Raw> {
-  const startedAt = performance.now()
+  const elapsed = stopwatch()
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   let text = ''
   let cut: string | undefined
@@ -69,7 +70,7 @@ async function exchange(port: number, parts: Iterable<Buffer | string>, { end = 
   const [head = '', body = ''] = text.split('\r\n\r\n')
   return {
     ...{ status: Number(head.split(' ')[1] ?? 0), body, cut, sent: socket.bytesWritten },
-    ms: performance.now() - startedAt
+    ms: elapsed()
   }
 }
 
