@@ -4,6 +4,7 @@ import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
 import { walPosition } from '../db/directory.ts'
+import { classifyFailure } from '../db/failures.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../db/gate.ts'
 import { prepareGate, type RequestFacts, type Scope, startUpOptions, type TimeOuts } from '../db/gate-query.ts'
 import { findMissingMigrations } from '../db/migrate.ts'
@@ -39,6 +40,8 @@ declare module 'fastify' {
 const pipelineCount = 2
 const replicaPool = 4
 const acquireTimeoutMs = 2000
+/** Of that length, and all of them within the ten seconds that Fastify gives to the start of a plugin. */
+const startAttempts = 3
 /** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
 const timeOuts: TimeOuts = {
   statement_timeout: 3000,
@@ -122,7 +125,7 @@ export default fp(
       return gate.transaction({ tenant_id, user_id, request: factsOf(this) }, work)
     })
 
-    const client = await pool.connect()
+    const client = await connectAtStart(pool)
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
     const missing = await findMissingMigrations(app.db)
     if (missing.length > 0) {
@@ -132,6 +135,18 @@ export default fp(
   },
   { name: 'database', dependencies: ['config', 'metrics'] }
 )
+
+/** Who starts may wait for longer than a request: all processes start together after a failure, on a machine that is busy then. */
+async function connectAtStart(pool: pg.Pool): Promise<pg.PoolClient> {
+  for (let attempts = 1; ; attempts++) {
+    try {
+      return await pool.connect()
+    } catch (err) {
+      const failure = classifyFailure(err)
+      if (attempts === startAttempts || (failure !== 'crowded' && failure !== 'connection')) throw err
+    }
+  }
+}
 
 function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
   metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {

@@ -642,4 +642,14 @@ t.test('without its database', async (t) => {
     await proxy.clear()
     await eventually(() => isReady(early), 15_000)
   })
+
+  t.test('a process that starts while its database is slow asks it again', async (t) => {
+    await proxy.add({ type: 'blackhole' })
+    const early = await startServer(t, env, { ready: false })
+    // longer than a request would wait for a connection
+    await sleep(4000)
+    t.equal(early.child.exitCode, null, early.output())
+    await proxy.clear()
+    await eventually(() => isReady(early), 15_000)
+  })
 })

@@ -241,7 +241,9 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
   for (let turn = 0; turn < restarts; turn++) {
     const victim = turn % ports.length
     // the one before may still be starting; the one after has to be there
-    await eventually(() => isUp(ports[(victim + 1) % ports.length] as number), 60_000)
+    const next = (victim + 1) % ports.length
+    await servers[next]
+    await eventually(() => isUp(ports[next] as number), 60_000)
     if (turn % 5 === 0) for (const _ of ports) load.send(long)
     const server = (await servers[victim]) as Server
     cut.push(transfers())
