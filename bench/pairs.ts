@@ -1,3 +1,4 @@
+import { undisturbed } from './disturbance.ts'
 import type { HttpRequest, LoadGenerator } from './load.ts'
 import { usageOf } from './processes.ts'
 import type { Server } from './servers.ts'
@@ -32,6 +33,8 @@ export type Conditions = {
   databasePid: number
   pairs: number
   seconds: number
+  /** Of each measurement, where a hypervisor disturbs it. */
+  tries: number
   connections: number
 }
 
@@ -44,12 +47,12 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
   await Promise.all([first.check(), second.check()])
   for (const contender of [first, second]) await warmUp(conditions, contender)
   for (let turn = 0; turn < conditions.pairs; turn++) {
-    if (turn % 2 === 0) {
-      samples.push([await measure(conditions, first), await measure(conditions, second)])
-    } else {
+    const drive = async (): Promise<[Sample, Sample]> => {
+      if (turn % 2 === 0) return [await measure(conditions, first), await measure(conditions, second)]
       const late = await measure(conditions, second)
-      samples.push([await measure(conditions, first), late])
+      return [await measure(conditions, first), late]
     }
+    samples.push(await undisturbed(drive, conditions.tries))
   }
   await Promise.all([first.check(), second.check()])
   return {

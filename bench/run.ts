@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util'
 import { type Bench, type Scenario, sizes } from './bench.ts'
 import { type Dataset, openDatabase } from './database.ts'
+import { describeDisturbance } from './disturbance.ts'
 import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { hashing } from './scenarios/hashing.ts'
@@ -92,6 +93,8 @@ function lazily<T>(make: () => Promise<T>): () => Promise<T> {
 const quickEndsMs = 120_000
 
 const { quick, whole, pairs, seconds, chosen } = readArguments()
+// there is no time for more in a quick run
+const tries = quick ? 1 : 3
 const load = chooseLoadGenerator()
 const database = await openDatabase(say)
 const findings: Findings = { figures: [], pairs: [], skipped: [] }
@@ -104,7 +107,7 @@ const bench: Bench = {
   thousand,
   hundredThousand: lazily(() => database.dataset(sizes.hundredThousand)),
   withoutRowSecurity: lazily(async () => database.withoutRowSecurity(await thousand(), sizes.thousand)),
-  conditions: (connections = 64) => ({ load, databasePid: database.pid, pairs, seconds, connections }),
+  conditions: (connections = 64) => ({ load, databasePid: database.pid, pairs, seconds, tries, connections }),
   figure(figure) {
     if (Number.isNaN(figure.value)) return bench.skip(figure.name, 'this system has no /proc to read it from')
     findings.figures.push(figure)
@@ -135,7 +138,12 @@ try {
 }
 
 const conditions = `64 connections, ${pairs} pairs of ${seconds} s`
-const machine = describeMachine({ loadGenerator: load.name, postgres: database.version, conditions })
+const machine = [
+  describeMachine({ loadGenerator: load.name, postgres: database.version, conditions }),
+  describeDisturbance()
+]
+  .join(' ')
+  .trimEnd()
 print(`\n${machine}\n\n${textTable(goalRows(findings))}`)
 if (!quick) print(`\n${textTable(pairRows(findings))}\n\n${textTable(figureRows(findings))}`)
 if (whole) writePage(findings, machine)

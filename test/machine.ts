@@ -29,13 +29,20 @@ export function stopwatch(): () => number {
   return () => Math.max(0, performance.now() - startedAt - (ticks().stolen - before.stolen) * tickMs)
 }
 
-/** Tells, when it is asked, whether too much has been taken away since. Nothing is taken from who wants nothing. */
-export function watchMachine(): () => boolean {
+/** Tells, when it is asked, what share of the CPU that was wanted since has been taken away. */
+export function watchStolen(): () => number {
   const before = ticks()
   return () => {
     const after = ticks()
-    return after.stolen - before.stolen > tolerable * (after.wanted - before.wanted)
+    // nothing is taken from who wants nothing
+    return (after.stolen - before.stolen) / Math.max(1, after.wanted - before.wanted)
   }
+}
+
+/** Tells, when it is asked, whether too much has been taken away since. */
+export function watchMachine(): () => boolean {
+  const stolenShare = watchStolen()
+  return () => stolenShare() > tolerable
 }
 
 function isShortOfTime(): boolean {

@@ -16,7 +16,11 @@ type Library = 'argon2' | 'node-rs'
 type Hashed = { perSecond: number; cpuMs: number }
 
 /** Hashes in a process of its own while `work` runs. */
-async function whileHashing(library: Library, niceness: number, work: () => Promise<void>): Promise<Hashed> {
+async function whileHashing<T>(
+  library: Library,
+  niceness: number,
+  work: () => Promise<T>
+): Promise<{ hashed: Hashed; result: T }> {
   const file = join(import.meta.dirname, '..', 'hash-worker.ts')
   const args = [file, library, String(niceness)]
   const child = adopt(spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] }))
@@ -26,10 +30,10 @@ async function whileHashing(library: Library, niceness: number, work: () => Prom
     text += chunk
   })
   await firstLine(child)
-  await work()
+  const result = await work()
   child.kill('SIGTERM')
   await ended
-  return JSON.parse(text.trim().split('\n').at(-1) as string)
+  return { hashed: JSON.parse(text.trim().split('\n').at(-1) as string), result }
 }
 
 const firstLine = (child: ChildProcess & { stdout: NodeJS.ReadableStream }) => once(child.stdout, 'data')
@@ -51,7 +55,8 @@ async function compareLibraries(bench: Bench): Promise<void> {
   const found: Record<Library, Hashed[]> = { argon2: [], 'node-rs': [] }
   for (let turn = 0; turn < pairs; turn++) {
     for (const library of ['argon2', 'node-rs'] as const) {
-      found[library].push(await whileHashing(library, 0, () => sleep(seconds * 1000)))
+      const { hashed } = await whileHashing(library, 0, () => sleep(seconds * 1000))
+      found[library].push(hashed)
     }
   }
   for (const library of ['argon2', 'node-rs'] as const) {
@@ -94,7 +99,7 @@ export const hashing: Scenario = {
     report('sign-ins', shipped, 'as shipped: 50 callers sign in, hashed in a process of lower priority')
     for (const { name, library, niceness } of arrangements) {
       const found = await latencyUnder(bench, product, dataset, async (read) => {
-        await whileHashing(library, niceness, read)
+        return (await whileHashing(library, niceness, read)).result
       })
       report(name, found, `two hashes at once by ${library} in another process, niceness ${niceness}`)
     }

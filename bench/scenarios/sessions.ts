@@ -3,6 +3,7 @@ import type { Bench, Scenario } from '../bench.ts'
 import { type NextRequest, postJson, requireOk, runCallers } from '../callers.ts'
 import { pick, readMe } from '../contenders.ts'
 import { type Dataset, query, type SeededUser } from '../database.ts'
+import { undisturbed } from '../disturbance.ts'
 import { usageOf } from '../processes.ts'
 import { type Server, startPeer, startProduct } from '../servers.ts'
 import { median, spreadOf } from '../statistics.ts'
@@ -61,7 +62,8 @@ export const refresh: Scenario = {
       startPeer('plugins', bench.database, dataset)
     ])
     // the two never meet in one session
-    const people = pick(dataset.users, refreshCallers * (bench.conditions().pairs + 1) * 2)
+    const { pairs, seconds, tries } = bench.conditions()
+    const people = pick(dataset.users, refreshCallers * pairs * tries * 2)
     const take = () => people.splice(0, refreshCallers)
     const rotateHere = (users: SeededUser[]) =>
       refreshes(users, '/api/v1/auth/refresh', ({ refresh_token }) => refresh_token)
@@ -70,24 +72,28 @@ export const refresh: Scenario = {
         const { sid } = JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString())
         return sign({ tenant_id, user_id, sid, counter: 0 }, JWT_SECRET)
       })
-    const ours: number[] = []
-    const theirs: number[] = []
-    const run = (server: Server, callers: NextRequest[]) => runCallers(server, callers, bench.conditions().seconds)
+    const rates: { ours: number; theirs: number }[] = []
+    const run = (server: Server, callers: NextRequest[]) => runCallers(server, callers, seconds)
     await resetCounters(dataset)
-    for (let turn = 0; turn < bench.conditions().pairs; turn++) {
-      const here = async () => ours.push(await rotated(dataset, () => run(product, rotateHere(take()))))
-      const there = async () => theirs.push(await rotated(dataset, () => run(peer, rotateThere(take()))))
-      for (const drive of turn % 2 === 0 ? [here, there] : [there, here]) await drive()
+    for (let turn = 0; turn < pairs; turn++) {
+      const here = () => rotated(dataset, () => run(product, rotateHere(take())))
+      const there = () => rotated(dataset, () => run(peer, rotateThere(take())))
+      const drive = async () => {
+        if (turn % 2 === 0) return { ours: await here(), theirs: await there() }
+        const theirs = await there()
+        return { ours: await here(), theirs }
+      }
+      rates.push(await undisturbed(drive, tries))
     }
-    const ratio = spreadOf(ours.map((each, turn) => each / (theirs[turn] as number)))
+    const ratio = spreadOf(rates.map(({ ours, theirs }) => ours / theirs))
     bench.figure({
       name: 'refresh',
       value: ratio.median,
       unit: 'ratio',
       detail: `${ratio.low.toFixed(2)} to ${ratio.high.toFixed(2)}`
     })
-    bench.figure({ name: 'refresh/rate', value: median(ours), unit: '/s' })
-    bench.figure({ name: 'refresh/naive', value: median(theirs), unit: '/s' })
+    bench.figure({ name: 'refresh/rate', value: median(rates.map(({ ours }) => ours)), unit: '/s' })
+    bench.figure({ name: 'refresh/naive', value: median(rates.map(({ theirs }) => theirs)), unit: '/s' })
     await Promise.all([product.stop(), peer.stop()])
   }
 }
@@ -145,18 +151,19 @@ export async function latencyUnder(
   bench: Bench,
   server: Server,
   dataset: Dataset,
-  work: (read: () => Promise<void>) => Promise<void>
+  work: (read: () => Promise<Latency>) => Promise<Latency>
 ): Promise<Latency> {
-  const { pairs, seconds } = bench.conditions()
+  const { pairs, seconds, tries } = bench.conditions()
   const ratios: Latency[] = []
   // a server that has just started is slow by itself
   await readLatency(server, dataset, seconds)
   for (let turn = 0; turn < pairs; turn++) {
-    const idle = await readLatency(server, dataset, seconds)
-    await work(async () => {
-      const busy = await readLatency(server, dataset, seconds)
-      ratios.push({ p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99 })
-    })
+    const compare = async (): Promise<Latency> => {
+      const idle = await readLatency(server, dataset, seconds)
+      const busy = await work(() => readLatency(server, dataset, seconds))
+      return { p50: busy.p50 / idle.p50, p99: busy.p99 / idle.p99 }
+    }
+    ratios.push(await undisturbed(compare, tries))
   }
   return { p50: median(ratios.map(({ p50 }) => p50)), p99: median(ratios.map(({ p99 }) => p99)) }
 }
@@ -166,10 +173,11 @@ export async function whileSigningIn(
   bench: Bench,
   server: Server,
   dataset: Dataset,
-  read: () => Promise<void>
-): Promise<void> {
+  read: () => Promise<Latency>
+): Promise<Latency> {
   const signing = runCallers(server, signIns(dataset), bench.conditions().seconds)
-  await Promise.all([read(), signing])
+  const [latency] = await Promise.all([read(), signing])
+  return latency
 }
 
 export const pressure: Scenario = {

@@ -4,9 +4,10 @@ import type { Bench, Scenario } from '../bench.ts'
 import { type NextRequest, runCallers } from '../callers.ts'
 import { ask, pick, productReads } from '../contenders.ts'
 import type { Dataset } from '../database.ts'
+import { undisturbed } from '../disturbance.ts'
+import { liveBytes } from '../heap.ts'
 import { comparePair, measure, warmUp } from '../pairs.ts'
-import { usageOf } from '../processes.ts'
-import { removeUploads, startProduct } from '../servers.ts'
+import { freePort, removeUploads, startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
 
 /** The server as a whole: how many processes, how soon it is there, what it keeps in memory. */
@@ -40,24 +41,28 @@ export const start: Scenario = {
   async run(bench) {
     const dataset = await bench.thousand()
     const times: number[] = []
-    for (let turn = 0; turn <= bench.conditions().pairs; turn++) {
+    const { pairs, tries } = bench.conditions()
+    const startOnce = async () => {
       const product = await startProduct(bench.database, dataset)
-      // the first one warms the file cache
-      if (turn > 0) times.push(product.startedInMs)
       await product.stop()
+      return product.startedInMs
     }
+    // the first one warms the file cache
+    await startOnce()
+    for (let turn = 0; turn < pairs; turn++) times.push(await undisturbed(startOnce, tries))
     bench.figure({ name: 'start', value: median(times), unit: 'ms' })
   }
 }
 
-/** Kilobytes of a process that so many people have asked, each at least twice, when memory has settled. */
+/** Kilobytes that are alive in a process that so many people have asked, each at least twice. */
 async function memoryAfter(bench: Bench, dataset: Dataset, people: number): Promise<number> {
-  const product = await startProduct(bench.database, dataset)
+  const inspectorPort = await freePort()
+  const product = await startProduct(bench.database, dataset, { NODE_OPTIONS: `--inspect-port=${inspectorPort}` })
   const all = productReads(product, dataset, 'aggios', people)
   await warmUp(bench.conditions(), all)
   await measure(bench.conditions(), all)
   await sleep(1000)
-  const kilobytes = usageOf(product.pid).memory_bytes / 1024
+  const kilobytes = (await liveBytes(product.pid, inspectorPort)) / 1024
   await product.stop()
   return kilobytes
 }
