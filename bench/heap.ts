@@ -35,15 +35,10 @@ export async function liveBytes(pid: number, port: number): Promise<number> {
 }
 
 async function findInspector(port: number): Promise<string> {
-  for (const startedAt = performance.now(); ; ) {
-    try {
-      const [target] = (await (await fetch(`http://127.0.0.1:${port}/json/list`)).json()) as {
-        webSocketDebuggerUrl: string
-      }[]
-      if (target) return target.webSocketDebuggerUrl
-    } catch (err) {
-      if (performance.now() - startedAt > patienceMs) throw err
-    }
-    await sleep(50)
+  for (const deadline = performance.now() + patienceMs; performance.now() < deadline; await sleep(50)) {
+    const reply = await fetch(`http://127.0.0.1:${port}/json/list`).catch(() => undefined)
+    const [target] = ((await reply?.json()) ?? []) as { webSocketDebuggerUrl: string }[]
+    if (target) return target.webSocketDebuggerUrl
   }
+  throw new Error(`no inspector at port ${port} after ${patienceMs} ms`)
 }

@@ -38,21 +38,28 @@ export type Conditions = {
   connections: number
 }
 
-/**
- * Drives two servers in turns, each pair in the other order than the one before, so that what else the machine does falls on
- * both. A ratio is within its pair; of all of them the median counts.
- */
+/** Measures two things, in the other order than the turn before, so that what else the machine does falls on both. */
+export function measureBoth<T>(
+  turn: number,
+  tries: number,
+  first: () => Promise<T>,
+  second: () => Promise<T>
+): Promise<[T, T]> {
+  return undisturbed(async () => {
+    if (turn % 2 === 0) return [await first(), await second()]
+    const late = await second()
+    return [await first(), late]
+  }, tries)
+}
+
+/** Drives two servers in turns. A ratio is within its pair; of all of them the median counts. */
 export async function comparePair(conditions: Conditions, first: Contender, second: Contender): Promise<Pair> {
   const samples: [Sample, Sample][] = []
   await Promise.all([first.check(), second.check()])
   for (const contender of [first, second]) await warmUp(conditions, contender)
   for (let turn = 0; turn < conditions.pairs; turn++) {
-    const drive = async (): Promise<[Sample, Sample]> => {
-      if (turn % 2 === 0) return [await measure(conditions, first), await measure(conditions, second)]
-      const late = await measure(conditions, second)
-      return [await measure(conditions, first), late]
-    }
-    samples.push(await undisturbed(drive, conditions.tries))
+    const drive = (contender: Contender) => () => measure(conditions, contender)
+    samples.push(await measureBoth(turn, conditions.tries, drive(first), drive(second)))
   }
   await Promise.all([first.check(), second.check()])
   return {

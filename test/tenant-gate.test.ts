@@ -491,7 +491,7 @@ t.test('when more reads come than two connections can take at once', withoutPool
     const waiting = Array.from({ length: 3 }, () => wayOf(inA))
     await sleep(50)
     // the process itself may have a read that waits too
-    t.ok(app.gate.stats().waiting >= 3)
+    t.ok([3, 4].includes(app.gate.stats().waiting))
     t.equal(await Promise.race([...waiting, sleep(250, 'nothing yet')]), 'nothing yet')
     const elapsed = stopwatch()
     t.equal(await wayOf(inB), 'aggios-pool')

@@ -355,14 +355,14 @@ t.test('what an access token must be', async (t) => {
 })
 
 t.test('a token that is remembered does not outlive itself', async (t) => {
-  const app = await startApp(t, { ACCESS_TOKEN_TTL: '3' })
+  const app = await startApp(t, { ACCESS_TOKEN_TTL: '5' })
   const acme = await createTenant(app, 'acme')
   const tokens = await acme.signIn()
-  t.equal(tokens.expires_in, 3)
+  t.equal(tokens.expires_in, 5)
   const exp = decode(tokens.access_token).claims.exp as number
   const replies: { askedAt: number; at: number; code: number | string }[] = []
   const later = () => replies.filter(({ askedAt }) => askedAt > exp * 1000 + 500)
-  while (later().length < 10) {
+  while (later().length <= 10) {
     const askedAt = Date.now()
     const reply = await ask(app, `Bearer ${tokens.access_token}`)
     replies.push({ askedAt, at: Date.now(), code: reply.statusCode === 200 ? 200 : reply.json().code })
@@ -370,7 +370,7 @@ t.test('a token that is remembered does not outlive itself', async (t) => {
   }
   const early = replies.filter(({ at }) => at < exp * 1000)
   const late = later()
-  t.ok(early.length > 2, 'remembered since the first of them')
+  t.ok(early.length > 10, 'asked often on both sides of the end')
   t.strictSame([...new Set(early.map(({ code }) => code))], [200], 'good until the end')
   t.strictSame([...new Set(late.map(({ code }) => code))], ['token_expired'], 'and not after it')
   t.match((await ask(app, `Bearer ${tokens.access_token}`)).headers['www-authenticate'], /error="invalid_token"/)

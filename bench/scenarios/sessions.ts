@@ -4,6 +4,7 @@ import { type NextRequest, postJson, requireOk, runCallers } from '../callers.ts
 import { pick, readMe } from '../contenders.ts'
 import { type Dataset, query, type SeededUser } from '../database.ts'
 import { undisturbed } from '../disturbance.ts'
+import { measureBoth } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
 import { type Server, startPeer, startProduct } from '../servers.ts'
 import { median, spreadOf } from '../statistics.ts'
@@ -78,12 +79,8 @@ export const refresh: Scenario = {
     for (let turn = 0; turn < pairs; turn++) {
       const here = () => rotated(dataset, () => run(product, rotateHere(take())))
       const there = () => rotated(dataset, () => run(peer, rotateThere(take())))
-      const drive = async () => {
-        if (turn % 2 === 0) return { ours: await here(), theirs: await there() }
-        const theirs = await there()
-        return { ours: await here(), theirs }
-      }
-      rates.push(await undisturbed(drive, tries))
+      const [ours, theirs] = await measureBoth(turn, tries, here, there)
+      rates.push({ ours, theirs })
     }
     const ratio = spreadOf(rates.map(({ ours, theirs }) => ours / theirs))
     bench.figure({
