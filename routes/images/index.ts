@@ -22,7 +22,7 @@ import { imageKey, imagePath } from '../../src/objects/keys.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
 
-const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, fileSize: maxImageBytes + 1 }
+const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, headerSize: 8192, fileSize: maxImageBytes + 1 }
 const upload = {
   upload: true,
   receives: {
