@@ -18,7 +18,7 @@ export const imageLimits: Limits = { memory: 512 * 2 ** 20, cpuMs: 10_000, wallM
 export const typeLimits: Limits = { memory: 256 * 2 ** 20, cpuMs: 2000, wallMs: 30_000, jobs: 100_000 }
 
 /** How many images, and how many beginnings of files, may wait. */
-const depths = { images: 32, types: 400 }
+export const depths = { images: 32, types: 400 }
 
 type Options = { log: { warn(details: object, message: string): void }; program?: string }
 

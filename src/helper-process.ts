@@ -1,4 +1,4 @@
-import { fork } from 'node:child_process'
+import { type ChildProcess, fork } from 'node:child_process'
 
 /** What a helper process says: that it can begin, and then how each job went. */
 export type Answer<Result> = 'ready' | { id: number; result: Result } | { id: number; error: string }
@@ -27,26 +27,32 @@ type Options = {
   env?: Record<string, string>
   /** A process that is silent for longer is taken for stuck, at its start and at each job. */
   answerMs: number
-  /** Bytes of data that the kernel lets it have (RLIMIT_DATA). An allocation beyond fails, between two looks of its watcher too. */
-  maxData?: number
+  /**
+   * What the kernel lets it have: bytes of data (RLIMIT_DATA), so that an allocation beyond fails between two looks of its watcher
+   * too, and seconds of CPU in all its life, so that it ends when its watcher was killed.
+   */
+  kernelLimits?: { data: number; cpuSeconds: number }
   /** Called once, when it has ended or was ended. */
   onEnd(reason: EndReason & { pid: number | undefined }, wasReady: boolean): void
 }
 
 export type HelperProcess<Job, Result> = ReturnType<typeof startHelper<Job, Result>>
 
+/** Those that live. One that never looks at its channel again would not notice that this process ends. */
+const alive = new Set<ChildProcess>()
+process.on('exit', () => {
+  for (const child of alive) child.kill('SIGKILL')
+})
+
 /** Starts a process that does jobs for this one. It never outlives this process, nor keeps it from ending. */
-export function startHelper<Job, Result>({ program, args = [], env = {}, answerMs, maxData, onEnd }: Options) {
+export function startHelper<Job, Result>({ program, args = [], env = {}, answerMs, kernelLimits, onEnd }: Options) {
   const child = fork(program, args, {
     serialization: 'advanced',
     // nothing of this process's environment: there are secrets in it
     env,
     execArgv: [],
-    // a shell can set the limit and become the program; Node can't set it for a child
-    ...(maxData !== undefined && {
-      execPath: '/bin/sh',
-      execArgv: ['-c', `ulimit -d ${Math.ceil(maxData / 1024)} 2>/dev/null; exec "$0" "$@"`, process.execPath]
-    }),
+    // a shell can set limits and become the program; Node can't set them for a child
+    ...(kernelLimits && { execPath: '/bin/sh', execArgv: ['-c', limited(kernelLimits), process.execPath] }),
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     // a session of its own: see helper-loop.ts
     detached: true
@@ -57,6 +63,7 @@ export function startHelper<Job, Result>({ program, args = [], env = {}, answerM
   let over = false
   const stuck = () => end({ reason: `it gave no answer for ${answerMs} ms` })
   const starting = setTimeout(stuck, answerMs).unref()
+  alive.add(child)
   letGo()
 
   function end(reason: EndReason): void {
@@ -65,6 +72,7 @@ export function startHelper<Job, Result>({ program, args = [], env = {}, answerM
     clearTimeout(starting)
     // it has nothing to put in order, and does not listen to less
     child.kill('SIGKILL')
+    alive.delete(child)
     letGo()
     onEnd({ ...reason, pid: child.pid }, ready)
     for (const { lose } of pending.values()) lose(new Lost(reason))
@@ -109,3 +117,7 @@ export function startHelper<Job, Result>({ program, args = [], env = {}, answerM
 
   return { pid: child.pid, run, end, isReady: () => ready }
 }
+
+/** What a system can't limit its watcher limits. */
+const limited = ({ data, cpuSeconds }: NonNullable<Options['kernelLimits']>) =>
+  `ulimit -d ${Math.ceil(data / 1024)} 2>/dev/null; ulimit -t ${cpuSeconds} 2>/dev/null; exec "$0" "$@"`

@@ -40,6 +40,8 @@ export type Sandbox<Job, Result> = ReturnType<typeof createSandbox<Job, Result>>
 const watchIntervalMs = process.platform === 'linux' ? 50 : 500
 /** What a process of Node and its libraries may write to before any job, most of which it never touches. */
 const dataOfNode = 1024 ** 3
+/** After so much CPU a process is replaced. */
+const lifeCpuSeconds = 120
 /** Signals by which a process ends of itself: what it was working on broke it. */
 const ownFaults: readonly unknown[] = ['SIGABRT', 'SIGBUS', 'SIGFPE', 'SIGILL', 'SIGSEGV', 'SIGSYS', 'SIGTRAP']
 
@@ -63,7 +65,7 @@ export function createSandbox<Job, Result>({ program, args, limits, depth, log }
       program,
       args,
       answerMs: limits.wallMs,
-      maxData: limits.memory + dataOfNode,
+      kernelLimits: { data: limits.memory + dataOfNode, cpuSeconds: lifeCpuSeconds },
       onEnd: (reason, wasReady) => {
         if (helper === started) helper = undefined
         if (closed || reason.reason === retired.reason) return
