@@ -6,6 +6,7 @@ import authentication from '../plugins/authentication.ts'
 import config from '../plugins/config.ts'
 import cors from '../plugins/cors.ts'
 import database from '../plugins/database.ts'
+import decoders from '../plugins/decoders.ts'
 import errors from '../plugins/errors.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
@@ -99,6 +100,7 @@ export function buildApp(
   app.register(redis)
   app.register(database)
   app.register(objects)
+  app.register(decoders)
   app.register(idempotency)
   app.register(health)
   app.register(revocations)

@@ -1,6 +1,6 @@
-import { fileTypeFromBuffer } from 'file-type'
 import { unsupportedMediaType } from './errors.ts'
 import { extensionOf } from './file-names.ts'
+import { JobRefused } from './sandbox.ts'
 
 const unknownType = 'application/octet-stream'
 
@@ -102,17 +102,25 @@ const familyOfType = (type: string) => families.find(({ types }) => types.test(t
 const familyOfExtension = (extension: string) =>
   families.find(({ extensions }) => extensions.split(' ').includes(extension))
 
+/** What knows the types of first bytes: a process of its own, which is asked to. */
+export type FindType = (head: Buffer) => Promise<string | undefined>
+
 /**
  * The type of a file by what is in it, checked against what its name and its sender say. Throws `unsupported_media_type` for
  * programs, and for a file that pretends to be another kind.
  */
-export async function requireFileType(head: Buffer, name: string, declared: string | undefined): Promise<string> {
+export async function requireFileType(
+  head: Buffer,
+  name: string,
+  declared: string | undefined,
+  findTypeOf: FindType
+): Promise<string> {
   const extension = extensionOf(name)
   const isText = looksLikeText(head)
   const given = essence(declared)
   // what a part of a form is when nobody says anything (RFC 7578, 4.4)
   const claimed = given === 'text/plain' && !isText ? unknownType : given
-  const found = await findType(head, isText)
+  const found = await findType(head, isText, findTypeOf)
   if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
   }
@@ -137,11 +145,14 @@ function mayHold({ types, also, text }: Family, found: string | undefined, isTex
 }
 
 /** What the first bytes say; nothing for text, which may begin with anything, and for what nobody knows. */
-async function findType(head: Buffer, isText: boolean): Promise<string | undefined> {
+async function findType(head: Buffer, isText: boolean, findTypeOf: FindType): Promise<string | undefined> {
   const start = head.toString('latin1', 0, 1024)
   if (isText && /^(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE svg)\b/i.test(start)) return 'application/xml'
-  const found = await fileTypeFromBuffer(head).catch(() => undefined)
-  if (found && !(isText && !textual.test(found.mime))) return found.mime
+  const found = await findTypeOf(head).catch((err) => {
+    if (err instanceof JobRefused) throw unsupportedMediaType({ detail: 'the file can not be read', cause: err })
+    throw err
+  })
+  if (found !== undefined && !(isText && !textual.test(found))) return found
   // readers allow for something before it
   return start.includes('%PDF-') ? 'application/pdf' : undefined
 }

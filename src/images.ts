@@ -1,57 +1,54 @@
-import { Problem, unsupportedMediaType, validationFailed } from './errors.ts'
+import { type Problem, unsupportedMediaType, validationFailed } from './errors.ts'
+import { type ImageFault, maxPixels, maxSide } from './image-decoding.ts'
+import { JobRefused } from './sandbox.ts'
 
-/** The longest side of what is kept. */
-const keptSide = 512
-/** 50 megapixels: what a good camera makes. Decided by what the header declares, before anything is decoded. */
-const maxPixels = 50_000_000
-const formats = ['jpeg', 'png', 'webp', 'gif', 'heif']
+const formats = ['jpeg', 'png', 'webp', 'gif', 'avif'] as const
 
 /** What an image may have before it is re-encoded. */
 export const maxImageBytes = 10 * 1024 * 1024
 export const imageType = 'image/webp'
 
-let loading: Promise<typeof import('sharp').default> | undefined
-
-/** Loaded with the first image: most processes never meet one, and the library brings threads and memory of its own. */
-function loadSharp() {
-  loading ??= import('sharp').then(({ default: sharp }) => {
-    // one image at a time on one thread: they are few, and everything else runs here too
-    sharp.concurrency(1)
-    sharp.cache(false)
-    return sharp
-  })
-  return loading
-}
+/** What decodes: a process of its own, which is asked to. */
+export type Decode = (content: Buffer) => Promise<Buffer | ImageFault>
 
 /**
- * Makes a small WebP of an image: upright, without metadata, and with nothing of the original bytes in it. Throws for what is no
- * image or too large a one.
+ * Makes a small WebP of an image. Throws for what is no image or too large a one. No library sees a byte of what does not begin
+ * like one of the accepted formats.
  */
-export async function reencodeImage(content: Buffer): Promise<Buffer> {
-  const sharp = await loadSharp()
+export async function reencodeImage(content: Buffer, decode: Decode): Promise<Buffer> {
+  if (imageFormat(content) === undefined) throw refusal('unreadable')
   try {
-    const image = sharp(content, { limitInputPixels: maxPixels, failOn: 'error', pages: 1 })
-    const { format, width, height } = await image.metadata()
-    if (!formats.includes(format)) throw notAnImage()
-    if (width * height > maxPixels) throw tooManyPixels()
-    return await image
-      .rotate()
-      .resize({ width: keptSide, height: keptSide, fit: 'inside', withoutEnlargement: true })
-      .webp({ quality: 85 })
-      .timeout({ seconds: 10 })
-      .toBuffer()
+    const image = await decode(content)
+    if (typeof image === 'string') throw refusal(image)
+    return image
   } catch (err) {
-    if (err instanceof Problem) throw err
-    if (/pixel limit/i.test((err as Error).message)) throw tooManyPixels()
-    throw notAnImage(err)
+    if (err instanceof JobRefused) throw refusal('memory', err)
+    throw err
   }
 }
 
-function notAnImage(cause?: unknown) {
-  return unsupportedMediaType({ detail: `an image must be one of ${formats.join(', ')}, and whole`, cause })
+/** The format that the first bytes stand for. */
+export function imageFormat(content: Buffer): (typeof formats)[number] | undefined {
+  const text = (start: number, end: number) => content.toString('latin1', start, end)
+  if (text(0, 3) === '\xff\xd8\xff') return 'jpeg'
+  if (text(0, 8) === '\x89PNG\r\n\x1a\n') return 'png'
+  if (text(0, 4) === 'RIFF' && text(8, 12) === 'WEBP') return 'webp'
+  if (text(0, 6) === 'GIF87a' || text(0, 6) === 'GIF89a') return 'gif'
+  if (text(4, 8) === 'ftyp' && content.length >= 16) {
+    // the brand, a version, and the brands that it is compatible with
+    const brands = text(8, Math.min(content.readUInt32BE(0), 256)).match(/.{4}/gs) ?? []
+    if (brands.some((brand) => brand === 'avif' || brand === 'avis')) return 'avif'
+  }
+  return undefined
 }
 
-function tooManyPixels() {
-  const message = `must have at most ${maxPixels / 1_000_000} megapixels`
-  return validationFailed({ detail: `body/file ${message}`, errors: [{ path: '/body/file', message }] })
+function refusal(fault: ImageFault, cause?: unknown): Problem {
+  if (fault === 'unreadable')
+    return unsupportedMediaType({ detail: `an image must be one of ${formats.join(', ')}, and whole`, cause })
+  const message = {
+    pixels: `must have at most ${maxPixels / 1_000_000} megapixels`,
+    side: `must have at most ${maxSide} pixels each way`,
+    memory: 'takes too much memory or time to decode: send a smaller one'
+  }[fault]
+  return validationFailed({ detail: `body/file ${message}`, errors: [{ path: '/body/file', message }], cause })
 }

@@ -1,6 +1,7 @@
 import sharp from 'sharp'
 import t from 'tap'
 import { Problem } from '../src/errors.ts'
+import { findTypeOf } from '../src/file-type-detection.ts'
 import { requireFileType } from '../src/file-types.ts'
 
 /*
@@ -42,7 +43,7 @@ type Sample = [name: string, declared: string, content: Buffer | string, type: s
 
 async function typeOf([name, declared, content]: [string, string, Buffer | string, ...unknown[]]): Promise<string> {
   try {
-    return await requireFileType(Buffer.from(content).subarray(0, 4100), name, declared)
+    return await requireFileType(Buffer.from(content).subarray(0, 4100), name, declared, findTypeOf)
   } catch (err) {
     if (err instanceof Problem) return err.kind.code
     throw err

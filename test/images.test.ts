@@ -166,11 +166,12 @@ t.test('what is no image, or too much of one, is refused and leaves nothing', as
   )
   const samples: [what: string, status: number, code: string, content: Buffer | string][] = [
     ['50,000 pixels each way', 400, 'validation_failed', pngOf(50_000, 50_000)],
-    ['more pixels than may be', 400, 'validation_failed', pngOf(7100, 7100)],
+    ['more pixels than may be', 400, 'validation_failed', pngOf(6400, 6400)],
+    ['a side longer than may be', 400, 'validation_failed', pngOf(10_001, 4)],
     ['a GIF that says so and has none of them', 415, 'unsupported_media_type', gif],
     ['half a JPEG', 415, 'unsupported_media_type', jpeg.subarray(0, jpeg.length / 2)],
     ['half a PNG', 415, 'unsupported_media_type', png.subarray(0, png.length / 2)],
-    ['a PNG of too few bytes', 415, 'unsupported_media_type', pngOf(7000, 7000)],
+    ['a PNG of too few bytes', 415, 'unsupported_media_type', pngOf(6000, 6000)],
     ['an SVG', 415, 'unsupported_media_type', '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'],
     ['a PDF', 415, 'unsupported_media_type', '%PDF-1.7\n'],
     ['a TIFF', 415, 'unsupported_media_type', await (await picture(8, 8)).tiff().toBuffer()],

@@ -8,8 +8,11 @@ import { sql } from 'kysely'
 import t from 'tap'
 import { statement } from '../db/statement.ts'
 import { settings } from '../src/config.ts'
+import { depths, imageLimits, typeLimits } from '../src/decoders.ts'
 import { catalogue } from '../src/errors.ts'
 import { linkSeconds } from '../src/file-links.ts'
+import { maxPixels, maxSide } from '../src/image-decoding.ts'
+import { maxImageBytes } from '../src/images.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { createDiskStore } from '../src/objects/disk.ts'
 import { patienceMs } from '../src/objects/store.ts'
@@ -448,6 +451,17 @@ t.test('how long the processes wait for each other', (t) => {
   t.end()
 })
 
+t.test('what bytes of strangers may take to read', (t) => {
+  const numbers = (text: string) => (text.match(/[\d,]+/g) ?? []).map((each) => Number(each.replaceAll(',', '')))
+  const used = ({ memory, cpuMs }: typeof imageLimits) => [memory / 2 ** 20, cpuMs / 1000]
+  t.strictSame(numbers(rowAbout('an image: bytes').value), [maxImageBytes / 2 ** 20, maxPixels / 1_000_000, maxSide])
+  t.strictSame(numbers(rowAbout('decoding an image').value), used(imageLimits))
+  t.strictSame(numbers(rowAbout('finding the type of a file').value), used(typeLimits))
+  t.strictSame(numbers(rowAbout('images that wait').value), [depths.images, depths.types])
+  t.strictSame(times(rowAbout("an image's process without an answer").value), [imageLimits.wallMs, typeLimits.wallMs])
+  t.end()
+})
+
 t.test('every row is read here, and names codes that there are', (t) => {
   t.ok(rows.length > 10)
   t.strictSame(
@@ -464,7 +478,7 @@ t.test('every row is read here, and names codes that there are', (t) => {
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
-    .concat('src/hasher.ts')
+    .concat('src/hasher.ts', 'src/decoders.ts')
     .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
     .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts', 'db/orphans.ts'])
@@ -495,7 +509,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
     ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
     ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
-    ...['src/hasher.ts answerMs', 'src/hasher.ts restMs'],
+    ...['src/hasher.ts answerMs', 'src/hasher.ts restMs', 'src/decoders.ts cpuMs', 'src/decoders.ts wallMs'],
     ...['plugins/objects.ts shareMs', 'plugins/request-body.ts bodyTimeoutMs', 'src/objects/store.ts patienceMs'],
     ...['src/objects/s3.ts assemblyPatienceMs', 'src/objects/disk.ts forgottenAfterMs']
   ]

@@ -66,7 +66,8 @@ async function inspect(app: FastifyInstance, request: FastifyRequest, id: string
   const content_type = await requireFileType(
     Buffer.concat(head).subarray(0, headBytes),
     upload.name,
-    upload.content_type
+    upload.content_type,
+    (bytes) => app.decoders.findType(bytes, tenant_id)
   )
   return finish(request, { id, size, sha256, content_type, purpose: upload.purpose })
 }

@@ -8,7 +8,7 @@ import { inPace } from '../../src/pace.ts'
 import { receiveFile } from './receiving.ts'
 import { Purpose, Sha256 } from './schemas.ts'
 
-const limits = { files: 1, fields: 4, parts: 5, fieldNameSize: 100, fieldSize: 1024, headerPairs: 20 }
+const limits = { files: 1, fields: 4, parts: 5, fieldNameSize: 100, fieldSize: 1024, headerPairs: 20, headerSize: 8192 }
 
 /** What the fields and what frames them may have, generously. */
 const fieldsBytes = 8 * 1024

@@ -45,7 +45,9 @@ export async function receiveFile(
   const { tenant_id } = request.user
   const name = cleanFileName(given)
   const { head, whole } = await peek(content, expected === undefined ? unannouncedBytes : headBytes)
-  const content_type = await requireFileType(head.subarray(0, headBytes), name, declared)
+  const content_type = await requireFileType(head.subarray(0, headBytes), name, declared, (bytes) =>
+    app.decoders.findType(bytes, tenant_id)
+  )
   const size = expected ?? head.length
   const id = await reserve(app, request, { name, content_type, purpose: null, size })
   try {

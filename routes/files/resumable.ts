@@ -244,7 +244,8 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     for await (const part of inParts(content, partBytes)) {
       if (state.tags.length === 0 && part.length >= headBytes) {
         const head = part.subarray(0, headBytes)
-        await requireFileType(head, upload.name, upload.content_type).catch(async (err) => {
+        const findType = (bytes: Buffer) => app.decoders.findType(bytes, tenant_id)
+        await requireFileType(head, upload.name, upload.content_type, findType).catch(async (err) => {
           // nothing that could follow makes it another kind
           await undo(app, request, id)
           throw err

@@ -8,12 +8,10 @@ import { recordAudit } from '../../db/audit.ts'
 import { queryIn, type TenantTransaction } from '../../db/gate.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { readUser } from '../../db/users.ts'
-import { createBoundedQueue, QueueFull } from '../../src/bounded-queue.ts'
 import {
   fileTooLarge,
   malformedRequest,
   notFound,
-  overloaded,
   Problem,
   sessionRevoked,
   validationFailed
@@ -24,7 +22,7 @@ import { imageKey, imagePath } from '../../src/objects/keys.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
 
-const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, fileSize: maxImageBytes + 1 }
+const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, headerSize: 8192, fileSize: maxImageBytes + 1 }
 const upload = {
   upload: true,
   receives: {
@@ -38,8 +36,6 @@ const Owner = Type.Object({ owner_id: Id, id: Id })
 /** Avatars of people and logos of agencies: small, re-encoded, and fetched by addresses that can't be guessed. */
 const images: FastifyPluginAsyncTypebox = async (app) => {
   await app.register(multipart)
-  // an image in memory is its pixels, so few at a time
-  const queue = createBoundedQueue(2, 32)
   const description = 'A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.'
 
   app.put(
@@ -185,16 +181,12 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
 
   /** The one image of a form, re-encoded. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
-    try {
-      // the place is kept until the bytes are no longer needed, so that no more of them than places are held
-      return await app.withUploadPlace(request.user.tenant_id, async () => {
-        const content = await readImage(request)
-        return queue.run(() => reencodeImage(content))
-      })
-    } catch (err) {
-      if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
-      throw err
-    }
+    const { tenant_id } = request.user
+    // the place is kept until the bytes are no longer needed, so that no more of them than places are held
+    return app.withUploadPlace(tenant_id, async () => {
+      const content = await readImage(request)
+      return reencodeImage(content, (image) => app.decoders.decode(image, tenant_id))
+    })
   }
 }
 
