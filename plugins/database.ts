@@ -1,4 +1,3 @@
-import { isIP } from 'node:net'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
@@ -133,7 +132,7 @@ export default fp(
     }
     await replica?.start()
   },
-  { name: 'database', dependencies: ['config', 'metrics'] }
+  { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }
 )
 
 /** Who starts may wait for longer than a request: all processes start together after a failure, on a machine that is busy then. */
@@ -174,11 +173,10 @@ function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
 
 /** Who asked, for the audit log. What a client makes up goes in as text and at a bounded length. */
 function factsOf(request: FastifyRequest): RequestFacts {
-  // of a connection that is gone nobody knows it any more
-  const ip = request.ip?.split('%', 1)[0] ?? ''
   return JSON.stringify({
     id: request.id,
-    ip: isIP(ip) ? ip : null,
+    // of a connection that is gone nobody knows it any more
+    ip: request.address ?? null,
     user_agent: request.headers['user-agent']?.slice(0, 512)
   })
 }

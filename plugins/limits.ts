@@ -1,5 +1,4 @@
 import type { Socket } from 'node:net'
-import { normalizeIP } from '@fastify/rate-limit'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { LRUCache } from 'lru-cache'
@@ -100,7 +99,7 @@ export default fp(
     function countGeneral(request: FastifyRequest): Outcome | Promise<Outcome> {
       const claims = knownSender(request)
       if (claims) return countSender(claims)
-      const address = normalizeIP(request.ip, 64)
+      const address = request.network
       if (request.method !== 'OPTIONS') return after(byStranger(address, rateLimit), (counted) => outcomeOf(counted))
       const preflights = { ...rateLimit, max: rateLimit.max * preflightShare }
       return after(byPreflight(address, preflights), (counted) => ({ ...outcomeOf(counted), counted: [] }))
@@ -182,7 +181,7 @@ export default fp(
 
     const limits = {
       attempt: (request: FastifyRequest, reply: FastifyReply) =>
-        countAttempt(reply, byAddress(normalizeIP(request.ip, 64), rateLimitAuth)),
+        countAttempt(reply, byAddress(request.network, rateLimitAuth)),
       account(request: FastifyRequest, reply: FastifyReply, account: string) {
         const home = homeOf(request, account)
         return countAttempt(reply, byAccount(homes.has(home) ? home : account, rateLimitAuth))
@@ -206,7 +205,7 @@ export default fp(
       route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
     })
   },
-  { name: 'limits', dependencies: ['metrics', 'redis', 'tenants', 'authentication'] }
+  { name: 'limits', dependencies: ['addresses', 'metrics', 'redis', 'tenants', 'authentication'] }
 )
 
 /** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */
@@ -232,7 +231,7 @@ function rateOf({ requests, window_seconds }: PlanLimits): Rate | undefined {
 
 /** A network and the account it is known for. A device moves within its own /64 as it likes. */
 function homeOf(request: FastifyRequest, account: string): string {
-  return `${normalizeIP(request.ip, 64)} ${account}`
+  return `${request.network} ${account}`
 }
 
 function outcomeOf(...each: (Counted | undefined)[]): Outcome {

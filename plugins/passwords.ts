@@ -1,5 +1,4 @@
 import { availableParallelism } from 'node:os'
-import { normalizeIP } from '@fastify/rate-limit'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { peppersInUse } from '../db/directory.ts'
@@ -33,7 +32,7 @@ export default fp(
     app.decorate('passwords', await createPasswords(peppers, hasher, width))
     app.decorateRequest('party', {
       getter(this: FastifyRequest) {
-        return this.tenant?.id ?? this.user?.tenant_id ?? normalizeIP(this.ip, 64)
+        return this.tenant?.id ?? this.user?.tenant_id ?? this.network
       }
     })
     const { stats } = app.passwords
@@ -41,5 +40,5 @@ export default fp(
     app.metrics.gauge('aggios_password_hashes_waiting', 'Password hashes that wait', () => stats().waiting)
     app.metrics.counter('aggios_password_hashes_refused_total', 'Refused: too many waited', () => stats().refused)
   },
-  { name: 'passwords', dependencies: ['database', 'metrics', 'tenants'] }
+  { name: 'passwords', dependencies: ['addresses', 'database', 'metrics', 'tenants'] }
 )

@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
+import addresses from '../plugins/addresses.ts'
 import authentication from '../plugins/authentication.ts'
 import config from '../plugins/config.ts'
 import cors from '../plugins/cors.ts'
@@ -38,6 +39,7 @@ import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
+import { createProxyTrust } from './addresses.ts'
 import type { Config } from './config.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './errors.ts'
 import { isDecodable } from './paths.ts'
@@ -66,7 +68,7 @@ export function buildApp(
     bodyLimit,
     logger: { level: settings.logLevel, ...(logStream && { stream: logStream }) },
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
-    trustProxy: settings.trustProxy.length > 0 ? settings.trustProxy : false,
+    trustProxy: settings.trustProxy.length > 0 ? createProxyTrust(settings.trustProxy) : false,
     genReqId: requestId,
     rewriteUrl: canonicalUrl,
     routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
@@ -91,6 +93,7 @@ export function buildApp(
   app.server.on('checkExpectation', app.routing)
 
   app.register(config, { config: settings })
+  app.register(addresses)
   app.register(metrics)
   app.register(errors)
   app.register(validation)
