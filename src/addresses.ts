@@ -1,4 +1,5 @@
 import { BlockList, isIP, SocketAddress } from 'node:net'
+import { normalizeIP } from '@fastify/rate-limit'
 
 /** Longer than an address with brackets, zone and port can be. */
 const maxLength = 100
@@ -19,12 +20,7 @@ export function readAddress(text: string | undefined): string | undefined {
 }
 
 /** Whom an address is counted with: IPv4 is alone, and of IPv6 a /64 is one, since a device moves within its own as it likes. */
-export function networkOf(address: string): string {
-  if (!address.includes(':')) return address
-  const [head = [], tail = []] = address.split('::').map((half) => half.split(':').filter(Boolean))
-  const zeros = Array<string>(Math.max(0, 8 - head.length - tail.length)).fill('0')
-  return `${[...head, ...zeros, ...tail].slice(0, 4).join(':')}::/64`
-}
+export const networkOf = (address: string): string => normalizeIP(address, 64)
 
 /** Whether a hop is one of the proxies in these addresses and ranges, with whatever port it is written. */
 export function createProxyTrust(ranges: readonly string[]): (hop: string) => boolean {
