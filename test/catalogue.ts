@@ -10,6 +10,7 @@ export const tablesWithoutTenant = [
   'audit_horizon',
   'object_sweep',
   'plans',
+  'schema_compatibility',
   'kysely_migration',
   'kysely_migration_lock'
 ]
@@ -36,6 +37,7 @@ export const definerFunctions = [
   'my_tenants()',
   'peppers_in_use()',
   'purge_tenant()',
+  'required_step()',
   'revocations_since(xid8)',
   'seal_audit(interval)',
   'set_plan(text,integer,integer,bigint)',
