@@ -79,6 +79,27 @@ export async function migrate(ownerUrl: string): Promise<string[]> {
   }
 }
 
+/**
+ * Writes how many days audit events are kept, which only the owner can; 0 is for ever, and less than 28 days is 28. Resolves to
+ * what it is now; what is undefined stays as it is.
+ */
+export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
+  const client = new pg.Client({ connectionString: ownerUrl, connectionTimeoutMillis: 5000 })
+  client.on('error', () => {})
+  await client.connect()
+  try {
+    const wanted = days === undefined || days === 0 ? days : Math.max(28, days)
+    if (wanted !== undefined) {
+      const text = 'update audit_retention set keep_days = $1, changed_at = now() where keep_days <> $1'
+      await client.query(text, [wanted])
+    }
+    const { rows } = await client.query<{ keep_days: number }>('select keep_days from audit_retention')
+    return rows[0]?.keep_days ?? 0
+  } finally {
+    await client.end()
+  }
+}
+
 function createMigrator(db: Kysely<unknown>, applied: readonly string[]): Migrator {
   const files = new FileMigrationProvider({ fs, path, migrationFolder })
   const provider = {

@@ -183,7 +183,7 @@ export const settings = {
   refreshGrace: setting('REFRESH_GRACE', '60', integer(0, 3600)),
   sessionMaxAge: setting('SESSION_MAX_AGE', '7776000', integer(1, years)),
   tenantPurgeAfter: setting('TENANT_PURGE_AFTER', '2592000', integer(0, years)),
-  auditRetention: setting('AUDIT_RETENTION', '0', integer(0, 36_500)),
+  auditRetention: optional('AUDIT_RETENTION', integer(0, 36_500)),
   corsOrigins: setting('CORS_ORIGINS', '', origins),
   appUrl: optional('APP_URL', appUrl),
   smtpUrl: secret('SMTP_URL', smtpUrl),

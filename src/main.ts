@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, FolderInUse, startEmbedded } from '../db/embedded.ts'
-import { migrate } from '../db/migrate.ts'
+import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
 import { describe } from './reasons.ts'
 import { buildInternal } from './workers/internal.ts'
@@ -33,6 +33,9 @@ async function start(settings: Config): Promise<void> {
   const running = await prepareDatabase(settings)
   if (stopping) return
   internal = buildInternal(running, () => processes)
+  if (settings.auditRetention !== undefined && settings.databaseUrl && !settings.databaseOwnerUrl) {
+    internal.log.warn('AUDIT_RETENTION has no effect here: it belongs to "npm run migrate"')
+  }
   if (settings.databaseOwnerUrl && settings.nodeEnv === 'production') {
     internal.log.warn(
       'a process that serves was given DATABASE_OWNER_URL: migrate by "npm run migrate" and leave it out here'
@@ -62,6 +65,7 @@ async function prepareDatabase(settings: Config): Promise<Config> {
   if (databaseOwnerUrl) {
     const applied = await migrate(databaseOwnerUrl)
     if (applied.length > 0) say(`migrated: ${applied.join(', ')}`)
+    await setAuditRetention(databaseOwnerUrl, serving.auditRetention)
   }
   return { ...serving, databaseOwnerUrl: undefined }
 }
