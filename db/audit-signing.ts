@@ -83,7 +83,10 @@ export async function stateSigning(
   if (!state) throw new Error('the audit log has no state')
   const { signed_from, kept_from } = readStatements(keys, state)
   const first = signed_from === null
-  const from = signed_from ?? (state.sealed_to === '-infinity' ? beginning : state.sealed_to)
+  // not what lies ahead: it would excuse what is sealed until then
+  const now = new Date().toISOString().replace('Z', '000Z')
+  const sealed = state.sealed_to < now ? state.sealed_to : now
+  const from = signed_from ?? (sealed === '-infinity' ? beginning : sealed)
   const dropped = first ? state.dropped_to : kept_from
   const isStated = (kind: string, at: string) =>
     state.statements?.some(

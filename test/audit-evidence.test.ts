@@ -198,3 +198,13 @@ t.test('a new key takes over before the old one goes', async (t) => {
   const anew = await keyed('a pepper that signed nothing of it')
   t.ok(anew.signed_from > signed_from, 'where all keys are lost, it shows from when on the log is signed')
 })
+
+t.test('signing begins with what is sealed by now, and never later', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  await allRows(app.database, "update audit_horizon set sealed_to = 'infinity'")
+  await app.housekeeping.run()
+  const { status, signed_from } = await verify(acme)
+  t.equal(status, 'intact')
+  t.ok(Date.parse(signed_from) <= Date.now())
+})
