@@ -55,7 +55,7 @@ t.test('the first event that was changed, removed or added is named', async (t) 
   for (const [place, at] of Object.entries(places)) {
     const [added] = await change(
       `insert into audit_events (tenant_id, action, created_at)
-       select $1, 'slipped.in', ${at} from audit_seals where tenant_id = $1 returning id`
+       select $1, 'slipped.in', place.at from (select ${at} as at from audit_seals where tenant_id = $1 limit 1) place returning id`
     )
     t.match(await verify(acme), { status: 'broken', broken: { id: added?.id, reason: 'added' } }, place)
     await change("delete from audit_events where tenant_id = $1 and action = 'slipped.in'")
