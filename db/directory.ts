@@ -169,6 +169,13 @@ export const sweepIdempotencyKeys = statement(
   { writes: true }
 )
 
+/** Removes invitations, and the addresses in them, thirty days after their end. */
+export const sweepInvitations = statement(
+  'sweep_invitations',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_invitations(${$.batch})::int as removed`,
+  { writes: true }
+)
+
 /** Removes one tenant whose time has come; null when there is none. */
 export const purgeTenant = statement(
   'purge_tenant',

@@ -1,8 +1,8 @@
 import { promises as fs } from 'node:fs'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Kysely, PostgresAdapter, PostgresDialect, sql } from 'kysely'
-import { FileMigrationProvider, Migrator } from 'kysely/migration'
+import { Kysely, PostgresAdapter, PostgresDialect, type PostgresDialectConfig, type RawBuilder, sql } from 'kysely'
+import { FileMigrationProvider, type Migration, Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { classifyFailure } from './failures.ts'
 import type { SharedTables } from './tables.ts'
@@ -13,10 +13,16 @@ const migrationFolder = path.join(import.meta.dirname, 'migrations')
 
 /** Kysely waits an hour for its lock; a replica that waits that long is better restarted. */
 class BoundedLockAdapter extends PostgresAdapter {
+  readonly #onLocked: (db: Kysely<unknown>) => Promise<void>
+  constructor(onLocked: (db: Kysely<unknown>) => Promise<void>) {
+    super()
+    this.#onLocked = onLocked
+  }
   override async acquireMigrationLock(db: Kysely<unknown>): Promise<void> {
     await sql`select set_config('lock_timeout', ${String(lockWaitMs)}, false)`.execute(db)
     await sql`select pg_advisory_lock(${sql.lit(lockId)}::bigint)`.execute(db)
     await sql`select set_config('lock_timeout', '10000', false)`.execute(db)
+    await this.#onLocked(db)
   }
   override async releaseMigrationLock(db: Kysely<unknown>): Promise<void> {
     await sql`select pg_advisory_unlock(${sql.lit(lockId)}::bigint)`.execute(db)
@@ -24,14 +30,25 @@ class BoundedLockAdapter extends PostgresAdapter {
 }
 
 class BoundedLockDialect extends PostgresDialect {
+  readonly #onLocked: (db: Kysely<unknown>) => Promise<void>
+  constructor(config: PostgresDialectConfig, onLocked: (db: Kysely<unknown>) => Promise<void>) {
+    super(config)
+    this.#onLocked = onLocked
+  }
   override createAdapter(): PostgresAdapter {
-    return new BoundedLockAdapter()
+    return new BoundedLockAdapter(this.#onLocked)
   }
 }
+
+/** The schema was made for newer programs than this one. */
+export class ProgramTooOld extends Error {}
 
 /**
  * Brings the schema up to date as `aggios_owner`, exactly once however many processes start together: the others wait up
  * to a minute for the one that works, and then find nothing to do. A step that fails leaves nothing behind.
+ *
+ * Steps of a newer version that are applied already are left alone, so that an older process can start again beside newer ones.
+ * Throws ProgramTooOld when a newer step was declared to break programs as old as this one.
  *
  * Resolves to the names of the steps that this process applied. `ownerUrl` must lead to PostgreSQL directly: the lock
  * belongs to a connection, which a pooler in transaction mode does not keep.
@@ -41,10 +58,18 @@ export async function migrate(ownerUrl: string): Promise<string[]> {
   const pool = new pg.Pool({ connectionString: ownerUrl, max: 1, connectionTimeoutMillis: 5000 })
   // one that is lost while nobody uses it is replaced by the next that is needed
   pool.on('error', () => {})
-  const db = new Kysely<unknown>({ dialect: new BoundedLockDialect({ pool }) })
+  const applied: string[] = []
+  // under the lock: a newer process may have applied its steps while this one waited
+  const readApplied = async (db: Kysely<unknown>) => {
+    const { rows } = await sql<{ name: string }>`select name from kysely_migration`.execute(db)
+    applied.push(...rows.map(({ name }) => name))
+    await refuseOldProgram(db, sql`(select required_step from schema_compatibility)`)
+  }
+  const db = new Kysely<unknown>({ dialect: new BoundedLockDialect({ pool }, readApplied) })
   try {
-    const { error, results } = await createMigrator(db).migrateToLatest()
+    const { error, results } = await createMigrator(db, applied).migrateToLatest()
     if (error) {
+      if (error instanceof ProgramTooOld) throw error
       const failed = results?.find((result) => result.status === 'Error')?.migrationName
       throw new Error(failed ? `migration ${failed} failed` : 'migration failed', { cause: error })
     }
@@ -54,13 +79,73 @@ export async function migrate(ownerUrl: string): Promise<string[]> {
   }
 }
 
-function createMigrator(db: Kysely<unknown>): Migrator {
-  return new Migrator({ db, provider: new FileMigrationProvider({ fs, path, migrationFolder }) })
+/**
+ * Writes how many days audit events are kept, which only the owner can; 0 is for ever, and less than 28 days is 28. Resolves to
+ * what it is now; what is undefined stays as it is.
+ */
+export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
+  const client = new pg.Client({ connectionString: ownerUrl, connectionTimeoutMillis: 5000 })
+  client.on('error', () => {})
+  await client.connect()
+  try {
+    const wanted = days === undefined || days === 0 ? days : Math.max(28, days)
+    if (wanted !== undefined) {
+      const text = 'update audit_retention set keep_days = $1, changed_at = now() where keep_days <> $1'
+      await client.query(text, [wanted])
+    }
+    const { rows } = await client.query<{ keep_days: number }>('select keep_days from audit_retention')
+    return rows[0]?.keep_days ?? 0
+  } finally {
+    await client.end()
+  }
 }
 
-/** The steps that this program has and the database has not: what a server without the owner's credentials refuses on. */
-export async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]> {
-  const wanted = (await fs.readdir(migrationFolder)).map((file) => path.parse(file).name).sort()
+function createMigrator(db: Kysely<unknown>, applied: readonly string[]): Migrator {
+  const files = new FileMigrationProvider({ fs, path, migrationFolder })
+  const provider = {
+    /** Kysely refuses a database with a step that no file stands for. One of a newer version does nothing here. */
+    async getMigrations(): Promise<Record<string, Migration>> {
+      const unknown = applied.map((name) => [name, { up: async () => {} }] as const)
+      return { ...Object.fromEntries(unknown), ...(await files.getMigrations()) }
+    }
+  }
+  return new Migrator({ db, provider, allowUnorderedMigrations: true })
+}
+
+const listSteps = async () => (await fs.readdir(migrationFolder)).map((file) => path.parse(file).name).sort()
+
+/** Throws ProgramTooOld when the schema requires a step (`required`, as the role of `db` reads it) that this program does not know. */
+async function refuseOldProgram(db: Kysely<unknown>, required: RawBuilder<unknown>): Promise<void> {
+  const { rows: found } = await sql`select from pg_proc where proname = 'required_step'
+    and pronamespace = 'public'::regnamespace`.execute(db)
+  if (found.length === 0) return
+  const { rows } = await sql<{ step: string }>`select ${required} as step`.execute(db)
+  const newest = (await listSteps()).at(-1) as string
+  const step = rows[0]?.step ?? ''
+  if (step > newest) {
+    throw new ProgramTooOld(
+      `this version is too old for its database: it knows the schema up to ${newest}, and ${step} is required`
+    )
+  }
+}
+
+/**
+ * Throws when the schema lacks a step that this program has, or was made for newer programs only. A schema with more steps than
+ * the program knows is served: the steps of one version leave what the version before it needs.
+ */
+export async function checkSchema(db: Kysely<SharedTables>): Promise<void> {
+  const missing = await findMissingMigrations(db)
+  if (missing.length > 0) {
+    throw new Error(
+      `the schema lacks ${missing.join(', ')}: run "npm run migrate", or set DATABASE_OWNER_URL on one start`
+    )
+  }
+  await refuseOldProgram(db as unknown as Kysely<unknown>, sql`required_step()`)
+}
+
+/** The steps that this program has and the database has not. */
+async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]> {
+  const wanted = await listSteps()
   try {
     const applied = await db.selectFrom('kysely_migration').select('name').execute()
     return wanted.filter((name) => !applied.some((row) => row.name === name))

@@ -6,7 +6,7 @@ import { walPosition } from '../db/directory.ts'
 import { classifyFailure } from '../db/failures.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../db/gate.ts'
 import { prepareGate, type RequestFacts, type Scope, startUpOptions, type TimeOuts } from '../db/gate-query.ts'
-import { findMissingMigrations } from '../db/migrate.ts'
+import { checkSchema } from '../db/migrate.ts'
 import { createPipeline, keyedTimeOuts } from '../db/pipeline.ts'
 import { ImpatientClient, PoolDialect } from '../db/pool-dialect.ts'
 import { createReplica } from '../db/replica.ts'
@@ -49,7 +49,7 @@ const timeOuts: TimeOuts = {
 }
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
-/** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that is not current. */
+/** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that it can't serve. */
 export default fp(
   async (app) => {
     const { databaseUrl, databaseReplicaUrl, databasePool } = app.config
@@ -126,10 +126,7 @@ export default fp(
 
     const client = await connectAtStart(pool)
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
-    const missing = await findMissingMigrations(app.db)
-    if (missing.length > 0) {
-      throw new Error(`the schema lacks ${missing.join(', ')}: set DATABASE_OWNER_URL on one start to migrate`)
-    }
+    await checkSchema(app.db)
     await replica?.start()
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }

@@ -1,13 +1,27 @@
 import fp from 'fastify-plugin'
-import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
-import { ensureAuditPartitions, purgeTenant, sweep, sweepIdempotencyKeys, sweepOutbox } from '../db/directory.ts'
-
+import { dropAuditMonths, pruneAuditSeals, sealAudit, signWithNewKey, stateSigning } from '../db/audit-signing.ts'
+import {
+  ensureAuditPartitions,
+  purgeTenant,
+  sweep,
+  sweepIdempotencyKeys,
+  sweepInvitations,
+  sweepOutbox
+} from '../db/directory.ts'
 import type { Statement } from '../db/statement.ts'
+import { createAuditKeys } from '../src/audit-keys.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    housekeeping: {
+      /** One turn of all jobs, which otherwise come once a minute. */
+      run(): Promise<void>
+    }
+  }
+}
 
 const intervalMs = 60_000
 const batch = 1000
-/** Longer than any transaction that could still write an event may live. */
-const sealAfterSeconds = 60
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Removes what is dead and prepares the audit log's next months. On several processes one works and the others find nothing. */
@@ -17,21 +31,33 @@ export default fp(
     let running: Promise<void> | undefined
     let closed = false
 
-    /** The heads go to the log: whoever rewrites the chain in the database can't rewrite them there. */
+    const auditKeys = createAuditKeys(app.config.passwordPepper)
+    /** Once in the life of a process. */
+    let signedWithNewKey = auditKeys.count === 1
+    let mayPrune = true
+
+    /** The heads go to the log: whoever puts an older chain back into the database can't take them back there. */
     async function seal(): Promise<void> {
+      const { signed_from, first } = await stateSigning(app.gate, auditKeys)
+      if (first) app.log.warn({ signed_from }, 'the signing of the audit log begins; this must not be seen again')
       for (;;) {
-        const heads = await app.gate.query(nobody, sealAudit, { age_seconds: sealAfterSeconds })
-        for (const head of heads) app.log.info({ audit_seal: head }, 'audit events sealed')
-        if (heads.length === 0 || closed) return
+        const { sealed, refused } = await sealAudit(app.gate, auditKeys, signed_from)
+        for (const head of sealed) app.log.info({ audit_seal: head }, 'audit events sealed')
+        for (const head of refused)
+          app.log.error({ audit_seal: head }, 'the audit log does not continue what was signed')
+        if (sealed.length + refused.length === 0 || closed) break
       }
+      if (!signedWithNewKey) await signWithNewKey(app.gate, auditKeys)
+      signedWithNewKey = true
     }
 
-    /** Whole months only, and never one of the last four weeks. */
+    /** Whole months only, as the owner's row says, and then the seals of what is gone. */
     async function drop(): Promise<void> {
-      if (app.config.auditRetention === 0) return
-      const keep_days = Math.max(28, app.config.auditRetention)
-      const [result] = await app.gate.query(nobody, dropAuditPartitions, { keep_days })
-      if (result && result.dropped > 0) app.log.info({ months: result.dropped }, 'audit events dropped')
+      const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
+      if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')
+      if (busy) app.log.info('audit events are being read, and are dropped later')
+      if (dropped > 0 || mayPrune) await all(pruneAuditSeals)()
+      mayPrune = false
     }
 
     async function purge(): Promise<void> {
@@ -57,7 +83,8 @@ export default fp(
       drop,
       sweep: all(sweep),
       outbox: all(sweepOutbox),
-      idempotency: all(sweepIdempotencyKeys)
+      idempotency: all(sweepIdempotencyKeys),
+      invitations: all(sweepInvitations)
     }
 
     /** One that fails keeps none of the others from its turn. */
@@ -80,6 +107,7 @@ export default fp(
       timer.unref()
     }
 
+    app.decorate('housekeeping', { run })
     app.addHook('onReady', async () => {
       // without this month's partition nothing could be recorded, so nothing could be changed
       await jobs.partitions()

@@ -183,7 +183,7 @@ export const settings = {
   refreshGrace: setting('REFRESH_GRACE', '60', integer(0, 3600)),
   sessionMaxAge: setting('SESSION_MAX_AGE', '7776000', integer(1, years)),
   tenantPurgeAfter: setting('TENANT_PURGE_AFTER', '2592000', integer(0, years)),
-  auditRetention: setting('AUDIT_RETENTION', '0', integer(0, 36_500)),
+  auditRetention: optional('AUDIT_RETENTION', integer(0, 36_500)),
   corsOrigins: setting('CORS_ORIGINS', '', origins),
   appUrl: optional('APP_URL', appUrl),
   smtpUrl: secret('SMTP_URL', smtpUrl),
@@ -223,19 +223,7 @@ export class InvalidConfiguration extends Error {
  * Throws InvalidConfiguration with everything that is wrong.
  */
 export function readConfig(env: Environment): Config {
-  const problems: string[] = []
-  const values: Record<string, unknown> = {}
-  for (const [key, one] of Object.entries(settings)) {
-    try {
-      const given = readText(env, one)
-      values[key] = given === undefined ? undefined : one.read(given)
-    } catch (err) {
-      if (!(err instanceof Unreadable)) throw err
-      problems.push(`${one.name}: ${err.message}`)
-    }
-  }
-  // what could not be read stands at undefined here, and its own problem is on the list already
-  const config = values as Settings
+  const { values: config, problems } = readEach(env, settings)
   problems.push(...(config.nodeEnv === 'production' ? productionProblems(config) : []), ...contradictions(config))
   if (problems.length > 0) throw new InvalidConfiguration(problems)
 
@@ -250,6 +238,33 @@ export function readConfig(env: Environment): Config {
     appUrl: address,
     mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`
   }
+}
+
+/** What the job that migrates needs, and nothing else: no secret of the processes that serve. Throws InvalidConfiguration. */
+export function readMigrationConfig(env: Environment) {
+  const { nodeEnv, databaseOwnerUrl, auditRetention } = settings
+  const { values, problems } = readEach(env, { nodeEnv, databaseOwnerUrl, auditRetention })
+  const url = values.databaseOwnerUrl
+  if (url === undefined && problems.length === 0) problems.push('DATABASE_OWNER_URL: must be set')
+  if (values.nodeEnv === 'production') problems.push(...unencrypted({ DATABASE_OWNER_URL: url }))
+  if (url === undefined || problems.length > 0) throw new InvalidConfiguration(problems)
+  return { ...values, databaseOwnerUrl: url }
+}
+
+/** Some of the settings. What can't be read stands at undefined, and its own problem is on the list. */
+function readEach<K extends keyof Settings>(env: Environment, some: Pick<typeof settings, K>) {
+  const problems: string[] = []
+  const values: Record<string, unknown> = {}
+  for (const [key, one] of Object.entries<Setting<unknown>>(some)) {
+    try {
+      const given = readText(env, one)
+      values[key] = given === undefined ? undefined : one.read(given)
+    } catch (err) {
+      if (!(err instanceof Unreadable)) throw err
+      problems.push(`${one.name}: ${err.message}`)
+    }
+  }
+  return { values: values as Pick<Settings, K>, problems }
 }
 
 function readText(env: Environment, one: Setting<unknown>): string | undefined {
@@ -283,16 +298,20 @@ function productionProblems(config: Settings): string[] {
     if (values?.some((value) => exampleValue.test(value))) problems.push(`${name}: is an example value`)
   }
   if (config.corsOrigins?.includes('*')) problems.push('CORS_ORIGINS: must not contain * in production')
-  for (const [name, url] of [
-    ['DATABASE_URL', config.databaseUrl],
-    ['DATABASE_OWNER_URL', config.databaseOwnerUrl],
-    ['DATABASE_REPLICA_URL', config.databaseReplicaUrl]
-  ] as const) {
-    if (url && !isPrivateConnection(new URL(url))) {
-      problems.push(`${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
-    }
+  const { databaseUrl, databaseOwnerUrl, databaseReplicaUrl } = config
+  const urls = {
+    DATABASE_URL: databaseUrl,
+    DATABASE_OWNER_URL: databaseOwnerUrl,
+    DATABASE_REPLICA_URL: databaseReplicaUrl
   }
+  problems.push(...unencrypted(urls))
   return problems
+}
+
+function unencrypted(urls: Record<string, string | undefined>): string[] {
+  return Object.entries(urls)
+    .filter(([, url]) => url && !isPrivateConnection(new URL(url)))
+    .map(([name]) => `${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
 }
 
 function contradictions(config: Settings): string[] {

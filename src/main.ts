@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, FolderInUse, startEmbedded } from '../db/embedded.ts'
-import { migrate } from '../db/migrate.ts'
+import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
 import { describe } from './reasons.ts'
 import { buildInternal } from './workers/internal.ts'
@@ -30,13 +30,17 @@ try {
 }
 
 async function start(settings: Config): Promise<void> {
-  const running = settings.databaseUrl ? settings : await withEmbedded(settings)
-  if (running.databaseOwnerUrl) {
-    const applied = await migrate(running.databaseOwnerUrl)
-    if (applied.length > 0) say(`migrated: ${applied.join(', ')}`)
-  }
+  const running = await prepareDatabase(settings)
   if (stopping) return
   internal = buildInternal(running, () => processes)
+  if (settings.auditRetention !== undefined && settings.databaseUrl && !settings.databaseOwnerUrl) {
+    internal.log.warn('AUDIT_RETENTION has no effect here: it belongs to "npm run migrate"')
+  }
+  if (settings.databaseOwnerUrl && settings.nodeEnv === 'production') {
+    internal.log.warn(
+      'a process that serves was given DATABASE_OWNER_URL: migrate by "npm run migrate" and leave it out here'
+    )
+  }
   if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })
   processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveAlone(running, () => end(1))
   const port = await processes.ready
@@ -48,6 +52,22 @@ function startSeveral(settings: Config, { log }: FastifyInstance): Processes {
     log.warn('WEB_CONCURRENCY is more than 1 without REDIS_URL: each process counts attempts and limits for itself')
   }
   return startWorkers(settings, log, fail)
+}
+
+/**
+ * Migrates where this process was given the owner's credentials, and forgets them before anything serves: neither the application
+ * nor a worker gets them, be it by its configuration or by its environment.
+ */
+async function prepareDatabase(settings: Config): Promise<Config> {
+  const { databaseOwnerUrl, ...serving } = settings.databaseUrl ? settings : await withEmbedded(settings)
+  delete process.env.DATABASE_OWNER_URL
+  delete process.env.DATABASE_OWNER_URL_FILE
+  if (databaseOwnerUrl) {
+    const applied = await migrate(databaseOwnerUrl)
+    if (applied.length > 0) say(`migrated: ${applied.join(', ')}`)
+    await setAuditRetention(databaseOwnerUrl, serving.auditRetention)
+  }
+  return { ...serving, databaseOwnerUrl: undefined }
 }
 
 /** No database was named: the product brings its own. */

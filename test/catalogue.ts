@@ -8,19 +8,27 @@ export const tablesWithoutTenant = [
   'tenants',
   'users',
   'audit_horizon',
+  'audit_retention',
+  'audit_statements',
   'object_sweep',
   'plans',
+  'schema_compatibility',
   'kysely_migration',
   'kysely_migration_lock'
 ]
 
 /** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
 export const definerFunctions = [
+  'add_audit_signatures(uuid[],integer[],text,bytea[])',
+  'add_audit_statement(text,timestamp with time zone,integer,text,bytea)',
   'advance_object_sweep(text)',
+  'audit_heads_to_sign(text,uuid,integer)',
   'audit_kept_from()',
+  'audit_state()',
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
+  'drop_audit_months()',
   'drop_audit_partitions(interval)',
   'end_my_identity(interval)',
   'end_my_sessions(uuid,uuid,interval)',
@@ -35,12 +43,16 @@ export const definerFunctions = [
   'my_sessions(interval)',
   'my_tenants()',
   'peppers_in_use()',
+  'prune_audit_seals(integer)',
   'purge_tenant()',
+  'required_step()',
   'revocations_since(xid8)',
   'seal_audit(interval)',
+  'seal_audit_events(bigint,bytea,bytea)',
   'set_plan(text,integer,integer,bigint)',
   'sweep(integer)',
   'sweep_idempotency_keys(integer)',
+  'sweep_invitations(integer)',
   'sweep_outbox(integer)',
   'tenant_entry(uuid)',
   'tenant_limits(uuid)'
@@ -501,7 +513,7 @@ export const checks: readonly Check[] = [
     title: "what runs with its owner's rights belongs to the directory, or to the owner where it makes tables",
     text: `select p.oid::regprocedure::text as name from pg_proc p
       where p.prosecdef and ${ours('p.pronamespace')} and p.proowner::regrole::text <>
-        case when p.oid::regprocedure::text in ('ensure_audit_partitions()', 'drop_audit_partitions(interval)') then 'aggios_owner' else 'aggios_directory' end`,
+        case when p.oid::regprocedure::text in ('ensure_audit_partitions()', 'drop_audit_months()', 'drop_audit_partitions(interval)') then 'aggios_owner' else 'aggios_directory' end`,
     defects: [
       {
         title: 'a function that was never handed over',

@@ -64,7 +64,7 @@ const contract: Record<string, string | undefined> = {
   // made from BASE_DOMAIN and PORT, which is tested below
   APP_URL: undefined,
   TENANT_PURGE_AFTER: '2592000',
-  AUDIT_RETENTION: '0',
+  AUDIT_RETENTION: undefined,
   FILE_RESTORE_FOR: '604800',
   CORS_ORIGINS: '',
   RATE_LIMIT: '300/1m',

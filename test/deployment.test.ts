@@ -10,7 +10,7 @@ import { Ajv2020 } from 'ajv/dist/2020.js'
 import t from 'tap'
 import { parse, parseDocument, visit } from 'yaml'
 import { startEmbedded } from '../db/embedded.ts'
-import { readConfig, settings } from '../src/config.ts'
+import { readConfig, readMigrationConfig, settings } from '../src/config.ts'
 import { withClient } from './databases.ts'
 import { eventually, freePort, root } from './harness.ts'
 import { findComposeSchema, findProgram } from './parts.ts'
@@ -256,13 +256,17 @@ t.test('settings and secrets of the containers', async (t) => {
   ]
   /** Without meaning where a database is given. */
   const left = ['DATA_DIR']
+  /** The owner's, for the job that migrates and for nothing that serves. */
+  const owners = ['DATABASE_OWNER_URL', 'AUDIT_RETENTION']
 
   t.test('every setting of the product can be made in .env', async (t) => {
     const { environment = {} } = development.services.backend
-    t.strictSame(new Set(Object.keys(environment)), settingNames.difference(new Set(left)))
+    const { environment: ofJob = {} } = development.services.migrate ?? {}
+    t.strictSame(new Set(Object.keys(environment)), settingNames.difference(new Set([...left, ...owners])))
+    t.strictSame(new Set(Object.keys(ofJob)), new Set([...owners, 'NODE_ENV']))
     for (const name of settingNames) {
       if (decided.includes(name) || left.includes(name)) continue
-      const { result } = interpolate(environment, { ...filledEnv, [name]: 'made-in-env' })
+      const { result } = interpolate({ ...ofJob, ...environment }, { ...filledEnv, [name]: 'made-in-env' })
       t.match(result[name], /(^|,)made-in-env$/, name)
     }
   })
@@ -306,10 +310,8 @@ t.test('settings and secrets of the containers', async (t) => {
     })
     t.strictSame(Object.fromEntries(known), {
       traefik: ['CF_DNS_API_TOKEN'],
-      backend: [
-        ...['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'],
-        ...['REDIS_PASSWORD', 'S3_SECRET_KEY']
-      ],
+      backend: [...['AGGIOS_APP_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'], ...['REDIS_PASSWORD', 'S3_SECRET_KEY']],
+      migrate: ['AGGIOS_OWNER_PASSWORD'],
       certificates: [],
       postgres: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'POSTGRES_PASSWORD'],
       redis: ['REDIS_PASSWORD'],
@@ -324,9 +326,11 @@ t.test('settings and secrets of the containers', async (t) => {
       const { result } = interpolate(compose.services.backend.environment, { ...filledEnv, BASE_DOMAIN: 'aggios.app' })
       const config = readConfig({ ...result })
       t.match(config, { host: '0.0.0.0', port: 8080, baseDomain: 'aggios.app' })
-      for (const url of [config.databaseUrl, config.databaseOwnerUrl]) {
+      const job = interpolate(compose.services.migrate?.environment, filledEnv).result
+      for (const url of [config.databaseUrl, readMigrationConfig({ ...job }).databaseOwnerUrl]) {
         t.match(url, /^postgres:\/\/aggios_(app|owner):[a-z0-9]{16}@postgres:5432\/aggios\?sslmode=verify-full&/)
       }
+      t.equal(config.databaseOwnerUrl, undefined)
       t.match(config.redisUrl, /^redis:\/\/aggios:[a-z0-9]{16}@redis:6379$/)
     }
     const empty = interpolate(production.services.backend.environment, {}).result
@@ -393,6 +397,8 @@ t.test('the image', async (t) => {
       }
     }
     follow('src/server.ts')
+    const [, job = ''] = development.services.migrate?.command ?? []
+    follow(job)
     t.ok(seen.size > 30 && packages.size > 5, `${seen.size} files, ${packages.size} packages`)
     for (const file of seen) {
       t.ok(image.copied.includes(file.split('/', 1)[0] as string), file)
@@ -523,9 +529,14 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
         ...image.env,
         ...result,
         PORT: String(await freePort()),
-        DATABASE_URL: url('aggios_app'),
-        DATABASE_OWNER_URL: url('aggios_owner')
+        DATABASE_URL: url('aggios_app')
       }
+      const [migrator = '', ...words] = production.services.migrate?.command ?? []
+      const { NODE_ENV = '' } = production.services.migrate?.environment ?? {}
+      await promisify(execFile)(migrator, words, {
+        cwd: app,
+        env: { PATH: process.env.PATH, NODE_ENV, DATABASE_OWNER_URL: url('aggios_owner') }
+      })
       const [program = '', ...args] = image.command
       const child = spawn(program, args, { cwd: app, env, stdio: ['ignore', 'pipe', 'pipe'] })
       let output = ''
@@ -536,9 +547,9 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
       }
       const exited = once(child, 'exit')
       t.teardown(() => child.kill('SIGKILL'))
-      const [probe = '', ...words] = image.healthcheck
+      const [probe = '', ...question] = image.healthcheck
       const isHealthy = () =>
-        promisify(execFile)(probe, words, { env }).then(
+        promisify(execFile)(probe, question, { env }).then(
           () => true,
           () => false
         )

@@ -1051,7 +1051,11 @@ class Matrix {
  * Of tables that the server works on by itself once a minute, what it leaves alone: it seals the log, which the role of requests may
  * only read, and sweeps what has expired. What soon expires by a request comes with a change of the tenant's own row.
  */
-const lasting: Record<string, string> = { audit_seals: 'false', revocations: "expires_at > now() + interval '1 hour'" }
+const lasting: Record<string, string> = {
+  audit_seals: 'false',
+  audit_signatures: 'false',
+  revocations: "expires_at > now() + interval '1 hour'"
+}
 
 const tenantNotFound = { status: 404, code: 'tenant_not_found' }
 const unknownHost = { status: 421, code: 'unknown_host' }

@@ -1,7 +1,6 @@
 import { once } from 'node:events'
 import { type AddressInfo, connect } from 'node:net'
 import t from 'tap'
-import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
 import {
   allRows,
   createTenant,
@@ -379,85 +378,5 @@ t.test('the audit log', async (t) => {
     const list = (await acme.send('/api/v1/audit-events?limit=100')).json().data
     t.strictSame(lines, list)
     t.notMatch((await rival.send('/api/v1/audit-events/export')).body, member.id)
-  })
-})
-
-t.test('the audit log is sealed', async (t) => {
-  const app = await startApp(t)
-  const acme = await createTenant(app, 'acme')
-  const rival = await createTenant(app, 'rival')
-  const seal = () => app.gate.query({ tenant_id: null, user_id: null, request: '' }, sealAudit, { age_seconds: 0 })
-  const event = (action: string) =>
-    allRows(app.database, 'insert into audit_events (tenant_id, action) values ($1, $2) returning id', [
-      acme.id,
-      action
-    ])
-  const verify = async () => (await acme.send('/api/v1/audit-events/verify')).json()
-
-  for (const action of ['one', 'two', 'three']) {
-    await event(action)
-    t.ok((await seal()).some(({ tenant_id }) => tenant_id === acme.id))
-  }
-  t.strictSame(await seal(), [], 'nothing is sealed twice')
-  const intact = await verify()
-  t.match(intact, { status: 'intact', sealed_events: 4, broken: null })
-  t.match((await rival.send('/api/v1/audit-events/verify')).json(), { status: 'intact', sealed_events: 1 })
-
-  t.test('and names the first event that was changed, removed or added', async (t) => {
-    const change = (text: string) => allRows(app.database, text, [acme.id])
-    const [before] = await change(
-      "update audit_events set action = 'forged' where tenant_id = $1 and action = 'two' returning id"
-    )
-    t.match(await verify(), { status: 'broken', broken: { id: before?.id, reason: 'changed' } })
-    await change("update audit_events set action = 'two' where tenant_id = $1 and action = 'forged'")
-    t.match(await verify(), { status: 'intact', head: intact.head })
-
-    const added = await change(
-      `insert into audit_events (tenant_id, action, created_at)
-       select $1, 'slipped in', created_at from audit_events where tenant_id = $1 and action = 'two' returning id`
-    )
-    t.match(await verify(), { status: 'broken', broken: { id: added[0]?.id, reason: 'added' } })
-    await change("delete from audit_events where tenant_id = $1 and action = 'slipped in'")
-
-    const removed = await change("delete from audit_events where tenant_id = $1 and action = 'three' returning id")
-    t.match(await verify(), { status: 'broken', broken: { id: removed[0]?.id, reason: 'removed' } })
-  })
-  t.test('and notices when the beginning, or all of it, is gone', async (t) => {
-    const [event] = await allRows(app.database, 'delete from audit_events where tenant_id = $1 returning id', [
-      rival.id
-    ])
-    t.match((await rival.send('/api/v1/audit-events/verify')).json(), {
-      status: 'broken',
-      broken: { id: event?.id, reason: 'removed' }
-    })
-  })
-  t.test('the server can neither seal the future nor drop what is young', async (t) => {
-    await t.rejects(
-      app.gate.query({ tenant_id: null, user_id: null, request: '' }, sealAudit, { age_seconds: -3600 }),
-      /out of bounds/
-    )
-    await t.rejects(
-      app.gate.query({ tenant_id: null, user_id: null, request: '' }, dropAuditPartitions, { keep_days: -36_500 }),
-      /too short/
-    )
-  })
-  t.test('and a segment that was made anew does not fit the next', async (t) => {
-    await allRows(app.database, "update audit_seals set digest = sha256('x') where tenant_id = $1 and seq = 1", [
-      acme.id
-    ])
-    t.match(await verify(), { status: 'broken', broken: { segment: 1, reason: 'unchained' } })
-  })
-  t.test('months are dropped when their time is over', async (t) => {
-    const drop = (keep_days: number) =>
-      app.gate.query({ tenant_id: null, user_id: null, request: '' }, dropAuditPartitions, { keep_days })
-    await allRows(
-      app.database,
-      `create table audit_events_2001_01 (like audit_events including defaults);
-      alter table audit_events attach partition audit_events_2001_01 for values from ('2001-01-01') to ('2001-02-01');
-      alter table audit_events_2001_01 owner to aggios_owner`
-    )
-    t.strictSame(await drop(36_500), [{ dropped: 0 }])
-    t.strictSame(await drop(365), [{ dropped: 1 }])
-    t.ok((await acme.send('/api/v1/audit-events')).json().data.length > 0)
   })
 })

@@ -30,6 +30,8 @@ const rows: Record<string, string> = {
   audit_seals: `insert into audit_seals (tenant_id, seq, from_at, to_at, ids, hashes, digest)
     values ($1, 1, now(), now(), array[$2::uuid], array[sha256('a')], sha256('a')),
       ($1, 2, now(), now(), array[$3::uuid], array[sha256('b')], sha256('b'))`,
+  audit_signatures: `insert into audit_signatures (tenant_id, seq, key_id, signature)
+    values ($1, 1, 'key', sha256($2::uuid::text::bytea)), ($1, 2, 'key', sha256($3::uuid::text::bytea))`,
   files: `insert into files (tenant_id, id, name, folded_name, size, created_by, expires_at)
     values ($1, $2, 'one', 'one', 1, $2, now()), ($1, $3, 'two', 'two', 1, $3, now())`,
   uploads: `insert into uploads (tenant_id, id) values ($1, $2), ($1, $3)`,

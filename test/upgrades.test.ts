@@ -75,7 +75,7 @@ for (const [what, before] of [
     await eventually(async () => {
       victim = await working()
       return victim !== undefined
-    }, 30_000)
+    }, 90_000)
     await sleep(Math.random() * 200)
     const killed = servers.get(victim as string) as Server
     killed.child.kill('SIGKILL')

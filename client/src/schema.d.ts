@@ -1619,8 +1619,18 @@ export interface components {
          */
         id: string | null
         /** @enum {string} */
-        reason: 'changed' | 'removed' | 'added' | 'unchained'
+        reason: 'changed' | 'removed' | 'added' | 'unchained' | 'unsigned'
       } | null
+      /**
+       * Format: date-time
+       * @description All that was sealed later is signed by the product; null when nothing is. It never moves.
+       */
+      signed_from: string | null
+      /**
+       * Format: date-time
+       * @description Events before were dropped by the retention; null for none
+       */
+      kept_from: string | null
     }
   }
   responses: never

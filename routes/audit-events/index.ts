@@ -2,7 +2,8 @@ import { Readable } from 'node:stream'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { checkNextSeal } from '../../db/audit-seals.ts'
+import { checkNextSeal, judgeTail, readAuditState, readAuditTail, readStatements } from '../../db/audit-seals.ts'
+import { createAuditKeys } from '../../src/audit-keys.ts'
 import { lastId } from '../../src/uuids.ts'
 import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
 import { AuditEventPage, type AuditFilters, AuditQuery, AuditVerification, AuditFilters as Filters } from './schemas.ts'
@@ -11,6 +12,7 @@ const exportBatch = 1000
 
 /** Who did what in the agency. */
 const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
+  const auditKeys = createAuditKeys(app.config.passwordPepper)
   const access = 'admin'
   const tags = ['audit']
 
@@ -85,20 +87,31 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request) => {
       const { tenant_id } = request.user
+      const [state] = await request.tenantQuery(readAuditState, {})
+      if (!state) throw new Error('the audit log has no state')
+      const { signed_from, kept_from } = readStatements(auditKeys, state)
+      const times = { signed_from: dateOf(signed_from), kept_from: dateOf(kept_from) }
       let sealed_events = 0
       let head: string | null = null
       for (let after = 0; ; ) {
-        const [check] = await request.tenantQuery(checkNextSeal, { tenant_id, after })
-        if (!check) return { status: 'intact' as const, sealed_events, head, broken: null }
-        // a segment that is missing breaks the chain of the next one, and so does one that was made anew
-        const reason =
-          check.broken_reason ?? (check.chained && (after === 0 || check.seq === after + 1) ? null : 'unchained')
+        const values = { tenant_id, after, kept_from, signed_from: signed_from ?? 'infinity' }
+        const [check] = await request.tenantQuery(checkNextSeal, values)
+        if (!check) {
+          const [tail] = await request.tenantQuery(readAuditTail, { tenant_id, kept_from })
+          if (!tail) throw new Error('the audit log has no state')
+          // one that was made meanwhile
+          if (tail.kept && tail.seq !== null && tail.seq > after) continue
+          const broken = judgeTail(auditKeys, tenant_id, tail, signed_from)
+          return { status: broken ? ('broken' as const) : ('intact' as const), sealed_events, head, broken, ...times }
+        }
+        const reason = check.broken_reason ?? (check.chained ? null : 'unchained')
         if (reason) {
           return {
             status: 'broken' as const,
             sealed_events,
             head,
-            broken: { segment: check.seq, id: check.broken_id, reason }
+            broken: { segment: check.seq, id: check.broken_id, reason },
+            ...times
           }
         }
         sealed_events += check.events
@@ -135,6 +148,11 @@ function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Posi
 
 function filtersOf({ action, actor_id, from, to }: AuditFilters) {
   return { action: action ?? null, actor_id: actor_id ?? null, from: from ?? null, to: to ?? null }
+}
+
+/** A time of the database in the API's spelling; null for the beginning of all times. */
+function dateOf(at: string | null): string | null {
+  return at === null || at === '-infinity' ? null : new Date(at).toISOString()
 }
 
 function present({ at: _, ...event }: AuditRow) {

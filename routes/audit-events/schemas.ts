@@ -49,9 +49,18 @@ export const AuditVerification = Type.Object(
       properties: {
         segment: { type: 'integer' },
         id: { type: ['string', 'null'], format: 'uuid', description: 'The first event that does not fit its seal' },
-        reason: { type: 'string', enum: ['changed', 'removed', 'added', 'unchained'] }
+        reason: { type: 'string', enum: ['changed', 'removed', 'added', 'unchained', 'unsigned'] }
       }
-    })
+    }),
+    signed_from: Nullable(
+      Type.String({
+        format: 'date-time',
+        description: 'All that was sealed later is signed by the product; null when nothing is. It never moves.'
+      })
+    ),
+    kept_from: Nullable(
+      Type.String({ format: 'date-time', description: 'Events before were dropped by the retention; null for none' })
+    )
   },
   { title: 'AuditVerification' }
 )

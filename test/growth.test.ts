@@ -1,0 +1,110 @@
+import t from 'tap'
+import { createMonth } from './audit-log.ts'
+import { withClient } from './databases.ts'
+import { allRows, createTenant, post, startApp } from './harness.ts'
+
+/*
+ * No table grows for ever: each has a bound, or something that sweeps it.
+ */
+
+/** By name, what keeps each table small. `swept`: a row that is over, which the jobs of a minute remove. */
+const tables: Record<string, { bound: string } | { swept: string; left?: string }> = {
+  tenants: { bound: 'the agencies there are; a deleted one is purged' },
+  users: { bound: 'the people there are' },
+  memberships: { bound: 'the people of each agency' },
+  storage_usage: { bound: 'one row an agency' },
+  plans: { bound: 'made by the operator' },
+  audit_horizon: { bound: 'one row' },
+  audit_retention: { bound: 'one row' },
+  object_sweep: { bound: 'one row' },
+  schema_compatibility: { bound: 'one row' },
+  kysely_migration: { bound: 'one row a step of the schema' },
+  kysely_migration_lock: { bound: 'one row' },
+  audit_statements: { bound: 'a row a month that is dropped, and a few a key' },
+  files: { bound: 'the quotas; what is deleted goes with the sweep of objects (file-sweep.test.ts)' },
+  uploads: { bound: 'the quotas; what is not finished goes with the sweep of objects (file-sweep.test.ts)' },
+  sessions: {
+    swept: `insert into sessions (tenant_id, id, user_id, expires_at)
+      values ($1, gen_random_uuid(), $2, now() - interval '1 day')`,
+    left: 'expires_at < now()'
+  },
+  revocations: {
+    swept: `insert into revocations (tenant_id, kind, subject, expires_at)
+      values ($1, 'session', $2, now() - interval '1 day')`,
+    left: 'expires_at < now()'
+  },
+  outbox: {
+    swept: `insert into outbox (tenant_id, kind, subject_id, generation, created_at, sent_at)
+      values ($1, 'invitation', $2, 1, now() - interval '1 year', now() - interval '1 year')`,
+    left: "sent_at < now() - interval '300 days'"
+  },
+  invitations: {
+    swept: `insert into invitations (tenant_id, id, email, role, invited_by, expires_at, accepted_at) values
+      ($1, gen_random_uuid(), 'late@example.com', 'viewer', $2, now() - interval '31 days', null),
+      ($1, gen_random_uuid(), 'here@example.com', 'viewer', $2, now() - interval '60 days', now() - interval '31 days')`,
+    left: "email in ('late@example.com', 'here@example.com')"
+  },
+  idempotency_keys: {
+    swept: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body, expires_at)
+      values ($1, $2, 'POST /things', 'old', sha256('a'), 201, '{}', '{}', now() - interval '1 day')`,
+    left: 'expires_at < now()'
+  },
+  audit_events: {
+    swept: `insert into audit_events (tenant_id, action, actor_id, created_at) values ($1, 'old', $2, '2001-01-15')`,
+    left: "created_at < '2002-01-01'"
+  },
+  // of an agency that there is not any more
+  audit_seals: {
+    swept: `insert into audit_seals (tenant_id, seq, from_at, to_at, ids, hashes, digest)
+      select gen_random_uuid(), 1, '2001-01-01', '2001-01-02', '{}', '{}', sha256('x') where $1 <> $2::uuid`,
+    left: "to_at < '2001-01-03'"
+  },
+  audit_signatures: {
+    swept: `insert into audit_signatures (tenant_id, seq, key_id, signature)
+      select tenant_id, seq, 'a key', sha256('x') from audit_seals where to_at < '2001-01-03' and $1 <> $2::uuid`,
+    left: "key_id = 'a key'"
+  }
+}
+
+t.test('every table has a bound or is swept', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const found = await allRows(
+    app.database,
+    `select relname as name from pg_class
+     where relkind in ('r', 'p') and not relispartition and relnamespace = 'public'::regnamespace order by 1`
+  )
+  t.strictSame(
+    found.map(({ name }) => name),
+    Object.keys(tables).sort(),
+    'a new table names what keeps it small'
+  )
+
+  await createMonth(app.database, "'2001-01-01'::date")
+  await withClient(app.database.owner, (client) => client.query('update audit_retention set keep_days = 365'))
+  const left = async (name: string, condition: string) =>
+    (await allRows(app.database, `select count(*)::int as n from ${name} where ${condition}`))[0]?.n
+  const swept = Object.entries(tables).flatMap(([name, each]) => ('swept' in each ? [{ name, ...each }] : []))
+  for (const { name, swept: insert, left: condition = 'true' } of swept) {
+    await allRows(app.database, insert, [acme.id, acme.owner.id])
+    t.ok((await left(name, condition)) > 0, `${name}: there is something to sweep`)
+  }
+  await app.housekeeping.run()
+  for (const { name, left: condition = 'true' } of swept) t.equal(await left(name, condition), 0, `${name} is swept`)
+})
+
+t.test('an invitation that is still good stays, and one that has just ended too', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const invited = await acme.send(post('/invitations', { email: 'new@example.com', role: 'viewer' }))
+  t.equal(invited.statusCode, 201)
+  await allRows(
+    app.database,
+    `insert into invitations (tenant_id, id, email, role, invited_by, expires_at)
+     values ($1, gen_random_uuid(), 'just@example.com', 'viewer', $2, now() - interval '29 days')`,
+    [acme.id, acme.owner.id]
+  )
+  await app.housekeeping.run()
+  const rows = await allRows(app.database, 'select email from invitations order by email')
+  t.strictSame(rows, [{ email: 'just@example.com' }, { email: 'new@example.com' }])
+})
