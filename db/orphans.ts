@@ -1,15 +1,16 @@
 import { isOurKey } from '../src/objects/keys.ts'
 import type { StoredObject } from '../src/objects/store.ts'
-import { knownObjects } from './files.ts'
+import { knownObjects, settledAfterSeconds } from './files.ts'
 import type { TenantGate } from './gate.ts'
 
 const nobody = { tenant_id: null, user_id: null, request: '' }
-/** What is younger may belong to a row that is about to be written: of an image the object comes first. */
-const orphanAfterMs = 3_600_000
 
-/** The keys of those objects that no row refers to. What is not of our making is none of our business. */
+/**
+ * The keys of those objects that no row refers to. What is younger than an hour may belong to a row that is about to be written:
+ * of an image the object comes first. An object that the product did not make is left alone.
+ */
 export async function findOrphans(gate: TenantGate, objects: readonly StoredObject[]): Promise<string[]> {
-  const settledBefore = Date.now() - orphanAfterMs
+  const settledBefore = Date.now() - settledAfterSeconds * 1000
   const settled = objects.filter(({ key, modified_at }) => isOurKey(key) && modified_at.getTime() < settledBefore)
   const parts = settled.map(({ key }) => key.split('/') as [string, string, string])
   const known = await gate.query(nobody, knownObjects, {
