@@ -132,6 +132,13 @@ export const claimFiles = statement(
   { writes: true }
 )
 
+/** What would be claimed, which stays as it is. */
+export const dueFiles = statement(
+  'due_files',
+  (_, $: { batch: number }) => sql<Omit<ClaimedFile, 'store_id'>>`select tenant_id, id, was from due_files(${$.batch})`,
+  { slow: true }
+)
+
 export const claimObjectSweep = statement(
   'claim_object_sweep',
   (_, $: { pause_seconds: number }) => sql<{ reached: string | null }>`

@@ -17,11 +17,13 @@ export const tablesWithoutTenant = [
 /** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
 export const definerFunctions = [
   'advance_object_sweep(text)',
+  'advance_store_fence(bigint)',
   'audit_kept_from()',
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
   'drop_audit_partitions(interval)',
+  'due_files(integer)',
   'end_my_identity(interval)',
   'end_my_sessions(uuid,uuid,interval)',
   'ensure_audit_partitions()',
@@ -39,6 +41,7 @@ export const definerFunctions = [
   'revocations_since(xid8)',
   'seal_audit(interval)',
   'set_plan(text,integer,integer,bigint)',
+  'store_fence()',
   'sweep(integer)',
   'sweep_idempotency_keys(integer)',
   'sweep_outbox(integer)',
