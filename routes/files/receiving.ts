@@ -47,18 +47,14 @@ export async function receiveFile(
   const { head, whole } = await peek(content, expected === undefined ? unannouncedBytes : headBytes)
   const content_type = await requireFileType(head.subarray(0, headBytes), name, declared)
   const size = expected ?? head.length
-  const id = await reserve(app, request, { name, content_type, purpose: null, size })
-  try {
+  return withReservation(app, request, { name, content_type, purpose: null, size }, async (id) => {
     const meter = measure(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
     await writeObject(app.objects, fileKey(tenant_id, id), meter.content)
     const { purpose, sha256: announced } = await conclude()
     const sha256 = meter.hash.digest()
     requireSum(sha256, announced, '/body/sha256')
-    return await finish(request, { id, size: meter.size(), sha256, content_type, purpose })
-  } catch (err) {
-    await undo(app, request, id)
-    throw err
-  }
+    return finish(request, { id, size: meter.size(), sha256, content_type, purpose })
+  })
 }
 
 /** Throws `validation_failed` when bytes are not those that were announced. */
@@ -68,12 +64,33 @@ export function requireSum(actual: Buffer, announced: string | undefined, path: 
   throw validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
 }
 
-/** Makes the row of a file that is about to arrive. Throws `file_too_large` and `quota_exceeded`. */
-export async function reserve(
+/**
+ * Makes the row of a file that is about to arrive, and works with its id. Whatever fails then undoes the reservation, so that
+ * nobody's room is taken by a request that was refused. Throws `file_too_large` and `quota_exceeded`.
+ */
+export async function withReservation<T>(
   app: FastifyInstance,
   request: FastifyRequest,
-  file: { name: string; content_type: string; purpose: string | null; size: number },
+  file: NewFileFacts,
+  work: (id: string) => Promise<T>,
   patience = patience_seconds
+): Promise<T> {
+  const id = await reserve(app, request, file, patience)
+  try {
+    return await work(id)
+  } catch (err) {
+    await undo(app, request, id)
+    throw err
+  }
+}
+
+type NewFileFacts = { name: string; content_type: string; purpose: string | null; size: number }
+
+async function reserve(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  file: NewFileFacts,
+  patience: number
 ): Promise<string> {
   requireSize(app, file.size)
   const id = uuidv7()

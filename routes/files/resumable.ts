@@ -12,8 +12,8 @@ import { inParts } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { advanceUpload, findWriter, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
-import { bodyOf, reserve, undo } from './receiving.ts'
-import { FileParams, Purpose, Sha256 } from './schemas.ts'
+import { bodyOf, undo, withReservation } from './receiving.ts'
+import { ContentType, FileParams, Purpose, Sha256 } from './schemas.ts'
 
 /** An upload on which nothing has moved for this long is given up. */
 const patienceSeconds = 86_400
@@ -92,12 +92,14 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       const facts = readMetadata(request.headers['upload-metadata'] ?? '')
       const size = Number(request.headers['upload-length'])
       const name = cleanFileName(facts.filename)
-      const content_type = (facts.filetype ?? '').slice(0, 127)
-      const file = { name, content_type, purpose: facts.purpose ?? null, size }
-      const id = await reserve(app, request, file, patienceSeconds)
+      const file = { name, content_type: facts.filetype ?? '', purpose: facts.purpose ?? null, size }
       const sha256 = facts.sha256 === undefined ? null : Buffer.from(facts.sha256, 'hex')
-      await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
-      if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
+      const begin = async (id: string) => {
+        await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
+        if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
+        return id
+      }
+      const id = await withReservation(app, request, file, begin, patienceSeconds)
       reply
         .code(201)
         .header('location', `/api/v1/files/resumable/${id}/content`)
@@ -298,6 +300,12 @@ async function* untilItBreaks(tail: Buffer, body: AsyncIterable<Buffer>, room: n
 
 type Metadata = { filename?: string; filetype?: string; purpose?: string; sha256?: string }
 
+const expectations = {
+  filetype: 'must be a media type of at most 127 characters',
+  purpose: `must match pattern "${Purpose.pattern}"`,
+  sha256: `must match pattern "${Sha256.pattern}"`
+}
+
 /** `key base64,key base64`; keys that are not known are left alone, as tus says. */
 function readMetadata(header: string): Metadata {
   const entries = header.split(',').flatMap((pair) => {
@@ -308,11 +316,13 @@ function readMetadata(header: string): Metadata {
   })
   const facts = Object.fromEntries(entries) as Metadata
   for (const [key, schema] of [
+    // clients that know no type send an empty one
+    ['filetype', Type.Union([Type.Literal(''), ContentType])],
     ['purpose', Purpose],
     ['sha256', Sha256]
   ] as const) {
     if (facts[key] === undefined || Value.Check(schema, facts[key])) continue
-    const message = `: ${key} must match pattern "${schema.pattern}"`
+    const message = `: ${key} ${expectations[key]}`
     throw validationFailed({
       detail: `headers/upload-metadata${message}`,
       errors: [{ path: '/headers/upload-metadata', message: message.slice(2) }]
