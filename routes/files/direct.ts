@@ -15,9 +15,9 @@ import { fileKey, uploadKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
-import { insertUpload, readUpload } from './queries.ts'
-import { bodyOf, withReservation } from './receiving.ts'
+import { bodyOf, withUpload } from './receiving.ts'
 import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
+import { readUpload } from './upload-queries.ts'
 
 /** A direct upload that is not completed for this long is given up. */
 const patienceSeconds = 3600
@@ -52,7 +52,6 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
           { size, sha256, content_type },
           linkSeconds
         )
-        await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
         const token = app.fileLinks.issue('write', { tenant_id, id, expires_at })
         return {
           id,
@@ -62,7 +61,13 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
           expires_at
         }
       }
-      const upload = await withReservation(app, request, { name, content_type, purpose, size }, begin, patienceSeconds)
+      const upload = await withUpload(
+        app,
+        request,
+        { name, content_type, purpose, size },
+        { sha256, patience: patienceSeconds },
+        begin
+      )
       reply.code(201)
       return upload
     }

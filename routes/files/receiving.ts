@@ -4,12 +4,14 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
 import { type FileRow, finishFile, giveUpFile, growFile, removeFile, reserveFile } from '../../db/files.ts'
+import { queryIn } from '../../db/gate.ts'
 import { fileTooLarge, notFound, quotaExceeded, validationFailed } from '../../src/errors.ts'
 import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
 import { inPace } from '../../src/pace.ts'
+import { heldBytes, insertUpload, lockRoom } from './upload-queries.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
 const patience_seconds = 900
@@ -68,14 +70,13 @@ export function requireSum(actual: Buffer, announced: string | undefined, path: 
  * Makes the row of a file that is about to arrive, and works with its id. Whatever fails then undoes the reservation, so that
  * nobody's room is taken by a request that was refused. Throws `file_too_large` and `quota_exceeded`.
  */
-export async function withReservation<T>(
+async function withReservation<T>(
   app: FastifyInstance,
   request: FastifyRequest,
   file: NewFileFacts,
-  work: (id: string) => Promise<T>,
-  patience = patience_seconds
+  work: (id: string) => Promise<T>
 ): Promise<T> {
-  const id = await reserve(app, request, file, patience)
+  const id = await reserve(app, request, file, patience_seconds)
   try {
     return await work(id)
   } catch (err) {
@@ -92,17 +93,48 @@ async function reserve(
   file: NewFileFacts,
   patience: number
 ): Promise<string> {
-  requireSize(app, file.size)
-  const id = uuidv7()
-  const [reserved] = await request.tenantQuery(reserveFile, {
-    ...file,
-    id,
-    folded_name: foldText(file.name),
-    quota: await app.storageQuota(request.user.tenant_id),
-    patience_seconds: patience
-  })
+  const row = await newRow(app, request, file, patience)
+  const [reserved] = await request.tenantQuery(reserveFile, row)
   if (!reserved) throw quotaExceeded()
-  return id
+  return row.id
+}
+
+async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, patience_seconds: number) {
+  requireSize(app, file.size)
+  const quota = await app.storageQuota(request.user.tenant_id)
+  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, patience_seconds }
+}
+
+/**
+ * As `withReservation`, for an upload that outlives the request. What all of a member hold at once is a share of the agency's
+ * room, so that nobody keeps the others from it without sending a byte. Throws `quota_exceeded`.
+ */
+export async function withUpload<T>(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  file: NewFileFacts,
+  { sha256, patience }: { sha256: Buffer | null; patience: number },
+  work: (id: string) => Promise<T>
+): Promise<T> {
+  const { tenant_id, user_id } = request.user
+  const row = await newRow(app, request, file, patience)
+  const share = Math.max(Math.floor(row.quota / 4), Math.min(app.config.maxFileSize, row.quota))
+  const outcome = await request.withTenant(async (trx) => {
+    await lockRoom(trx, tenant_id)
+    if ((await heldBytes(trx, tenant_id, user_id)) + row.size > share) return 'share'
+    const [reserved] = await queryIn(trx, reserveFile, row)
+    if (!reserved) return 'quota'
+    await insertUpload(trx, { id: row.id, sha256, store_id: null })
+    return 'reserved'
+  })
+  if (outcome === 'share') throw quotaExceeded({ detail: `your unfinished uploads may hold at most ${share} bytes` })
+  if (outcome === 'quota') throw quotaExceeded()
+  try {
+    return await work(row.id)
+  } catch (err) {
+    await undo(app, request, row.id)
+    throw err
+  }
 }
 
 function requireSize(app: FastifyInstance, size: number): void {
