@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { readFile } from '../../db/files.ts'
+import { giveUpFile, readFile } from '../../db/files.ts'
 import { conflict, notFound, payloadTooLarge, preconditionFailed } from '../../src/errors.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey } from '../../src/objects/keys.ts'
@@ -9,7 +9,7 @@ import { partBytes } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { append, patienceSeconds } from './appending.ts'
 import { finishArrived } from './arrived.ts'
-import { undo, withUpload } from './receiving.ts'
+import { withUpload } from './receiving.ts'
 import { FileParams } from './schemas.ts'
 import { readMetadata } from './tus-metadata.ts'
 import { readUpload, type UploadRow } from './upload-queries.ts'
@@ -193,7 +193,9 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { id } = request.params
       await requireUpload(request, id)
-      await undo(app, request, id)
+      // by the sweep, which removes nothing from a store that is not this database's
+      await request.tenantQuery(giveUpFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
+      app.objectSweep.nudge()
       reply.code(204)
     }
   )

@@ -92,3 +92,23 @@ export const Upload = Type.Object(
   },
   { title: 'Upload' }
 )
+
+export const UnfinishedUpload = Type.Object(
+  {
+    id: Id,
+    name: FileName,
+    purpose: Nullable(Purpose),
+    content_type: Type.String({ description: 'As its sender says', examples: ['application/pdf'] }),
+    size: Size,
+    received: Type.Integer({
+      format: 'int64',
+      description: 'Bytes of a resumable upload that are here',
+      examples: [512]
+    }),
+    created_by: Nullable(Id),
+    created_at: Timestamp,
+    expires_at: Timestamp
+  },
+  { title: 'UnfinishedUpload' }
+)
+export const UnfinishedUploadPage = Page(UnfinishedUpload, 'UnfinishedUploadPage')
