@@ -21,6 +21,9 @@ const unannouncedBytes = 4 * 1024 * 1024
 /** By so much the reservation grows for larger ones. */
 const stepBytes = 64 * 1024 * 1024
 
+/** What a member can hold by unfinished uploads is the quota of the agency, divided by this. */
+const quotaDivisor = 4
+
 export type Incoming = {
   name: string | undefined
   content_type: string | undefined
@@ -118,7 +121,7 @@ export async function withUpload<T>(
 ): Promise<T> {
   const { tenant_id, user_id } = request.user
   const row = await newRow(app, request, file, patience)
-  const share = Math.max(Math.floor(row.quota / 4), Math.min(app.config.maxFileSize, row.quota))
+  const share = Math.max(Math.floor(row.quota / quotaDivisor), Math.min(app.config.maxFileSize, row.quota))
   const outcome = await request.withTenant(async (trx) => {
     await lockRoom(trx, tenant_id)
     if ((await heldBytes(trx, tenant_id, user_id)) + row.size > share) return 'share'
