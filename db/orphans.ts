@@ -19,7 +19,7 @@ export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]):
 }
 
 /** Of these keys of the product, those that no row refers to. */
-export async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
+async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
   const parts = keys.map((key) => key.split('/') as [string, string, string])
   const known = await gate.query(nobody, knownObjects, {
     owners: parts.map(([owner]) => owner),

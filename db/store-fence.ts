@@ -4,7 +4,7 @@ import { sql } from 'kysely'
 import { isOurKey, markKey } from '../src/objects/keys.ts'
 import type { ObjectStore } from '../src/objects/store.ts'
 import type { TenantGate } from './gate.ts'
-import { findUnknown } from './orphans.ts'
+import { findOrphans } from './orphans.ts'
 import { statement } from './statement.ts'
 
 /*
@@ -53,7 +53,7 @@ const advanceFence = statement(
 
 /**
  * Whether the store is this database's. A store that has no mark gets it if it has no objects either, or if no mark was ever
- * written and most objects belong to rows that are here: after an upgrade from a version that knew no marks.
+ * written and most objects are no orphans: after an upgrade from a version that knew no marks.
  */
 export async function judgeStore(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
   // before the database, which others may advance meanwhile
@@ -98,10 +98,11 @@ async function readOwn(gate: TenantGate): Promise<Mark> {
 }
 
 async function mayAdopt(gate: TenantGate, store: ObjectStore, own: Mark): Promise<boolean> {
-  const keys = (await store.list('', sample)).flatMap(({ key }) => (isOurKey(key) ? [key] : []))
-  if (keys.length === 0) return true
+  const objects = (await store.list('', sample)).filter(({ key }) => isOurKey(key))
+  if (objects.length === 0) return true
   if (own.generation > 0) return false
-  return (await findUnknown(gate, keys)).length <= keys.length / 2
+  // an object that is new may have lost its row a moment ago
+  return (await findOrphans(gate, objects)).length <= objects.length / 2
 }
 
 async function readMark(store: ObjectStore): Promise<Mark | 'unreadable' | undefined> {

@@ -19,7 +19,7 @@ declare module 'fastify' {
 const freshForMs = 60_000
 
 const reasons: Record<Exclude<Verdict, 'ours'>, string> = {
-  unmarked: 'the store has objects and no mark, and most of them are of no row here',
+  unmarked: 'the store has objects and no mark, and most of them belong to no row here',
   unreadable: 'the mark of the store can not be read',
   'another installation': 'the store belongs to another installation',
   'another database': 'the store was swept by another database; this one is a copy of it, or was restored from a dump',

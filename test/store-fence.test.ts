@@ -151,7 +151,8 @@ t.test('a store', async (t) => {
     t.equal(await verdictOf(), undefined)
     rmSync(mark)
     for (let i = 0; i < files.length; i++) plant(app, fileKey(randomUuid(), randomUuid()))
-    t.match(await verdictOf(), 'most of them are of no row here')
+    ageObjects(app)
+    t.match(await verdictOf(), 'most of them belong to no row here')
     t.notOk(existsSync(mark))
   })
   await t.test('of another installation, or with a mark that is none, is let alone', async (t) => {
