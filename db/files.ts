@@ -132,6 +132,13 @@ export const claimFiles = statement(
   { writes: true }
 )
 
+/** What would be claimed, which stays as it is. */
+export const dueFiles = statement(
+  'due_files',
+  (_, $: { batch: number }) => sql<Omit<ClaimedFile, 'store_id'>>`select tenant_id, id, was from due_files(${$.batch})`,
+  { slow: true }
+)
+
 export const claimObjectSweep = statement(
   'claim_object_sweep',
   (_, $: { pause_seconds: number }) => sql<{ reached: string | null }>`
@@ -171,20 +178,38 @@ export const miscountedStorage = statement(
   { slow: true }
 )
 
-/** Gives up a file whose bytes are gone; the sweep removes its row. */
-export async function loseFile(trx: TenantTransaction, tenantId: string, id: string): Promise<void> {
-  await sql`
+/** A file of which bytes are expected in the store, as it was read. */
+export type ReadyFile = { tenant_id: string; id: string; status: 'ready' | 'deleted'; size: number }
+
+/** A file or an object that is younger is not judged by a comparison of both: its other half may be on the way. */
+export const settledAfterSeconds = 3600
+
+/** No row: the file is not any more what was read, or is too young to be judged. */
+export const readSettledFile = statement(
+  'read_settled_file',
+  (_, $: ReadyFile & { settledAfterSeconds: number }) => sql<{ id: string }>`
+  select id from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = ${$.status} and size = ${$.size}::bigint
+    and created_at < now() - make_interval(secs => ${$.settledAfterSeconds})`
+)
+
+/** Gives up a file whose bytes are gone, unless it has changed; the sweep removes its row. */
+export async function loseFile(trx: TenantTransaction, { tenant_id, id, status, size }: ReadyFile): Promise<boolean> {
+  const { rows } = await sql`
     update files set status = 'removing', expires_at = now()
-    where tenant_id = ${tenantId} and id = ${id} and status in ('ready', 'deleted')`.execute(trx)
+    where tenant_id = ${tenant_id} and id = ${id} and status = ${status} and size = ${size}::bigint
+      and created_at < now() - make_interval(secs => ${settledAfterSeconds})
+    returning id`.execute(trx)
+  return rows.length === 1
 }
 
-/** Sets the count of a tenant to what its rows say; nobody reserves meanwhile. */
-export const recountStorage = statement(
-  'recount_storage',
-  (_, $: { tenant_id: string }) => sql<never>`
-  with locked as (select from storage_usage where tenant_id = ${$.tenant_id} for update)
-  insert into storage_usage (bytes)
-  select coalesce(sum(size), 0) from files where tenant_id = ${$.tenant_id} and (select count(*) from locked) >= 0
-  on conflict (tenant_id) do update set bytes = excluded.bytes`,
-  { writes: true }
-)
+/**
+ * Sets the count of a tenant to what its rows say. Whoever changes a file also changes this count, so once it is locked the next
+ * statement sees all changes that are counted. One statement would see the rows as they were before it waited for the lock.
+ */
+export async function recountStorage(trx: TenantTransaction, tenantId: string): Promise<void> {
+  await sql`insert into storage_usage (bytes) values (0) on conflict (tenant_id) do nothing`.execute(trx)
+  await sql`select from storage_usage where tenant_id = ${tenantId} for update`.execute(trx)
+  await sql`
+    update storage_usage set bytes = (select coalesce(sum(size), 0) from files where tenant_id = ${tenantId})
+    where tenant_id = ${tenantId}`.execute(trx)
+}

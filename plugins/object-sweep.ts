@@ -1,5 +1,12 @@
 import fp from 'fastify-plugin'
-import { advanceObjectSweep, type ClaimedFile, claimFiles, claimObjectSweep, removeFile } from '../db/files.ts'
+import {
+  advanceObjectSweep,
+  type ClaimedFile,
+  claimFiles,
+  claimObjectSweep,
+  dueFiles,
+  removeFile
+} from '../db/files.ts'
 import { findOrphans } from '../db/orphans.ts'
 import { fileKey, uploadKey } from '../src/objects/keys.ts'
 import { StoreFailure } from '../src/objects/store.ts'
@@ -26,10 +33,14 @@ const nobody = { tenant_id: null, user_id: null, request: '' }
 /**
  * Removes from the object store what should not be there: uploads that were given up, files that were deleted, and objects that
  * no row refers to. Any number of processes may run it; each takes what nobody else has.
+ *
+ * Nothing is removed, and no row changed, unless the store is proven to be this database's (plugins/store-fence.ts). With
+ * `SWEEP=report` what would be removed is logged, with `SWEEP=off` nothing is done.
  */
 export default fp(
   async (app) => {
     const counts = { pending: 0, deleted: 0, orphans: 0 }
+    const reportsOnly = app.config.sweep === 'report'
     let timer: NodeJS.Timeout | undefined
     let running: Promise<void> | undefined
     let again = false
@@ -38,6 +49,8 @@ export default fp(
     /** Bytes first and the row last, so that a crash in between leaves a row that says what is to be done. */
     async function removeFiles(): Promise<void> {
       for (;;) {
+        if (!(await app.storeFence.check())) return
+        if (reportsOnly) return reportFiles()
         const claimed = await app.gate.query(nobody, claimFiles, { batch, lease_seconds })
         for (const file of claimed) {
           await removeClaimed(file).catch((err) => {
@@ -48,6 +61,15 @@ export default fp(
         }
         if (claimed.length < batch || closed) return
       }
+    }
+
+    async function reportFiles(): Promise<void> {
+      const due = await app.gate.query(nobody, dueFiles, { batch })
+      report(due.map(({ tenant_id, id }) => fileKey(tenant_id, id)))
+    }
+
+    function report(keys: string[]): void {
+      if (keys.length > 0) app.log.info({ keys }, 'objects would be removed from the store')
     }
 
     async function removeClaimed({ tenant_id, id, was, store_id }: ClaimedFile): Promise<void> {
@@ -63,16 +85,24 @@ export default fp(
     async function removeOrphans(): Promise<void> {
       const [turn] = await app.gate.query(nobody, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
       if (turn?.reached === null || turn === undefined) return
+      if (!(await app.storeFence.check())) return
+      // also where nothing will be removed: a backup that is older than this turn is recognised by it
+      await app.storeFence.advance()
       const objects = await app.objects.list(turn.reached, page)
-      for (const key of await findOrphans(app.gate, objects)) {
-        await app.objects.remove(key)
-        counts.orphans++
-      }
+      const orphans = await findOrphans(app.gate, objects)
+      if (reportsOnly) report(orphans)
+      else for (const key of orphans) await removeOrphan(key)
       const reached = objects.length < page ? '' : (objects.at(-1)?.key ?? '')
       await app.gate.query(nobody, advanceObjectSweep, { reached })
     }
 
+    async function removeOrphan(key: string): Promise<void> {
+      await app.objects.remove(key)
+      counts.orphans++
+    }
+
     async function run(): Promise<void> {
+      if (app.config.sweep === 'off') return
       const before = { ...counts }
       for (const work of [removeFiles, removeOrphans]) {
         if (closed) return
@@ -118,5 +148,5 @@ export default fp(
       await running
     })
   },
-  { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics'] }
+  { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics', 'store-fence'] }
 )

@@ -25,6 +25,7 @@ import redis from '../plugins/redis.ts'
 import requestBody from '../plugins/request-body.ts'
 import requestLog from '../plugins/request-log.ts'
 import revocations from '../plugins/revocations.ts'
+import storeFence from '../plugins/store-fence.ts'
 import tenants from '../plugins/tenants.ts'
 import validation from '../plugins/validation.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
@@ -104,6 +105,7 @@ export function buildApp(
   app.register(database)
   app.register(objects)
   app.register(decoders)
+  app.register(storeFence)
   app.register(idempotency)
   app.register(health)
   app.register(revocations)

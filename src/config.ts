@@ -175,6 +175,7 @@ export const settings = {
   maxFileSize: setting('MAX_FILE_SIZE', '100MiB', size),
   storageQuota: setting('STORAGE_QUOTA', '10GiB', size),
   fileRestoreFor: setting('FILE_RESTORE_FOR', '604800', integer(0, years)),
+  sweep: setting('SWEEP', 'on', oneOf('off', 'report', 'on')),
   jwtSecret: secret('JWT_SECRET', list),
   passwordPepper: secret('PASSWORD_PEPPER', list),
   passwordMinLength: setting('PASSWORD_MIN_LENGTH', '12', integer(8, 64)),

@@ -702,6 +702,22 @@ export const policies: Record<string, Policy> = {
       }
     ]
   },
+  listUploads: { access: 'member', status: 200, make: passing() },
+  endUpload: {
+    access: 'member',
+    status: 204,
+    objects: { id: 'upload' },
+    audited: true,
+    make: withUpload('resumable'),
+    excesses: [
+      {
+        title: 'a member ends the upload of somebody else',
+        ...notFound,
+        call: inFirst('member', async (world) => ({ params: { id: await world.plantUpload(world.a, 'resumable') } })),
+        likeNothing: inFirst('member', () => ({ params: { id: unknownId } }))
+      }
+    ]
+  },
   createUpload: {
     access: 'member',
     status: 201,

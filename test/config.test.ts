@@ -66,6 +66,7 @@ const contract: Record<string, string | undefined> = {
   TENANT_PURGE_AFTER: '2592000',
   AUDIT_RETENTION: undefined,
   FILE_RESTORE_FOR: '604800',
+  SWEEP: 'on',
   CORS_ORIGINS: '',
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',

@@ -4,9 +4,25 @@ import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { v4 as randomUuid } from 'uuid'
+import { compareFiles } from '../db/comparison.ts'
 import { fileKey, imageKey } from '../src/objects/keys.ts'
+import type { ObjectStore } from '../src/objects/store.ts'
+import { type DatabaseUrls, withClient } from './databases.ts'
 import { createFile, disagreements, storedObjects } from './forms.ts'
-import { allRows, asOwner, createTenant, createTestDatabase, root, startApp, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  asOwner,
+  createTenant,
+  createTestDatabase,
+  eventually,
+  root,
+  startApp,
+  testEnvironment
+} from './harness.ts'
+
+/** Makes rows of files as old as what a comparison may judge. */
+const ageFiles = (database: DatabaseUrls, ids: string[]) =>
+  allRows(database, "update files set created_at = now() - interval '2 hours' where id = any ($1)", [ids])
 
 t.test('npm run files -- compare', async (t) => {
   const database = await createTestDatabase(t)
@@ -49,8 +65,11 @@ t.test('npm run files -- compare', async (t) => {
     })
   })
 
-  rmSync(path(fileKey(acme.id, lost.id)))
+  // too young to be judged
+  const fresh = await createFile(acme, 'lost at once')
+  for (const { id } of [lost, fresh]) rmSync(path(fileKey(acme.id, id)))
   truncateSync(path(fileKey(acme.id, short.id)), 2)
+  await ageFiles(database, [lost.id, short.id])
   const orphan = fileKey(rival.id, randomUuid())
   const image = imageKey(acme.id, randomUuid())
   const young = fileKey(rival.id, randomUuid())
@@ -78,6 +97,9 @@ t.test('npm run files -- compare', async (t) => {
     await app.objectSweep.run()
     for (const { id } of [lost, short]) t.equal((await acme.send(`/api/v1/files/${id}`)).statusCode, 404)
     t.equal((await acme.send(`/api/v1/files/${whole.id}/content`)).body, 'one')
+    t.equal((await acme.send(`/api/v1/files/${fresh.id}`)).statusCode, 200, 'what is young is not judged')
+    await acme.send({ method: 'DELETE', url: `/api/v1/files/${fresh.id}?permanent=true` })
+    await app.objectSweep.run()
     t.equal((await rival.send({ method: 'POST', url: `/api/v1/files/${deleted.id}/restore` })).statusCode, 200)
     const events = "select target_id from audit_events where tenant_id = $1 and action = 'file.lost' order by target_id"
     const ids = [lost.id, short.id].sort()
@@ -96,8 +118,85 @@ t.test('npm run files -- compare', async (t) => {
     t.ok(objects.has('somebody-elses.txt'), 'what is not ours is left alone')
   })
   await t.test('does nothing else', async (t) => {
-    for (const args of [[], ['repair'], ['compare', '--all'], ['compare', '--repair', 'more']]) {
-      t.match(await command(...args), { said: 'usage: files compare [--repair]\n', code: 64 })
+    for (const args of [['repair'], ['compare', '--repair', 'more']]) {
+      t.match(await command(...args), { said: 'usage: files compare [--repair] | files accept-store\n', code: 64 })
     }
+  })
+})
+
+t.test('a comparison beside servers that are at work', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+  const lines: string[] = []
+  const repair = (store: ObjectStore) =>
+    compareFiles({ gate: app.gate, store, repair: true, say: (line) => void lines.push(line) })
+
+  await t.test('loses nothing that is uploaded or deleted meanwhile', async (t) => {
+    const contents = new Map<string, string>()
+    let done = false
+    const uploads = Array.from({ length: 4 }, async (_, who) => {
+      for (let i = 0; !done; i++) {
+        const text = `${who} ${i}`
+        const { id } = await createFile(acme, text)
+        await ageFiles(app.database, [id])
+        if (i % 3 !== 0) contents.set(id, text)
+        else await acme.send({ method: 'DELETE', url: `/api/v1/files/${id}?permanent=true` })
+      }
+    })
+    for (let i = 0; i < 10 || contents.size < 50; i++) await repair(app.objects)
+    done = true
+    await Promise.all(uploads)
+    for (const [id, text] of contents) {
+      const reply = await acme.send(`/api/v1/files/${id}/content`)
+      if (reply.body !== text) t.fail(`${id} is ${reply.statusCode}`)
+    }
+    await app.objectSweep.run()
+    t.strictSame(lines, [])
+    t.strictSame(await disagreements(app, acme), [], `of ${contents.size} files`)
+  })
+  await t.test('asks a store again whose listing is late', async (t) => {
+    const late = await createFile(acme, 'late')
+    await ageFiles(app.database, [late.id])
+    const listing: ObjectStore = {
+      ...app.objects,
+      list: async (after, limit) =>
+        (await app.objects.list(after, limit)).filter(({ key }) => key !== fileKey(acme.id, late.id))
+    }
+    t.match(await repair(listing), { lost: 0 })
+    t.equal((await acme.send(`/api/v1/files/${late.id}/content`)).body, 'late')
+  })
+  await t.test('leaves a file alone that changes between two looks at it', async (t) => {
+    const moving = await createFile(acme, 'moving')
+    await ageFiles(app.database, [moving.id])
+    const key = fileKey(acme.id, moving.id)
+    const store: ObjectStore = {
+      ...app.objects,
+      list: async () => [],
+      async size(each) {
+        if (each === key) await acme.send({ method: 'DELETE', url: `/api/v1/files/${moving.id}` })
+        return each === key ? undefined : app.objects.size(each)
+      }
+    }
+    t.match(await repair(store), { lost: 0 })
+    t.equal((await acme.send({ method: 'POST', url: `/api/v1/files/${moving.id}/restore` })).statusCode, 200)
+  })
+  await t.test('counts what is reserved while it waits for the count', async (t) => {
+    await allRows(app.database, 'update storage_usage set bytes = bytes + 7')
+    const before = (await usage()) - 7
+    await withClient(app.database.postgres, async (client) => {
+      await client.query('begin')
+      await client.query('update storage_usage set bytes = bytes + 100 where tenant_id = $1', [acme.id])
+      await client.query(
+        "insert into files (tenant_id, id, name, folded_name, size, expires_at) values ($1, $2, 'a', 'a', 100, now())",
+        [acme.id, randomUuid()]
+      )
+      const repaired = repair(app.objects)
+      const waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+      await eventually(async () => (await allRows(app.database, waiting)).length > 0)
+      await client.query('commit')
+      await repaired
+    })
+    t.equal(await usage(), before + 100)
   })
 })

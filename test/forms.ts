@@ -1,5 +1,6 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
+import { markKey } from '../src/objects/keys.ts'
 import { allRows, type Tenant, type TestApp } from './harness.ts'
 
 export type FormPart = { name: string; filename?: string; type?: string; content: Buffer | string }
@@ -54,14 +55,15 @@ export async function createFile(
   return reply.json()
 }
 
-/** The objects of the store on disk with their sizes, and what was never finished. */
+/** The objects of the store on disk with their sizes, its mark left out, and what was never finished. */
 export function storedObjects(app: TestApp): { objects: Map<string, number>; unfinished: string[] } {
   const folder = join(app.config.dataDir, 'files')
   const objects = new Map<string, number>()
   for (const entry of readdirSync(join(folder, 'objects'), { recursive: true, withFileTypes: true })) {
     if (!entry.isFile()) continue
     const path = join(entry.parentPath, entry.name)
-    objects.set(path.slice(join(folder, 'objects').length + 1), statSync(path).size)
+    const key = path.slice(join(folder, 'objects').length + 1)
+    if (key !== markKey) objects.set(key, statSync(path).size)
   }
   const unfinished = readdirSync(folder).includes('unfinished') ? readdirSync(join(folder, 'unfinished')) : []
   return { objects, unfinished }

@@ -406,6 +406,19 @@ t.test('the limits of files', async (t) => {
     t.ok(ms >= timeout / 100 && ms < 9000, `closed after ${ms} ms`)
     t.equal((await acme.send('/api/v1/files')).json().data.length, 1)
   })
+  t.test('how long an unfinished upload is kept, and how much room such hold', (t) => {
+    const seconds = (path: string, name: string) => numberIn(path, name) * 1000
+    const resumable = 'routes/files/appending.ts'
+    t.strictSame(times(rowAbout('a resumable upload without a new byte').value), [
+      seconds(resumable, 'const patienceSeconds'),
+      seconds(resumable, 'const lifeSeconds')
+    ])
+    const direct = rowAbout('a direct upload that is not completed')
+    t.strictSame(times(direct.value), [seconds('routes/files/direct.ts', 'patienceSeconds')])
+    t.match(rowAbout('room that the unfinished uploads').value, 'a quarter')
+    t.equal(numberIn('routes/files/receiving.ts', 'quotaDivisor'), 4)
+    t.end()
+  })
   t.test('how slowly an upload may come', (t) => {
     const { value } = rowAbout('an upload that trickles')
     t.strictSame(sizes(value), [numberIn('src/pace.ts', 'bytes_per_second')])
@@ -481,7 +494,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     .concat('src/hasher.ts', 'src/decoders.ts')
     .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
-    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts', 'db/orphans.ts'])
+    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
     .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
     .flatMap((path) =>
       [
@@ -525,7 +538,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     'db/gate.ts togetherMs',
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
-    ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs', 'db/orphans.ts orphanAfterMs'],
+    ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
     ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs', 'db/pipeline.ts batchMs']

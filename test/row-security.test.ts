@@ -35,6 +35,8 @@ const rows: Record<string, string> = {
   files: `insert into files (tenant_id, id, name, folded_name, size, created_by, expires_at)
     values ($1, $2, 'one', 'one', 1, $2, now()), ($1, $3, 'two', 'two', 1, $3, now())`,
   uploads: `insert into uploads (tenant_id, id) values ($1, $2), ($1, $3)`,
+  upload_pieces: `insert into upload_pieces (tenant_id, upload_id, received, position, content)
+    values ($1, $2, 0, 0, 'a'), ($1, $3, 0, 0, 'b')`,
   // one row a tenant
   storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`,
   // both of one person: within a tenant too a reply is shown to nobody but who asked

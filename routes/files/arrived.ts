@@ -4,8 +4,8 @@ import { type FileRow, readFile } from '../../db/files.ts'
 import { conflict, Problem } from '../../src/errors.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
-import { concludeUpload, releaseUpload, renewConclusion, type UploadRow } from './queries.ts'
 import { finish, requireSum, undo } from './receiving.ts'
+import { concludeUpload, releaseUpload, renewConclusion, type UploadRow } from './upload-queries.ts'
 
 /** Longer than the store takes to put the whole together; renewed while it is read. Where this process dies, others wait for so long. */
 const concludeSeconds = 90

@@ -15,9 +15,9 @@ import { fileKey, uploadKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
-import { insertUpload, readUpload } from './queries.ts'
-import { bodyOf, reserve } from './receiving.ts'
+import { bodyOf, withUpload } from './receiving.ts'
 import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
+import { readUpload } from './upload-queries.ts'
 
 /** A direct upload that is not completed for this long is given up. */
 const patienceSeconds = 3600
@@ -45,23 +45,31 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       const { name: given, content_type, size, sha256: hex, purpose = null } = request.body
       const name = cleanFileName(given)
       const sha256 = Buffer.from(hex, 'hex')
-      const id = await reserve(app, request, { name, content_type, purpose, size }, patienceSeconds)
-      await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
       const expires_at = new Date(Date.now() + linkSeconds * 1000)
-      const target = await app.objects.direct?.put(
-        uploadKey(tenant_id, id),
-        { size, sha256, content_type },
-        linkSeconds
-      )
-      const token = app.fileLinks.issue('write', { tenant_id, id, expires_at })
-      reply.code(201)
-      return {
-        id,
-        url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
-        method: 'PUT' as const,
-        headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
-        expires_at
+      const begin = async (id: string) => {
+        const target = await app.objects.direct?.put(
+          uploadKey(tenant_id, id),
+          { size, sha256, content_type },
+          linkSeconds
+        )
+        const token = app.fileLinks.issue('write', { tenant_id, id, expires_at })
+        return {
+          id,
+          url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
+          method: 'PUT' as const,
+          headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
+          expires_at
+        }
       }
+      const upload = await withUpload(
+        app,
+        request,
+        { name, content_type, purpose, size },
+        { sha256, patience: patienceSeconds },
+        begin
+      )
+      reply.code(201)
+      return upload
     }
   )
 

@@ -13,6 +13,7 @@ import { requireFile } from './found.ts'
 import { filesBy, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
 import resumable from './resumable.ts'
 import { Deletion, File, FileForm, FilePage, FileParams, FileQuery } from './schemas.ts'
+import unfinished from './unfinished.ts'
 
 /** Documents of the agency. */
 const files: FastifyPluginAsyncTypebox = async (app) => {
@@ -20,6 +21,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   await app.register(multipart)
   app.register(content)
   app.register(direct)
+  app.register(unfinished)
   app.register(resumable, { prefix: '/resumable' })
 
   app.post(

@@ -4,12 +4,14 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
 import { type FileRow, finishFile, giveUpFile, growFile, removeFile, reserveFile } from '../../db/files.ts'
+import { queryIn } from '../../db/gate.ts'
 import { fileTooLarge, notFound, quotaExceeded, validationFailed } from '../../src/errors.ts'
 import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
 import { inPace } from '../../src/pace.ts'
+import { heldBytes, insertUpload, lockRoom } from './upload-queries.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
 const patience_seconds = 900
@@ -18,6 +20,9 @@ const heartbeatMs = 300_000
 const unannouncedBytes = 4 * 1024 * 1024
 /** By so much the reservation grows for larger ones. */
 const stepBytes = 64 * 1024 * 1024
+
+/** What a member can hold by unfinished uploads is the quota of the agency, divided by this. */
+const quotaDivisor = 4
 
 export type Incoming = {
   name: string | undefined
@@ -49,18 +54,14 @@ export async function receiveFile(
     app.decoders.findType(bytes, tenant_id)
   )
   const size = expected ?? head.length
-  const id = await reserve(app, request, { name, content_type, purpose: null, size })
-  try {
+  return withReservation(app, request, { name, content_type, purpose: null, size }, async (id) => {
     const meter = measure(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
     await writeObject(app.objects, fileKey(tenant_id, id), meter.content)
     const { purpose, sha256: announced } = await conclude()
     const sha256 = meter.hash.digest()
     requireSum(sha256, announced, '/body/sha256')
-    return await finish(request, { id, size: meter.size(), sha256, content_type, purpose })
-  } catch (err) {
-    await undo(app, request, id)
-    throw err
-  }
+    return finish(request, { id, size: meter.size(), sha256, content_type, purpose })
+  })
 }
 
 /** Throws `validation_failed` when bytes are not those that were announced. */
@@ -70,24 +71,75 @@ export function requireSum(actual: Buffer, announced: string | undefined, path: 
   throw validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
 }
 
-/** Makes the row of a file that is about to arrive. Throws `file_too_large` and `quota_exceeded`. */
-export async function reserve(
+/**
+ * Makes the row of a file that is about to arrive, and works with its id. Whatever fails then undoes the reservation, so that
+ * nobody's room is taken by a request that was refused. Throws `file_too_large` and `quota_exceeded`.
+ */
+async function withReservation<T>(
   app: FastifyInstance,
   request: FastifyRequest,
-  file: { name: string; content_type: string; purpose: string | null; size: number },
-  patience = patience_seconds
+  file: NewFileFacts,
+  work: (id: string) => Promise<T>
+): Promise<T> {
+  const id = await reserve(app, request, file, patience_seconds)
+  try {
+    return await work(id)
+  } catch (err) {
+    await undo(app, request, id)
+    throw err
+  }
+}
+
+type NewFileFacts = { name: string; content_type: string; purpose: string | null; size: number }
+
+async function reserve(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  file: NewFileFacts,
+  patience: number
 ): Promise<string> {
-  requireSize(app, file.size)
-  const id = uuidv7()
-  const [reserved] = await request.tenantQuery(reserveFile, {
-    ...file,
-    id,
-    folded_name: foldText(file.name),
-    quota: await app.storageQuota(request.user.tenant_id),
-    patience_seconds: patience
-  })
+  const row = await newRow(app, request, file, patience)
+  const [reserved] = await request.tenantQuery(reserveFile, row)
   if (!reserved) throw quotaExceeded()
-  return id
+  return row.id
+}
+
+async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, patience_seconds: number) {
+  requireSize(app, file.size)
+  const quota = await app.storageQuota(request.user.tenant_id)
+  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, patience_seconds }
+}
+
+/**
+ * As `withReservation`, for an upload that outlives the request. What all of a member hold at once is a share of the agency's
+ * room, so that nobody keeps the others from it without sending a byte. Throws `quota_exceeded`.
+ */
+export async function withUpload<T>(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  file: NewFileFacts,
+  { sha256, patience }: { sha256: Buffer | null; patience: number },
+  work: (id: string) => Promise<T>
+): Promise<T> {
+  const { tenant_id, user_id } = request.user
+  const row = await newRow(app, request, file, patience)
+  const share = Math.max(Math.floor(row.quota / quotaDivisor), Math.min(app.config.maxFileSize, row.quota))
+  const outcome = await request.withTenant(async (trx) => {
+    await lockRoom(trx, tenant_id)
+    if ((await heldBytes(trx, tenant_id, user_id)) + row.size > share) return 'share'
+    const [reserved] = await queryIn(trx, reserveFile, row)
+    if (!reserved) return 'quota'
+    await insertUpload(trx, { id: row.id, sha256, store_id: null })
+    return 'reserved'
+  })
+  if (outcome === 'share') throw quotaExceeded({ detail: `your unfinished uploads may hold at most ${share} bytes` })
+  if (outcome === 'quota') throw quotaExceeded()
+  try {
+    return await work(row.id)
+  } catch (err) {
+    await undo(app, request, row.id)
+    throw err
+  }
 }
 
 function requireSize(app: FastifyInstance, size: number): void {

@@ -1,25 +1,21 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
 import type { FastifyRequest } from 'fastify'
-import { v4 as randomUuid } from 'uuid'
-import { readFile } from '../../db/files.ts'
-import { conflict, notFound, payloadTooLarge, preconditionFailed, validationFailed } from '../../src/errors.ts'
+import { giveUpFile, readFile } from '../../db/files.ts'
+import { conflict, notFound, payloadTooLarge, preconditionFailed } from '../../src/errors.ts'
 import { cleanFileName } from '../../src/file-names.ts'
-import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
-import { inParts } from '../../src/objects/writing.ts'
+import { partBytes } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
+import { append, patienceSeconds } from './appending.ts'
 import { finishArrived } from './arrived.ts'
-import { advanceUpload, findWriter, insertUpload, readUpload, takeUpload, type UploadRow } from './queries.ts'
-import { bodyOf, reserve, undo } from './receiving.ts'
-import { FileParams, Purpose, Sha256 } from './schemas.ts'
+import { withUpload } from './receiving.ts'
+import { FileParams } from './schemas.ts'
+import { readMetadata } from './tus-metadata.ts'
+import { readUpload, type UploadRow } from './upload-queries.ts'
 
-/** An upload on which nothing has moved for this long is given up. */
-const patienceSeconds = 86_400
 const version = '1.0.0'
 const text = Type.String()
-const partBytes = 5 * 1024 * 1024
 
 const Version = Type.Object({ 'tus-resumable': Type.Optional(Type.String({ examples: [version] })) })
 const Creation = Type.Object({
@@ -41,8 +37,8 @@ const Offset = Type.Object({
 /**
  * Uploads that survive a lost connection: tus 1.0 with creation, expiration and termination, as problem documents where it fails.
  *
- * Whole parts go to the store, and what is too little for one into the row that counts the bytes, in one statement with the
- * count. So what the server says it has is what it has, whatever crashes.
+ * Whole parts go to the store, and what is too little for one into pieces, each in one statement with the count of the bytes. So
+ * what the server says it has is what it has, whatever crashes.
  */
 const resumable: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
@@ -77,7 +73,8 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'createResumableUpload',
         summary: 'Begin a resumable upload',
-        description: 'tus 1.0. Room for the whole file is kept until the upload ends or nothing has moved for a day.',
+        description:
+          'tus 1.0. Room for the whole file is kept until the upload ends, no byte has come for a quarter of an hour, or it is a day old. What all unfinished uploads of a member hold is limited to a share of the room of the agency.',
         tags,
         headers: Creation,
         response: {
@@ -92,12 +89,13 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       const facts = readMetadata(request.headers['upload-metadata'] ?? '')
       const size = Number(request.headers['upload-length'])
       const name = cleanFileName(facts.filename)
-      const content_type = (facts.filetype ?? '').slice(0, 127)
-      const file = { name, content_type, purpose: facts.purpose ?? null, size }
-      const id = await reserve(app, request, file, patienceSeconds)
+      const file = { name, content_type: facts.filetype ?? '', purpose: facts.purpose ?? null, size }
       const sha256 = facts.sha256 === undefined ? null : Buffer.from(facts.sha256, 'hex')
-      await request.withTenant((trx) => insertUpload(trx, { id, sha256, store_id: null }))
-      if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
+      const begin = async (id: string) => {
+        if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
+        return id
+      }
+      const id = await withUpload(app, request, file, { sha256, patience: patienceSeconds }, begin)
       reply
         .code(201)
         .header('location', `/api/v1/files/resumable/${id}/content`)
@@ -168,7 +166,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         throw payloadTooLarge({ detail: `${upload.size} bytes were announced` })
       }
       const state = await app.withUploadPlace(request.user.tenant_id, async () => {
-        const appended = await append(request, id, upload)
+        const appended = await append(app, request, id, upload)
         if (appended.last) await conclude(request, id, { ...upload, ...appended }, appended.last)
         return appended
       })
@@ -195,7 +193,9 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { id } = request.params
       await requireUpload(request, id)
-      await undo(app, request, id)
+      // by the sweep, which removes nothing from a store that is not this database's
+      await request.tenantQuery(giveUpFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
+      app.objectSweep.nudge()
       reply.code(204)
     }
   )
@@ -206,67 +206,6 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
     if (upload?.created_by !== user_id) throw notFound()
     return upload
-  }
-
-  type State = Pick<UploadRow, 'received' | 'tags' | 'store_id' | 'expires_at'> & { last?: Buffer }
-
-  /**
-   * Keeps what arrives, also of a connection that breaks. The `last` bytes are handed back and not counted: they are once the file
-   * is there, so that a client comes back to an upload that died at its end. Throws `conflict` when somebody else writes by now.
-   */
-  async function append(request: FastifyRequest, id: string, upload: UploadRow): Promise<State> {
-    const { tenant_id } = request.user
-    const key = fileKey(tenant_id, id)
-    const writer = randomUuid()
-    const [taken] = await request.tenantQuery(takeUpload, { tenant_id, id, writer, offset: upload.received })
-    if (!taken) throw conflict({ detail: 'somebody else sends the same upload' })
-    const state: State = { ...upload, tags: taken.tags, store_id: taken.store_id }
-    let kept_id = taken.store_id
-
-    async function keep(tail: Buffer): Promise<void> {
-      const received = state.tags.length * partBytes + tail.length
-      const [kept] = await request.tenantQuery(advanceUpload, {
-        ...{ tenant_id, id, writer, received, tail },
-        tags: state.tags,
-        store_id: state.store_id,
-        patience_seconds: patienceSeconds
-      })
-      if (!kept) {
-        // nobody else knows of parts that were begun here
-        if (state.store_id !== null && state.store_id !== kept_id) await app.objects.dropParts(key, state.store_id)
-        throw conflict({ detail: 'somebody else sends the same upload' })
-      }
-      kept_id = state.store_id
-      Object.assign(state, { received, expires_at: kept.expires_at })
-    }
-
-    const content = untilItBreaks(taken.tail, bodyOf(request), upload.size - upload.received)
-    for await (const part of inParts(content, partBytes)) {
-      if (state.tags.length === 0 && part.length >= headBytes) {
-        const head = part.subarray(0, headBytes)
-        const findType = (bytes: Buffer) => app.decoders.findType(bytes, tenant_id)
-        await requireFileType(head, upload.name, upload.content_type, findType).catch(async (err) => {
-          // nothing that could follow makes it another kind
-          await undo(app, request, id)
-          throw err
-        })
-      }
-      if (state.tags.length * partBytes + part.length === upload.size) {
-        state.last = Buffer.from(part)
-      } else if (part.length === partBytes) {
-        // whoever has taken over may have written this part already
-        const [mine] = await request.tenantQuery(findWriter, { tenant_id, id, writer })
-        if (!mine) throw conflict({ detail: 'somebody else sends the same upload' })
-        state.store_id ??= await app.objects.startParts(key)
-        const at = state.tags.length * partBytes
-        const { tag } = await app.objects.putPart(key, state.store_id, state.tags.length + 1, at, part)
-        state.tags = [...state.tags, tag]
-        await keep(Buffer.alloc(0))
-      } else {
-        await keep(part)
-      }
-    }
-    return state
   }
 
   /** All bytes are here: the object is made of its parts and looked at. */
@@ -280,46 +219,6 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       await app.objects.finishParts(key, upload.store_id, parts)
     })
   }
-}
-
-/** What was kept before, and what comes; a connection that breaks ends it like any other end. */
-async function* untilItBreaks(tail: Buffer, body: AsyncIterable<Buffer>, room: number): AsyncGenerator<Buffer> {
-  if (tail.length > 0) yield tail
-  let left = room
-  try {
-    for await (const chunk of body) {
-      if (chunk.length > left) throw payloadTooLarge()
-      left -= chunk.length
-      yield chunk
-    }
-  } catch (err) {
-    if ((err as { code?: string }).code !== 'ECONNRESET') throw err
-  }
-}
-
-type Metadata = { filename?: string; filetype?: string; purpose?: string; sha256?: string }
-
-/** `key base64,key base64`; keys that are not known are left alone, as tus says. */
-function readMetadata(header: string): Metadata {
-  const entries = header.split(',').flatMap((pair) => {
-    const [key = '', value = ''] = pair.trim().split(' ')
-    return ['filename', 'filetype', 'purpose', 'sha256'].includes(key)
-      ? [[key, Buffer.from(value, 'base64').toString()]]
-      : []
-  })
-  const facts = Object.fromEntries(entries) as Metadata
-  for (const [key, schema] of [
-    ['purpose', Purpose],
-    ['sha256', Sha256]
-  ] as const) {
-    if (facts[key] === undefined || Value.Check(schema, facts[key])) continue
-    const message = `: ${key} must match pattern "${schema.pattern}"`
-    throw validationFailed({
-      detail: `headers/upload-metadata${message}`,
-      errors: [{ path: '/headers/upload-metadata', message: message.slice(2) }]
-    })
-  }
-  return facts
 }
 
 export default resumable

@@ -1,4 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { mediaTypePattern } from '../../src/media-types.ts'
 import { Bytes, Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
@@ -12,7 +13,12 @@ export const FileName = Type.String({
 })
 /** What a file is for, in a word of the client's own. */
 export const Purpose = Type.String({ pattern: '^[a-z][a-z0-9_-]{0,39}$', examples: ['contract'] })
-const ContentType = Type.String({ minLength: 1, maxLength: 127, examples: ['application/pdf'] })
+export const ContentType = Type.String({
+  maxLength: 127,
+  pattern: mediaTypePattern,
+  description: 'A media type (RFC 9110, 8.3.1)',
+  examples: ['application/pdf']
+})
 export const Sha256 = Type.String({
   pattern: '^[0-9a-f]{64}$',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
@@ -86,3 +92,23 @@ export const Upload = Type.Object(
   },
   { title: 'Upload' }
 )
+
+export const UnfinishedUpload = Type.Object(
+  {
+    id: Id,
+    name: FileName,
+    purpose: Nullable(Purpose),
+    content_type: Type.String({ description: 'As its sender says', examples: ['application/pdf'] }),
+    size: Size,
+    received: Type.Integer({
+      format: 'int64',
+      description: 'Bytes of a resumable upload that are here',
+      examples: [512]
+    }),
+    created_by: Nullable(Id),
+    created_at: Timestamp,
+    expires_at: Timestamp
+  },
+  { title: 'UnfinishedUpload' }
+)
+export const UnfinishedUploadPage = Page(UnfinishedUpload, 'UnfinishedUploadPage')

@@ -226,7 +226,7 @@ async function replace<Row>(
   return row
 }
 
-/** What can't be removed now nothing refers to any more, and the sweep finds it. */
+/** An image that can't be removed now is removed by the sweep, since nothing refers to it any more. */
 async function removeImage(
   app: FastifyInstance,
   request: FastifyRequest,
@@ -234,10 +234,13 @@ async function removeImage(
 ): Promise<void> {
   const [ownerId, id] = url?.split('/').slice(-2) ?? []
   if (ownerId === undefined || id === undefined) return
-  await app.objects.remove(imageKey(ownerId, id)).catch((err) => {
+  try {
+    // a copy of this database may share the store with the one that the image belongs to
+    if (await app.storeFence.mayRemove()) await app.objects.remove(imageKey(ownerId, id))
+  } catch (err) {
     if (err instanceof Problem) throw err
     request.log.warn({ err }, 'an image is left to the sweep')
-  })
+  }
 }
 
 export default images

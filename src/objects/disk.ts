@@ -4,7 +4,7 @@ import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs
 import { dirname, join } from 'node:path'
 import { type ObjectStore, passing, type StoredObject, StoreFailure } from './store.ts'
 
-const keyPattern = /^[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}$/
+const keyPattern = /^(?:[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}|installation)$/
 
 /** Longer than any upload is waited for. */
 const forgottenAfterMs = 2 * 86_400_000

@@ -12,3 +12,6 @@ export const isOurKey = (key: string) =>
   /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\/(files|uploads|images)\/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(
     key
   )
+
+/** The object that says to which installation the store belongs (db/store-fence.ts). It sorts behind all others. */
+export const markKey = 'installation'

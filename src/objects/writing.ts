@@ -6,10 +6,11 @@ export const partBytes = 5 * 1024 * 1024
 const buffersHeld = 3
 
 /**
- * The content in parts of exactly `size` bytes, but for the last. Three buffers take turns: a part is overwritten when the
+ * The content in parts of exactly `size` bytes, but for the last, and for the first where it has `first` bytes. Three buffers take turns: a part is overwritten when the
  * third after it is asked for.
  */
-export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes): AsyncGenerator<Buffer> {
+export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes, first = size): AsyncGenerator<Buffer> {
+  let wanted = first
   const buffers: Buffer[] = []
   let turn = 0
   let filled = 0
@@ -18,12 +19,13 @@ export async function* inParts(content: AsyncIterable<Buffer>, size = partBytes)
     for (let taken = 0; taken < chunk.length; ) {
       buffers[turn] ??= Buffer.allocUnsafeSlow(size)
       const buffer = buffers[turn] as Buffer
-      const fits = Math.min(size - filled, chunk.length - taken)
+      const fits = Math.min(wanted - filled, chunk.length - taken)
       chunk.copy(buffer, filled, taken, taken + fits)
       filled += fits
       taken += fits
-      if (filled < size) continue
-      yield buffer
+      if (filled < wanted) continue
+      yield wanted === size ? buffer : buffer.subarray(0, wanted)
+      wanted = size
       turn = (turn + 1) % buffersHeld
       filled = 0
     }

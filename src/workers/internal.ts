@@ -56,7 +56,8 @@ export function buildInternal(config: Config, processes: () => Processes | undef
         workers
       }
       if (serving === 0) throw unavailable({ headers: { 'retry-after': '1' }, extensions: report })
-      return { status: serving === workers.length ? 'ok' : 'degraded', ...report }
+      const whole = workers.every(({ status, checks }) => status === 'ok' && checks?.storage.status === 'ok')
+      return { status: whole ? 'ok' : 'degraded', ...report }
     })
   })
 

@@ -5,12 +5,17 @@ import type { Config } from '../config.ts'
 import type { Family } from '../metrics.ts'
 import { spareReplies } from './idle-connections.ts'
 
+type HealthReport = Awaited<ReturnType<FastifyInstance['health']['report']>>
+type Check = HealthReport['storage']
+/** The store answers, and nothing is removed from it. */
+type FencedCheck = { status: 'degraded'; latency_ms: number; reason: string }
+
 /** What a process that serves says of itself to whoever may know. */
 export type ProcessHealth = {
   pid: number
   uptime_seconds: number
   draining: boolean
-  checks: Awaited<ReturnType<FastifyInstance['health']['report']>>
+  checks: Omit<HealthReport, 'storage'> & { storage: Check | FencedCheck }
   connections: ReturnType<FastifyInstance['gate']['stats']>
   revocations: ReturnType<FastifyInstance['revocations']['stats']>
 }
@@ -135,11 +140,18 @@ export async function serve(config: Config, onFault: () => void) {
       pid: process.pid,
       uptime_seconds: Math.round(process.uptime()),
       draining: app.health.draining,
-      checks: await app.health.report(),
+      checks: withFence(await app.health.report(), app.storeFence.reason()),
       connections: app.gate.stats(),
       revocations: app.revocations.stats()
     })
   }
 
   return { port, drain, report }
+}
+
+/** Strangers learn whether the store answers, and operators also why nothing is removed from it. */
+function withFence(report: HealthReport, reason: string | undefined): ProcessHealth['checks'] {
+  const { storage } = report
+  if (reason === undefined || storage.status !== 'ok') return report
+  return { ...report, storage: { ...storage, status: 'degraded', reason } }
 }

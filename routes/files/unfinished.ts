@@ -1,0 +1,72 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyRequest } from 'fastify'
+import { recordAudit } from '../../db/audit.ts'
+import { notFound } from '../../src/errors.ts'
+import { allows } from '../../src/roles.ts'
+import { lastId } from '../../src/uuids.ts'
+import { NoContent, PageQuery } from '../schemas.ts'
+import { FileParams, UnfinishedUploadPage } from './schemas.ts'
+import { endUpload, unfinishedUploads } from './upload-queries.ts'
+
+/** Uploads that were begun and hold room. */
+const unfinished: FastifyPluginAsyncTypebox = async (app) => {
+  const tags = ['files']
+
+  app.get(
+    '/uploads',
+    {
+      config: { access: 'member', problems: ['invalid_cursor'] },
+      schema: {
+        operationId: 'listUploads',
+        summary: 'Unfinished uploads',
+        description: 'The newest first: members see their own, admins all. Each holds room until it ends or expires.',
+        tags,
+        querystring: PageQuery,
+        response: { 200: UnfinishedUploadPage }
+      }
+    },
+    async (request) => {
+      const { tenant_id } = request.user
+      const { limit = 25, cursor } = request.query
+      const user_id = whose(request)
+      const scope = `uploads ${tenant_id} ${user_id}`
+      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const rows = await request.tenantQuery(unfinishedUploads, { tenant_id, user_id, after_id, limit: limit + 1 })
+      return app.cursors.page(scope, rows, limit, ({ id }) => [id])
+    }
+  )
+
+  app.delete(
+    '/uploads/:id',
+    {
+      config: { access: 'member', problems: ['not_found'] },
+      schema: {
+        operationId: 'endUpload',
+        summary: 'End an unfinished upload',
+        description: 'Members their own, admins any. What has arrived is removed, and the room is free.',
+        tags,
+        params: FileParams,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      const { id } = request.params
+      const ended = await request.withTenant(async (trx) => {
+        const upload = await endUpload(trx, request.user.tenant_id, id, whose(request))
+        if (!upload) return false
+        await recordAudit(trx, { action: 'upload.ended', target_id: id, detail: { before: upload } })
+        return true
+      })
+      if (!ended) throw notFound()
+      app.objectSweep.nudge()
+      reply.code(204)
+    }
+  )
+}
+
+/** The member whose uploads the caller may see and end; null: of all. */
+function whose({ user }: FastifyRequest): string | null {
+  return allows('admin', user.role) ? null : user.user_id
+}
+
+export default unfinished
