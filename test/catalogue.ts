@@ -30,6 +30,7 @@ export const definerFunctions = [
   'find_tenant(text)',
   'known_objects(uuid[],text[],uuid[])',
   'list_plans()',
+  'mail_allowance(text,integer,interval,integer,interval,integer,interval)',
   'miscounted_storage()',
   'my_credentials()',
   'my_sessions(interval)',
