@@ -1,6 +1,13 @@
 import fp from 'fastify-plugin'
 import { dropAuditPartitions, sealAudit } from '../db/audit-seals.ts'
-import { ensureAuditPartitions, purgeTenant, sweep, sweepIdempotencyKeys, sweepOutbox } from '../db/directory.ts'
+import {
+  ensureAuditPartitions,
+  purgeTenant,
+  sweep,
+  sweepFailures,
+  sweepIdempotencyKeys,
+  sweepOutbox
+} from '../db/directory.ts'
 
 import type { Statement } from '../db/statement.ts'
 
@@ -57,7 +64,8 @@ export default fp(
       drop,
       sweep: all(sweep),
       outbox: all(sweepOutbox),
-      idempotency: all(sweepIdempotencyKeys)
+      idempotency: all(sweepIdempotencyKeys),
+      failures: all(sweepFailures)
     }
 
     /** One that fails keeps none of the others from its turn. */

@@ -182,6 +182,14 @@ export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: st
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
 }
 
+/** The tokens in the mails to an address, as the log of a development server shows them. */
+export function mailedTokens(app: TestApp, email: string): string[] {
+  return app.logLines
+    .map((line) => JSON.parse(line).mail)
+    .filter((mail) => mail?.to === email)
+    .flatMap((mail) => /token=([\w-]+)/.exec(mail.text)?.[1] ?? [])
+}
+
 export type Server = {
   port: number
   url: string

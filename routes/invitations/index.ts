@@ -156,14 +156,14 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'acceptInvitation',
         summary: 'Accept an invitation',
         description:
-          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused.',
+          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused. An account whose address was never verified yields the address to whoever sends `name` and another `password`: it is closed, and its agencies stay without it. Send no `name` to sign in to it.',
         tags,
         security: [{ bearer: [] }, {}],
         body: Acceptance,
         response: { 200: TokenReply }
       }
     },
-    (request) => acceptInvitation(app, request)
+    (request, reply) => acceptInvitation(app, request, reply)
   )
 }
 

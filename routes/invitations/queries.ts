@@ -130,6 +130,12 @@ export async function verifyEmail(trx: TenantTransaction, userId: string): Promi
     .execute()
 }
 
+/** Whoever held the address without having shown that it is theirs holds it no more. Their id, if there was somebody. */
+export async function releaseAddress(trx: TenantTransaction, email: string): Promise<string | undefined> {
+  const { rows } = await sql<{ id: string | null }>`select release_address(${email}) as id`.execute(trx)
+  return rows[0]?.id ?? undefined
+}
+
 /** False: the password has been changed since it was looked at, and with it every session has ended. */
 export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
   const person = await trx
