@@ -20,7 +20,8 @@ export function cleanFileName(given: string | undefined): string {
 }
 
 /** What follows the last dot; what systems drop at the end of a name, or nobody sees there, does not hide it. */
-export const extensionOf = (name: string) => /\.([A-Za-z0-9]+)[^A-Za-z0-9]*$/.exec(name)?.[1]?.toLowerCase() ?? ''
+export const extensionOf = (name: string) =>
+  /\.([A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)[^A-Za-z0-9]*$/.exec(name)?.[1]?.toLowerCase() ?? ''
 
 /** For searching: without case and accents. */
 export function foldText(text: string): string {
