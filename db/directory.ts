@@ -29,13 +29,42 @@ export const readTenantEntry = statement(
 )
 
 export type Credentials = { password_hash: string | null; pepper_id: string | null; password_version: number }
-export type Identity = Credentials & { id: string; disabled_at: Date | null }
+export type Identity = Credentials & { id: string; disabled_at: Date | null; email_verified_at: Date | null }
+/** Without an id nobody has the address. */
+export type AccountRow = Omit<Identity, 'id'> & { id: string | null; failures: number }
 
-/** What sign-in needs to check a password, for one address. */
-export const findIdentity = statement(
-  'find_identity',
-  (_, $: { email: string }) => sql<Identity>`
-  select id, password_hash, pepper_id, password_version, disabled_at from find_identity(${$.email})`
+/** What is needed to check a password, for one address; always one row. */
+export const findAccount = statement(
+  'find_account',
+  (_, $: { email: string }) => sql<AccountRow>`
+  select id, password_hash, pepper_id, password_version, disabled_at, email_verified_at, failures
+  from find_account(${$.email})`
+)
+
+/** Whether the person opened a session lately from the network of this address. */
+export const isKnownNetwork = statement(
+  'is_known_network',
+  (_, $: { email: string; address: string }) => sql<{ known: boolean }>`
+  select is_known_network(${$.email}, ${$.address}::inet) as known`
+)
+
+/** One more wrong password in a row, for an address that somebody has and for one that nobody has. */
+export const countFailure = statement(
+  'count_sign_in_failure',
+  (_, $: { email: string }) => sql<{ failures: number }>`select count_sign_in_failure(${$.email}) as failures`,
+  { writes: true }
+)
+
+export const forgetFailures = statement(
+  'forget_sign_in_failures',
+  (_, $: { email: string }) => sql<{ done: unknown }>`select forget_sign_in_failures(${$.email}) as done`,
+  { writes: true }
+)
+
+export const sweepFailures = statement(
+  'sweep_sign_in_failures',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_sign_in_failures(${$.batch})::int as removed`,
+  { writes: true }
 )
 
 export const myCredentials = statement(

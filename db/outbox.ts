@@ -1,4 +1,5 @@
 import { sql } from 'kysely'
+import type { Rate } from '../src/config.ts'
 import type { Locale } from '../src/mails.ts'
 import type { InvitableRole } from '../src/roles.ts'
 import type { TenantTransaction } from './gate.ts'
@@ -6,11 +7,31 @@ import { statement } from './statement.ts'
 import type { MailKind } from './tables.ts'
 
 /** Puts a mail into the outbox, in the transaction of what it is about. Sent once for each generation of its token. */
-export async function queueMail(
+export async function insertMail(
   trx: TenantTransaction,
-  mail: { kind: MailKind; subject_id: string; generation: number }
+  mail: { kind: MailKind; subject_id: string; generation: number; mailbox: string }
 ): Promise<void> {
   await trx.insertInto('outbox').values(mail).execute()
+}
+
+export type SpentAllowance = { spent: 'sender' | 'unverified_sender' | 'recipient'; wait_seconds: number }
+
+/**
+ * The limit that another mail of the gate's user to this mailbox would pass, if there is one, over all agencies.
+ *
+ * Until the transaction ends, nobody else is answered about the same user or mailbox: two that ask at once can't both have the last.
+ */
+export async function findSpentAllowance(
+  trx: TenantTransaction,
+  mailbox: string,
+  limits: { recipient: Rate; sender: Rate; unverified: Rate }
+): Promise<SpentAllowance | undefined> {
+  const { recipient, sender, unverified } = limits
+  const seconds = ({ window_ms }: Rate) => sql`make_interval(secs => ${window_ms / 1000})`
+  const { rows } = await sql<SpentAllowance>`
+    select spent, wait_seconds from mail_allowance(${mailbox}, ${recipient.max}, ${seconds(recipient)},
+      ${sender.max}, ${seconds(sender)}, ${unverified.max}, ${seconds(unverified)})`.execute(trx)
+  return rows[0]
 }
 
 export type InvitationToSend = {

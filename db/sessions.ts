@@ -61,7 +61,7 @@ export type Rotation = {
  * One refresh, decided while the family's row is locked. No row: there is no such family.
  *
  * `rotated`: the token was current, and its successor has `counter`. `repeated`: the immediate predecessor within the grace;
- * the same successor. `reused`: older, or too late; the family is now revoked, published and audited. `ahead`: a counter that
+ * the same successor, and an audit event when it came from another address or agent than the use before. `reused`: older, or too late; the family is now revoked, published and audited. `ahead`: a counter that
  * was never issued, as after a restore. The others change nothing.
  *
  * The lock makes a waiting statement decide by the newest version of the row; a plain read beside an update with a condition
@@ -92,7 +92,9 @@ export const rotateSession = statement(
         when f.counter = ${$.counter}::int + 1 and f.rotated_at + make_interval(secs => ${$.grace_seconds}) > now()
           then 'repeated'
         else 'reused'
-      end as outcome
+      end as outcome,
+      (coalesce(f.last_ip, f.ip), coalesce(f.last_user_agent, f.user_agent)) is distinct from
+        ((current_request() ->> 'ip')::inet, current_request() ->> 'user_agent') as elsewhere
     from sessions f
     join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = f.user_id
     join users u on u.id = f.user_id
@@ -100,12 +102,14 @@ export const rotateSession = statement(
     where f.tenant_id = ${$.tenant_id} and f.id = ${$.family}
     for no key update of f
   ), rotated as (
-    update sessions s set counter = s.counter + 1, rotated_at = now()
+    update sessions s set counter = s.counter + 1, rotated_at = now(),
+      last_ip = (current_request() ->> 'ip')::inet, last_user_agent = current_request() ->> 'user_agent'
     from verdict v where v.outcome = 'rotated' and s.tenant_id = ${$.tenant_id} and s.id = v.id
   )
   select outcome, ${$.counter}::int + 1 as counter, user_id, email, role,
     case outcome when 'reused'
-      then revoke_family(${$.tenant_id}, id, user_id, make_interval(secs => ${$.token_seconds})) end as revoked
+      then revoke_family(${$.tenant_id}, id, user_id, make_interval(secs => ${$.token_seconds})) end as revoked,
+    case when outcome = 'repeated' and elsewhere then record_repeated_refresh(id, user_id) end as recorded
   from verdict`,
   { writes: true }
 )

@@ -109,6 +109,8 @@ export type OutboxTable = {
   sent_at: ColumnType<Date | null, never, Date>
   dropped_at: ColumnType<Date | null, never, Date>
   last_error: ColumnType<string | null, never, string>
+  mailbox: Fixed<string>
+  sender_id: ByDatabase<string | null>
   created_at: ByDatabase<Date>
 }
 

@@ -4,6 +4,7 @@ import {
   ensureAuditPartitions,
   purgeTenant,
   sweep,
+  sweepFailures,
   sweepIdempotencyKeys,
   sweepInvitations,
   sweepOutbox
@@ -84,7 +85,8 @@ export default fp(
       sweep: all(sweep),
       outbox: all(sweepOutbox),
       idempotency: all(sweepIdempotencyKeys),
-      invitations: all(sweepInvitations)
+      invitations: all(sweepInvitations),
+      failures: all(sweepFailures)
     }
 
     /** One that fails keeps none of the others from its turn. */

@@ -1,7 +1,6 @@
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { LRUCache } from 'lru-cache'
 import type { PlanLimits } from '../db/plans.ts'
 import type { Rate } from '../src/config.ts'
 import { overloaded, type Problem, rateLimited } from '../src/errors.ts'
@@ -13,10 +12,16 @@ declare module 'fastify' {
     limits: {
       /** Counts an attempt from the request's address. Throws `rate_limited`. */
       attempt(request: FastifyRequest, reply: FastifyReply): Promise<void>
-      /** Counts an attempt on one account from anywhere. Throws `rate_limited`, but not for an address that is known. */
-      account(request: FastifyRequest, reply: FastifyReply, account: string): Promise<void>
-      /** This address has shown that it belongs to the account: attempts from elsewhere no longer lock it out. */
-      know(request: FastifyRequest, account: string): void
+      /**
+       * Counts an attempt on one account from anywhere. Throws `rate_limited`; where `isKnown` says that the request comes from the
+       * account's own network, which is asked only then, that network has a count of its own.
+       */
+      account(
+        request: FastifyRequest,
+        reply: FastifyReply,
+        account: string,
+        isKnown?: () => Promise<boolean>
+      ): Promise<void>
       /** Leaves of the limits in the reply's headers only those that every request has. */
       showGeneral(request: FastifyRequest, reply: FastifyReply): void
     }
@@ -91,7 +96,6 @@ export default fp(
     app.metrics.counter('aggios_limit_refused_total', 'Requests and attempts over a limit', () =>
       counters.map(({ limit, refused }) => ({ labels: { limit }, value: refused }))
     )
-    const homes = new LRUCache<string, true>({ max: maxKeys })
     const underWay = new Map<string, number>()
 
     // == every request ===============================================================================================
@@ -172,7 +176,7 @@ export default fp(
 
     // == attempts ====================================================================================================
 
-    async function countAttempt(reply: FastifyReply, counting: ReturnType<typeof byAddress>): Promise<void> {
+    async function countAttempt(reply: FastifyReply, counting: ReturnType<typeof byAddress> | Counted): Promise<void> {
       const counted = await counting
       if (!counted) return
       show(reply, [counted], { append: true })
@@ -182,12 +186,18 @@ export default fp(
     const limits = {
       attempt: (request: FastifyRequest, reply: FastifyReply) =>
         countAttempt(reply, byAddress(request.network, rateLimitAuth)),
-      account(request: FastifyRequest, reply: FastifyReply, account: string) {
-        const home = homeOf(request, account)
-        return countAttempt(reply, byAccount(homes.has(home) ? home : account, rateLimitAuth))
-      },
-      know(request: FastifyRequest, account: string) {
-        homes.set(homeOf(request, account), true)
+      async account(
+        request: FastifyRequest,
+        reply: FastifyReply,
+        account: string,
+        isKnown: () => Promise<boolean> = async () => false
+      ) {
+        const counted = await byAccount(account, rateLimitAuth)
+        const spent = counted && !counted.verdict.allowed
+        return countAttempt(
+          reply,
+          spent && (await isKnown()) ? byAccount(homeOf(request, account), rateLimitAuth) : counted
+        )
       },
       showGeneral(request: FastifyRequest, reply: FastifyReply) {
         reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')

@@ -1,15 +1,35 @@
 import fp from 'fastify-plugin'
 import { createTransport } from 'nodemailer'
 import { claimMail } from '../db/directory.ts'
-import { type InvitationToSend, markDropped, markSent, postpone, readOutboxEntry } from '../db/outbox.ts'
+import type { TenantTransaction } from '../db/gate.ts'
+import {
+  findSpentAllowance,
+  type InvitationToSend,
+  insertMail,
+  markDropped,
+  markSent,
+  postpone,
+  readOutboxEntry,
+  type SpentAllowance
+} from '../db/outbox.ts'
+import type { MailKind } from '../db/tables.ts'
+import { mailboxOf } from '../src/emails.ts'
+import { rateLimited } from '../src/errors.ts'
 import { invitationMail, type Mail } from '../src/mails.ts'
+
+type QueuedMail = { kind: MailKind; subject_id: string; generation: number; to: string }
 
 declare module 'fastify' {
   interface FastifyInstance {
     mail: {
+      /**
+       * Puts a mail into the outbox, in the transaction of what it is about. Throws `rate_limited` when its sender or its recipient
+       * has had as many as there may be; thrown out of the transaction, the refusal takes the rest along.
+       */
+      queue(trx: TenantTransaction, mail: QueuedMail): Promise<void>
       /** Something is in the outbox: look now and not in a while. Delays nobody. */
       nudge(): void
-      stats(): { sent: number; failed: number }
+      stats(): { sent: number; failed: number; undeliverable: number }
     }
   }
 }
@@ -22,6 +42,13 @@ const smtpTimeoutMs = 20_000
 /** Five tries over about ten hours: 1, 8, 64, 512 minutes apart. */
 const maxAttempts = 5
 const backoffSeconds = (attempt: number) => 60 * 8 ** (attempt - 1)
+/** What the server said to: a refusal of anything earlier is about this installation and not about the mail. */
+const commandsOfOneMail = ['RCPT TO', 'DATA']
+const spentDetails: Record<SpentAllowance['spent'], string> = {
+  sender: 'you have caused as many mails as one person may for now',
+  unverified_sender: 'you have caused as many mails as a person may whose own e-mail address is not verified',
+  recipient: 'this address has been sent as many mails as it may get for now'
+}
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
@@ -31,6 +58,12 @@ const nobody = { tenant_id: null, user_id: null, request: '' }
 export default fp(
   async (app) => {
     const { appUrl, mailFrom, nodeEnv, smtpUrl } = app.config
+    const limits = {
+      recipient: app.config.rateLimitMailTo,
+      sender: app.config.rateLimitMail,
+      unverified: app.config.rateLimitMailUnverified
+    }
+    const limited = Object.values(limits).some(({ max }) => max > 0)
     const transport =
       smtpUrl === undefined
         ? undefined
@@ -39,7 +72,7 @@ export default fp(
             greetingTimeout: smtpTimeoutMs,
             socketTimeout: smtpTimeoutMs
           } as never)
-    const counts = { sent: 0, failed: 0 }
+    const counts = { sent: 0, failed: 0, undeliverable: 0 }
     let timer: NodeJS.Timeout | undefined
     let running: Promise<void> | undefined
     let again = false
@@ -47,6 +80,18 @@ export default fp(
 
     if (!transport && nodeEnv === 'production') app.log.warn('SMTP_URL is not set: mails wait in the outbox')
     const enabled = transport !== undefined || nodeEnv === 'development'
+
+    async function queue(trx: TenantTransaction, { to, ...mail }: QueuedMail): Promise<void> {
+      const mailbox = mailboxOf(to)
+      if (limited) {
+        const refusal = await findSpentAllowance(trx, mailbox, limits)
+        if (refusal) {
+          const headers = { 'retry-after': String(refusal.wait_seconds) }
+          throw rateLimited({ detail: spentDetails[refusal.spent], headers })
+        }
+      }
+      await insertMail(trx, { ...mail, mailbox })
+    }
 
     async function deliver(mail: Mail, messageId: string): Promise<void> {
       if (!transport) {
@@ -77,11 +122,15 @@ export default fp(
         // the same for each try, so that a mail server can tell a repetition
         await deliver(compose(tenant_id, entry), `<${id}@${app.config.baseDomain}>`)
       } catch (err) {
-        counts.failed++
         const reason = err instanceof Error ? err.message.slice(0, 500) : 'unknown'
-        app.log.warn({ err, tenant_id, outbox_id: id, attempt: entry.attempts }, 'mail could not be sent')
-        if (entry.attempts >= maxAttempts) await app.gate.query(settings, markDropped, { tenant_id, id, reason })
-        else {
+        const facts = { err, tenant_id, outbox_id: id, attempt: entry.attempts }
+        if (entry.attempts >= maxAttempts || isPermanent(err)) {
+          counts.undeliverable++
+          app.log.warn(facts, 'mail is undeliverable, and is not tried again')
+          await app.gate.query(settings, markDropped, { tenant_id, id, reason })
+        } else {
+          counts.failed++
+          app.log.warn(facts, 'mail could not be sent, and is tried again')
           const seconds = backoffSeconds(entry.attempts)
           await app.gate.query(settings, postpone, { tenant_id, id, seconds, reason })
         }
@@ -98,6 +147,7 @@ export default fp(
         to: entry.email,
         locale: entry.locale ?? 'en',
         tenant: entry.tenant,
+        slug,
         inviter: entry.inviter ?? entry.tenant,
         role: entry.role,
         expires_at: entry.expires_at,
@@ -128,6 +178,7 @@ export default fp(
     }
 
     app.decorate('mail', {
+      queue,
       nudge: () => {
         if (enabled && !closed) setImmediate(work)
       },
@@ -151,3 +202,9 @@ export default fp(
   },
   { name: 'mail', dependencies: ['database', 'config', 'metrics'] }
 )
+
+/** The server has refused this mail or its recipient for good (5xx). */
+function isPermanent(err: unknown): boolean {
+  const { responseCode, command } = err as { responseCode?: number; command?: string }
+  return responseCode !== undefined && responseCode >= 500 && commandsOfOneMail.includes(command ?? '')
+}

@@ -1,9 +1,10 @@
 import { Type } from '@sinclair/typebox'
-import { Ajv, type Options } from 'ajv'
+import { Ajv, type FuncKeywordDefinition, type Options } from 'ajv'
 import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
 import { malformedJson } from '../src/errors.ts'
 import { hasDuplicateMembers } from '../src/json.ts'
+import { trimName } from '../src/names.ts'
 
 const shared: Options = {
   allErrors: true,
@@ -51,8 +52,28 @@ export default fp(
   { name: 'validation' }
 )
 
+/** Takes from a text's ends what does not show, before the other keywords look at it. */
+const trimmed: FuncKeywordDefinition = {
+  keyword: 'x-trimmed',
+  type: 'string',
+  schemaType: 'boolean',
+  before: 'maxLength',
+  modifying: true,
+  errors: false,
+  validate: (
+    _: true,
+    text: string,
+    __: unknown,
+    at?: { parentData: Record<string, unknown>; parentDataProperty: string | number }
+  ) => {
+    if (at) at.parentData[at.parentDataProperty] = trimName(text)
+    return true
+  }
+}
+
 /** Ajv's own export is a CommonJS one. */
 function withFormats(ajv: Ajv): Ajv {
+  ajv.addKeyword(trimmed)
   addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri', 'int64'])
   return ajv
 }

@@ -26,8 +26,12 @@ export const Timestamp = Type.Unsafe<Date | string>({
   examples: ['2026-11-22T10:30:00.000Z']
 })
 
-/** One line of text as people write names: no control characters, no halves of surrogate pairs, not only space. */
+/**
+ * One line of text as people write names: no control characters, no halves of surrogate pairs. What does not show is trimmed from
+ * both ends before anything is checked, so a name of which nothing shows is too short.
+ */
 export const Name = Type.String({
+  'x-trimmed': true,
   minLength: 1,
   maxLength: 100,
   // written out: \\p{Cc} and \\p{Cs} are unknown to the regular expressions of Python

@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
+import accounts from '../plugins/accounts.ts'
 import addresses from '../plugins/addresses.ts'
 import authentication from '../plugins/authentication.ts'
 import config from '../plugins/config.ts'
@@ -115,6 +116,7 @@ export function buildApp(
   app.register(hosts)
   app.register(cors)
   app.register(passwords)
+  app.register(accounts)
   app.register(mail)
   app.register(housekeeping)
   app.register(objectSweep)

@@ -192,6 +192,9 @@ export const settings = {
   rateLimit: setting('RATE_LIMIT', '300/1m', rate),
   rateLimitTenant: setting('RATE_LIMIT_TENANT', '6000/1m', rate),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
+  rateLimitMail: setting('RATE_LIMIT_MAIL', '50/24h', rate),
+  rateLimitMailUnverified: setting('RATE_LIMIT_MAIL_UNVERIFIED', '20/24h', rate),
+  rateLimitMailTo: setting('RATE_LIMIT_MAIL_TO', '3/24h', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))
 }

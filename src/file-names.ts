@@ -34,7 +34,7 @@ export function extensionOf(name: string): string {
   let end = name.length
   while (end > 0 && !isAlphanumeric(name.charCodeAt(end - 1))) end--
   let start = end
-  while (start > 0 && isAlphanumeric(name.charCodeAt(start - 1))) start--
+  while (start > 0 && (isAlphanumeric(name.charCodeAt(start - 1)) || name[start - 1] === '-')) start--
   return start > 0 && name[start - 1] === '.' ? name.slice(start, end).toLowerCase() : ''
 }
 

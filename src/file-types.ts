@@ -7,11 +7,20 @@ const unknownType = 'application/octet-stream'
 /** As much of a file's beginning as is looked at. */
 export const headBytes = 4100
 
-/** Programs, installers and scripts: nothing that an agency's documents are, and everything that somebody may open by mistake. */
+/**
+ * Programs, installers, scripts, shortcuts, and disks that open as a folder of them: nothing that an agency's documents are, and
+ * everything that somebody may open by mistake.
+ */
 const dangerousExtensions = new Set(
-  'exe dll com scr pif msi msp bat cmd ps1 psm1 vbs vbe js jse mjs wsf wsh hta cpl jar class apk app dmg pkg deb rpm sh bash elf so dylib lnk reg url scf inf chm'.split(
-    ' '
-  )
+  [
+    'exe dll com scr pif msi msp mst cpl ocx sys drv bat cmd elf so dylib wasm',
+    'ps1 psm1 psd1 ps1xml psc1 pssc cdxml vb vbs vbe js jse mjs ws wsf wsh wsc sct hta sh bash csh ksh zsh command tool',
+    'scpt applescript workflow terminal jar class jnlp apk aab ipa xpi crx',
+    'app dmg pkg deb rpm appimage msix msixbundle appx appxbundle appinstaller application appref-ms gadget diagcab',
+    'lnk url webloc desktop reg scf inf chm hlp theme themepack one onepkg rdp',
+    'library-ms search-ms searchconnector-ms settingcontent-ms xll xla xlam wll',
+    'iso img vhd vhdx vmdk cab'
+  ].flatMap((line) => line.split(' '))
 )
 const dangerousTypes = new Set([
   'application/x-msdownload',

@@ -71,6 +71,9 @@ const contract: Record<string, string | undefined> = {
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',
   RATE_LIMIT_AUTH: '10/1m',
+  RATE_LIMIT_MAIL: '50/24h',
+  RATE_LIMIT_MAIL_UNVERIFIED: '20/24h',
+  RATE_LIMIT_MAIL_TO: '3/24h',
   MAX_FILE_SIZE: '100MiB',
   STORAGE_QUOTA: '10GiB',
   GOOGLE_CLIENT_ID: undefined,
@@ -115,6 +118,9 @@ t.test('every default is the one that the contract promises', async (t) => {
     rateLimit: { max: 300, window_ms: 60_000 },
     rateLimitTenant: { max: 6000, window_ms: 60_000 },
     rateLimitAuth: { max: 10, window_ms: 60_000 },
+    rateLimitMail: { max: 50, window_ms: 86_400_000 },
+    rateLimitMailUnverified: { max: 20, window_ms: 86_400_000 },
+    rateLimitMailTo: { max: 3, window_ms: 86_400_000 },
     logLevel: 'info',
     shutdownTimeout: 15
   })

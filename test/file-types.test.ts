@@ -165,3 +165,12 @@ t.test('programs and scripts are refused, however they are called', async (t) =>
     t.equal(await typeOf(sample), 'unsupported_media_type', `${JSON.stringify(sample[0])}: ${sample[2].length} bytes`)
   }
 })
+
+t.test('what opens as a program, or as a folder of them, is refused by its name', async (t) => {
+  const names = 'iso vhd xll library-ms settingcontent-ms appref-ms wsc ps1xml one desktop command'.split(' ')
+  for (const extension of [...names, 'vhdx', 'search-ms', 'sct', 'LIBRARY-MS', 'one.', 'iso ']) {
+    const refused = requireFileType(latin1('some text'), `report.pdf.${extension}`, undefined, findTypeOf)
+    await t.rejects(refused, { message: 'programs and scripts are not accepted' }, extension)
+  }
+  t.equal(await requireFileType(latin1('some text'), 'report.my-notes', 'text/plain', findTypeOf), 'text/plain')
+})

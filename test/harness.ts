@@ -56,6 +56,9 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT: '0',
     RATE_LIMIT_TENANT: '0',
     RATE_LIMIT_AUTH: '0',
+    RATE_LIMIT_MAIL: '0',
+    RATE_LIMIT_MAIL_UNVERIFIED: '0',
+    RATE_LIMIT_MAIL_TO: '0',
     LOG_LEVEL: 'silent',
     DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
     DATABASE_URL: database.serving,
@@ -177,6 +180,14 @@ export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'susp
 /** Rows as the superuser sees them: all tenants'. */
 export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: string, values: unknown[] = []) {
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
+}
+
+/** The tokens in the mails to an address, as the log of a development server shows them. */
+export function mailedTokens(app: TestApp, email: string): string[] {
+  return app.logLines
+    .map((line) => JSON.parse(line).mail)
+    .filter((mail) => mail?.to === email)
+    .flatMap((mail) => /token=([\w-]+)/.exec(mail.text)?.[1] ?? [])
 }
 
 export type Server = {

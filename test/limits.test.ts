@@ -253,6 +253,10 @@ t.test('how often anybody may ask is a setting', async (t) => {
   t.strictSame(names('requests of a person; of an agency'), [settings.rateLimit.name, settings.rateLimitTenant.name])
   t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
   t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
+  t.strictSame(
+    names('mails that a person causes'),
+    [settings.rateLimitMail, settings.rateLimitMailUnverified, settings.rateLimitMailTo].map(({ name }) => name)
+  )
   for (const { what, over } of rows.filter(({ value }) => value.includes('RATE_LIMIT'))) {
     t.equal(over, '429 `rate_limited`', what)
   }

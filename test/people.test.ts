@@ -5,6 +5,7 @@ import {
   allRows,
   createTenant,
   eventually,
+  mailedTokens,
   password,
   post,
   send,
@@ -17,14 +18,6 @@ import {
 
 const patch = (url: string, payload: object) => ({ method: 'PATCH', url: `/api/v1${url}`, payload }) as const
 const remove = (url: string) => ({ method: 'DELETE', url: `/api/v1${url}` }) as const
-
-/** The tokens in the mails to an address, as the log of a development server shows them. */
-function mailedTokens(app: TestApp, email: string): string[] {
-  return app.logLines
-    .map((line) => JSON.parse(line).mail)
-    .filter((mail) => mail?.to === email)
-    .flatMap((mail) => /token=([\w-]+)/.exec(mail.text)?.[1] ?? [])
-}
 
 /** The token in the one mail that an act causes. */
 async function mailedBy(app: TestApp, email: string, act: () => Promise<unknown>): Promise<string> {

@@ -32,7 +32,6 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
     await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id, session_id: sid })
   }, scope)
   app.tenants.created(tenant.slug)
-  app.limits.know(request, email)
 
   const [[user], [row]] = await Promise.all([
     request.tenantQuery(readUser, scope, scope),

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordRefusedSignIn } from '../../db/audit.ts'
-import { findIdentity, type Identity, myTenantsByUse } from '../../db/directory.ts'
+import { type Identity, myTenantsByUse } from '../../db/directory.ts'
 import { openSession } from '../../db/sessions.ts'
 import { replaceHash } from '../../db/users.ts'
 import { normalizeEmail } from '../../src/emails.ts'
@@ -15,22 +15,22 @@ type SignInRequest = FastifyRequest<{ Body: SignIn }>
  * Sign-in with e-mail and password, to the host's tenant, the one that is named, or the one last used.
  *
  * An unknown address, a wrong password, a disabled person and a stranger to the tenant get the same answer after the same
- * work: one look-up, one hash, one audit row where the tenant is known.
+ * work: one look-up, one hash, one count, one audit row where the tenant is known.
  */
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
   const email = normalizeEmail(request.body.email)
-  await app.limits.account(request, reply, email)
+  const account = await app.accounts.find(request, reply, email)
+  const { identity } = account
   requireHashablePassword(password, '/body/password')
 
   const slug = request.body.tenant
   const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(slug))
-  const scope = { tenant_id: null, user_id: null }
-  const [identity] = await request.tenantQuery(findIdentity, { email }, scope)
   const stored = identity && storedHash(identity)
   const correct = await app.passwords.verify(password, stored, request.party)
 
   const refuse = async () => {
+    await app.accounts.failed(request, email)
     if (named) await request.tenantQuery(recordRefusedSignIn, { email }, { tenant_id: named.id, user_id: null })
     return invalidCredentials()
   }
@@ -55,7 +55,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   )
   if (admission?.outcome === 'suspended') throw tenantSuspended()
   if (admission?.outcome !== 'opened') throw await refuse()
-  app.limits.know(request, email)
+  await app.accounts.succeeded(request, account)
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
 }
 

@@ -78,7 +78,8 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
       routePrefix: '/docs',
       // where the page looks for its own assets
       indexPrefix: '/api/v1',
-      uiConfig: { deepLinking: true, persistAuthorization: true, tryItOutEnabled: true, displayRequestDuration: true },
+      // a token that somebody tries is in the page's memory only
+      uiConfig: { deepLinking: true, persistAuthorization: false, tryItOutEnabled: true, displayRequestDuration: true },
       theme: { title: 'Aggios API' },
       logo: { type: 'image/svg+xml', content: logo, href: '/api/v1/docs' }
     })

@@ -1,7 +1,7 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
-import { findIdentity, type Identity } from '../../db/directory.ts'
+import { findAccount, type Identity } from '../../db/directory.ts'
 import { insertMember } from '../../db/members.ts'
 import { publishMember } from '../../db/revocations.ts'
 import { insertSession } from '../../db/sessions.ts'
@@ -17,7 +17,7 @@ import {
   validationFailed
 } from '../../src/errors.ts'
 import { requireAcceptablePassword, requireHashablePassword, storedHash } from '../../src/passwords.ts'
-import { findInvitation, lockPerson, useInvitation, verifyEmail } from './queries.ts'
+import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
@@ -28,15 +28,19 @@ type Acceptor = {
   /** What the password was checked against, or what the person had when the bearer was. */
   password_version: number
   created?: { name: string; password_hash: string; pepper_id: string }
+  /** The address is taken from an identity that never showed that it is theirs. */
+  releases?: true
 }
 
 /**
  * Redeems a mailed token for a membership and a session in it.
  *
  * The token shows that the address is theirs. An identity that exists already proves itself by its bearer or its password
- * besides: a mail that was read by somebody else must not open an account.
+ * besides: a mail that was read by somebody else must not open an account. One that was never verified, and whose password is not
+ * known either, yields the address: whoever registered it can't keep the person out who has the mailbox. Nothing else of it
+ * changes hands.
  */
-export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest) {
+export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest, reply: FastifyReply) {
   const token = app.oneTimeTokens.verify('invitation', request.body.token)
   if (!token || (request.tenant && request.tenant.id !== token.tenant_id)) throw notFound()
   const { tenant_id } = token
@@ -45,13 +49,14 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const { email, role, good, suspended } = invitation
   if (suspended) throw tenantSuspended()
   if (!good) throw invitationExpired()
-  const acceptor = await requireAcceptor(app, request, email)
+  const acceptor = await requireAcceptor(app, request, reply, email)
 
   const sid = uuidv7()
   const outcome = await request.withTenant(
     async (trx) => {
       // first, so that of many who accept at once all but one stop here
       if (!(await useInvitation(trx, token))) return 'used'
+      const released = acceptor.releases && (await releaseAddress(trx, email))
       if (acceptor.created) {
         const { id, created } = acceptor
         if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
@@ -65,7 +70,8 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
       await publishMember(trx, acceptor.id, role, app.config.accessTokenTtl)
       const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
       await insertSession(trx, { id: sid, user_id: acceptor.id, expires_at })
-      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, session_id: sid, detail: { role } })
+      const detail = { role, ...(released && { address_released_by: released }) }
+      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, session_id: sid, detail })
       return 'accepted'
     },
     { tenant_id, user_id: acceptor.id }
@@ -75,19 +81,35 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   return app.tokens.issue({ user_id: acceptor.id, email, tenant_id, role, sid }, 0)
 }
 
-async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, email: string): Promise<Acceptor> {
+async function requireAcceptor(
+  app: FastifyInstance,
+  request: AcceptRequest,
+  reply: FastifyReply,
+  email: string
+): Promise<Acceptor> {
   const { name, password } = request.body
-  const [identity] = await request.tenantQuery(findIdentity, { email }, { tenant_id: null, user_id: null })
+  const [found] = await request.tenantQuery(findAccount, { email }, { tenant_id: null, user_id: null })
   const bearer = app.tokens.findLive(request)
   if (bearer) {
-    if (bearer.user_id !== identity?.id) {
+    if (!found || bearer.user_id !== found.id) {
       request.denied = bearer
       throw forbidden()
     }
-    return { id: bearer.user_id, password_version: identity.password_version }
+    return { id: bearer.user_id, password_version: found.password_version }
   }
-  if (identity) {
-    return { id: await requireIdentity(app, request, identity, password), password_version: identity.password_version }
+  if (found?.id) {
+    if (password === undefined) {
+      const errors = [{ path: '/body/password', message: 'is required, or the bearer of this account' }]
+      throw validationFailed({ errors })
+    }
+    const identity = await findProven(app, request, reply, email, password)
+    if (identity) return { id: identity.id, password_version: identity.password_version }
+    const yields = found.email_verified_at === null && found.disabled_at === null && name !== undefined
+    if (!yields) {
+      await app.accounts.failed(request, email)
+      throw invalidCredentials()
+    }
+    return { ...(await createAcceptor(app, request, email, name, password)), releases: true }
   }
 
   const missing = [
@@ -95,6 +117,16 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
     ...(password === undefined ? [{ path: '/body/password', message: 'is required for a new account' }] : [])
   ]
   if (name === undefined || password === undefined) throw validationFailed({ errors: missing })
+  return createAcceptor(app, request, email, name, password)
+}
+
+async function createAcceptor(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  email: string,
+  name: string,
+  password: string
+): Promise<Acceptor> {
   requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
   return {
     id: uuidv7(),
@@ -103,18 +135,19 @@ async function requireAcceptor(app: FastifyInstance, request: AcceptRequest, ema
   }
 }
 
-async function requireIdentity(
+/** The identity of the address, if the password is its own. */
+async function findProven(
   app: FastifyInstance,
   request: FastifyRequest,
-  identity: Identity,
-  password: string | undefined
-): Promise<string> {
-  if (password === undefined) {
-    const errors = [{ path: '/body/password', message: 'is required, or the bearer of this account' }]
-    throw validationFailed({ errors })
-  }
+  reply: FastifyReply,
+  email: string,
+  password: string
+): Promise<Identity | undefined> {
   requireHashablePassword(password, '/body/password')
-  const correct = await app.passwords.verify(password, storedHash(identity), request.party)
-  if (!correct || identity.disabled_at) throw invalidCredentials()
-  return identity.id
+  const account = await app.accounts.find(request, reply, email, { proven: true })
+  const { identity } = account
+  const correct = await app.passwords.verify(password, identity && storedHash(identity), request.party)
+  if (!correct || !identity || identity.disabled_at) return undefined
+  await app.accounts.succeeded(request, account)
+  return identity
 }

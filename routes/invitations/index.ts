@@ -1,7 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
-import { queueMail } from '../../db/outbox.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { alreadyAMember, alreadyInvited, forbidden, notFound } from '../../src/errors.ts'
 import { mayManage } from '../../src/roles.ts'
@@ -23,7 +22,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listInvitations',
         summary: 'Invitations that wait',
-        description: 'The newest first, also those whose time is over.',
+        description: 'The newest first, also those whose time is over and those whose mail could not be delivered.',
         tags,
         querystring: PageQuery,
         response: { 200: InvitationPage }
@@ -48,7 +47,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
         description:
-          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own.',
+          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.',
         tags,
         body: NewInvitation,
         response: { 201: Invitation }
@@ -64,13 +63,13 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         const created = await insertInvitation(trx, { id: uuidv7(), email, role })
         if (!created) throw alreadyInvited()
         const { generation, ...invitation } = created
-        await queueMail(trx, { kind: 'invitation', subject_id: invitation.id, generation })
+        await app.mail.queue(trx, { kind: 'invitation', subject_id: invitation.id, generation, to: email })
         await recordAudit(trx, {
           action: 'invitation.created',
           target_id: invitation.id,
           detail: { after: { email, role } }
         })
-        return invitation
+        return { ...invitation, delivery: 'queued' as const }
       })
       app.mail.nudge()
       return invitation
@@ -96,8 +95,8 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       const renewed = await request.withTenant(async (trx) => {
         const invitation = await renewInvitation(trx, request.params.id)
         if (!invitation) return undefined
-        const { id, generation } = invitation
-        await queueMail(trx, { kind: 'invitation', subject_id: id, generation })
+        const { id, generation, email: to } = invitation
+        await app.mail.queue(trx, { kind: 'invitation', subject_id: id, generation, to })
         await recordAudit(trx, { action: 'invitation.resent', target_id: id })
         return invitation
       })
@@ -157,14 +156,14 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'acceptInvitation',
         summary: 'Accept an invitation',
         description:
-          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused.',
+          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused. An account whose address was never verified yields the address to whoever sends `name` and another `password`: it is closed, and its agencies stay without it. Send no `name` to sign in to it.',
         tags,
         security: [{ bearer: [] }, {}],
         body: Acceptance,
         response: { 200: TokenReply }
       }
     },
-    (request) => acceptInvitation(app, request)
+    (request, reply) => acceptInvitation(app, request, reply)
   )
 }
 

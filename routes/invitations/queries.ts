@@ -5,15 +5,32 @@ import type { InvitableRole } from '../../src/roles.ts'
 
 const columns = ['id', 'email', 'role', 'invited_by', 'created_at', 'expires_at'] as const
 
-type Row = { id: string; email: string; role: InvitableRole; invited_by: string; created_at: Date; expires_at: Date }
+type Row = {
+  id: string
+  email: string
+  role: InvitableRole
+  invited_by: string
+  created_at: Date
+  expires_at: Date
+  delivery: 'queued' | 'sent' | 'failed' | 'unknown'
+}
 
 /** Invitations that wait, the newest first. */
 export const listInvitations = statement(
   'list_invitations',
   (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Row>`
-  select id, email, role, invited_by, created_at, expires_at from invitations
-  where tenant_id = ${$.tenant_id} and accepted_at is null and id < ${$.after_id}
-  order by id desc limit ${$.limit}`,
+  select i.id, i.email, i.role, i.invited_by, i.created_at, i.expires_at,
+    case
+      when o.id is null then 'unknown'
+      when o.sent_at is not null then 'sent'
+      when o.dropped_at is not null then 'failed'
+      else 'queued'
+    end as delivery
+  from invitations i
+  left join outbox o
+    on o.tenant_id = i.tenant_id and o.kind = 'invitation' and o.subject_id = i.id and o.generation = i.generation
+  where i.tenant_id = ${$.tenant_id} and i.accepted_at is null and i.id < ${$.after_id}
+  order by i.id desc limit ${$.limit}`,
   { slow: true }
 )
 
@@ -111,6 +128,12 @@ export async function verifyEmail(trx: TenantTransaction, userId: string): Promi
     .where('id', '=', userId)
     .where('email_verified_at', 'is', null)
     .execute()
+}
+
+/** Whoever held the address without having shown that it is theirs holds it no more. Their id, if there was somebody. */
+export async function releaseAddress(trx: TenantTransaction, email: string): Promise<string | undefined> {
+  const { rows } = await sql<{ id: string | null }>`select release_address(${email}) as id`.execute(trx)
+  return rows[0]?.id ?? undefined
 }
 
 /** False: the password has been changed since it was looked at, and with it every session has ended. */

@@ -9,9 +9,24 @@ export const NewInvitation = Type.Object(
   { additionalProperties: false, title: 'NewInvitation' }
 )
 
+const Delivery = StringEnum(['queued', 'sent', 'failed', 'unknown'], {
+  title: 'InvitationDelivery',
+  description:
+    'Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later',
+  examples: ['sent']
+})
+
 /** What a client sees. The token itself is mailed to the invitee and never returned. */
 export const Invitation = Type.Object(
-  { id: Id, email: Email, role: InvitableRole, invited_by: Id, created_at: Timestamp, expires_at: Timestamp },
+  {
+    id: Id,
+    email: Email,
+    role: InvitableRole,
+    invited_by: Id,
+    created_at: Timestamp,
+    expires_at: Timestamp,
+    delivery: Delivery
+  },
   { title: 'Invitation' }
 )
 export const InvitationPage = Page(Invitation, 'InvitationPage')

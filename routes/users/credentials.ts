@@ -17,7 +17,11 @@ export async function requirePassword(
   requireHashablePassword(password, path)
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
-  await app.limits.account(request, reply, credentials.email)
-  if (!(await app.passwords.verify(password, storedHash(credentials), request.party))) throw invalidCredentials()
+  const account = await app.accounts.find(request, reply, credentials.email)
+  if (!(await app.passwords.verify(password, storedHash(credentials), request.party))) {
+    await app.accounts.failed(request, credentials.email)
+    throw invalidCredentials()
+  }
+  await app.accounts.succeeded(request, account)
   return { email: credentials.email, password_version: credentials.password_version }
 }

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { type ObjectStore, passing, type StoredObject, StoreFailure } from './store.ts'
 
@@ -30,7 +30,7 @@ export function createDiskStore(folder: string): ObjectStore {
   /** Into its place, so that a crash leaves either what was there before or the whole of this. */
   async function settle(from: string, key: string): Promise<void> {
     const path = pathOf(key)
-    await mkdir(dirname(path), { recursive: true })
+    await mkdir(dirname(path), { recursive: true, mode: 0o700 })
     await rename(from, path)
     for (let each = dirname(path); each.length >= objects.length; each = dirname(each)) await flushFolder(each)
   }
@@ -57,7 +57,7 @@ export function createDiskStore(folder: string): ObjectStore {
   const store: ObjectStore = {
     async put(key, content) {
       const path = join(unfinished, randomBytes(16).toString('hex'))
-      await mkdir(unfinished, { recursive: true })
+      await mkdir(unfinished, { recursive: true, mode: 0o700 })
       try {
         await withFile(path, 'wx', async (file) => {
           await file.writeFile(content)
@@ -88,7 +88,7 @@ export function createDiskStore(folder: string): ObjectStore {
     minPartBytes: 1,
     async startParts() {
       const id = randomBytes(16).toString('hex')
-      await mkdir(unfinished, { recursive: true })
+      await mkdir(unfinished, { recursive: true, mode: 0o700 })
       await withFile(partsPath(id), 'wx', (file) => file.sync())
       await flushFolder(unfinished)
       return id
@@ -120,7 +120,9 @@ export function createDiskStore(folder: string): ObjectStore {
 
     direct: undefined,
     async check() {
-      await mkdir(objects, { recursive: true })
+      await mkdir(objects, { recursive: true, mode: 0o700 })
+      // also where a version before made it
+      await chmod(folder, 0o700)
       await readdir(folder)
     },
     close() {}
