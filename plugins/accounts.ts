@@ -53,7 +53,9 @@ export default fp(
     let refused = 0
 
     const isKnown = (request: FastifyRequest, email: string) => async () => {
-      const [answer] = await request.tenantQuery(isKnownNetwork, { email, address: request.ip }, nobody)
+      const { address } = request
+      if (address === undefined) return false
+      const [answer] = await request.tenantQuery(isKnownNetwork, { email, address }, nobody)
       return answer?.known ?? false
     }
 
@@ -85,7 +87,7 @@ export default fp(
       () => refused
     )
   },
-  { name: 'accounts', dependencies: ['limits', 'database', 'metrics'] }
+  { name: 'accounts', dependencies: ['addresses', 'limits', 'database', 'metrics'] }
 )
 
 const isIdentity = (row: { id: string | null }): row is Identity => row.id !== null

@@ -1,5 +1,6 @@
+import { normalizeIP } from '@fastify/rate-limit'
 import fp from 'fastify-plugin'
-import { networkOf, readAddress } from '../src/addresses.ts'
+import { readAddress } from '../src/addresses.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -8,7 +9,7 @@ declare module 'fastify' {
      * knows any more. Nothing else of a request says where it is from.
      */
     readonly address: string | undefined
-    /** The same as it is counted: IPv6 by /64. */
+    /** The same as it is counted: IPv6 by /64, within which a device moves as it likes. */
     readonly network: string
   }
 }
@@ -23,7 +24,7 @@ export default fp(
     })
     app.decorateRequest('network', {
       getter() {
-        return networkOf(this.address ?? '')
+        return normalizeIP(this.address ?? '', 64)
       }
     })
   },

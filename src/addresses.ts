@@ -1,5 +1,4 @@
 import { BlockList, isIP, SocketAddress } from 'node:net'
-import { normalizeIP } from '@fastify/rate-limit'
 
 /** Longer than an address with brackets, zone and port can be. */
 const maxLength = 100
@@ -18,9 +17,6 @@ export function readAddress(text: string | undefined): string | undefined {
   const { address } = new SocketAddress({ address: bare, family: 'ipv6' })
   return /^::ffff:([\d.]+)$/.exec(address)?.[1] ?? address
 }
-
-/** Whom an address is counted with: IPv4 is alone, and of IPv6 a /64 is one, since a device moves within its own as it likes. */
-export const networkOf = (address: string): string => normalizeIP(address, 64)
 
 /** Whether a hop is one of the proxies in these addresses and ranges, with whatever port it is written. */
 export function createProxyTrust(ranges: readonly string[]): (hop: string) => boolean {
