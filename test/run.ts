@@ -78,7 +78,9 @@ function tell(what: string, failures: string[]): void {
 
 /** Runs tap and reads what it prints: an assertion is a line without a time, what is indented belongs to the file below it. */
 async function runTap(args: string[]): Promise<Map<string, Outcome>> {
-  const tap = spawn('tap', args, { stdio: ['inherit', 'pipe', 'inherit'] })
+  // by this Node and not by the one of PATH, which may be too old to read the tests
+  const program = join(import.meta.dirname, '..', 'node_modules', '.bin', 'tap')
+  const tap = spawn(process.execPath, [program, ...args], { stdio: ['inherit', 'pipe', 'inherit'] })
   const ended = once(tap, 'close')
   const files = new Map<string, Outcome>()
   const none = (): Outcome => ({ passed: 0, failed: 0, skipped: 0, failures: [] })
