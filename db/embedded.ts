@@ -1,10 +1,12 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { developmentSecret } from '../src/config.ts'
+import { claimFolder } from './folder-claim.ts'
+import { clearPostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {
   /** A connection string for one of the roles, `postgres` being the superuser. */
@@ -17,9 +19,6 @@ export type EmbeddedOptions = {
   durable?: boolean
   progress?: (line: string) => void
 }
-
-/** A second server in one folder would be two servers in one database. */
-export class FolderInUse extends Error {}
 
 // PostgreSQL refuses to run as root. A user namespace makes root look like nobody to it while files stay root's, so a
 // checkout in a private folder works too; where that is forbidden, drop to nobody for real.
@@ -55,7 +54,7 @@ export async function startEmbedded(
   const dir = resolve(folder)
   const { postgres, initdb } = await findBinaries()
   mkdirSync(dir, { recursive: true, mode: 0o700 })
-  const releaseFolder = claimFolder(dir)
+  const releaseFolder = await claimFolder(dir)
   let started: ChildProcess | undefined
   try {
     const password = {
@@ -68,6 +67,7 @@ export async function startEmbedded(
       progress('creating the database (first start only) …')
       createCluster(initdb, dir, data, durable)
     }
+    await clearPostmaster(data, progress)
     const { port, child } = await launch(postgres, data, durable)
     started = child
     const url: EmbeddedServer['url'] = (role, database = 'aggios') =>
@@ -111,73 +111,6 @@ export async function findBinaries(): Promise<{ postgres: string; initdb: string
   }
 }
 
-/**
- * One server process a folder. A claim whose process is gone, or is another one by now, is stale and moved away by exactly one
- * of those who find it. A claim is linked into place whole, so nobody ever reads half of one.
- */
-function claimFolder(dir: string): () => void {
-  const file = join(dir, 'server.lock')
-  const mine = `${process.pid} ${startTime(process.pid)}`
-  const aside = `${file}.${process.pid}`
-  for (;;) {
-    writeFileSync(aside, mine)
-    try {
-      linkSync(aside, file)
-      return () => {
-        if (readClaim(file) === mine) rmSync(file, { force: true })
-      }
-    } catch (err) {
-      if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
-    } finally {
-      rmSync(aside, { force: true })
-    }
-    const claim = readClaim(file)
-    if (claim === undefined) continue
-    const [pid = '', started = ''] = claim.split(' ')
-    if (started !== '' && startTime(Number(pid)) === started) {
-      throw new FolderInUse(`process ${pid} serves from ${dir} already; stop it, or set another DATA_DIR`)
-    }
-    moveStaleClaim(file, aside, claim)
-  }
-}
-
-/** Put back when another process was faster and what was moved is its own claim. */
-function moveStaleClaim(file: string, aside: string, claim: string): void {
-  try {
-    renameSync(file, aside)
-    if (readClaim(aside) !== claim) linkSync(aside, file)
-  } catch (err) {
-    const { code } = err as NodeJS.ErrnoException
-    if (code !== 'ENOENT' && code !== 'EEXIST') throw err
-  } finally {
-    rmSync(aside, { force: true })
-  }
-}
-
-function readClaim(file: string): string | undefined {
-  try {
-    return readFileSync(file, 'utf8')
-  } catch {
-    return undefined
-  }
-}
-
-/** Tells a process from a later one with the same pid. Empty when it does not run. */
-function startTime(pid: number): string {
-  if (!(pid > 0)) return ''
-  if (process.platform !== 'linux') {
-    return spawnSync('ps', ['-o', 'lstart=', '-p', String(pid)], { encoding: 'utf8' })
-      .stdout.trim()
-      .replaceAll(' ', '_')
-  }
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? ''
-  } catch {
-    return ''
-  }
-}
-
 /** Made beside its place and moved there when whole, so that a first start that was cut off begins again. */
 function createCluster(initdb: string, dir: string, data: string, durable: boolean): void {
   const unfinished = join(dir, 'postgres.unfinished')
@@ -214,27 +147,20 @@ async function launch(
     try {
       return { port, child: await launchOnce(...wrap(postgres, flags)) }
     } catch (err) {
-      // the server of a process that was just killed is still shutting down, or the port was taken meanwhile
-      const passing = /postmaster\.pid|could not (bind|create any TCP)/.test((err as Error).message)
+      // the last of a server that was just killed are still ending, or the port was taken meanwhile
+      const passing = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test((err as Error).message)
       if (!passing || Date.now() > deadline) throw err
-      stopOrphan(data)
       await sleep(200)
     }
   }
 }
 
-/** Where nothing ends the server together with its parent, it lives on; it belongs to this folder, so it is ours to end. */
-function stopOrphan(data: string): void {
-  if (canSetPriv) return
-  try {
-    process.kill(Number(readFileSync(join(data, 'postmaster.pid'), 'utf8').split('\n')[0]), 'SIGINT')
-  } catch {
-    // gone already
-  }
-}
-
 function launchOnce(command: string, args: string[]): Promise<ChildProcess> {
-  const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/' })
+  // a session of its own: Ctrl-C in a terminal goes to all of a group, and this one ends last, when we say so
+  const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/', detached: true })
+  const end = () => void child.kill('SIGINT')
+  process.once('exit', end)
+  child.once('exit', () => process.off('exit', end))
   return new Promise((ready, fail) => {
     let log = ''
     const patience = setTimeout(() => {

@@ -43,6 +43,7 @@ import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
 import { createProxyTrust } from './addresses.ts'
 import type { Config } from './config.ts'
+import { serializeError } from './error-log.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './errors.ts'
 import { isDecodable } from './paths.ts'
 
@@ -68,7 +69,11 @@ export function buildApp(
 ): FastifyInstance {
   const app = Fastify({
     bodyLimit,
-    logger: { level: settings.logLevel, ...(logStream && { stream: logStream }) },
+    logger: {
+      level: settings.logLevel,
+      serializers: { err: (err: unknown) => serializeError(err) },
+      ...(logStream && { stream: logStream })
+    },
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     trustProxy: settings.trustProxy.length > 0 ? createProxyTrust(settings.trustProxy) : false,
     genReqId: requestId,

@@ -1,9 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
-import { type EmbeddedServer, FolderInUse, startEmbedded } from '../db/embedded.ts'
+import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
+import { FolderInUse } from '../db/folder-claim.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
 import { describe } from './reasons.ts'
+import { onSignals } from './signals.ts'
 import { buildInternal } from './workers/internal.ts'
 import { type Processes, serveAlone } from './workers/serving.ts'
 import { startWorkers, WorkerEnded } from './workers/supervisor.ts'
@@ -19,8 +21,7 @@ let embedded: EmbeddedServer | undefined
 let config: Config | undefined
 let stopping = false
 
-process.on('SIGTERM', stop)
-process.on('SIGINT', stop)
+onSignals(stop, cutOff)
 
 try {
   config = readConfig(process.env)
@@ -95,10 +96,6 @@ Aggios API is ready.
  * Ends when every request has: at SHUTDOWN_TIMEOUT at the latest, and at a second signal at once. The embedded server goes last.
  */
 async function stop(signal: NodeJS.Signals): Promise<void> {
-  if (stopping) {
-    processes?.cutOff()
-    process.exit(1)
-  }
   stopping = true
   const late = sleep((config?.shutdownTimeout ?? 1) * 900, undefined, { ref: false })
   try {
@@ -108,6 +105,11 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
     say(`the shutdown failed: ${describe(err)}`)
     await end(1)
   }
+}
+
+function cutOff(): never {
+  processes?.cutOff()
+  process.exit(1)
 }
 
 /** Ends what has not ended yet, and this process. */

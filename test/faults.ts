@@ -1,4 +1,5 @@
 import { parseArgs } from 'node:util'
+import { onSignals } from '../src/signals.ts'
 import { type FaultName, faults, startStand, tryFaults } from './stand.ts'
 import { createRandom } from './tokens.ts'
 
@@ -20,7 +21,10 @@ async function end(code: number): Promise<never> {
   for (const work of started.reverse()) await work()
   process.exit(code)
 }
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => end(130))
+onSignals(
+  () => end(130),
+  () => process.exit(130)
+)
 
 const say = (line: string) => void process.stdout.write(`${line}\n`)
 let broken = 0

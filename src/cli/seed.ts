@@ -4,7 +4,8 @@ import { parseArgs } from 'node:util'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
 import { v7 as uuidv7 } from 'uuid'
-import { type EmbeddedServer, FolderInUse, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
+import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
+import { FolderInUse } from '../../db/folder-claim.ts'
 import { migrate } from '../../db/migrate.ts'
 import authentication from '../../plugins/authentication.ts'
 import configPlugin from '../../plugins/config.ts'
@@ -15,8 +16,10 @@ import redis from '../../plugins/redis.ts'
 import revocations from '../../plugins/revocations.ts'
 import tenants from '../../plugins/tenants.ts'
 import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+import { serializeError } from '../error-log.ts'
 import type { PasswordHash } from '../passwords.ts'
 import type { Role } from '../roles.ts'
+import { onSignals } from '../signals.ts'
 
 /*
  * npm run seed -- --tenants 1000 --users 100 --tokens tokens.json    agencies and people for load tests, and their tokens
@@ -130,7 +133,7 @@ async function findDatabase(config: Config): Promise<{ url: string; embedded?: E
 
 /** What the server signs, hashes and queries with, and nothing that works in the background. */
 async function openProduct(config: Config): Promise<FastifyInstance> {
-  const app = Fastify({ logger: { level: 'warn' } })
+  const app = Fastify({ logger: { level: 'warn', serializers: { err: (err: unknown) => serializeError(err) } } })
   app.register(configPlugin, { config })
   app.register(metrics)
   app.register(redis)
@@ -230,10 +233,13 @@ function createProgress(total: number): (made: number) => void {
   }
 }
 
-/** The first SIGINT or SIGTERM ends the seeding after the batches that are under way; a second one ends the process. */
+/** The first SIGINT or SIGTERM ends the seeding after the batches that are under way; a later one ends the process. */
 function endOnSignal(): AbortSignal {
   const ended = new AbortController()
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => ended.abort())
+  onSignals(
+    () => ended.abort(),
+    () => process.exit(130)
+  )
   return ended.signal
 }
 

@@ -6,6 +6,7 @@ import errors from '../../plugins/errors.ts'
 import headers from '../../plugins/headers.ts'
 import metrics from '../../plugins/metrics.ts'
 import type { Config } from '../config.ts'
+import { serializeError } from '../error-log.ts'
 import { unavailable } from '../errors.ts'
 import { type Family, render } from '../metrics.ts'
 import type { Processes } from './serving.ts'
@@ -22,7 +23,7 @@ const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.me
  */
 export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
   const app = Fastify({
-    logger: { level: config.logLevel },
+    logger: { level: config.logLevel, serializers: { err: (err: unknown) => serializeError(err) } },
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUuid(),
     requestTimeout: 10_000,

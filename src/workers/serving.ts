@@ -1,3 +1,4 @@
+import { Server as NetServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { buildApp } from '../app.ts'
@@ -58,6 +59,10 @@ export function serveAlone(config: Config, onFault: () => void): Processes {
 const noticeMs = 3000
 /** A load balancer that has sent nothing for so long has noticed. */
 const quietMs = 500
+/** How long a connection that is idle may yet be used: whoever sends when it is closed gets no answer. */
+const lingerMs = 2000
+/** Until all workers have shut the door. Whoever is sent away before comes again to one that nobody opens. */
+const doorMs = 100
 /** How often a drain looks around. */
 const turnMs = 50
 /** What a load balancer asks, whether or not it sends requests. */
@@ -68,7 +73,7 @@ const lastBreathMs = 2000
 /** The application in this process, listening. Calls `onFault` when the process can't go on and nothing is under way any more. */
 export async function serve(config: Config, onFault: () => void) {
   const app = buildApp(config)
-  spareReplies(app.server)
+  const connections = spareReplies(app.server)
   try {
     await app.ready()
     await app.listen({ host: config.host, port: config.port })
@@ -84,7 +89,6 @@ export async function serve(config: Config, onFault: () => void) {
    * its way then is lost, so a proxy that is late and still sends requests gets as much time again.
    */
   async function giveNotice(): Promise<void> {
-    if (config.trustProxy.length === 0) return
     app.health.draining = true
     const notice = Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4)
     let quietTurns = 0
@@ -98,6 +102,37 @@ export async function serve(config: Config, onFault: () => void) {
       await sleep(turnMs)
       quietTurns++
     }
+  }
+
+  /** With nothing in front: what comes from now on is refused, and can be sent elsewhere. Those who are here get a last reply. */
+  async function shutDoor(): Promise<void> {
+    // the one of node:http closes idle connections with it
+    NetServer.prototype.close.call(app.server)
+    if (connections.open() > 0) await sleep(doorMs)
+    app.health.draining = true
+  }
+
+  /**
+   * Each reply closes its connection now, so a client that uses one goes on until it is told. One that has been quiet for so
+   * long is taken for unused.
+   */
+  async function linger(quietMs: number): Promise<void> {
+    const patience = Math.min(lingerMs, (config.shutdownTimeout * 1000) / 4)
+    // in turns, as above
+    for (let quiet = quietMs; connections.open() > 0; quiet += turnMs) {
+      if (connections.areBusy()) quiet = 0
+      if (quiet >= patience) return
+      await sleep(turnMs)
+    }
+  }
+
+  async function sayGoodbye(notice: boolean): Promise<void> {
+    if (notice && config.trustProxy.length > 0) {
+      await giveNotice()
+      return linger(noticeMs)
+    }
+    await shutDoor()
+    await linger(0)
   }
 
   /** Closes also what becomes idle later: a reply that began before the shutdown could not say that it is the last. */
@@ -116,11 +151,11 @@ export async function serve(config: Config, onFault: () => void) {
 
   /**
    * Ends without dropping a request: says so to load balancers, takes no more connections, lets every reply finish and its
-   * connection close, then closes the pools. Over its time what still runs is cut off. Asked again it is the same end.
+   * connection close, gives idle ones a while to be used once more, then closes the pools. Over its time what still runs is cut off. Asked again it is the same end.
    */
   function drain(reason: object, { notice = true } = {}): Promise<void> {
     app.log.info(reason, 'shutting down')
-    draining ??= close(config.shutdownTimeout * 800, notice ? giveNotice() : Promise.resolve())
+    draining ??= close(config.shutdownTimeout * 800, sayGoodbye(notice))
     return draining
   }
 
