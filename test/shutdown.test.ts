@@ -106,3 +106,50 @@ t.test('behind a proxy that is late to notice, the door is shut when nobody come
   t.strictSame(await server.exited, { code: 0, signal: null })
   await t.rejects(get(server.port, path))
 })
+
+/** One connection that is kept for as long as the server lets it be. */
+function createClient(port: number) {
+  const own = new http.Agent({ keepAlive: true, maxSockets: 1 })
+  t.teardown(() => own.destroy())
+  return async (): Promise<{ status: number | undefined; last: boolean }> => {
+    const request = http.get({ agent: own, host: '127.0.0.1', port, path: '/api/v1/health/live' })
+    const [reply] = (await once(request, 'response')) as [http.IncomingMessage]
+    await read(reply)
+    return { status: reply.statusCode, last: reply.headers.connection === 'close' }
+  }
+}
+
+for (const workers of ['1', '2']) {
+  t.test(`with nothing in front, ${workers} of them: no connection is cut off under its request`, async (t) => {
+    const database = await createTestDatabase(t)
+    const server = await startServer(t, testEnvironment(database, { WEB_CONCURRENCY: workers, LOG_LEVEL: 'warn' }))
+    const busy = Array.from({ length: 24 }, () => createClient(server.port))
+    const idle = Array.from({ length: 8 }, () => createClient(server.port))
+    for (const ask of [...busy, ...idle]) t.match(await ask(), { status: 200, last: false })
+
+    const statuses: (number | undefined)[] = []
+    const failures: string[] = []
+    // each until nobody opens any more
+    const loads = busy.map(async (ask) => {
+      for (;;) {
+        try {
+          statuses.push((await ask()).status)
+        } catch (err) {
+          const { code = String(err) } = err as NodeJS.ErrnoException
+          // nothing was sent yet, so it can be sent elsewhere
+          if (code === 'ECONNREFUSED') return
+          failures.push(code)
+        }
+      }
+    })
+    await eventually(() => statuses.length > 3000, 60_000)
+    server.child.kill('SIGTERM')
+    await Promise.all(loads)
+    t.strictSame(failures, [])
+    t.strictSame([...new Set(statuses)], [200])
+    t.equal(server.child.exitCode, null, 'those that are idle may yet be used')
+    for (const ask of idle) t.strictSame(await ask(), { status: 200, last: true })
+    t.strictSame(await server.exited, { code: 0, signal: null })
+    t.notMatch(server.output(), 'cut off')
+  })
+}
