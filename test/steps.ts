@@ -21,7 +21,7 @@ const limitedRegExp = new Function(
 const backtracksPerCharacter = 64
 
 /** Of what follows a place where a sticky expression begins so much is looked at. */
-const stickyCharacters = 64
+const stickyCharacters = 16
 
 const limitedCopies = new Map<string, RegExp>()
 const { exec } = RegExp.prototype
@@ -43,6 +43,8 @@ const withGroups = ({ source, flags }: RegExp) =>
 
 /** Whether a search goes back more than a few times for each character. */
 function goesBackTooOften(regExp: RegExp, text: string): boolean {
+  // of few characters it can't
+  if (text.length < 16) return false
   const budget = backtracksPerCharacter * 2 ** Math.ceil(Math.log2(text.length + 64))
   const key = `${budget} ${regExp.flags} ${regExp.source}`
   let copy = limitedCopies.get(key)
