@@ -7,6 +7,7 @@ import { v7 as uuidv7 } from 'uuid'
 import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
 import { FolderInUse } from '../../db/folder-claim.ts'
 import { migrate } from '../../db/migrate.ts'
+import addresses from '../../plugins/addresses.ts'
 import authentication from '../../plugins/authentication.ts'
 import configPlugin from '../../plugins/config.ts'
 import database from '../../plugins/database.ts'
@@ -135,6 +136,7 @@ async function findDatabase(config: Config): Promise<{ url: string; embedded?: E
 async function openProduct(config: Config): Promise<FastifyInstance> {
   const app = Fastify({ logger: { level: 'warn', serializers: { err: (err: unknown) => serializeError(err) } } })
   app.register(configPlugin, { config })
+  app.register(addresses)
   app.register(metrics)
   app.register(redis)
   app.register(database)
