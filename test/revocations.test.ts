@@ -16,7 +16,7 @@ function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): v
   const { query } = app.gate
   app.gate.query = (scope, statement, values) => {
     const read = () => query(scope, statement, values)
-    return statement.name.endsWith('revocations') || statement.name === 'revocations_since' ? act(read) : read()
+    return statement.name.startsWith('revocations_') ? act(read) : read()
   }
 }
 
@@ -43,9 +43,10 @@ t.test('a process that was halted has missed nothing', async (t) => {
   const acme = await createTenant(app, 'acme')
   t.equal((await acme.anonymous(me)).statusCode, 401)
   // read, and then nothing for longer than what is published lives
+  let halts = 0
   onRead(app, async (read) => {
     const rows = await read()
-    await sleep(5500)
+    if (halts++ === 0) await sleep(5500)
     return rows
   })
   await eventually(() => app.revocations.stats().lag_ms > 1000)
