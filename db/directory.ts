@@ -146,11 +146,19 @@ export const revocationsSnapshot = statement(
   (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
 )
 
-/** A page of the living revocations, by tenant and id. */
+/**
+ * A page of the living revocations, by tenant and id: a line for each, with its kind, tenant, subject, seconds left and state, and
+ * a space between them. No state is null.
+ */
 export const revocationsPage = statement(
   'revocations_page',
-  (_, $: { after_tenant: string; after_id: number; limit: number }) => sql<Revocation & { id: number }>`
-  select tenant_id, id::float8 as id, kind, subject, state, seconds_left
+  (_, $: { after_tenant: string; after_id: number; limit: number }) => sql<{
+    found: number
+    last_tenant: string
+    last_id: number
+    entries: string
+  }>`
+  select found, last_tenant, last_id::float8 as last_id, entries
   from revocations_page(${$.after_tenant}, ${$.after_id}::bigint, ${$.limit}::int)`,
   { slow: true }
 )

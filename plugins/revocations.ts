@@ -85,13 +85,15 @@ export default fp(
       }
       const [now] = await app.gate.query(nobody, revocationsSnapshot, {})
       if (!now) throw new Error('the database gave no snapshot')
-      let after = { after_tenant: firstId, after_id: 0 }
-      for (;;) {
-        const rows = await app.gate.query(nobody, revocationsPage, { ...after, limit: pageRows })
-        for (const row of rows) memory.remember(row)
-        const last = rows.at(-1)
-        if (!last || rows.length < pageRows) break
-        after = { after_tenant: last.tenant_id, after_id: last.id }
+      const readPage = (after_tenant: string, after_id: number) =>
+        app.gate.query(nobody, revocationsPage, { after_tenant, after_id, limit: pageRows })
+      let page: ReturnType<typeof readPage> | undefined = readPage(firstId, 0)
+      while (page) {
+        const [read]: Awaited<typeof page> = await page
+        if (!read) throw new Error('the database gave no page')
+        // asked for before this one is remembered, so that the database and this process work at once
+        page = read.found === pageRows ? readPage(read.last_tenant, read.last_id) : undefined
+        if (read.found > 0) memory.rememberLines(read.entries)
       }
       await readUnseen(now.snapshot)
       tell(undefined)

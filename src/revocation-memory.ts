@@ -38,19 +38,35 @@ export function createRevocationMemory(now: () => number = () => performance.now
   const minuteOf = (value: number | Mark) => Math.floor(stampOf(value) / (codes * generations))
   const generationOf = (value: number | Mark) => Math.floor(stampOf(value) / codes) % generations
 
+  /** Entries about one subject come in the order in which they were written. */
+  function remember({ kind, tenant_id, subject, state, seconds_left }: Revoked): void {
+    const minute = Math.ceil((now() / 1000 + seconds_left) / 60)
+    const stamp = (minute * generations + generation) * codes
+    if (kind === 'session') sessions.set(flat(subject), stamp)
+    else if (kind === 'member') members.set(flat(tenant_id + subject), stamp + codeOf(state))
+    else if (kind === 'sessions' && state !== null) {
+      const kept = state.length > 36 ? flat(state.slice(37)) : undefined
+      marks.set(flat(tenant_id + subject), { through: millisecondOf(state), kept, stamp })
+    } else if (kind === 'tenant') {
+      if (state === 'suspended') suspended.set(flat(subject), stamp)
+      else suspended.delete(subject)
+    }
+  }
+
   return {
-    /** Entries about one subject come in the order in which they were written. */
-    remember({ kind, tenant_id, subject, state, seconds_left }: Revoked): void {
-      const minute = Math.ceil((now() / 1000 + seconds_left) / 60)
-      const stamp = (minute * generations + generation) * codes
-      if (kind === 'session') sessions.set(subject, stamp)
-      else if (kind === 'member') members.set(flat(tenant_id + subject), stamp + codeOf(state))
-      else if (kind === 'sessions' && state !== null) {
-        const kept = state.length > 36 ? state.slice(37) : undefined
-        marks.set(flat(tenant_id + subject), { through: millisecondOf(state), kept, stamp })
-      } else if (kind === 'tenant') {
-        if (state === 'suspended') suspended.set(subject, stamp)
-        else suspended.delete(subject)
+    remember,
+
+    /** Remembers a line for each entry: kind, tenant, subject, seconds left, and the state if there is one. */
+    rememberLines(lines: string): void {
+      for (const line of lines.split('\n')) {
+        const [kind, tenant_id = '', subject = '', seconds, ...state] = line.split(' ')
+        remember({
+          kind: kind as Revoked['kind'],
+          tenant_id,
+          subject,
+          seconds_left: Number(seconds),
+          state: state.length > 0 ? state.join(' ') : null
+        })
       }
     },
 
@@ -135,5 +151,5 @@ function codeOf(state: string | null): number {
 /** The first 48 bits of an id: the millisecond in which a session was opened. */
 const millisecondOf = (id: string) => Number.parseInt(id.slice(0, 8) + id.slice(9, 13), 16)
 
-/** A joined string keeps both of its parts; a copy is half as large. */
+/** A joined string keeps both of its parts, and a part of a page the whole page; a copy is small. */
 const flat = (text: string) => Buffer.from(text, 'latin1').toString('latin1')
