@@ -58,7 +58,7 @@ export default fp(
       const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
       if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')
       if (busy) app.log.info('audit events are being read, and are dropped later')
-      if (dropped > 0 || mayPrune) await all(pruneAuditSeals)()
+      if (dropped > 0 || mayPrune) await all(pruneAuditSeals, {})()
       mayPrune = false
     }
 
