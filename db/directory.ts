@@ -112,7 +112,7 @@ export const mySessionsPage = statement(
   { slow: true }
 )
 
-/** Ends one session of the user (`one`), or all but one (`keep`); publishes and audits each. */
+/** Ends one session of the user (`one`), or all but one (`keep`) by one mark in each tenant; publishes and audits it. */
 export const endMySessions = statement(
   'end_my_sessions',
   (_, $: { one: string | null; keep: string | null; token_seconds: number }) => sql<{ ended: number }>`
@@ -128,26 +128,47 @@ export const endMyIdentity = statement(
   { writes: true }
 )
 
+/**
+ * What must no longer be believed, for `seconds_left` more. `member`: the role that the person now has, or null for none.
+ * `sessions`: `<through>` or `<through> <kept>`, see db/migrations/0009_session_marks.ts. `tenant`: its status.
+ */
 export type Revocation = {
-  next: string
-  id: string | null
   tenant_id: string
-  kind: 'session' | 'member' | 'tenant' | 'plan'
+  kind: 'session' | 'sessions' | 'member' | 'tenant' | 'plan'
   subject: string
   state: string | null
-  expires_at: Date
+  seconds_left: number
 }
 
-const revocations = (name: string, options: { slow?: boolean }) =>
-  statement(
-    name,
-    (_, $: { seen: string }) => sql<Revocation>`
-  select next::text, id::text, tenant_id, kind, subject, state, expires_at from revocations_since(${$.seen}::text::xid8)`,
-    options
-  )
-export const revocationsSince = revocations('revocations_since', {})
-/** From the beginning there may be many. */
-export const allRevocations = revocations('all_revocations', { slow: true })
+/** What the next reader has seen already if it reads all living revocations after this. */
+export const revocationsSnapshot = statement(
+  'revocations_snapshot',
+  (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
+)
+
+/**
+ * A page of the living revocations, by tenant and id: a line for each, with its kind, tenant, subject, seconds left and state, and
+ * a space between them. No state is null.
+ */
+export const revocationsPage = statement(
+  'revocations_page',
+  (_, $: { after_tenant: string; after_id: number; limit: number }) => sql<{
+    found: number
+    last_tenant: string
+    last_id: number
+    entries: string
+  }>`
+  select found, last_tenant, last_id::float8 as last_id, entries
+  from revocations_page(${$.after_tenant}, ${$.after_id}::bigint, ${$.limit}::int)`,
+  { slow: true }
+)
+
+/** The snapshot of this read, then each revocation that was not visible in the snapshot `seen`, once. */
+export const revocationsUnseen = statement(
+  'revocations_unseen',
+  (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & Revocation)>`
+  select snapshot, tenant_id, kind, subject, state, seconds_left from revocations_unseen(${$.seen}::text::pg_snapshot)`
+)
 
 export const peppersInUse = statement(
   'peppers_in_use',
@@ -159,6 +180,14 @@ export const sweep = statement(
   'sweep',
   (_, $: { batch: number }) => sql<{ removed: number }>`
   select sweep(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+/** Removes sessions that were ended so long ago. */
+export const sweepSessions = statement(
+  'sweep_sessions',
+  (_, $: { batch: number; age_seconds: number }) => sql<{ removed: number }>`
+  select sweep_sessions(${$.batch}, make_interval(secs => ${$.age_seconds}))::int as removed`,
   { writes: true }
 )
 

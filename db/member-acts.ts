@@ -39,7 +39,7 @@ export async function removeMember(trx: TenantTransaction, act: Act): Promise<Me
   const oneself = act.actor_id === act.user_id
   if (!oneself && (!mayManage(actor, 'admin') || !mayManage(actor, target))) return 'forbidden'
   if (target === 'owner' && owners === 1) return 'last_owner'
-  // one by one as well: somebody who comes back in the same role must not bring old tokens back to life
+  // the mark as well: somebody who comes back in the same role must not bring old tokens back to life
   await endMemberSessions(trx, act.user_id, act.token_seconds)
   await deleteMember(trx, act.user_id)
   await publishMember(trx, act.user_id, null, act.token_seconds)

@@ -51,7 +51,7 @@ export async function updateRole(trx: TenantTransaction, userId: string, role: R
     .execute()
 }
 
-/** The membership and, by its key, the sessions in this tenant. */
+/** The membership and, by a trigger, up to 1,000 sessions in this tenant; the sweep removes others. */
 export async function deleteMember(trx: TenantTransaction, userId: string): Promise<void> {
   await trx.deleteFrom('memberships').where('user_id', '=', userId).execute()
 }

@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import { recordAudit } from './audit.ts'
 import type { TenantTransaction } from './gate.ts'
 import { statement } from './statement.ts'
-import type { TenantStatus } from './tables.ts'
+import { changeTenant } from './tenant-status.ts'
 
 /** What a plan allows; null: as the server's settings say. `requests` 0 is no limit, `storage_quota` is bytes. */
 export type PlanLimits = {
@@ -31,20 +31,7 @@ export const setPlan = statement(
  * Gives the gate's tenant another plan, tells every process, and records it. The database refuses a plan that there is not
  * (foreign_key_violation).
  */
-export async function changePlan(
-  trx: TenantTransaction,
-  tenant: { id: string; status: TenantStatus },
-  plan: string
-): Promise<void> {
-  await trx
-    .updateTable('tenants')
-    .set({ plan, version: sql`version + 1`, updated_at: sql`now()` })
-    .where('id', '=', tenant.id)
-    .execute()
-  const expires_at = sql<Date>`now() + interval '1 minute'`
-  await trx
-    .insertInto('revocations')
-    .values({ kind: 'tenant', subject: tenant.id, state: tenant.status, expires_at })
-    .execute()
-  await recordAudit(trx, { action: 'tenant.plan_changed', target_id: tenant.id, detail: { after: { plan } } })
+export async function changePlan(trx: TenantTransaction, tenantId: string, plan: string): Promise<void> {
+  await changeTenant(trx, tenantId, sql`plan = ${plan}`)
+  await recordAudit(trx, { action: 'tenant.plan_changed', target_id: tenantId, detail: { after: { plan } } })
 }

@@ -16,18 +16,18 @@ export async function publishMember(
   await trx.insertInto('revocations').values({ kind: 'member', subject: userId, state, expires_at }).execute()
 }
 
-/** Ends and publishes every open session of a person in the gate's tenant. Resolves to how many there were. */
+/**
+ * Ends every open session of a person in the gate's tenant by one mark, and publishes it: what is written is bounded, however
+ * many sessions there are. Resolves to how many were open.
+ */
 export async function endMemberSessions(trx: TenantTransaction, userId: string, tokenSeconds: number): Promise<number> {
   const { rows } = await sql<{ ended: number }>`
-    with ended as (
-      update sessions set revoked_at = now()
-      where tenant_id = current_tenant_id() and user_id = ${userId} and revoked_at is null
-      returning id
+    with over as materialized (
+      select ended, state from end_sessions(current_tenant_id(), ${userId}, null)
     ), published as (
-      insert into revocations (kind, subject, expires_at)
-      select 'session', id, now() + make_interval(secs => ${tokenSeconds}) from ended
-      returning 1
+      insert into revocations (kind, subject, state, expires_at)
+      select 'sessions', ${userId}::uuid, state, now() + make_interval(secs => ${tokenSeconds}) from over
     )
-    select count(*)::int as ended from published`.execute(trx)
+    select ended::int as ended from over`.execute(trx)
   return rows[0]?.ended ?? 0
 }

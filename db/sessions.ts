@@ -3,10 +3,17 @@ import type { Role } from '../src/roles.ts'
 import type { TenantTransaction } from './gate.ts'
 import { statement } from './statement.ts'
 
-type Admission = { outcome: 'opened' | 'suspended' | 'disabled' | 'outdated'; email: string; role: Role }
+type Refusal = 'suspended' | 'disabled' | 'outdated'
+type Admission = { email: string; role: Role } & (
+  | { outcome: 'opened'; session_id: string }
+  | { outcome: Refusal; session_id: null }
+)
 
 /**
  * Opens a session in the gate's tenant for the gate's user, marks the tenant as used and records it. No row: not a member.
+ *
+ * The database makes the id, above the mark of the membership (`ended_through`), and ends the oldest session when there are
+ * more than 100: `open_session` in db/migrations/0009_session_marks.ts.
  *
  * The user's row is locked against a new password, and `password_version` is what the password was checked against: a
  * sign-in with the old one either is seen, and ended, by the change of password, or is refused here as `outdated`.
@@ -18,8 +25,8 @@ export const openSession = statement(
     $: {
       tenant_id: string
       user_id: string
-      session_id: string
-      expires_at: Date
+      session_seconds: number
+      token_seconds: number
       password_version: number
       action: string
     }
@@ -35,17 +42,14 @@ export const openSession = statement(
     from memberships m join users u on u.id = m.user_id join tenants t on t.id = m.tenant_id
     where m.tenant_id = ${$.tenant_id} and m.user_id = ${$.user_id}
     for share of u
-  ), opened as (
-    insert into sessions (id, user_id, expires_at)
-    select ${$.session_id}, id, ${$.expires_at} from member where outcome = 'opened'
-    returning id
-  ), used as (
-    update memberships set last_used_at = now()
-    where tenant_id = ${$.tenant_id} and user_id = ${$.user_id} and exists (select from opened)
+  ), opened as materialized (
+    select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds})) as id
+    from member where outcome = 'opened'
   ), audited as (
-    insert into audit_events (action, session_id) select ${$.action}, id from opened
+    insert into audit_events (action, session_id) select ${$.action}, id from opened where id is not null
   )
-  select outcome, email, role from member`,
+  select m.outcome, m.email, m.role, o.id as session_id from member m left join opened o on true
+  where m.outcome <> 'opened' or o.id is not null`,
   { writes: true }
 )
 
@@ -83,7 +87,7 @@ export const rotateSession = statement(
   with verdict as materialized (
     select f.id, f.user_id, u.email, m.role,
       case
-        when f.revoked_at is not null then 'revoked'
+        when f.revoked_at is not null or session_is_over(f.id, m.ended_through, m.kept_session) then 'revoked'
         when t.status <> 'active' then 'suspended'
         when u.disabled_at is not null then 'disabled'
         when f.expires_at <= now() or f.rotated_at + make_interval(secs => ${$.idle_seconds}) <= now() then 'expired'
@@ -119,9 +123,11 @@ export const endSession = statement(
   'end_session',
   (_, $: { tenant_id: string; session_id: string; token_seconds: number }) => sql<{ user_id: string }>`
   with ended as (
-    update sessions set revoked_at = now()
-    where tenant_id = ${$.tenant_id} and id = ${$.session_id} and revoked_at is null
-    returning id, user_id
+    update sessions s set revoked_at = now()
+    where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and not exists (
+      select from memberships m where m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
+        and session_is_over(s.id, m.ended_through, m.kept_session))
+    returning s.id, s.user_id
   ), published as (
     insert into revocations (kind, subject, expires_at)
     select 'session', id, now() + make_interval(secs => ${$.token_seconds}) from ended
@@ -140,14 +146,21 @@ export const findOpenSession = statement(
   'find_open_session',
   (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<{ password_version: number }>`
   select u.password_version from sessions s join users u on u.id = s.user_id
+  join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
   where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
+    and not session_is_over(s.id, m.ended_through, m.kept_session)
     and s.rotated_at + make_interval(secs => ${$.idle_seconds}) > now()`
 )
 
-/** The first session of somebody who is just being made a member, in the same transaction. */
-export async function insertSession(
+/** Opens the first session of somebody who is just being made a member, in the same transaction. Resolves to its id. */
+export async function openFirstSession(
   trx: TenantTransaction,
-  session: { id: string; user_id: string; expires_at: Date }
-): Promise<void> {
-  await trx.insertInto('sessions').values(session).execute()
+  session: { user_id: string; session_seconds: number; token_seconds: number }
+): Promise<string> {
+  const { rows } = await sql<{ id: string | null }>`
+    select open_session(${session.user_id}, make_interval(secs => ${session.session_seconds}),
+      make_interval(secs => ${session.token_seconds})) as id`.execute(trx)
+  const id = rows[0]?.id
+  if (!id) throw new Error('a first session needs a membership')
+  return id
 }

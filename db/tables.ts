@@ -64,7 +64,7 @@ export type SessionsTable = {
 }
 
 export type RevocationsTable = {
-  kind: ColumnType<never, 'session' | 'member' | 'tenant', never>
+  kind: ColumnType<never, 'session' | 'sessions' | 'member' | 'tenant', never>
   subject: ColumnType<never, string, never>
   state: ColumnType<never, string | null, never>
   expires_at: ColumnType<never, Date, never>

@@ -1,7 +1,33 @@
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import { recordAudit } from './audit.ts'
 import type { TenantTransaction } from './gate.ts'
 import type { TenantStatus } from './tables.ts'
+
+/** Long after each process has read it, or has given up serving. */
+const newsSeconds = 60
+
+/**
+ * Changes columns of the gate's tenant and publishes its status, so that every process forgets what it remembers of it.
+ *
+ * One statement: the status that is published is the one of the row while this change has it locked. A status that was read
+ * before could be from before a suspension, and would make a suspended agency's tokens good again.
+ *
+ * `seconds` is for how long the entry lives.
+ */
+export async function changeTenant(
+  trx: TenantTransaction,
+  tenantId: string,
+  columns: RawBuilder<unknown>,
+  seconds = newsSeconds
+): Promise<void> {
+  await sql`
+    with changed as (
+      update tenants set ${columns}, version = version + 1, updated_at = now() where id = ${tenantId}
+      returning id, status
+    )
+    insert into revocations (kind, subject, state, expires_at)
+    select 'tenant', id, status, now() + make_interval(secs => ${seconds}) from changed`.execute(trx)
+}
 
 /**
  * Suspends or resumes the gate's tenant, tells every process, and records it. With `purgeAfter` (seconds) the tenant is
@@ -22,19 +48,13 @@ export async function setTenantStatus(
     purgeAfter?: number
   }
 ): Promise<void> {
-  await trx
-    .updateTable('tenants')
-    .set({
-      status,
-      // only who resumes a tenant takes its deletion back
-      ...(status === 'active' && { purge_at: null }),
-      ...(purgeAfter !== undefined && { purge_at: sql<Date>`now() + make_interval(secs => ${purgeAfter})` }),
-      version: sql`version + 1`,
-      updated_at: sql`now()`
-    })
-    .where('id', '=', tenantId)
-    .execute()
-  const expires_at = sql<Date>`now() + make_interval(secs => ${tokenSeconds})`
-  await trx.insertInto('revocations').values({ kind: 'tenant', subject: tenantId, state: status, expires_at }).execute()
+  // only who resumes a tenant takes its deletion back
+  const purgeAt =
+    purgeAfter !== undefined
+      ? sql`now() + make_interval(secs => ${purgeAfter})`
+      : status === 'active'
+        ? sql`null`
+        : sql`purge_at`
+  await changeTenant(trx, tenantId, sql`status = ${status}, purge_at = ${purgeAt}`, tokenSeconds)
   await recordAudit(trx, { action, target_id: tenantId })
 }

@@ -18,6 +18,7 @@ import {
 import { createKeyRing } from '../src/keys.ts'
 import { createRefreshTokens, type RefreshToken } from '../src/refresh-tokens.ts'
 import { type Access, allows, type Role, roles } from '../src/roles.ts'
+import { clockToleranceSeconds } from '../src/token-life.ts'
 import { createTokenMemory } from '../src/token-memory.ts'
 
 const uuid = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
@@ -89,7 +90,6 @@ declare module 'fastify' {
 
 const cachedTokens = 20_000
 const maxTokenLength = 4096
-const clockToleranceSeconds = 60
 const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
 
 /**

@@ -7,7 +7,8 @@ import {
   sweepFailures,
   sweepIdempotencyKeys,
   sweepInvitations,
-  sweepOutbox
+  sweepOutbox,
+  sweepSessions
 } from '../db/directory.ts'
 import type { Statement } from '../db/statement.ts'
 import { createAuditKeys } from '../src/audit-keys.ts'
@@ -57,7 +58,7 @@ export default fp(
       const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
       if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')
       if (busy) app.log.info('audit events are being read, and are dropped later')
-      if (dropped > 0 || mayPrune) await all(pruneAuditSeals)()
+      if (dropped > 0 || mayPrune) await all(pruneAuditSeals, {})()
       mayPrune = false
     }
 
@@ -70,10 +71,15 @@ export default fp(
     }
 
     /** A batch at a time until nothing is left, so that what dies faster than once a minute is kept up with. */
-    const all = (sweeping: Statement<{ batch: number }, { removed: number }>) => async () => {
-      for (;;) {
-        const [swept] = await app.gate.query(nobody, sweeping, { batch })
-        if (!swept || swept.removed < batch || closed) return
+    function all<Values extends object>(
+      sweeping: Statement<Values & { batch: number }, { removed: number }>,
+      values: Values
+    ): () => Promise<void> {
+      return async () => {
+        for (;;) {
+          const [swept] = await app.gate.query(nobody, sweeping, { ...values, batch })
+          if (!swept || swept.removed < batch || closed) return
+        }
       }
     }
 
@@ -82,11 +88,13 @@ export default fp(
       purge,
       seal,
       drop,
-      sweep: all(sweep),
-      outbox: all(sweepOutbox),
-      idempotency: all(sweepIdempotencyKeys),
-      invitations: all(sweepInvitations),
-      failures: all(sweepFailures)
+      sweep: all(sweep, {}),
+      // an ended session is kept for as long as one that nobody uses
+      sessions: all(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
+      outbox: all(sweepOutbox, {}),
+      idempotency: all(sweepIdempotencyKeys, {}),
+      invitations: all(sweepInvitations, {}),
+      failures: all(sweepFailures, {})
     }
 
     /** One that fails keeps none of the others from its turn. */

@@ -1,10 +1,12 @@
+import { setImmediate as breathe } from 'node:timers/promises'
 import fp from 'fastify-plugin'
-import { allRevocations, revocationsSince } from '../db/directory.ts'
+import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../db/directory.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../src/errors.ts'
+import { createRevocationMemory } from '../src/revocation-memory.ts'
+import { firstId } from '../src/uuids.ts'
 import type { AccessClaims } from './authentication.ts'
 
 type TenantListener = (tenantId: string | undefined) => void
-type Entry = { id: bigint; state: string | null; expires_at: number }
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -24,26 +26,28 @@ declare module 'fastify' {
 const intervalMs = 500
 const staleAfterMs = 5000
 const topic = 'revocations'
+const never = -2 * staleAfterMs
+const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: tenantSuspended }
+
+/** Rows of one statement when all are read: each page has the time-out of a statement for itself. */
+const pageRows = 10_000
+const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
  * Remembers which issued tokens must be refused. A revocation is a row, written by the transaction that causes it; every
- * process reads the new ones twice a second, by transaction id, so that no commit is missed however late it comes. News through
- * Redis only makes a process read sooner.
+ * process reads the new ones twice a second: those that were not visible in the snapshot of its last read, so that no commit
+ * is missed however late it comes, and none is read twice. News through Redis only makes a process read sooner.
  *
  * When nothing could be read for five seconds, nothing is known and signed-in requests get 503.
  */
 export default fp(
   async (app) => {
-    const sessions = new Map<string, Entry>()
-    const members = new Map<string, Entry>()
-    const tenants = new Map<string, Entry>()
-    /** By the entry and not by the plan: two of them changed at once have no order. */
-    const plans = new Map<string, Entry>()
-    const everything = [sessions, members, tenants, plans]
+    const memory = createRevocationMemory()
     const listeners: TenantListener[] = []
-    let seen = '0'
+    /** The snapshot of the last read; undefined: everything is to be read. */
+    let seen: string | undefined
     /** By a clock that nobody sets; before the first read nothing is known. */
-    let lastRead = -2 * staleAfterMs
+    let lastRead = never
     let reading: Promise<void> | undefined
     let next: Promise<void> | undefined
     let timer: NodeJS.Timeout | undefined
@@ -52,37 +56,69 @@ export default fp(
       for (const listener of listeners) listener(tenantId)
     }
 
-    /** Before all is read again: a failover may have undone what was read before, and then it is true no more. */
-    function forgetAll(): void {
-      for (const entries of everything) entries.clear()
-      tell(undefined)
-    }
-
     async function read(): Promise<void> {
-      const startedAt = performance.now()
       // whoever was halted for so long may have missed what has expired since
-      if (startedAt - lastRead > staleAfterMs) seen = '0'
-      const all = seen === '0'
+      if (performance.now() - lastRead > staleAfterMs) {
+        memory.clear()
+        seen = undefined
+      }
       try {
-        const news = all ? allRevocations : revocationsSince
-        const rows = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, news, { seen })
-        if (all) forgetAll()
-        for (const { id, kind, tenant_id, subject, state, expires_at } of rows) {
-          if (id === null) continue
-          const entry = { id: BigInt(id), state, expires_at: expires_at.getTime() }
-          if (kind === 'session') sessions.set(subject, entry)
-          else if (kind === 'member') keepNewest(members, memberKey(tenant_id, subject), entry)
-          else if (kind === 'plan') keepNewest(plans, id, entry) && tell(undefined)
-          else keepNewest(tenants, subject, entry) && tell(subject)
-        }
-        seen = rows[0]?.next ?? seen
-        lastRead = startedAt
+        if (seen === undefined) await readAll()
+        else await readUnseen(seen)
       } catch (err) {
         // after a failover transaction ids may come again, and what was published meanwhile may be gone by the next read
-        seen = '0'
+        seen = undefined
         tell(undefined)
         throw err
       }
+    }
+
+    /**
+     * Reads every living revocation by pages, and then what was not visible when that began. Until the end, what was known
+     * before stays known and the time of the last whole read counts: a part of the facts is no reason to serve. A failover
+     * may have undone what was read before, and so whatever is not seen again is dropped.
+     */
+    async function readAll(): Promise<void> {
+      if (!memory.beginReread()) {
+        lastRead = never
+        memory.clear()
+      }
+      const [now] = await app.gate.query(nobody, revocationsSnapshot, {})
+      if (!now) throw new Error('the database gave no snapshot')
+      const readPage = (after_tenant: string, after_id: number) =>
+        app.gate.query(nobody, revocationsPage, { after_tenant, after_id, limit: pageRows })
+      let page: ReturnType<typeof readPage> | undefined = readPage(firstId, 0)
+      while (page) {
+        const [read]: Awaited<typeof page> = await page
+        if (!read) throw new Error('the database gave no page')
+        // asked for before this one is remembered, so that the database and this process work at once
+        page = read.found === pageRows ? readPage(read.last_tenant, read.last_id) : undefined
+        if (read.found > 0) memory.rememberLines(read.entries)
+      }
+      await readUnseen(now.snapshot)
+      tell(undefined)
+      for (const _ of memory.endReread()) await breathe()
+    }
+
+    async function readUnseen(before: string): Promise<void> {
+      const startedAt = performance.now()
+      const rows = await app.gate.query(nobody, revocationsUnseen, { seen: before })
+      const changed = new Set<string | undefined>()
+      let snapshot = before
+      for (const [index, row] of rows.entries()) {
+        if (index % pageRows === pageRows - 1) await breathe()
+        if (row.snapshot !== null) {
+          snapshot = row.snapshot
+          continue
+        }
+        memory.remember(row)
+        // by the entry and not by the plan: two of them changed at once have no order
+        if (row.kind === 'plan') changed.add(undefined)
+        else if (row.kind === 'tenant') changed.add(row.subject)
+      }
+      for (const tenantId of changed) tell(tenantId)
+      seen = snapshot
+      lastRead = startedAt
     }
 
     /** One read at a time; all who ask while one is under way share the one that starts after it. */
@@ -106,28 +142,17 @@ export default fp(
 
     function poll(): void {
       timer = setTimeout(() => {
-        prune()
+        memory.prune()
         readOrWarn().finally(poll)
       }, intervalMs)
       timer.unref()
     }
 
-    function prune(): void {
-      const now = Date.now()
-      for (const entries of everything) {
-        for (const [key, entry] of entries) if (entry.expires_at < now) entries.delete(key)
-      }
-    }
-
     app.decorate('revocations', {
       find(claims: AccessClaims) {
         if (performance.now() - lastRead > staleAfterMs) return unavailable({ headers: { 'retry-after': '1' } })
-        if (sessions.has(claims.sid)) return sessionRevoked()
-        const member = members.get(memberKey(claims.tenant_id, claims.user_id))
-        if (member?.state === null) return sessionRevoked()
-        if (member && member.state !== claims.role) return tokenExpired()
-        if (tenants.get(claims.tenant_id)?.state === 'suspended') return tenantSuspended()
-        return undefined
+        const reason = memory.find(claims)
+        return reason && refusals[reason]()
       },
       readNow() {
         app.shared.announce(topic)
@@ -135,7 +160,7 @@ export default fp(
       },
       onTenantChange: (listener: TenantListener) => void listeners.push(listener),
       stats: () => ({
-        entries: sessions.size + members.size + tenants.size,
+        entries: memory.size(),
         lag_ms: Math.round(performance.now() - lastRead)
       })
     })
@@ -161,14 +186,3 @@ export default fp(
   },
   { name: 'revocations', dependencies: ['database', 'redis', 'metrics'] }
 )
-
-const memberKey = (tenantId: string, userId: string) => tenantId + userId
-
-/** Of two entries about one subject the higher id is the later one. Says whether this one was news. */
-function keepNewest(entries: Map<string, Entry>, key: string, entry: Entry): boolean {
-  const known = entries.get(key)
-  if (known && known.id >= entry.id) return false
-  // what was known for longer must not be forgotten earlier
-  entries.set(key, { ...entry, expires_at: Math.max(entry.expires_at, known?.expires_at ?? 0) })
-  return true
-}

@@ -82,6 +82,8 @@ export function buildApp(
     // how long a body may take depends on its route: plugins/request-body.ts
     requestTimeout: 0,
     connectionTimeout: 60_000,
+    // the first read of a million revocations takes seconds, and more where all processes start at once
+    pluginTimeout: 60_000,
     // longer than a load balancer keeps its idle connections
     keepAliveTimeout: 75_000,
     http: {

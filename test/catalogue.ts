@@ -55,7 +55,9 @@ export const definerFunctions = [
   'purge_tenant()',
   'release_address(text)',
   'required_step()',
+  'revocations_page(uuid,bigint,integer)',
   'revocations_since(xid8)',
+  'revocations_unseen(pg_snapshot)',
   'seal_audit(interval)',
   'seal_audit_events(bigint,bytea,bytea)',
   'set_plan(text,integer,integer,bigint)',
@@ -64,13 +66,14 @@ export const definerFunctions = [
   'sweep_idempotency_keys(integer)',
   'sweep_invitations(integer)',
   'sweep_outbox(integer)',
+  'sweep_sessions(integer,interval)',
   'sweep_sign_in_failures(integer)',
   'tenant_entry(uuid)',
   'tenant_limits(uuid)'
 ]
 
-/** Called by a trigger only, so the server may not call it. */
-export const triggerFunctions = ['publish_disabled()']
+/** Called by triggers only, so the server may not call it. */
+export const triggerFunctions = ['publish_disabled()', 'remove_sessions()', 'replace_revocation()']
 
 /** As PostgreSQL writes `tenant_id = (select current_tenant_id())`. */
 export const canonicalPredicate = '(tenant_id = ( SELECT current_tenant_id() AS current_tenant_id))'

@@ -1,14 +1,30 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
 import t from 'tap'
-import { setPlan } from '../db/plans.ts'
+import { revocationsUnseen } from '../db/directory.ts'
+import { changePlan, setPlan } from '../db/plans.ts'
+import { endSession } from '../db/sessions.ts'
+import { changeTenant, setTenantStatus } from '../db/tenant-status.ts'
 import { withClient } from './databases.ts'
-import { allRows, asOwner, createTenant, eventually, send, startApp, type TestApp } from './harness.ts'
+import {
+  allRows,
+  asOwner,
+  createTenant,
+  eventually,
+  post,
+  send,
+  startApp,
+  type TestApp,
+  type Tokens
+} from './harness.ts'
 
 /*
  * What a process knows of revocations is what the database has, whatever has become of either meanwhile.
  */
 
 const me = '/api/v1/users/me'
+const sidOf = ({ access_token }: Tokens): string =>
+  JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** What becomes of each further read of revocations. */
@@ -16,7 +32,7 @@ function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): v
   const { query } = app.gate
   app.gate.query = (scope, statement, values) => {
     const read = () => query(scope, statement, values)
-    return statement.name.endsWith('revocations') || statement.name === 'revocations_since' ? act(read) : read()
+    return statement.name.startsWith('revocations_') ? act(read) : read()
   }
 }
 
@@ -43,9 +59,10 @@ t.test('a process that was halted has missed nothing', async (t) => {
   const acme = await createTenant(app, 'acme')
   t.equal((await acme.anonymous(me)).statusCode, 401)
   // read, and then nothing for longer than what is published lives
+  let halts = 0
   onRead(app, async (read) => {
     const rows = await read()
-    await sleep(5500)
+    if (halts++ === 0) await sleep(5500)
     return rows
   })
   await eventually(() => app.revocations.stats().lag_ms > 1000)
@@ -81,4 +98,157 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
   })
   await app.revocations.readNow()
   t.match(await app.tenants.limitsOf(acme.id), { requests: 20 })
+})
+
+t.test('one subject has one living entry, which lives for as long as any of them would', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const entry = 'insert into revocations (kind, subject, state, expires_at) values ($1, $2, $3, now() + $4::interval)'
+  const roles = Array.from({ length: 300 }, (_, index) => (index % 2 === 0 ? 'viewer' : 'owner'))
+  await asOwner(app.database, acme.id, acme.owner.id, [
+    [entry, ['member', acme.owner.id, 'viewer', '1 day']],
+    ...roles.map((role): [string, unknown[]] => [entry, ['member', acme.owner.id, role, '1 hour']]),
+    [entry, ['tenant', acme.id, 'active', '1 hour']]
+  ])
+  const rows = await allRows(
+    app.database,
+    "select kind, state, expires_at > now() + interval '23 hours' as long from revocations order by id"
+  )
+  t.strictSame(rows, [
+    { kind: 'member', state: 'owner', long: true },
+    { kind: 'tenant', state: 'active', long: false }
+  ])
+  await app.revocations.readNow()
+  t.equal((await acme.send(me)).statusCode, 200, 'the last word counts')
+})
+
+t.test('a transaction that stays open makes nothing be read twice, and is read when it commits', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const many = 100_000
+  let seen = ''
+  const read = async () => {
+    const rows = await app.gate.query(nobody, revocationsUnseen, { seen })
+    seen = rows[0]?.snapshot ?? ''
+    return rows.length - 1
+  }
+  await withClient(app.database.postgres, async (client) => {
+    await client.query('begin')
+    await client.query(
+      `insert into revocations (tenant_id, kind, subject, state, expires_at)
+       values ($1, 'member', $2, 'viewer', now() + interval '1 hour')`,
+      [acme.id, acme.owner.id]
+    )
+    seen = (await allRows(app.database, 'select pg_current_snapshot()::text as seen'))[0].seen
+    await asOwner(app.database, acme.id, acme.owner.id, [
+      [
+        `insert into revocations (kind, subject, expires_at)
+         select 'session', gen_random_uuid(), now() + interval '1 hour' from generate_series(1, $1::int)`,
+        [many]
+      ]
+    ])
+    t.equal(await read(), many)
+    for (let polls = 0; polls < 3; polls++) t.equal(await read(), 0)
+    const scanned = await allRows(
+      app.database,
+      `with read as materialized (select count(*) as n from revocations_unseen('${seen}'))
+       select n::int, (select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relname = 'revocations')::int as rows
+       from read`
+    )
+    t.strictSame(scanned, [{ n: 1, rows: 0 }], 'nor looked at')
+    await client.query('commit')
+  })
+  t.equal(await read(), 1)
+  t.equal(await read(), 0)
+  await eventually(async () => (await acme.send(me)).statusCode === 401)
+})
+
+t.test(
+  'a read of everything again keeps what it finds, drops what it does not, and counts when it is whole',
+  async (t) => {
+    const app = await startApp(t)
+    const acme = await createTenant(app, 'acme')
+    const status = async (token: string) => (await acme.with(token, me)).statusCode
+    const [kept, undone, late] = [await acme.signIn(), await acme.signIn(), await acme.signIn()]
+    const signOut = (refresh_token: string) => send(app, 'localhost', post('/auth/logout', { refresh_token }))
+    await signOut(kept.refresh_token)
+    await signOut(undone.refresh_token)
+    // as if a failover had lost it
+    await allRows(app.database, 'delete from revocations where id = (select max(id) from revocations)')
+
+    let failing = true
+    let whole = () => {}
+    const gap = new Promise<void>((done) => {
+      whole = done
+    })
+    const { query } = app.gate
+    app.gate.query = async (scope, statement, values) => {
+      if (failing && statement.name === 'revocations_unseen') throw new Error('Connection terminated')
+      const rows = await query(scope, statement, values)
+      // one that is published after its page was read
+      if (statement.name === 'revocations_page') await gap
+      return rows
+    }
+    await app.revocations.readNow()
+    failing = false
+    const reading = app.revocations.readNow()
+    await eventually(() => app.revocations.stats().lag_ms > 500)
+    t.strictSame([await status(kept.access_token), await status(undone.access_token)], [401, 401], 'all that was known')
+    const lagging = app.revocations.stats().lag_ms
+    await query({ tenant_id: acme.id, user_id: null, request: '' }, endSession, {
+      tenant_id: acme.id,
+      session_id: sidOf(late),
+      token_seconds: 1000
+    })
+    await eventually(() => app.revocations.stats().lag_ms > 5000, 15_000)
+    t.ok(lagging < 5000)
+    t.equal(await status(kept.access_token), 503, 'half of the facts are none')
+    whole()
+    await reading
+    app.gate.query = query
+    await app.revocations.readNow()
+    await eventually(async () => (await status(kept.access_token)) === 401)
+    t.equal(await status(late.access_token), 401)
+    t.equal(await status(undone.access_token), 200)
+  }
+)
+
+t.test('a plan or a name that changes beside a suspension leaves the agency suspended', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
+  const act = { action: 'tenant.suspended' as const, tokenSeconds: 1000 }
+  await app.gate.query(nobody, setPlan, { name: 'pro', requests: null, window_seconds: null, storage_quota: null })
+  const changes = [
+    () => app.gate.transaction(scope, (trx) => changePlan(trx, acme.id, 'pro')),
+    () => app.gate.transaction(scope, (trx) => changeTenant(trx, acme.id, sql`name = 'Another name'`))
+  ]
+  for (const change of changes) {
+    await app.gate.transaction(scope, (trx) =>
+      setTenantStatus(trx, acme.id, { status: 'active', action: 'tenant.resumed', tokenSeconds: 1000 })
+    )
+    await app.revocations.readNow()
+    t.equal((await acme.send(me)).statusCode, 200)
+    let changed: Promise<unknown> = Promise.resolve()
+    await app.gate.transaction(scope, async (trx) => {
+      await setTenantStatus(trx, acme.id, { status: 'suspended', ...act })
+      // begins before the suspension is there, and waits for it
+      changed = change()
+      await eventually(async () => {
+        const [row] = await allRows(
+          app.database,
+          "select count(*)::int as n from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
+        return row.n > 0
+      })
+    })
+    await changed
+    await app.revocations.readNow()
+    t.match((await acme.send(me)).json(), { status: 403, code: 'tenant_suspended' })
+    const rows = await allRows(
+      app.database,
+      "select state, expires_at > now() + interval '10 minutes' as long from revocations where kind = 'tenant'"
+    )
+    t.strictSame(rows, [{ state: 'suspended', long: true }])
+  }
 })

@@ -221,7 +221,9 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
           t.equal(await outcome(client, inA, copyOf([...new Set([...insert, 'tenant_id'])]), [foreign.row]), denied)
           t.equal(await outcome(client, inA, `update ${name} set tenant_id = '${b.tenant}'`), denied)
           // the same row where it belongs gets past the policy: it is there already
-          if (insert.includes('tenant_id')) t.equal(await outcome(client, inB, copyOf(whole), [foreign.row]), '23505')
+          // (or, of revocations, takes the place of the older entry about the same subject)
+          const again = name === 'revocations' ? 1 : '23505'
+          if (insert.includes('tenant_id')) t.equal(await outcome(client, inB, copyOf(whole), [foreign.row]), again)
         })
         await t.test("an upsert on another tenant's key has no effect there", async (t) => {
           const column = update.find((each) => !key.includes(each)) ?? whole.find((each) => !key.includes(each))

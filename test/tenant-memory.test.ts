@@ -120,7 +120,7 @@ t.test('what changes is in force in every process within a second, by id and by 
   t.test('another plan, and what it allows', async (t) => {
     const pro = { requests: 100, window_seconds: 60, storage_quota: 2 ** 30 }
     await app.gate.query(nobody, setPlan, { name: 'pro', ...pro })
-    await app.gate.transaction(scope, (trx) => changePlan(trx, { id: acme.id, status: 'active' }, 'pro'))
+    await app.gate.transaction(scope, (trx) => changePlan(trx, acme.id, 'pro'))
     await isSoon(t, { limits: pro })
     const more = { ...pro, requests: 200 }
     await app.gate.query(nobody, setPlan, { name: 'pro', ...more })
@@ -166,7 +166,7 @@ t.test('what cannot be remembered is read again', async (t) => {
       const lookups = watchLookups(app, () => door)
       const early = look()
       await eventually(() => lookups.length === 1)
-      await app.gate.transaction(scope, (trx) => changePlan(trx, { id: acme.id, status: 'active' }, plan))
+      await app.gate.transaction(scope, (trx) => changePlan(trx, acme.id, plan))
       await app.revocations.readNow()
       open()
       t.match(await early, { requests: before }, 'as it was when it was asked')

@@ -8,6 +8,7 @@ import {
   tenantMismatch,
   tenantSuspended
 } from '../../src/errors.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import type { Refresh } from './schemas.ts'
 
 const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () => Problem> = {
@@ -29,10 +30,15 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
   await app.limits.account(request, reply, `refresh ${token.family}`)
 
-  const { accessTokenTtl, refreshGrace, refreshTokenTtl } = app.config
+  const { refreshGrace, refreshTokenTtl } = app.config
   const [rotation] = await request.tenantQuery(
     rotateSession,
-    { ...token, grace_seconds: refreshGrace, idle_seconds: refreshTokenTtl, token_seconds: accessTokenTtl },
+    {
+      ...token,
+      grace_seconds: refreshGrace,
+      idle_seconds: refreshTokenTtl,
+      token_seconds: revocationSeconds(app.config)
+    },
     { tenant_id: token.tenant_id, user_id: null }
   )
   if (!rotation) throw invalidRefreshToken()

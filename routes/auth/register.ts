@@ -1,13 +1,14 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
-import { insertSession } from '../../db/sessions.ts'
+import { openFirstSession } from '../../db/sessions.ts'
 import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
 import { insertUser, readUser } from '../../db/users.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { emailTaken, notFound, slugTaken } from '../../src/errors.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import { presentTenant } from '../schemas.ts'
 import type { NewRegistration } from './schemas.ts'
 
@@ -21,15 +22,19 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
 
   const hash = await app.passwords.hash(password, request.party)
   const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
-  const sid = uuidv7()
-  await request.withTenant(async (trx) => {
+  const sid = await request.withTenant(async (trx) => {
     // slug before e-mail, always, so that two of these wait for each other in one order only; thrown, the refusal takes with
     // it what was written before
     if (!(await insertTenant(trx, { id: scope.tenant_id, ...tenant }))) throw slugTaken()
     if (!(await insertUser(trx, { id: scope.user_id, email, name, ...hash }))) throw emailTaken()
     await insertOwner(trx, scope.user_id)
-    await insertSession(trx, { id: sid, user_id: scope.user_id, expires_at: secondsFromNow(sessionMaxAge) })
-    await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id, session_id: sid })
+    const session_id = await openFirstSession(trx, {
+      user_id: scope.user_id,
+      session_seconds: sessionMaxAge,
+      token_seconds: revocationSeconds(app.config)
+    })
+    await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id, session_id })
+    return session_id
   }, scope)
   app.tenants.created(tenant.slug)
 
@@ -44,5 +49,3 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
     tenant: presentTenant(row, await app.storageQuota(row.id))
   }
 }
-
-const secondsFromNow = (seconds: number) => new Date(Date.now() + seconds * 1000)

@@ -1,5 +1,4 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { v7 as uuidv7 } from 'uuid'
 import { recordRefusedSignIn } from '../../db/audit.ts'
 import { type Identity, myTenantsByUse } from '../../db/directory.ts'
 import { openSession } from '../../db/sessions.ts'
@@ -7,6 +6,7 @@ import { replaceHash } from '../../db/users.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/errors.ts'
 import { type PasswordHash, requireHashablePassword, storedHash } from '../../src/passwords.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import type { SignIn } from './schemas.ts'
 
 type SignInRequest = FastifyRequest<{ Body: SignIn }>
@@ -40,14 +40,13 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   if (tenantId === undefined) throw notAMember()
   await renewHash(app, request, identity, stored, password)
 
-  const sid = uuidv7()
   const subject = { tenant_id: tenantId, user_id: identity.id }
   const [admission] = await request.tenantQuery(
     openSession,
     {
       ...subject,
-      session_id: sid,
-      expires_at: new Date(Date.now() + app.config.sessionMaxAge * 1000),
+      session_seconds: app.config.sessionMaxAge,
+      token_seconds: revocationSeconds(app.config),
       password_version: identity.password_version,
       action: 'session.opened'
     },
@@ -56,7 +55,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   if (admission?.outcome === 'suspended') throw tenantSuspended()
   if (admission?.outcome !== 'opened') throw await refuse()
   await app.accounts.succeeded(request, account)
-  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
+  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
 }
 
 /** An active one if there is any. */

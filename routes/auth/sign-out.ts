@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { endSession } from '../../db/sessions.ts'
 import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/errors.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 
@@ -9,7 +10,7 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
   const session = requireSession(app, request)
   await request.tenantQuery(
     endSession,
-    { ...session, token_seconds: app.config.accessTokenTtl },
+    { ...session, token_seconds: revocationSeconds(app.config) },
     { tenant_id: session.tenant_id, user_id: null }
   )
   await app.revocations.readNow()

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { v7 as uuidv7 } from 'uuid'
 import { findOpenSession, openSession } from '../../db/sessions.ts'
 import { notFound, sessionRevoked, tenantSuspended } from '../../src/errors.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import type { Switch } from './schemas.ts'
 
 /** A session in another tenant of the same person. That there is such a tenant is said to its members only. */
@@ -17,14 +17,13 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
 
   const target = await app.tenants.find(request.body.tenant)
   if (!target) throw notFound()
-  const sid = uuidv7()
   const subject = { tenant_id: target.id, user_id }
   const [admission] = await request.tenantQuery(
     openSession,
     {
       ...subject,
-      session_id: sid,
-      expires_at: new Date(Date.now() + app.config.sessionMaxAge * 1000),
+      session_seconds: app.config.sessionMaxAge,
+      token_seconds: revocationSeconds(app.config),
       password_version: open.password_version,
       action: 'session.switched'
     },
@@ -33,5 +32,5 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   if (!admission) throw notFound()
   if (admission.outcome === 'suspended') throw tenantSuspended()
   if (admission.outcome !== 'opened') throw sessionRevoked()
-  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid }, 0)
+  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
 }

@@ -4,7 +4,7 @@ import { recordAudit } from '../../db/audit.ts'
 import { findAccount, type Identity } from '../../db/directory.ts'
 import { insertMember } from '../../db/members.ts'
 import { publishMember } from '../../db/revocations.ts'
-import { insertSession } from '../../db/sessions.ts'
+import { openFirstSession } from '../../db/sessions.ts'
 import { insertUser } from '../../db/users.ts'
 import {
   alreadyAMember,
@@ -17,6 +17,7 @@ import {
   validationFailed
 } from '../../src/errors.ts'
 import { requireAcceptablePassword, requireHashablePassword, storedHash } from '../../src/passwords.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
@@ -51,11 +52,11 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   if (!good) throw invitationExpired()
   const acceptor = await requireAcceptor(app, request, reply, email)
 
-  const sid = uuidv7()
-  const outcome = await request.withTenant(
+  const token_seconds = revocationSeconds(app.config)
+  const sid = await request.withTenant(
     async (trx) => {
       // first, so that of many who accept at once all but one stop here
-      if (!(await useInvitation(trx, token))) return 'used'
+      if (!(await useInvitation(trx, token))) return undefined
       const released = acceptor.releases && (await releaseAddress(trx, email))
       if (acceptor.created) {
         const { id, created } = acceptor
@@ -67,16 +68,16 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
       // thrown, it leaves the invitation as it was
       if (!(await insertMember(trx, acceptor.id, role))) throw alreadyAMember()
       // whatever was published when they left before is over
-      await publishMember(trx, acceptor.id, role, app.config.accessTokenTtl)
-      const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
-      await insertSession(trx, { id: sid, user_id: acceptor.id, expires_at })
+      await publishMember(trx, acceptor.id, role, token_seconds)
+      const session_seconds = app.config.sessionMaxAge
+      const session_id = await openFirstSession(trx, { user_id: acceptor.id, session_seconds, token_seconds })
       const detail = { role, ...(released && { address_released_by: released }) }
-      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, session_id: sid, detail })
-      return 'accepted'
+      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, session_id, detail })
+      return session_id
     },
     { tenant_id, user_id: acceptor.id }
   )
-  if (outcome === 'used') throw invitationExpired()
+  if (sid === undefined) throw invitationExpired()
   await app.revocations.readNow()
   return app.tokens.issue({ user_id: acceptor.id, email, tenant_id, role, sid }, 0)
 }

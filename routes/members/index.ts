@@ -4,6 +4,7 @@ import { changeRole, endSessionsOf, removeMember } from '../../db/member-acts.ts
 import { listMembers, readMember } from '../../db/members.ts'
 import { notFound } from '../../src/errors.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import { firstId } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { Member, MemberPage, MemberPatch, UserId } from './schemas.ts'
@@ -11,7 +12,7 @@ import { Member, MemberPage, MemberPatch, UserId } from './schemas.ts'
 /** The people of an agency. */
 const members: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['people']
-  const token_seconds = app.config.accessTokenTtl
+  const token_seconds = revocationSeconds(app.config)
 
   const actOn = (request: FastifyRequest<{ Params: { user_id: string } }>) => ({
     actor_id: request.user.user_id,

@@ -13,6 +13,7 @@ import { isOrigin } from '../../src/config.ts'
 import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
 import { matchesTag, tenantTag, tenantVersion } from '../../src/etags.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
@@ -74,7 +75,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         const after = merge(before, request.body)
         const change = { before: { name: before.name, settings: before.settings }, after }
         if (!isDeepStrictEqual(change.before, change.after)) {
-          await updateTenant(trx, before, after)
+          await updateTenant(trx, tenant_id, after)
           await recordAudit(trx, { action: 'tenant.updated', target_id: tenant_id, detail: change })
         }
         const [row] = await queryIn(trx, readTenant, request.user)
@@ -143,7 +144,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         if (tenant?.slug !== request.body.slug) return 'unconfirmed'
         const roles = await lockRoles(trx, [request.user.user_id])
         if (roles.find(({ user_id }) => user_id === request.user.user_id)?.role !== 'owner') return 'demoted'
-        const [tokenSeconds, purgeAfter] = [app.config.accessTokenTtl, app.config.tenantPurgeAfter]
+        const [tokenSeconds, purgeAfter] = [revocationSeconds(app.config), app.config.tenantPurgeAfter]
         await setTenantStatus(trx, tenant_id, {
           status: 'suspended',
           action: 'tenant.deleted',
@@ -179,7 +180,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const act = {
         actor_id: request.user.user_id,
         user_id: request.body.user_id,
-        token_seconds: app.config.accessTokenTtl
+        token_seconds: revocationSeconds(app.config)
       }
       requireDone(await request.withTenant((trx) => transferOwnership(trx, act)))
       await app.revocations.readNow()

@@ -15,6 +15,7 @@ import {
 } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
+import { revocationSeconds } from '../../src/token-life.ts'
 import { lastId } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import { requirePassword } from './credentials.ts'
@@ -25,7 +26,8 @@ import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, Use
 const users: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'user'
   const tags = ['me']
-  const { accessTokenTtl, passwordMinLength, refreshTokenTtl } = app.config
+  const { passwordMinLength, refreshTokenTtl } = app.config
+  const token_seconds = revocationSeconds(app.config)
 
   app.get(
     '/me',
@@ -109,7 +111,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       await requirePassword(app, request, reply, request.body.password, '/body/password')
-      const [result] = await request.tenantQuery(endMyIdentity, { token_seconds: accessTokenTtl })
+      const [result] = await request.tenantQuery(endMyIdentity, { token_seconds })
       if (result?.outcome !== 'ended') throw lastOwner()
       await app.revocations.readNow()
       reply.code(204)
@@ -142,7 +144,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const hash = await app.passwords.hash(new_password, request.party)
       const changed = await request.withTenant(async (trx) => {
         if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false
-        await endOtherSessions(trx, sid, accessTokenTtl)
+        await endOtherSessions(trx, sid, token_seconds)
         await recordAudit(trx, { action: 'user.password_changed', target_id: user_id, session_id: sid })
         return true
       })
@@ -193,7 +195,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      await request.tenantQuery(endMySessions, { one: null, keep: request.user.sid, token_seconds: accessTokenTtl })
+      await request.tenantQuery(endMySessions, { one: null, keep: request.user.sid, token_seconds })
       await app.revocations.readNow()
       reply.code(204)
     }
@@ -213,7 +215,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      const values = { one: request.params.id, keep: null, token_seconds: accessTokenTtl }
+      const values = { one: request.params.id, keep: null, token_seconds }
       const [result] = await request.tenantQuery(endMySessions, values)
       if (!result?.ended) throw notFound()
       await app.revocations.readNow()

@@ -1,6 +1,7 @@
 import { findTenant } from '../../db/directory.ts'
 import { changePlan, listPlans } from '../../db/plans.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
+import { revocationSeconds } from '../token-life.ts'
 import { end, nobody, operate, Refusal } from './operator.ts'
 
 /*
@@ -26,7 +27,7 @@ await operate(async (gate, config) => {
   const settings = { tenant_id: tenant.id, user_id: null, request: '' }
   if (act) {
     await gate.transaction(settings, (trx) =>
-      setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: config.accessTokenTtl })
+      setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: revocationSeconds(config) })
     )
     return `${slug} is ${act.status}`
   }
@@ -34,6 +35,6 @@ await operate(async (gate, config) => {
   const chosen = plans.find(({ name }) => name === plan)
   if (!chosen)
     throw new Refusal(`there is no plan called ${plan}; there are ${plans.map(({ name }) => name).join(', ')}`)
-  await gate.transaction(settings, (trx) => changePlan(trx, tenant, chosen.name))
+  await gate.transaction(settings, (trx) => changePlan(trx, tenant.id, chosen.name))
   return `${slug} has the plan ${chosen.name}`
 })
