@@ -1,9 +1,9 @@
-import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { PlanLimits } from '../db/plans.ts'
 import type { Rate } from '../src/config.ts'
 import { overloaded, type Problem, rateLimited } from '../src/errors.ts'
+import { createPlaces } from '../src/places-under-way.ts'
 import { createQuotas, type Verdict } from '../src/quotas.ts'
 import type { AccessClaims } from './authentication.ts'
 
@@ -31,8 +31,8 @@ declare module 'fastify' {
     refused: Problem | undefined
     /** The limits that every request has. */
     general: Counted[]
-    /** The tenant whose request this is, while it is under way; null once it is over. */
-    occupies: string | null | undefined
+    /** Gives its place back, while it is under way; null once it is over. */
+    leaves: (() => void) | null | undefined
   }
   interface FastifyContextConfig {
     /** False: never limited. */
@@ -48,20 +48,17 @@ declare module 'fastify' {
 type Counted = { name: string; rate: Rate; verdict: Verdict }
 type Outcome = { counted: Counted[]; allowed: boolean }
 
-const occupants = Symbol('requests that occupy a place')
-type OccupyingSocket = Socket & { [occupants]?: Set<FastifyRequest> }
-
 const maxKeys = 20_000
 /** Tenants, and people with a token: who is forgotten starts with a whole quota, but for what Redis knows. */
 const maxSenders = 150_000
-/** Requests of one tenant under way in this process at once. */
+/** Requests of one person, and of one tenant, under way in this process at once. */
 const maxUnderWay = 128
 /** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
 const preflightShare = 10
 
 /**
- * Bounds what anybody may ask for. Requests with a good token count for their person and their tenant, and for no address, so
- * that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
+ * Bounds what anybody may ask for. Requests with a good token count for their person, in whichever of their tenants, and for
+ * the tenant, and for no address, so that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
  * can use up a tenant's quota without a token of it. Attempts to sign in are counted by address and by account besides.
  *
  * All processes count together through Redis, and each for itself while there is none.
@@ -96,7 +93,7 @@ export default fp(
     app.metrics.counter('aggios_limit_refused_total', 'Requests and attempts over a limit', () =>
       counters.map(({ limit, refused }) => ({ labels: { limit }, value: refused }))
     )
-    const underWay = new Map<string, number>()
+    const places = createPlaces(maxUnderWay)
 
     // == every request ===============================================================================================
 
@@ -110,8 +107,8 @@ export default fp(
     }
 
     function countSender(claims: AccessClaims): Outcome | Promise<Outcome> {
-      const { tenant_id } = claims
-      return after(byUser(keyOf(claims), rateLimit), (user) => {
+      const { tenant_id, user_id } = claims
+      return after(byUser(user_id, rateLimit), (user) => {
         // who is over their own limit costs their agency nothing
         if (user && !user.verdict.allowed) return outcomeOf(user)
         return after(app.tenants.limitsOf(tenant_id), (plan) =>
@@ -120,49 +117,27 @@ export default fp(
       })
     }
 
-    /** A tenant may have so many requests under way; the share of a process that one of them can't take from others. */
-    function enter(request: FastifyRequest, tenantId: string): Problem | undefined {
+    /** The share of a process that one person, or one agency, can't take from others. */
+    function enter(request: FastifyRequest, { user_id, tenant_id }: AccessClaims): Problem | undefined {
       const { socket } = request.raw
       // whoever has gone while limits were asked will not be seen to leave
-      if (request.occupies === null || socket.destroyed) return undefined
-      const before = underWay.get(tenantId) ?? 0
-      if (before >= maxUnderWay) return overloaded({ headers: { 'retry-after': '1' } })
-      underWay.set(tenantId, before + 1)
-      request.occupies = tenantId
-      occupantsOf(socket).add(request)
+      if (request.leaves === null || socket.destroyed) return undefined
+      const leave = places.enter(socket, user_id, tenant_id)
+      if (!leave) return overloaded({ headers: { 'retry-after': '1' } })
+      request.leaves = leave
       return undefined
-    }
-
-    /** A reply that nobody waits for any more has no end that a hook would see; the connection has. */
-    function occupantsOf(socket: OccupyingSocket): Set<FastifyRequest> {
-      const known = socket[occupants]
-      if (known) return known
-      const fresh = new Set<FastifyRequest>()
-      socket.once('close', () => fresh.forEach(leave))
-      socket[occupants] = fresh
-      return fresh
-    }
-
-    function leave(request: FastifyRequest): void {
-      const tenantId = request.occupies
-      request.occupies = null
-      if (!tenantId) return
-      occupantsOf(request.raw.socket).delete(request)
-      const left = (underWay.get(tenantId) ?? 1) - 1
-      if (left === 0) underWay.delete(tenantId)
-      else underWay.set(tenantId, left)
     }
 
     app.decorateRequest('refused', undefined)
     app.decorateRequest('general')
-    app.decorateRequest('occupies', undefined)
+    app.decorateRequest('leaves', undefined)
     app.addHook('onRequest', (request, reply, done) => {
       if (request.routeOptions.config?.limited === false) return done()
       const settle = ({ counted, allowed }: Outcome) => {
         request.general = counted
         show(reply, counted)
         const claims = knownSender(request)
-        request.refused = allowed ? claims && enter(request, claims.tenant_id) : tooMany(counted)
+        request.refused = allowed ? claims && enter(request, claims) : tooMany(counted)
         done()
       }
       const outcome = countGeneral(request)
@@ -170,7 +145,8 @@ export default fp(
       else settle(outcome)
     })
     app.addHook('onResponse', (request, _reply, done) => {
-      leave(request)
+      request.leaves?.()
+      request.leaves = null
       done()
     })
 
@@ -211,23 +187,12 @@ export default fp(
       if (!throttled) return
       const rate = { ...rateLimitAuth, max: rateLimitAuth.max * Number(throttled) }
       const attempt = ({ user }: FastifyRequest, reply: FastifyReply) =>
-        countAttempt(reply, byRoute(`${route.method} ${route.url} ${user.tenant_id} ${user.user_id}`, rate))
+        countAttempt(reply, byRoute(`${route.method} ${route.url} ${user.user_id}`, rate))
       route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
     })
   },
   { name: 'limits', dependencies: ['addresses', 'metrics', 'redis', 'tenants', 'authentication'] }
 )
-
-/** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */
-const keys = new WeakMap<AccessClaims, string>()
-
-function keyOf(claims: AccessClaims): string {
-  const known = keys.get(claims)
-  if (known !== undefined) return known
-  const key = `${claims.tenant_id} ${claims.user_id}`
-  keys.set(claims, key)
-  return key
-}
 
 /** Whose the request is, if its token is good or nothing could be found out about that. */
 function knownSender({ bearer }: FastifyRequest): AccessClaims | undefined {
