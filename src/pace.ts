@@ -28,8 +28,7 @@ export function createPace(read: () => Arrival, limits = slowest) {
     },
 
     /** Slower than anybody may be, on average. */
-    isTooSlow: (): boolean =>
-      awaitedMs > limits.grace_ms && total < (awaitedMs / 1000) * limits.bytes_per_second,
+    isTooSlow: (): boolean => awaitedMs > limits.grace_ms && total < (awaitedMs / 1000) * limits.bytes_per_second,
 
     /** Bytes a second of late, where that is too little to keep a place that others wait for; else undefined. */
     belowFloor(): number | undefined {
@@ -52,7 +51,10 @@ export function unlessEnded<T>(signal: AbortSignal | undefined, promise: Promise
 }
 
 /** Passes a content on until the signal is given, and throws its reason then, also while nothing comes. */
-export async function* untilEnded(signal: AbortSignal | undefined, content: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+export async function* untilEnded(
+  signal: AbortSignal | undefined,
+  content: AsyncIterable<Buffer>
+): AsyncGenerator<Buffer> {
   const source = content[Symbol.asyncIterator]()
   let isAsked = false
   try {

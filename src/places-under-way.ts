@@ -40,7 +40,9 @@ export function createPlaces(max: number) {
     const known = socket[occupants]
     if (known) return known
     const fresh = new Set<() => void>()
-    socket.once('close', () => fresh.forEach((leave) => leave()))
+    socket.once('close', () => {
+      for (const leave of fresh) leave()
+    })
     socket[occupants] = fresh
     return fresh
   }

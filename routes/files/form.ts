@@ -23,7 +23,9 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
   const fields = new Map<string, unknown>()
   const { uploadEnd } = request
   const next = () =>
-    readable(async () => (await unlessEnded(uploadEnd, parts.next())).value as MultipartFile | MultipartValue | undefined)
+    readable(
+      async () => (await unlessEnded(uploadEnd, parts.next())).value as MultipartFile | MultipartValue | undefined
+    )
 
   for (let part = await next(); part; part = await next()) {
     if (part.type === 'field') {

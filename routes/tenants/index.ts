@@ -16,7 +16,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'user', repeatable: true, problems: ['slug_taken'] },
+      config: { access: 'user', throttled: true, repeatable: true, problems: ['slug_taken'] },
       schema: {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',
