@@ -22,6 +22,11 @@ declare module 'fastify' {
         account: string,
         isKnown?: () => Promise<boolean>
       ): Promise<void>
+      /**
+       * Counts a tenant that is about to be made from the request's address: within the transaction, where nothing else refuses it
+       * any more, and once however often that is run again. Throws `rate_limited`.
+       */
+      tenant(request: FastifyRequest, reply: FastifyReply): Promise<void>
       /** Leaves of the limits in the reply's headers only those that every request has. */
       showGeneral(request: FastifyRequest, reply: FastifyReply): void
     }
@@ -55,6 +60,9 @@ const maxSenders = 150_000
 const maxUnderWay = 128
 /** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
 const preflightShare = 10
+/** People behind one address who may each make as many tenants as one may. */
+const foundersPerAddress = 4
+const dayMs = 86_400_000
 
 /**
  * Bounds what anybody may ask for. Requests with a good token count for their person, in whichever of their tenants, and for
@@ -65,7 +73,7 @@ const preflightShare = 10
  */
 export default fp(
   async (app) => {
-    const { rateLimit, rateLimitTenant, rateLimitAuth } = app.config
+    const { rateLimit, rateLimitTenant, rateLimitAuth, tenantsPerDay } = app.config
     const store = app.shared.quotas
     const counters: { limit: string; known(): number; refused: number }[] = []
     const counter = (name: string, max: number) => {
@@ -87,6 +95,8 @@ export default fp(
     const byRoute = counter('route', maxKeys)
     const byAddress = counter('address', maxKeys)
     const byAccount = counter('account', maxKeys)
+    const byFounder = counter('founder', maxKeys)
+    const foundings = new WeakMap<FastifyRequest, Promise<void>>()
     app.metrics.gauge('aggios_limit_keys', 'Who is counted here, by limit', () =>
       counters.map(({ limit, known }) => ({ labels: { limit }, value: known() }))
     )
@@ -152,11 +162,15 @@ export default fp(
 
     // == attempts ====================================================================================================
 
-    async function countAttempt(reply: FastifyReply, counting: ReturnType<typeof byAddress> | Counted): Promise<void> {
+    async function countAttempt(
+      reply: FastifyReply,
+      counting: ReturnType<typeof byAddress> | Counted,
+      detail?: string
+    ): Promise<void> {
       const counted = await counting
       if (!counted) return
       show(reply, [counted], { append: true })
-      if (!counted.verdict.allowed) throw tooMany([counted])
+      if (!counted.verdict.allowed) throw tooMany([counted], detail)
     }
 
     const limits = {
@@ -174,6 +188,14 @@ export default fp(
           reply,
           spent && (await isKnown()) ? byAccount(homeOf(request, account), rateLimitAuth) : counted
         )
+      },
+      tenant(request: FastifyRequest, reply: FastifyReply) {
+        const max = tenantsPerDay * foundersPerAddress
+        const detail = `${max} agencies a day may be made from one address`
+        const counted =
+          foundings.get(request) ?? countAttempt(reply, byFounder(request.network, { max, window_ms: dayMs }), detail)
+        foundings.set(request, counted)
+        return counted
       },
       showGeneral(request: FastifyRequest, reply: FastifyReply) {
         reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')
@@ -216,9 +238,10 @@ function outcomeOf(...each: (Counted | undefined)[]): Outcome {
 
 const secondsUntil = ({ verdict }: Counted) => Math.ceil(verdict.ends_in_ms / 1000)
 
-function tooMany(counted: Counted[]): Problem {
+function tooMany(counted: Counted[], detail?: string): Problem {
   const spent = counted.filter(({ verdict }) => !verdict.allowed)
-  return rateLimited({ headers: { 'retry-after': String(Math.max(1, ...spent.map(secondsUntil))) } })
+  const headers = { 'retry-after': String(Math.max(1, ...spent.map(secondsUntil))) }
+  return rateLimited(detail === undefined ? { headers } : { detail, headers })
 }
 
 /** The limits as structured fields, as the IETF's draft has them. */

@@ -254,6 +254,7 @@ t.test('how often anybody may ask is a setting', async (t) => {
   t.strictSame(names('requests of a person; of an agency'), [settings.rateLimit.name, settings.rateLimitTenant.name])
   t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
   t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
+  t.strictSame(names('agencies that one person makes'), [settings.tenantsPerDay.name])
   t.strictSame(
     names('mails that a person causes'),
     [settings.rateLimitMail, settings.rateLimitMailUnverified, settings.rateLimitMailTo].map(({ name }) => name)

@@ -26,7 +26,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      const registration = await register(app, request)
+      const registration = await register(app, request, reply)
       reply.code(201)
       return registration
     }
