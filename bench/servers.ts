@@ -103,6 +103,7 @@ export async function startProduct(
     BASE_DOMAIN: baseDomain,
     RATE_LIMIT: unreached,
     RATE_LIMIT_TENANT: unreached,
+    TENANTS_PER_DAY: '0',
     RATE_LIMIT_AUTH: unreached,
     METRICS_PORT: String(await freePort()),
     DATA_DIR: filesFolder

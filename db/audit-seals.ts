@@ -63,6 +63,8 @@ export type SealCheck = {
   /** The digest fits the hashes and the segment before, and the bounds fit too. */
   chained: boolean
   digest: string
+  /** Of the segment before; null where that is not there. */
+  last_digest: string | null
   broken_id: string | null
   broken_reason: 'changed' | 'removed' | 'added' | null
 }
@@ -94,7 +96,7 @@ export const checkNextSeal = statement(
     order by sealed.place nulls last, present.created_at limit 1
   )
   select seal.seq, cardinality(seal.ids) as events, encode(seal.digest, 'hex') as digest,
-    seal.digest = sha256(coalesce(seal.last_digest, '') || (select string_agg(hash, '' order by place) from sealed))
+    encode(seal.last_digest, 'hex') as last_digest, seal.digest = sha256(coalesce(seal.last_digest, '') || (select string_agg(hash, '' order by place) from sealed))
       and seal.from_at >= coalesce(seal.last_to, '-infinity')
       and coalesce(seal.bounds = audit_bounds(seal.last_bounds, seal.from_at, seal.to_at),
         seal.to_at <= ${$.signed_from}::timestamptz) as chained,

@@ -15,7 +15,7 @@ export type TenantTransaction = KyselyTransaction<TenantTables>
 /** `connects`: how often it was opened. */
 export type PipelineStats = { in_flight: number; connected: boolean; connects: number }
 
-/** The only way to the tables of the tenants: two doors, one lock. A tenant holds at most half of the pool. */
+/** The only way to the tables of the tenants: two doors, one lock. A tenant, and a person, hold at most half of the pool. */
 export type TenantGate = {
   /**
    * One statement, together with its settings in one network flush. Resolves to its rows.
@@ -85,7 +85,7 @@ const attempts = 4
 /** When PostgreSQL ends, its connections do within so long of each other. */
 const togetherMs = 1000
 
-/** How many queries of one tenant may wait for its share of the pool, and for how long. */
+/** How many queries of one tenant, or of one person, may wait for their share of the pool, and for how long. */
 const shareDepth = 256
 const sharePatienceMs = 2000
 
@@ -101,12 +101,14 @@ export function createTenantGate(
   pipeline: Pipeline | undefined,
   carried?: CarriedTimeOuts
 ): TenantGate {
-  // so that the slow queries of one tenant leave the others connections
+  // so that the slow queries of one tenant, or of one person in several of them, leave the others connections
   const width = Math.max(1, Math.floor(pool.options.max / 2))
   const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
 
-  function withinShare<T>({ tenant_id }: GateSettings, work: () => Promise<T>): Promise<T> {
-    return tenant_id === null ? work() : shares.run(tenant_id, work)
+  function withinShare<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
+    // who waits for themselves holds nothing of their tenant meanwhile
+    if (user_id !== null) return shares.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
+    return tenant_id === null ? work() : shares.run([tenant_id], work)
   }
 
   function onPool(settings: GateSettings, config: QueryConfig, timeOuts: TimeOuts | undefined): Promise<unknown[]> {

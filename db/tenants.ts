@@ -42,6 +42,17 @@ export async function insertTenant(
   return inserted !== undefined
 }
 
+/**
+ * Seconds until the gate's user may make one more tenant where so many a day are allowed; null: now. Holds off whoever asks as the
+ * same user until this transaction ends, so it stands before the insert.
+ */
+export const foundingWait = statement(
+  'founding_wait',
+  (_, $: { most: number }) =>
+    sql<{ seconds: number | null }>`select founding_wait(${$.most}, interval '1 day') as seconds`,
+  { writes: true }
+)
+
 /** Makes the gate's user the owner of the gate's tenant. */
 export async function insertOwner(trx: TenantTransaction, userId: string): Promise<void> {
   await trx.insertInto('memberships').values({ user_id: userId, role: 'owner', last_used_at: sql`now()` }).execute()

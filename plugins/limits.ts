@@ -1,9 +1,9 @@
-import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { PlanLimits } from '../db/plans.ts'
 import type { Rate } from '../src/config.ts'
 import { overloaded, type Problem, rateLimited } from '../src/errors.ts'
+import { createPlaces } from '../src/places-under-way.ts'
 import { createQuotas, type Verdict } from '../src/quotas.ts'
 import type { AccessClaims } from './authentication.ts'
 
@@ -22,6 +22,11 @@ declare module 'fastify' {
         account: string,
         isKnown?: () => Promise<boolean>
       ): Promise<void>
+      /**
+       * Counts a tenant that is about to be made from the request's address: within the transaction, where nothing else refuses it
+       * any more, and once however often that is run again. Throws `rate_limited`.
+       */
+      tenant(request: FastifyRequest, reply: FastifyReply): Promise<void>
       /** Leaves of the limits in the reply's headers only those that every request has. */
       showGeneral(request: FastifyRequest, reply: FastifyReply): void
     }
@@ -31,8 +36,8 @@ declare module 'fastify' {
     refused: Problem | undefined
     /** The limits that every request has. */
     general: Counted[]
-    /** The tenant whose request this is, while it is under way; null once it is over. */
-    occupies: string | null | undefined
+    /** Gives its place back, while it is under way; null once it is over. */
+    leaves: (() => void) | null | undefined
   }
   interface FastifyContextConfig {
     /** False: never limited. */
@@ -48,27 +53,27 @@ declare module 'fastify' {
 type Counted = { name: string; rate: Rate; verdict: Verdict }
 type Outcome = { counted: Counted[]; allowed: boolean }
 
-const occupants = Symbol('requests that occupy a place')
-type OccupyingSocket = Socket & { [occupants]?: Set<FastifyRequest> }
-
 const maxKeys = 20_000
 /** Tenants, and people with a token: who is forgotten starts with a whole quota, but for what Redis knows. */
 const maxSenders = 150_000
-/** Requests of one tenant under way in this process at once. */
+/** Requests of one person, and of one tenant, under way in this process at once. */
 const maxUnderWay = 128
 /** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
 const preflightShare = 10
+/** People behind one address who may each make as many tenants as one may. */
+const foundersPerAddress = 4
+const dayMs = 86_400_000
 
 /**
- * Bounds what anybody may ask for. Requests with a good token count for their person and their tenant, and for no address, so
- * that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
+ * Bounds what anybody may ask for. Requests with a good token count for their person, in whichever of their tenants, and for
+ * the tenant, and for no address, so that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
  * can use up a tenant's quota without a token of it. Attempts to sign in are counted by address and by account besides.
  *
  * All processes count together through Redis, and each for itself while there is none.
  */
 export default fp(
   async (app) => {
-    const { rateLimit, rateLimitTenant, rateLimitAuth } = app.config
+    const { rateLimit, rateLimitTenant, rateLimitAuth, tenantsPerDay } = app.config
     const store = app.shared.quotas
     const counters: { limit: string; known(): number; refused: number }[] = []
     const counter = (name: string, max: number) => {
@@ -90,13 +95,15 @@ export default fp(
     const byRoute = counter('route', maxKeys)
     const byAddress = counter('address', maxKeys)
     const byAccount = counter('account', maxKeys)
+    const byFounder = counter('founder', maxKeys)
+    const foundings = new WeakMap<FastifyRequest, Promise<void>>()
     app.metrics.gauge('aggios_limit_keys', 'Who is counted here, by limit', () =>
       counters.map(({ limit, known }) => ({ labels: { limit }, value: known() }))
     )
     app.metrics.counter('aggios_limit_refused_total', 'Requests and attempts over a limit', () =>
       counters.map(({ limit, refused }) => ({ labels: { limit }, value: refused }))
     )
-    const underWay = new Map<string, number>()
+    const places = createPlaces(maxUnderWay)
 
     // == every request ===============================================================================================
 
@@ -110,8 +117,8 @@ export default fp(
     }
 
     function countSender(claims: AccessClaims): Outcome | Promise<Outcome> {
-      const { tenant_id } = claims
-      return after(byUser(keyOf(claims), rateLimit), (user) => {
+      const { tenant_id, user_id } = claims
+      return after(byUser(user_id, rateLimit), (user) => {
         // who is over their own limit costs their agency nothing
         if (user && !user.verdict.allowed) return outcomeOf(user)
         return after(app.tenants.limitsOf(tenant_id), (plan) =>
@@ -120,49 +127,27 @@ export default fp(
       })
     }
 
-    /** A tenant may have so many requests under way; the share of a process that one of them can't take from others. */
-    function enter(request: FastifyRequest, tenantId: string): Problem | undefined {
+    /** The share of a process that one person, or one agency, can't take from others. */
+    function enter(request: FastifyRequest, { user_id, tenant_id }: AccessClaims): Problem | undefined {
       const { socket } = request.raw
       // whoever has gone while limits were asked will not be seen to leave
-      if (request.occupies === null || socket.destroyed) return undefined
-      const before = underWay.get(tenantId) ?? 0
-      if (before >= maxUnderWay) return overloaded({ headers: { 'retry-after': '1' } })
-      underWay.set(tenantId, before + 1)
-      request.occupies = tenantId
-      occupantsOf(socket).add(request)
+      if (request.leaves === null || socket.destroyed) return undefined
+      const leave = places.enter(socket, user_id, tenant_id)
+      if (!leave) return overloaded({ headers: { 'retry-after': '1' } })
+      request.leaves = leave
       return undefined
-    }
-
-    /** A reply that nobody waits for any more has no end that a hook would see; the connection has. */
-    function occupantsOf(socket: OccupyingSocket): Set<FastifyRequest> {
-      const known = socket[occupants]
-      if (known) return known
-      const fresh = new Set<FastifyRequest>()
-      socket.once('close', () => fresh.forEach(leave))
-      socket[occupants] = fresh
-      return fresh
-    }
-
-    function leave(request: FastifyRequest): void {
-      const tenantId = request.occupies
-      request.occupies = null
-      if (!tenantId) return
-      occupantsOf(request.raw.socket).delete(request)
-      const left = (underWay.get(tenantId) ?? 1) - 1
-      if (left === 0) underWay.delete(tenantId)
-      else underWay.set(tenantId, left)
     }
 
     app.decorateRequest('refused', undefined)
     app.decorateRequest('general')
-    app.decorateRequest('occupies', undefined)
+    app.decorateRequest('leaves', undefined)
     app.addHook('onRequest', (request, reply, done) => {
       if (request.routeOptions.config?.limited === false) return done()
       const settle = ({ counted, allowed }: Outcome) => {
         request.general = counted
         show(reply, counted)
         const claims = knownSender(request)
-        request.refused = allowed ? claims && enter(request, claims.tenant_id) : tooMany(counted)
+        request.refused = allowed ? claims && enter(request, claims) : tooMany(counted)
         done()
       }
       const outcome = countGeneral(request)
@@ -170,17 +155,22 @@ export default fp(
       else settle(outcome)
     })
     app.addHook('onResponse', (request, _reply, done) => {
-      leave(request)
+      request.leaves?.()
+      request.leaves = null
       done()
     })
 
     // == attempts ====================================================================================================
 
-    async function countAttempt(reply: FastifyReply, counting: ReturnType<typeof byAddress> | Counted): Promise<void> {
+    async function countAttempt(
+      reply: FastifyReply,
+      counting: ReturnType<typeof byAddress> | Counted,
+      detail?: string
+    ): Promise<void> {
       const counted = await counting
       if (!counted) return
       show(reply, [counted], { append: true })
-      if (!counted.verdict.allowed) throw tooMany([counted])
+      if (!counted.verdict.allowed) throw tooMany([counted], detail)
     }
 
     const limits = {
@@ -199,6 +189,14 @@ export default fp(
           spent && (await isKnown()) ? byAccount(homeOf(request, account), rateLimitAuth) : counted
         )
       },
+      tenant(request: FastifyRequest, reply: FastifyReply) {
+        const max = tenantsPerDay * foundersPerAddress
+        const detail = `${max} agencies a day may be made from one address`
+        const counted =
+          foundings.get(request) ?? countAttempt(reply, byFounder(request.network, { max, window_ms: dayMs }), detail)
+        foundings.set(request, counted)
+        return counted
+      },
       showGeneral(request: FastifyRequest, reply: FastifyReply) {
         reply.removeHeader('ratelimit').removeHeader('ratelimit-policy')
         show(reply, request.general ?? [])
@@ -211,23 +209,12 @@ export default fp(
       if (!throttled) return
       const rate = { ...rateLimitAuth, max: rateLimitAuth.max * Number(throttled) }
       const attempt = ({ user }: FastifyRequest, reply: FastifyReply) =>
-        countAttempt(reply, byRoute(`${route.method} ${route.url} ${user.tenant_id} ${user.user_id}`, rate))
+        countAttempt(reply, byRoute(`${route.method} ${route.url} ${user.user_id}`, rate))
       route.onRequest = [...[route.onRequest ?? []].flat(), access === 'public' ? limits.attempt : attempt]
     })
   },
   { name: 'limits', dependencies: ['addresses', 'metrics', 'redis', 'tenants', 'authentication'] }
 )
-
-/** Made once for each token that is remembered: a text that was looked up before is found without reading it again. */
-const keys = new WeakMap<AccessClaims, string>()
-
-function keyOf(claims: AccessClaims): string {
-  const known = keys.get(claims)
-  if (known !== undefined) return known
-  const key = `${claims.tenant_id} ${claims.user_id}`
-  keys.set(claims, key)
-  return key
-}
 
 /** Whose the request is, if its token is good or nothing could be found out about that. */
 function knownSender({ bearer }: FastifyRequest): AccessClaims | undefined {
@@ -251,9 +238,10 @@ function outcomeOf(...each: (Counted | undefined)[]): Outcome {
 
 const secondsUntil = ({ verdict }: Counted) => Math.ceil(verdict.ends_in_ms / 1000)
 
-function tooMany(counted: Counted[]): Problem {
+function tooMany(counted: Counted[], detail?: string): Problem {
   const spent = counted.filter(({ verdict }) => !verdict.allowed)
-  return rateLimited({ headers: { 'retry-after': String(Math.max(1, ...spent.map(secondsUntil))) } })
+  const headers = { 'retry-after': String(Math.max(1, ...spent.map(secondsUntil))) }
+  return rateLimited(detail === undefined ? { headers } : { detail, headers })
 }
 
 /** The limits as structured fields, as the IETF's draft has them. */

@@ -1,46 +1,55 @@
+import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { createBoundedQueue, QueueFull } from '../src/bounded-queue.ts'
-import { overloaded } from '../src/errors.ts'
 import { openStore } from '../src/objects/open.ts'
 import type { ObjectStore } from '../src/objects/store.ts'
-import { createShares, ShareExhausted } from '../src/shares.ts'
+import { createUploadPlaces, type UploadOwner } from '../src/upload-places.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     /** Where the bytes of files lie. */
     objects: ObjectStore
     /** Takes one of the places for uploads, each of which holds some memory. Throws `overloaded`. */
-    withUploadPlace<T>(tenantId: string, work: () => Promise<T>): Promise<T>
+    withUploadPlace<T>(request: FastifyRequest, owner: UploadOwner, work: () => Promise<T>): Promise<T>
+  }
+  interface FastifyRequest {
+    /** Given when an upload loses its place: what reads the body goes no further. */
+    uploadEnd: AbortSignal | undefined
   }
 }
 
-/** Uploads at once in this process, and of one tenant; how many of each wait, and of a tenant how long. */
+/** Uploads at once in this process, and of one person or tenant; how many of each wait, and how long. */
 const maxUploads = 24
 const maxWaiting = 200
 const maxOfTenant = 12
 const maxWaitingOfTenant = 100
-const shareMs = 30_000
+const shareMs = 10_000
+const placeMs = 10_000
 const tidyIntervalMs = 3_600_000
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */
 export default fp(
   async (app) => {
     const store = openStore(app.config)
-    const queue = createBoundedQueue(maxUploads, maxWaiting)
-    const shares = createShares({ width: maxOfTenant, depth: maxWaitingOfTenant, patienceMs: shareMs })
+    const places = createUploadPlaces(
+      { width: maxOfTenant, depth: maxWaitingOfTenant, patienceMs: shareMs },
+      { width: maxUploads, depth: maxWaiting, patienceMs: placeMs }
+    )
     app.decorate('objects', store)
     const { metrics } = app
-    metrics.gauge('aggios_uploads_running', 'Uploads under way', () => queue.stats().running)
-    metrics.gauge('aggios_uploads_waiting', 'Uploads that wait for a place', () => queue.stats().waiting)
-    app.decorate('withUploadPlace', async <T>(tenantId: string, work: () => Promise<T>) => {
-      try {
-        return await shares.run(tenantId, () => queue.run(work, tenantId))
-      } catch (err) {
-        if (err instanceof QueueFull || err instanceof ShareExhausted)
-          throw overloaded({ headers: { 'retry-after': '5' }, cause: err })
-        throw err
-      }
-    })
+    metrics.gauge('aggios_uploads_running', 'Uploads under way', () => places.stats().running)
+    metrics.gauge('aggios_uploads_waiting', 'Uploads that wait for a place', () => places.stats().waiting)
+    metrics.counter(
+      'aggios_uploads_yielded_total',
+      'Slow uploads whose place somebody else waited for',
+      () => places.stats().yielded
+    )
+    app.decorateRequest('uploadEnd', undefined)
+    app.decorate('withUploadPlace', (request: FastifyRequest, owner: UploadOwner, work) =>
+      places.run(request.raw, owner, (signal) => {
+        request.uploadEnd = signal
+        return work()
+      })
+    )
     const dropForgotten = () =>
       store.dropForgotten().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
     const timer = setInterval(dropForgotten, tidyIntervalMs)

@@ -192,6 +192,7 @@ export const settings = {
   rateLimit: setting('RATE_LIMIT', '300/1m', rate),
   rateLimitTenant: setting('RATE_LIMIT_TENANT', '6000/1m', rate),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
+  tenantsPerDay: setting('TENANTS_PER_DAY', '5', integer(0, 1_000_000)),
   rateLimitMail: setting('RATE_LIMIT_MAIL', '50/24h', rate),
   rateLimitMailUnverified: setting('RATE_LIMIT_MAIL_UNVERIFIED', '20/24h', rate),
   rateLimitMailTo: setting('RATE_LIMIT_MAIL_TO', '3/24h', rate),

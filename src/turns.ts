@@ -28,6 +28,17 @@ export function createTurns<T>() {
       return undefined
     },
 
+    /** False: it has been taken before. */
+    remove(item: T, party: string): boolean {
+      const items = parties.get(party) ?? []
+      const place = items.indexOf(item)
+      if (place === -1) return false
+      items.splice(place, 1)
+      if (items.length === 0) parties.delete(party)
+      size--
+      return true
+    },
+
     /** The latest of the party with the most, so that another of `party` fits. Undefined: nobody has more than it would have. */
     takeBack(party: string): T | undefined {
       const own = parties.get(party)?.length ?? 0

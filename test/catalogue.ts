@@ -38,6 +38,7 @@ export const definerFunctions = [
   'end_my_sessions(uuid,uuid,interval)',
   'ensure_audit_partitions()',
   'files_after(uuid,uuid,integer)',
+  'founding_wait(integer,interval)',
   'find_account(text)',
   'find_identity(text)',
   'find_tenant(text)',

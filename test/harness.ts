@@ -56,6 +56,7 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT: '0',
     RATE_LIMIT_TENANT: '0',
     RATE_LIMIT_AUTH: '0',
+    TENANTS_PER_DAY: '0',
     RATE_LIMIT_MAIL: '0',
     RATE_LIMIT_MAIL_UNVERIFIED: '0',
     RATE_LIMIT_MAIL_TO: '0',

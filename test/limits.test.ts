@@ -4,6 +4,7 @@ import { type AddressInfo, connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
 import t from 'tap'
 import { statement } from '../db/statement.ts'
@@ -253,6 +254,7 @@ t.test('how often anybody may ask is a setting', async (t) => {
   t.strictSame(names('requests of a person; of an agency'), [settings.rateLimit.name, settings.rateLimitTenant.name])
   t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
   t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
+  t.strictSame(names('agencies that one person makes'), [settings.tenantsPerDay.name])
   t.strictSame(
     names('mails that a person causes'),
     [settings.rateLimitMail, settings.rateLimitMailUnverified, settings.rateLimitMailTo].map(({ name }) => name)
@@ -264,7 +266,7 @@ t.test('how often anybody may ask is a setting', async (t) => {
 
 t.test('the share of one agency', async (t) => {
   t.test('of the requests under way', async (t) => {
-    const { value, over } = rowAbout('requests of one agency under way')
+    const { value, over } = rowAbout('requests of one person, or of one agency, under way')
     t.match(over, '503 `overloaded`')
     const limit = Number(value)
     const app = await startApp(t)
@@ -291,7 +293,7 @@ t.test('the share of one agency', async (t) => {
     t.equal((await acme.send('/api/v1/users/me')).statusCode, 200, 'when they are done')
   })
   t.test('of the requests under way, whose clients do not wait for the end', async (t) => {
-    const limit = Number(rowAbout('requests of one agency under way').value)
+    const limit = Number(rowAbout('requests of one person, or of one agency, under way').value)
     const app = await startApp(t)
     const acme = await createTenant(app, 'acme')
     await app.listen({ port: 0, host: '127.0.0.1' })
@@ -315,8 +317,8 @@ t.test('the share of one agency', async (t) => {
     }
   })
   t.test('of the connections', async (t) => {
-    t.equal(rowAbout('connections of the pool that one agency').value, 'half of them')
-    const { value, over } = rowAbout('queries of one agency that wait')
+    t.equal(rowAbout('connections of the pool that one person, or one agency,').value, 'half of them')
+    const { value, over } = rowAbout('queries of one person, or of one agency, that wait')
     const [, depth] = /^(\d+);/.exec(value) ?? []
     t.equal(Number(depth), numberIn('db/gate.ts', 'shareDepth'))
     const [patience = 0] = times(value)
@@ -367,17 +369,19 @@ t.test('the limits of files', async (t) => {
   const port = await listen(app)
   t.test('how many uploads are taken at once, and wait', async (t) => {
     const path = 'plugins/objects.ts'
-    const [, share = 0] = rowAbout('uploads at once; of one agency').value.split('; ').map(Number)
+    const [, share = 0] = rowAbout('uploads at once; of one person or agency').value.split('; ').map(Number)
     t.equal(rowAbout('uploads at once').value, `${numberIn(path, 'maxUploads')}; ${numberIn(path, 'maxOfTenant')}`)
     const { value, over } = rowAbout('uploads that wait')
     const [, all, depth] = /^(\d+); (\d+); /.exec(value) ?? []
     t.strictSame([Number(all), Number(depth)], [numberIn(path, 'maxWaiting'), numberIn(path, 'maxWaitingOfTenant')])
-    t.strictSame(times(value), [numberIn(path, 'shareMs')])
+    t.strictSame(times(value), [numberIn(path, 'shareMs'), numberIn(path, 'placeMs')])
     let release = () => {}
     const held = new Promise<void>((resolve) => {
       release = resolve
     })
-    const running = Array.from({ length: share + Number(depth) }, () => app.withUploadPlace(acme.id, () => held))
+    const holder = { user_id: null, tenant_id: acme.id }
+    const whole = { raw: { complete: true } } as FastifyRequest
+    const running = Array.from({ length: share + Number(depth) }, () => app.withUploadPlace(whole, holder, () => held))
     const one = form([{ name: 'file', filename: 'a.txt', content: 'hello' }])
     const upload = { method: 'POST', url: '/api/v1/files', ...one } as const
     t.match((await acme.send(upload)).json(), { status: 503, code: 'overloaded' })
@@ -427,6 +431,10 @@ t.test('the limits of files', async (t) => {
     const { value } = rowAbout('an upload that trickles')
     t.strictSame(sizes(value), [numberIn('src/pace.ts', 'bytes_per_second')])
     t.strictSame(times(value), [numberIn('src/pace.ts', 'grace_ms')])
+    const slow = rowAbout('a slow upload, while somebody else waits')
+    t.match(source('src/pace.ts'), `bytes_a_second: ${(sizes(slow.value)[0] ?? 0) / 1024} * 1024`)
+    const looks = numberIn('src/pace.ts', 'looks') * numberIn('src/upload-places.ts', 'lookMs')
+    t.strictSame(times(slow.value), [looks])
     t.end()
   })
   t.test('how long a link is good', async (t) => {
@@ -527,7 +535,12 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
     ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
     ...['src/hasher.ts answerMs', 'src/hasher.ts restMs', 'src/decoders.ts cpuMs', 'src/decoders.ts wallMs'],
-    ...['plugins/objects.ts shareMs', 'plugins/request-body.ts bodyTimeoutMs', 'src/objects/store.ts patienceMs'],
+    ...[
+      'plugins/objects.ts shareMs',
+      'plugins/objects.ts placeMs',
+      'plugins/request-body.ts bodyTimeoutMs',
+      'src/objects/store.ts patienceMs'
+    ],
     ...['src/objects/s3.ts assemblyPatienceMs', 'src/objects/disk.ts forgottenAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it

@@ -3,7 +3,6 @@ import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { inPace } from '../src/pace.ts'
 import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -509,27 +508,6 @@ t.test('a direct upload', async (t) => {
     const large = await acme.send(post('/files/uploads', announce('x', { size: 200 * 1024 * kib })))
     t.match(large.json(), { status: 413, code: 'file_too_large' })
   })
-})
-
-t.test('who sends a byte now and then is not waited for', async (t) => {
-  async function* trickle(count: number, ms: number) {
-    for (let i = 0; i < count; i++) {
-      await sleep(ms)
-      yield Buffer.from('x')
-    }
-  }
-  const read = async (content: AsyncIterable<Buffer>, restMs: number, bytes_per_second: number) => {
-    let bytes = 0
-    for await (const chunk of inPace(content, { bytes_per_second, grace_ms: 1000 })) {
-      bytes += chunk.length
-      await sleep(restMs)
-    }
-    return bytes
-  }
-  const err = await read(trickle(60, 20), 0, 1000).catch((reason) => reason)
-  t.match(err, { kind: { code: 'request_timeout' } })
-  t.equal(await read(trickle(60, 20), 0, 1), 60, 'slow, and fast enough')
-  t.equal(await read(trickle(20, 0), 60, 1000), 20, 'nobody is blamed for what waits elsewhere')
 })
 
 t.test('a store that cannot complete an upload now leaves it for later', async (t) => {

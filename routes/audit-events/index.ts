@@ -2,17 +2,23 @@ import { Readable } from 'node:stream'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { checkNextSeal, judgeTail, readAuditState, readAuditTail, readStatements } from '../../db/audit-seals.ts'
-import { createAuditKeys } from '../../src/audit-keys.ts'
 import { lastId } from '../../src/uuids.ts'
 import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
-import { AuditEventPage, type AuditFilters, AuditQuery, AuditVerification, AuditFilters as Filters } from './schemas.ts'
+import {
+  AuditEventPage,
+  type AuditFilters,
+  AuditQuery,
+  AuditVerification,
+  AuditFilters as Filters,
+  VerificationQuery
+} from './schemas.ts'
+import { createVerification } from './verification.ts'
 
 const exportBatch = 1000
 
 /** Who did what in the agency. */
 const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
-  const auditKeys = createAuditKeys(app.config.passwordPepper)
+  const verify = createVerification(app)
   const access = 'admin'
   const tags = ['audit']
 
@@ -75,50 +81,18 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/verify',
     {
-      config: { access },
+      config: { access, throttled: 3, problems: ['invalid_cursor'] },
       schema: {
         operationId: 'verifyAuditEvents',
         summary: 'Whether the log is as it was written',
         description:
-          'Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since.',
+          'Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since. A long log is checked in parts: while `next_cursor` is not null, `intact` is said of what was looked at so far, and the same with `cursor` goes on.',
         tags,
+        querystring: VerificationQuery,
         response: { 200: AuditVerification }
       }
     },
-    async (request) => {
-      const { tenant_id } = request.user
-      const [state] = await request.tenantQuery(readAuditState, {})
-      if (!state) throw new Error('the audit log has no state')
-      const { signed_from, kept_from } = readStatements(auditKeys, state)
-      const times = { signed_from: dateOf(signed_from), kept_from: dateOf(kept_from) }
-      let sealed_events = 0
-      let head: string | null = null
-      for (let after = 0; ; ) {
-        const values = { tenant_id, after, kept_from, signed_from: signed_from ?? 'infinity' }
-        const [check] = await request.tenantQuery(checkNextSeal, values)
-        if (!check) {
-          const [tail] = await request.tenantQuery(readAuditTail, { tenant_id, kept_from })
-          if (!tail) throw new Error('the audit log has no state')
-          // one that was made meanwhile
-          if (tail.kept && tail.seq !== null && tail.seq > after) continue
-          const broken = judgeTail(auditKeys, tenant_id, tail, signed_from)
-          return { status: broken ? ('broken' as const) : ('intact' as const), sealed_events, head, broken, ...times }
-        }
-        const reason = check.broken_reason ?? (check.chained ? null : 'unchained')
-        if (reason) {
-          return {
-            status: 'broken' as const,
-            sealed_events,
-            head,
-            broken: { segment: check.seq, id: check.broken_id, reason },
-            ...times
-          }
-        }
-        sealed_events += check.events
-        head = check.digest
-        after = check.seq
-      }
-    }
+    (request) => verify(request, request.query.cursor)
   )
 
   /** A page at a time and no open transaction: memory stays flat, and a slow reader holds no connection. */
@@ -148,11 +122,6 @@ function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Posi
 
 function filtersOf({ action, actor_id, from, to }: AuditFilters) {
   return { action: action ?? null, actor_id: actor_id ?? null, from: from ?? null, to: to ?? null }
-}
-
-/** A time of the database in the API's spelling; null for the beginning of all times. */
-function dateOf(at: string | null): string | null {
-  return at === null || at === '-infinity' ? null : new Date(at).toISOString()
 }
 
 function present({ at: _, ...event }: AuditRow) {

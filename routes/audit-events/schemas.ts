@@ -38,6 +38,8 @@ export const AuditEvent = Type.Object(
 )
 export const AuditEventPage = Page(AuditEvent, 'AuditEventPage')
 
+export const VerificationQuery = Type.Object({ cursor: PageQuery.properties.cursor }, { additionalProperties: false })
+
 export const AuditVerification = Type.Object(
   {
     status: StringEnum(['intact', 'broken'], { examples: ['intact'] }),
@@ -60,7 +62,8 @@ export const AuditVerification = Type.Object(
     ),
     kept_from: Nullable(
       Type.String({ format: 'date-time', description: 'Events before were dropped by the retention; null for none' })
-    )
+    ),
+    next_cursor: Nullable(Type.String({ description: 'Where the next part begins; null when all was looked at' }))
   },
   { title: 'AuditVerification' }
 )

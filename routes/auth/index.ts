@@ -26,7 +26,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      const registration = await register(app, request)
+      const registration = await register(app, request, reply)
       reply.code(201)
       return registration
     }
@@ -108,7 +108,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/switch',
     {
-      config: { access: 'user', problems: ['not_found', 'tenant_suspended'] },
+      config: { access: 'user', throttled: true, problems: ['not_found', 'tenant_suspended'] },
       schema: {
         operationId: 'switchTenant',
         summary: 'Tokens for another agency of the same person',

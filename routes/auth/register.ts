@@ -1,4 +1,4 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
 import { openFirstSession } from '../../db/sessions.ts'
@@ -13,7 +13,11 @@ import { presentTenant } from '../schemas.ts'
 import type { NewRegistration } from './schemas.ts'
 
 /** A new agency, its first owner and their first session: all of it, or nothing. */
-export async function register(app: FastifyInstance, request: FastifyRequest<{ Body: NewRegistration }>) {
+export async function register(
+  app: FastifyInstance,
+  request: FastifyRequest<{ Body: NewRegistration }>,
+  reply: FastifyReply
+) {
   const { tenant, name, password } = request.body
   const email = normalizeEmail(request.body.email)
   const { passwordMinLength, sessionMaxAge } = app.config
@@ -27,6 +31,7 @@ export async function register(app: FastifyInstance, request: FastifyRequest<{ B
     // it what was written before
     if (!(await insertTenant(trx, { id: scope.tenant_id, ...tenant }))) throw slugTaken()
     if (!(await insertUser(trx, { id: scope.user_id, email, name, ...hash }))) throw emailTaken()
+    await app.limits.tenant(request, reply)
     await insertOwner(trx, scope.user_id)
     const session_id = await openFirstSession(trx, {
       user_id: scope.user_id,

@@ -24,7 +24,7 @@ const heartbeatMs = 300_000
 type State = Pick<UploadRow, 'received' | 'tags' | 'store_id' | 'expires_at'> & { last?: Buffer }
 
 /**
- * Keeps what arrives, also of a connection that breaks. The `last` bytes are handed back and not counted: they are once the file
+ * Keeps what arrives, also of a connection that breaks or must give its place up. The `last` bytes are handed back and not counted: they are once the file
  * is there, so that a client comes back to an upload that died at its end. Throws `conflict` when somebody else writes by now.
  */
 export async function append(
@@ -107,7 +107,7 @@ export async function append(
     }
   }
 
-  const content = prolonging(untilItBreaks(bodyOf(request), upload.size - upload.received))
+  const content = prolonging(untilItBreaks(request, upload.size - upload.received))
   for await (const piece of inParts(content, partBytes, partBytes - keptBytes)) {
     const end = state.received + piece.length
     if (state.tags.length === 0 && keptBytes < headBytes && end >= headBytes) await requireType(piece)
@@ -115,21 +115,23 @@ export async function append(
     else if (keptBytes + piece.length === partBytes) await keepPart(await joined(piece))
     else await keepPiece(piece)
   }
+  request.uploadEnd?.throwIfAborted()
   return state
 }
 
 const takenOver = () => conflict({ detail: 'somebody else sends the same upload' })
 
-/** What comes; a connection that breaks ends it like any other end. */
-async function* untilItBreaks(body: AsyncIterable<Buffer>, room: number): AsyncGenerator<Buffer> {
+/** What comes; a connection that breaks, or the loss of its place, ends it like any other end. */
+async function* untilItBreaks(request: FastifyRequest, room: number): AsyncGenerator<Buffer> {
   let left = room
   try {
-    for await (const chunk of body) {
+    for await (const chunk of bodyOf(request)) {
       if (chunk.length > left) throw payloadTooLarge()
       left -= chunk.length
       yield chunk
     }
   } catch (err) {
-    if ((err as { code?: string }).code !== 'ECONNRESET') throw err
+    const hasEnded = (err as { code?: string }).code === 'ECONNRESET' || err === request.uploadEnd?.reason
+    if (!hasEnded) throw err
   }
 }

@@ -103,7 +103,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         if (done) return done
         throw conflict({ detail: 'nothing has arrived yet' })
       }
-      return app.withUploadPlace(tenant_id, () =>
+      return app.withUploadPlace(request, request.user, () =>
         // out of the client's reach before it is looked at
         finishArrived(app, request, id, upload, () => app.objects.move(from, to))
       )
@@ -147,7 +147,8 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         if (request.tenant && request.tenant.id !== tenant_id) throw tenantMismatch()
         const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
         if (!upload) throw notFound()
-        await app.withUploadPlace(tenant_id, () =>
+        // who has the link uploads for who asked for it
+        await app.withUploadPlace(request, { user_id: upload.created_by, tenant_id }, () =>
           writeObject(app.objects, uploadKey(tenant_id, id), exactly(bodyOf(request), upload.size))
         )
         reply.code(204)

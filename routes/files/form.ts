@@ -4,7 +4,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/files.ts'
 import { malformedRequest, Problem, unsupportedMediaType, validationFailed } from '../../src/errors.ts'
 import { StoreFailure } from '../../src/objects/store.ts'
-import { inPace } from '../../src/pace.ts'
+import { unlessEnded } from '../../src/pace.ts'
 import { receiveFile } from './receiving.ts'
 import { Purpose, Sha256 } from './schemas.ts'
 
@@ -21,7 +21,11 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
     defParamCharset: 'utf8'
   } as never)
   const fields = new Map<string, unknown>()
-  const next = () => readable(async () => (await parts.next()).value as MultipartFile | MultipartValue | undefined)
+  const { uploadEnd } = request
+  const next = () =>
+    readable(
+      async () => (await unlessEnded(uploadEnd, parts.next())).value as MultipartFile | MultipartValue | undefined
+    )
 
   for (let part = await next(); part; part = await next()) {
     if (part.type === 'field') {
@@ -37,7 +41,7 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
         name,
         content_type,
         size: expectedSize(request, part, fields, app.config.maxFileSize),
-        content: inPace(chunks(part))
+        content: chunks(part, uploadEnd)
       },
       async () => {
         for (let rest = await next(); rest; rest = await next()) {
@@ -76,10 +80,10 @@ function invalid(path: string, message: string): Problem {
 }
 
 /** The bytes of a part; what is wrong with the form that they stand in is the sender's mistake. */
-async function* chunks({ file }: MultipartFile): AsyncGenerator<Buffer> {
+async function* chunks({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readable(() => source.next())
+    const next = await readable(() => unlessEnded(uploadEnd, source.next()))
     if (next.done) break
     yield next.value
   }

@@ -10,7 +10,7 @@ import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { writeObject } from '../../src/objects/writing.ts'
-import { inPace } from '../../src/pace.ts'
+import { untilEnded } from '../../src/pace.ts'
 import { heldBytes, insertUpload, lockRoom } from './upload-queries.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
@@ -169,8 +169,9 @@ export async function finish(
  * The bytes of a body that no parser has read. Whoever stops reading leaves the rest on the connection: it would be closed with the
  * body, and nobody would come to read why.
  */
-export function bodyOf({ body }: FastifyRequest): AsyncIterable<Buffer> {
-  return body === undefined ? Readable.from([]) : inPace((body as Readable).iterator({ destroyOnReturn: false }))
+export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffer> {
+  if (body === undefined) return Readable.from([])
+  return untilEnded(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
 }
 
 /** Removes what has not become a file. What can't be undone now is what the sweep finds. */

@@ -165,7 +165,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       if (Number(request.headers['content-length'] ?? 0) > upload.size - offset) {
         throw payloadTooLarge({ detail: `${upload.size} bytes were announced` })
       }
-      const state = await app.withUploadPlace(request.user.tenant_id, async () => {
+      const state = await app.withUploadPlace(request, request.user, async () => {
         const appended = await append(app, request, id, upload)
         if (appended.last) await conclude(request, id, { ...upload, ...appended }, appended.last)
         return appended

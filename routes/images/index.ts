@@ -19,6 +19,7 @@ import {
 import { matchesTag } from '../../src/etags.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/images.ts'
 import { imageKey, imagePath } from '../../src/objects/keys.ts'
+import { unlessEnded } from '../../src/pace.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
 
@@ -181,11 +182,11 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
 
   /** The one image of a form, re-encoded. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
-    const { tenant_id } = request.user
+    const { user } = request
     // the place is kept until the bytes are no longer needed, so that no more of them than places are held
-    return app.withUploadPlace(tenant_id, async () => {
-      const content = await readImage(request)
-      return reencodeImage(content, (image) => app.decoders.decode(image, tenant_id))
+    return app.withUploadPlace(request, user, async () => {
+      const content = await unlessEnded(request.uploadEnd, readImage(request))
+      return reencodeImage(content, (image) => app.decoders.decode(image, user.tenant_id))
     })
   }
 }

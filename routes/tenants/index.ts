@@ -2,9 +2,9 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
-import { queryIn } from '../../db/gate.ts'
-import { insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
-import { notFound, slugTaken } from '../../src/errors.ts'
+import { queryIn, type TenantTransaction } from '../../db/gate.ts'
+import { foundingWait, insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
+import { notFound, rateLimited, slugTaken } from '../../src/errors.ts'
 import { tenantTag } from '../../src/etags.ts'
 import { isReservedSlug } from '../../src/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
@@ -16,11 +16,12 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'user', repeatable: true, problems: ['slug_taken'] },
+      config: { access: 'user', throttled: true, repeatable: true, problems: ['slug_taken'] },
       schema: {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',
-        description: 'Use `POST /api/v1/auth/switch` to get tokens for it.',
+        description:
+          'Use `POST /api/v1/auth/switch` to get tokens for it. How many a person may make in a day is limited: `rate_limited`.',
         tags: ['tenant'],
         body: NewTenant,
         response: { 201: Tenant }
@@ -34,8 +35,10 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
       const created = await request.createOnce(
         reply,
         async (trx) => {
+          await requireFewFoundings(trx)
           if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body }))) throw slugTaken()
           await insertOwner(trx, scope.user_id)
+          await app.limits.tenant(request, reply)
           await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id })
           const [row] = await queryIn(trx, readTenant, scope)
           if (!row) throw notFound()
@@ -48,6 +51,18 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
       return created
     }
   )
+
+  /** Throws `rate_limited` to who has made as many agencies in a day as they may, wherever and with whichever token. */
+  async function requireFewFoundings(trx: TenantTransaction): Promise<void> {
+    const { tenantsPerDay } = app.config
+    if (tenantsPerDay === 0) return
+    const [wait] = await queryIn(trx, foundingWait, { most: tenantsPerDay })
+    if (wait?.seconds == null) return
+    throw rateLimited({
+      detail: `one person may make ${tenantsPerDay} agencies a day`,
+      headers: { 'retry-after': String(wait.seconds) }
+    })
+  }
 }
 
 export default tenants
