@@ -5,6 +5,8 @@ import type { TenantTransaction } from './gate.ts'
 /**
  * Publishes what a person now is in the gate's tenant; null: nothing any more. Tokens that say otherwise are refused within a
  * second, everywhere. The entry lives as long as the last such token can.
+ *
+ * A person who is disabled stays nothing, whatever role they get meanwhile.
  */
 export async function publishMember(
   trx: TenantTransaction,
@@ -12,8 +14,11 @@ export async function publishMember(
   state: Role | null,
   tokenSeconds: number
 ): Promise<void> {
-  const expires_at = sql<Date>`now() + make_interval(secs => ${tokenSeconds})`
-  await trx.insertInto('revocations').values({ kind: 'member', subject: userId, state, expires_at }).execute()
+  await sql`
+    insert into revocations (kind, subject, state, expires_at)
+    select 'member', ${userId}::uuid,
+      case when not exists (select from users where id = ${userId} and disabled_at is not null) then ${state}::text end,
+      now() + make_interval(secs => ${tokenSeconds})`.execute(trx)
 }
 
 /**

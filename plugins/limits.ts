@@ -42,6 +42,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** False: never limited. */
     limited?: false
+    /** Pages show it: of a stranger's requests for it ten times as many are allowed. */
+    embedded?: true
     /**
      * Counted by itself too, before the body is read: on a public route by address, RATE_LIMIT_AUTH for all such routes
      * together; else by person, so many times RATE_LIMIT_AUTH for this route (`true`: once).
@@ -58,22 +60,28 @@ const maxKeys = 20_000
 const maxSenders = 150_000
 /** Requests of one person, and of one tenant, under way in this process at once. */
 const maxUnderWay = 128
-/** A page asks once more before a call of each kind, and without its token: that is no stranger's request. */
-const preflightShare = 10
+/**
+ * A page asks once more before a call of each kind, and for each picture that it shows, and without its token: so many of these
+ * may come for one other request of a stranger.
+ */
+const pageShare = 10
 /** People behind one address who may each make as many tenants as one may. */
 const foundersPerAddress = 4
 const dayMs = 86_400_000
 
 /**
  * Bounds what anybody may ask for. Requests with a good token count for their person, in whichever of their tenants, and for
- * the tenant, and for no address, so that an office behind one address can work; all others for their address (IPv6 by /64), before anything is looked up. Nobody
- * can use up a tenant's quota without a token of it. Attempts to sign in are counted by address and by account besides.
+ * the tenant, and for no address, so that an office behind one address can work; all others for their address (IPv6 by /64),
+ * before anything is looked up. Of these each public route has a quota of its own: what a page shows, or somebody tries, keeps
+ * nobody beside them from signing in. Nobody can use up a tenant's quota without a token of it. Attempts to sign in are counted by
+ * address and by account besides.
  *
  * All processes count together through Redis, and each for itself while there is none.
  */
 export default fp(
   async (app) => {
     const { rateLimit, rateLimitTenant, rateLimitAuth, tenantsPerDay } = app.config
+    const ofPages = { ...rateLimit, max: rateLimit.max * pageShare }
     const store = app.shared.quotas
     const counters: { limit: string; known(): number; refused: number }[] = []
     const counter = (name: string, max: number) => {
@@ -110,10 +118,12 @@ export default fp(
     function countGeneral(request: FastifyRequest): Outcome | Promise<Outcome> {
       const claims = knownSender(request)
       if (claims) return countSender(claims)
-      const address = request.network
-      if (request.method !== 'OPTIONS') return after(byStranger(address, rateLimit), (counted) => outcomeOf(counted))
-      const preflights = { ...rateLimit, max: rateLimit.max * preflightShare }
-      return after(byPreflight(address, preflights), (counted) => ({ ...outcomeOf(counted), counted: [] }))
+      const { method, network, routeOptions } = request
+      if (method === 'OPTIONS')
+        return after(byPreflight(network, ofPages), (counted) => ({ ...outcomeOf(counted), counted: [] }))
+      const { access, embedded } = routeOptions.config ?? {}
+      const key = access === 'public' ? `${routeOptions.url} ${network}` : network
+      return after(byStranger(key, embedded ? ofPages : rateLimit), (counted) => outcomeOf(counted))
     }
 
     function countSender(claims: AccessClaims): Outcome | Promise<Outcome> {

@@ -1,5 +1,6 @@
 import t from 'tap'
 import {
+  addMember,
   allRows,
   createTenant,
   eventually,
@@ -125,6 +126,22 @@ t.test('whoever is disabled has no good token, on any process, until they are en
   await eventually(async () => (await statuses()).every((status) => status === 200))
   const living = await allRows(app.database, "select state from revocations where kind = 'member'")
   t.strictSame(living, [{ state: 'owner' }, { state: 'owner' }], 'nothing is left that could count again later')
+})
+
+t.test('a person who is disabled gets no good token by another role', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const other = await createTenant(app, 'other')
+  await addMember(app, acme, other.owner.id, 'member')
+  const { access_token } = (await acme.anonymous(post('/auth/login', { email: other.owner.email, password }))).json()
+  const path = `/api/v1/members/${other.owner.id}`
+  t.equal((await acme.with(access_token, me)).statusCode, 200)
+  await allRows(app.database, `update users set disabled_at = now() where id = '${other.owner.id}'`)
+  for (const role of ['viewer', 'member']) {
+    t.equal((await acme.send({ method: 'PATCH', url: path, payload: { role } })).statusCode, 200)
+  }
+  await eventually(async () => (await acme.with(access_token, me)).statusCode === 401)
+  t.match((await acme.with(access_token, me)).json(), { code: 'session_revoked' })
 })
 
 t.test('an address that was registered and never verified', async (t) => {

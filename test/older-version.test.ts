@@ -85,7 +85,10 @@ t.test('the schema is brought up to date by a job of its own', async (t) => {
   t.teardown(() => rmSync(folder, { recursive: true }))
 
   const first = await runMigrate({ DATABASE_OWNER_URL: urls.owner })
-  t.match(first, { code: 0, stdout: /^applied 0001_core\n[\s\S]*\nthe schema is up to date\naudit events are kept for ever\n$/ })
+  t.match(first, {
+    code: 0,
+    stdout: /^applied 0001_core\n[\s\S]*\nthe schema is up to date\naudit events are kept for ever\n$/
+  })
   const file = path.join(folder, 'owner_url')
   writeFileSync(file, `${urls.owner}\n`)
   t.match(await runMigrate({ DATABASE_OWNER_URL_FILE: file }), { code: 0, stdout: 'the schema is up to date\n' })

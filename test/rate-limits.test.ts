@@ -326,3 +326,53 @@ t.test('through Redis', needsRedis, async (t) => {
     }
   })
 })
+
+t.test('what needs no token keeps nobody at the same address from anything else', async (t) => {
+  const app = await startApp(t, { RATE_LIMIT: '5/1m', RATE_LIMIT_AUTH: '50/1m', ...proxied })
+  const acme = await createTenant(app, 'acme')
+  const office = from('198.51.100.1')
+  const ask = (request: object) =>
+    send(app, acme.host, { ...request, ...office, headers: { ...office.headers, 'content-type': 'application/json' } })
+  const get = (url: string) => ({ method: 'GET', url: `/api/v1${url}` })
+  const put = (url: string, payload: object) => ({ method: 'POST', url: `/api/v1${url}`, payload })
+  const id = '019a2c4e-7b1d-4c3e-9f00-3d5a1b2c4d5e'
+  // one after the other is spent, and what comes after is as it was
+  const routes: [what: string, allowed: number, request: (i: number) => object][] = [
+    ['an image', 50, (i) => get(`/images/${id}/${id.slice(0, -2)}${10 + i}`)],
+    ['a link to a file', 50, (i) => get(`/files/links/token-${i}/content`)],
+    ['the document', 5, () => get('/openapi.json')],
+    ['the page of the document', 5, () => get('/docs')],
+    ['what the page needs', 5, () => get('/docs/static/swagger-ui.css')],
+    ['a kind of problem', 5, () => get('/problems/not_found')],
+    ['a new session', 5, () => put('/auth/refresh', { refresh_token: 'x' })],
+    ['an end of a session', 5, () => put('/auth/logout', { refresh_token: 'x' })],
+    ['what is not there', 5, (i) => get(`/nothing-${i}`)],
+    ['an invitation', 5, () => put('/invitations/accept', { token: 'x' })],
+    ['a new agency', 5, () => put('/auth/register', {})],
+    ['a sign-in', 5, () => put('/auth/login', { email: acme.owner.email, password })]
+  ]
+  for (const [what, allowed, request] of routes) {
+    for (let i = 0; i < allowed; i++) {
+      const { statusCode, body } = await ask(request(i))
+      if (statusCode === 429) t.fail(`${what}, ${i}: ${body}`)
+    }
+    isRefusal(t, await ask(request(allowed)), 'anonymous')
+  }
+  const { statusCode } = await ask({ ...get('/users/me') })
+  t.equal(statusCode, 429, 'what needs a token counts with what is not there')
+  const signedIn = { ...office.headers, ...bearer(acme.owner.tokens.access_token) }
+  t.equal((await send(app, acme.host, { url: me, ...office, headers: signedIn })).statusCode, 200)
+
+  t.test('and every route that needs none is tried here', async (t) => {
+    const document = app.swagger() as { paths: Record<string, Record<string, { security?: unknown[] }>> }
+    const isPublic = (path: string) =>
+      Object.values(document.paths[path] ?? {}).some(({ security }) => !security?.length)
+    const tried = routes.map(([, , request]) => (request(0) as { url: string }).url)
+    const open = Object.keys(document.paths).filter((path) => isPublic(path) && !path.includes('/health'))
+    t.ok(open.length > 5, open.join(', '))
+    t.strictSame(
+      open.filter((path) => !tried.some((url) => new RegExp(`^${path.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url))),
+      ['/api/v1/openapi.yaml']
+    )
+  })
+})

@@ -85,7 +85,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/links/:token/content',
     {
-      config: { access: 'public', problems: [...problems, 'tenant_mismatch'] },
+      config: { access: 'public', embedded: true, problems: [...problems, 'tenant_mismatch'] },
       schema: {
         operationId: 'getLinkedFileContent',
         summary: 'The bytes of a file, by a link',

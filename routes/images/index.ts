@@ -142,7 +142,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/images/:owner_id/:id',
     {
-      config: { access: 'public', problems: ['not_found'] },
+      config: { access: 'public', embedded: true, problems: ['not_found'] },
       schema: {
         operationId: 'getImage',
         summary: 'An avatar or a logo',
