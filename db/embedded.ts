@@ -5,6 +5,7 @@ import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { developmentSecret } from '../src/config.ts'
+import { connectionTo } from './connection-settings.ts'
 import { claimFolder } from './folder-claim.ts'
 import { clearPostmaster } from './postmaster.ts'
 
@@ -210,8 +211,10 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
   })
 }
 
+const adminTimeOuts = { statement_timeout: 60_000, lock_timeout: 30_000 }
+
 async function withClient(url: string, work: (client: pg.Client) => Promise<void>): Promise<void> {
-  const client = new pg.Client({ connectionString: url })
+  const client = new pg.Client(connectionTo(url, adminTimeOuts))
   await client.connect()
   try {
     await work(client)

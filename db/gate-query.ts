@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { prepareValue } from 'pg/lib/utils.js'
+import { localSettings, type TimeOuts, transactionModes } from './connection-settings.ts'
 import { readTimestamp } from './timestamps.ts'
 
 /**
@@ -13,17 +14,8 @@ export type RequestFacts = string
 
 export type GateSettings = Scope & { request: RequestFacts }
 
-/** PostgreSQL's own limits, in milliseconds. */
-export type TimeOuts = { statement_timeout: number; lock_timeout: number; idle_in_transaction_session_timeout?: number }
-
-/** Time-outs as a connection of our own is opened with them. */
-export function startUpOptions(timeOuts: TimeOuts): string {
-  return Object.entries(timeOuts)
-    .map(([name, ms]) => `-c ${name}=${ms}`)
-    .join(' ')
-}
-
-export type QueryConfig = { name: string; text: string; values: unknown[] }
+/** `writes`: only where it does is it told so behind a pooler, whose connections may be read-only otherwise. */
+export type QueryConfig = { name: string; text: string; values: unknown[]; writes?: boolean }
 
 /**
  * The settings of the gate, as one statement. All are local to the transaction, and gone when it ends. None is ever null, so all
@@ -36,16 +28,25 @@ function setLocal(setting: string, parameter: number): string {
   return `set_config('${setting}', $${parameter}, true) is null`
 }
 
-/** The gate's settings and, where the connection does not keep them, the time-outs. */
+/** The text does not change with the settings, and is as long as all of them. */
+const carriedTexts = new WeakMap<TimeOuts, string>()
+
+function carriedText(carried: TimeOuts): string {
+  const known = carriedTexts.get(carried)
+  if (known !== undefined) return known
+  const limits = Object.entries(carried).map(([name, ms]) => `set_config('${name}', '${ms}', true) is null`)
+  const text = [gateText, ...limits, localSettings].join(' or ')
+  carriedTexts.set(carried, text)
+  return text
+}
+
+/** The gate's settings and, where the connection does not keep them, the time-outs and all else that a connection is opened with. */
 export function gateStatement(
   settings: GateSettings,
   carried: TimeOuts | undefined
 ): { text: string; values: string[] } {
   const values = [settings.tenant_id ?? '', settings.user_id ?? '', settings.request]
-  if (!carried) return { text: gateText, values }
-  const limits = Object.entries(carried)
-  const more = limits.map(([name], index) => ` or ${setLocal(name, values.length + index + 1)}`)
-  return { text: gateText + more.join(''), values: [...values, ...limits.map(([, ms]) => String(ms))] }
+  return { text: carried ? carriedText(carried) : gateText, values }
 }
 
 /** Parses the settings' statement on a fresh connection, so that in a flush only the main statement can need a Parse. */
@@ -96,8 +97,8 @@ export type Done = (err: Error | null, rows: unknown[]) => void
  * The settings must have been prepared (`prepareGate`): pg would take their ParseComplete for that of the main statement.
  *
  * Behind a pooler in transaction mode a connection keeps nothing from one flush to the next. Then the time-outs are `carried`
- * along as settings (the one of the statement counts from its own first message), and both statements are parsed each time
- * and have no name, so a ParseComplete marks none.
+ * along as settings (the one of the statement counts from its own first message) together with all others, what writes begins
+ * with the modes of its transaction, and every statement is parsed each time and has no name, so a ParseComplete marks none.
  *
  * It is a query of its own and not one of pg's, which is an event emitter with a result that knows everything: this one asks
  * for the columns of a name once a connection and makes plain rows, for three quarters of the CPU time.
@@ -110,13 +111,20 @@ export class GateQuery {
   readonly #values: unknown[]
   readonly #settings: { text: string; values: string[] }
   readonly #named: boolean
-  #inSettings = true
+  readonly #modes: readonly string[]
+  /** Of the statements before the main one: how many have not been answered yet. */
+  #inSettings: number
   #connection: Connection | undefined
   #shape: Shape | undefined
   #rows: unknown[] = []
   #failure: Error | undefined
 
-  constructor(settings: GateSettings, { name, text, values }: QueryConfig, done: Done, carried?: TimeOuts) {
+  constructor(
+    settings: GateSettings,
+    { name, text, values, writes = false }: QueryConfig,
+    done: Done,
+    carried?: TimeOuts
+  ) {
     this.name = carried ? '' : name
     this.text = text
     this.callback = done
@@ -124,6 +132,8 @@ export class GateQuery {
     this.#values = values.map(written)
     this.#settings = gateStatement(settings, carried)
     this.#named = carried === undefined
+    this.#modes = carried && writes ? transactionModes : []
+    this.#inSettings = this.#modes.length + 1
   }
 
   /** Called by pg when it is this query's turn. */
@@ -133,6 +143,11 @@ export class GateQuery {
     const isParsed = this.name !== '' && this.name in connection.parsedStatements
     const { text, values } = this.#settings
     connection.stream.cork()
+    for (const mode of this.#modes) {
+      connection.parse({ name: '', text: mode })
+      connection.bind({ statement: '', values: [] })
+      connection.execute({})
+    }
     if (!this.#named) connection.parse({ name: '', text })
     connection.bind({ statement: this.#named ? gateName : '', values })
     connection.execute({})
@@ -153,7 +168,7 @@ export class GateQuery {
   }
 
   handleDataRow({ fields }: { fields: (string | null)[] }): void {
-    if (this.#inSettings || this.#failure) return
+    if (this.#inSettings > 0 || this.#failure) return
     const { names, readers } = this.#shape as Shape
     const row: Record<string, unknown> = {}
     try {
@@ -168,7 +183,7 @@ export class GateQuery {
   }
 
   handleCommandComplete(): void {
-    this.#inSettings = false
+    this.#inSettings--
   }
 
   handleError(err: Error): void {

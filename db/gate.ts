@@ -2,8 +2,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { createShares } from '../src/shares.ts'
+import type { TimeOuts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
-import { type GateSettings, gateStatement, type QueryConfig, type Scope, type TimeOuts } from './gate-query.ts'
+import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
 import { type Statement, valuesOf } from './statement.ts'
@@ -90,8 +91,8 @@ const shareDepth = 256
 const sharePatienceMs = 2000
 
 /**
- * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. It
- * may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
+ * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. All
+ * other settings of a connection go with them. It may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
  */
 export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
 
@@ -154,10 +155,16 @@ export function createTenantGate(
     }
   }
 
+  /** Behind a pooler what a transaction is like by default is not known. */
+  function begin() {
+    const transaction = db.transaction()
+    return carried ? transaction.setIsolationLevel('read committed').setAccessMode('read write') : transaction
+  }
+
   return {
     query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
       const { name, text, writes, slow } = statement
-      const config = { name, text, values: valuesOf(statement, values) }
+      const config = { name, text, values: valuesOf(statement, values), writes }
       const rows = writes || slow ? ownConnection(settings, config) : keyedRead(settings, config)
       return rows as Promise<Row[]>
     },
@@ -166,7 +173,7 @@ export function createTenantGate(
       for (let attempt = 1; ; attempt++) {
         try {
           return await withinShare(settings, () =>
-            db.transaction().execute(async (trx) => {
+            begin().execute(async (trx) => {
               const { text, values } = gateStatement(settings, carried?.all)
               await trx.executeQuery(CompiledQuery.raw(text, values))
               return work(trx)

@@ -4,11 +4,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresAdapter, PostgresDialect, type PostgresDialectConfig, type RawBuilder, sql } from 'kysely'
 import { FileMigrationProvider, type Migration, Migrator } from 'kysely/migration'
 import pg from 'pg'
+import { connectionTo } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
 import type { SharedTables } from './tables.ts'
 
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000
+/** A step takes as long as there are rows to change, whatever the role's own time-outs are. */
+const noTimeOuts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
 const migrationFolder = path.join(import.meta.dirname, 'migrations')
 
 /** Kysely waits an hour for its lock; a replica that waits that long is better restarted. */
@@ -55,7 +58,7 @@ export class ProgramTooOld extends Error {}
  */
 export async function migrate(ownerUrl: string): Promise<string[]> {
   await waitForServer(ownerUrl)
-  const pool = new pg.Pool({ connectionString: ownerUrl, max: 1, connectionTimeoutMillis: 5000 })
+  const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeOuts), max: 1, connectionTimeoutMillis: 5000 })
   // one that is lost while nobody uses it is replaced by the next that is needed
   pool.on('error', () => {})
   const applied: string[] = []
@@ -161,7 +164,7 @@ async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]
 async function waitForServer(url: string, patienceMs = 15_000): Promise<void> {
   const deadline = Date.now() + patienceMs
   for (;;) {
-    const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 5000 })
+    const client = new pg.Client({ ...connectionTo(url, noTimeOuts), connectionTimeoutMillis: 5000 })
     client.on('error', () => {})
     try {
       await client.connect()

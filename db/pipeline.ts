@@ -1,13 +1,7 @@
 import pg from 'pg'
 import { createTurns } from '../src/turns.ts'
-import {
-  type Done,
-  type GateSettings,
-  prepareGate,
-  type QueryConfig,
-  startUpOptions,
-  type TimeOuts
-} from './gate-query.ts'
+import { connectionTo, type TimeOuts } from './connection-settings.ts'
+import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
 import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 
 const connectTimeoutMs = 2000
@@ -58,7 +52,7 @@ type Slot = {
  * They reconnect by themselves, when there is something to read. A read that was in flight on a connection that broke rejects
  * with what was said last; it may be asked again.
  */
-export function createPipeline(connectionString: string, count: number, onError: (err: Error) => void) {
+export function createPipeline(databaseUrl: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
     ...{ client: undefined, wire: undefined, opening: undefined },
     ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
@@ -173,11 +167,10 @@ export function createPipeline(connectionString: string, count: number, onError:
 
   async function connect(slot: Slot): Promise<void> {
     const client = new pg.Client({
-      connectionString,
+      ...connectionTo(databaseUrl, keyedTimeOuts),
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
-      application_name: 'aggios-pipeline',
-      options: startUpOptions(keyedTimeOuts)
+      application_name: 'aggios-pipeline'
     })
     let wire: Wire | undefined
     function lose(err: Error): void {

@@ -1,6 +1,7 @@
 import type pg from 'pg'
+import type { TimeOuts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
-import { type Done, GateQuery, type GateSettings, type QueryConfig, type TimeOuts } from './gate-query.ts'
+import { type Done, GateQuery, type GateSettings, type QueryConfig } from './gate-query.ts'
 
 /** One statement behind its settings on a connection of its own. `carried`: see GateQuery. */
 export async function queryOnPool(

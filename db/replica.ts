@@ -1,6 +1,7 @@
 import type pg from 'pg'
+import type { TimeOuts } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
-import type { GateSettings, TimeOuts } from './gate-query.ts'
+import type { GateSettings } from './gate-query.ts'
 import { queryOnPool } from './pool-query.ts'
 import { UnsafeRole } from './role-check.ts'
 import { type Statement, valuesOf } from './statement.ts'
@@ -43,9 +44,11 @@ export function createReplica({
 
   /** Null: it is a primary by now, whose log is not a copy of ours. */
   async function replayedPosition(): Promise<number | null> {
-    const { rows } = await pool.query<{ position: number | null }>(`
-      select case when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::float8 end as position`)
-    return rows[0]?.position ?? null
+    // as text, which is all digits whatever the connection thinks of floating point: nothing is carried along here
+    const { rows } = await pool.query<{ position: string | null }>(`
+      select case when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text end as position`)
+    const position = rows[0]?.position ?? null
+    return position === null ? null : Number(position)
   }
 
   async function look(): Promise<void> {

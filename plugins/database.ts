@@ -2,10 +2,11 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
+import { connectionTo, type TimeOuts } from '../db/connection-settings.ts'
 import { walPosition } from '../db/directory.ts'
 import { classifyFailure } from '../db/failures.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../db/gate.ts'
-import { prepareGate, type RequestFacts, type Scope, startUpOptions, type TimeOuts } from '../db/gate-query.ts'
+import { prepareGate, type RequestFacts, type Scope } from '../db/gate-query.ts'
 import { checkSchema } from '../db/migrate.ts'
 import { createPipeline, keyedTimeOuts } from '../db/pipeline.ts'
 import { ImpatientClient, PoolDialect } from '../db/pool-dialect.ts'
@@ -59,15 +60,14 @@ export default fp(
     const carried = pooled ? { all: timeOuts, keyed: keyedTimeOuts } : undefined
     const log = (err: Error, text: string) => app.log.warn({ err }, text)
 
-    function openPool(connectionString: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
+    function openPool(url: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
       const pool = new pg.Pool({
-        connectionString,
+        ...connectionTo(url, pooled ? undefined : timeOuts),
         max,
         connectionTimeoutMillis: acquireTimeoutMs,
         idleTimeoutMillis: 60_000,
         keepAlive: true,
         application_name: 'aggios-pool',
-        ...(!pooled && { options: startUpOptions(timeOuts) }),
         query_timeout: 4000,
         Client: ImpatientClient,
         async onConnect(client) {
@@ -126,7 +126,7 @@ export default fp(
 
     const client = await connectAtStart(pool)
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
-    await checkSchema(app.db)
+    await gate.transaction(nobody, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
     await replica?.start()
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }

@@ -1,6 +1,7 @@
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { GateQuery, type TimeOuts } from '../db/gate-query.ts'
+import type { TimeOuts } from '../db/connection-settings.ts'
+import { GateQuery } from '../db/gate-query.ts'
 import { keyedTimeOuts } from '../db/pipeline.ts'
 import { statement } from '../db/statement.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'

@@ -412,33 +412,33 @@ t.test('a transaction', async (t) => {
 
 t.test('transactions that can not be put in an order run again until they can', async (t) => {
   const database = await prepare(t)
-  await withClient(database.postgres, async (client) => {
-    const name = new URL(database.postgres).pathname.slice(1)
-    await client.query(`alter database ${name} set default_transaction_isolation = 'serializable'`)
-  })
   const app = await startApp(t, {}, database)
   let attempts = 0
   let arrived = 0
   let open: () => void = () => {}
-  const allHaveRead = new Promise<void>((resolve) => {
+  const bothHoldOne = new Promise<void>((resolve) => {
     open = resolve
   })
-  const increment = (settings: GateSettings) =>
+  /** Two of them have each what the other one waits for. */
+  const increment = (settings: GateSettings, [first, second]: [number, number]) =>
     app.gate.transaction(settings, async (trx) => {
       attempts++
-      const [tenant] = await trx.selectFrom('tenants').select(['id', 'version']).execute()
-      if (++arrived === 3) open()
-      await allHaveRead
-      await trx
+      await sql`select pg_advisory_xact_lock(${first}::bigint)`.execute(trx)
+      if (++arrived === 2) open()
+      await bothHoldOne
+      await sql`select pg_advisory_xact_lock(${second}::bigint)`.execute(trx)
+      const changed = await trx
         .updateTable('tenants')
-        .set({ version: (tenant?.version ?? 0) + 1 })
-        .execute()
-      return tenant?.id
+        .set((eb) => ({ version: eb('version', '+', 1) }))
+        .returning('id')
+        .executeTakeFirst()
+      return changed?.id
     })
-  t.strictSame(await Promise.all([inA, inA, inB].map(increment)), [tenants[0], tenants[0], tenants[1]])
-  t.ok(attempts > 3, `${attempts} attempts`)
+  const done = await Promise.all([increment(inA, [1, 2]), increment(inB, [2, 1])])
+  t.strictSame(done, [tenants[0], tenants[1]])
+  t.equal(attempts, 3)
   const versions = await allRows(database, 'select version from tenants order by id')
-  t.strictSame(versions, [{ version: 3 }, { version: 2 }], 'no change was lost')
+  t.strictSame(versions, [{ version: 2 }, { version: 2 }], 'no change was lost, and none made twice')
 })
 
 t.test('when more reads come than two connections can take at once', withoutPooler, async (t) => {

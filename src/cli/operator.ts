@@ -1,5 +1,6 @@
 import { Kysely } from 'kysely'
 import pg from 'pg'
+import { connectionTo } from '../../db/connection-settings.ts'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate.ts'
 import { PoolDialect } from '../../db/pool-dialect.ts'
@@ -25,8 +26,8 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
   const config = readSettings()
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
-  // one act and no hurry: nothing is prepared, so it goes by way of a pooler too
-  const pool = new pg.Pool({ connectionString: url, max: 1 })
+  // one act and no hurry: nothing is prepared and every setting carried, so it goes by way of a pooler too
+  const pool = new pg.Pool({ ...connectionTo(url, undefined), max: 1 })
   // one that is lost while nobody uses it is replaced by the next that is needed
   pool.on('error', () => {})
   const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })

@@ -1,0 +1,209 @@
+import t, { type Test } from 'tap'
+import { startUpOptions } from '../db/connection-settings.ts'
+import { migrate } from '../db/migrate.ts'
+import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './databases.ts'
+import { fileForm } from './forms.ts'
+import { allRows, createTenant, createTestDatabase, post, send, startApp, type TestApp } from './harness.ts'
+import { pgbouncer, startPgBouncer } from './pgbouncer.ts'
+
+/*
+ * A role, a database and a server have defaults for what a connection does not say, and their administrators change them. What
+ * the product answers must not depend on them.
+ */
+
+/** What the product sets on each connection, at its worst. */
+const carried = {
+  client_encoding: 'LATIN1',
+  DateStyle: 'SQL, DMY',
+  TimeZone: 'Asia/Kathmandu',
+  IntervalStyle: 'sql_standard',
+  bytea_output: 'escape',
+  extra_float_digits: '-15',
+  standard_conforming_strings: 'off',
+  backslash_quote: 'off',
+  quote_all_identifiers: 'on',
+  array_nulls: 'off',
+  transform_null_equals: 'on',
+  search_path: 'nowhere',
+  row_security: 'off',
+  exit_on_error: 'on',
+  'plpgsql.extra_errors': 'all',
+  default_transaction_isolation: 'serializable',
+  default_transaction_read_only: 'on',
+  default_transaction_deferrable: 'on'
+}
+/** A pooler has its connections ended by these, and its users none. */
+const ofConnection = {
+  statement_timeout: '1ms',
+  lock_timeout: '1ms',
+  idle_in_transaction_session_timeout: '1ms',
+  idle_session_timeout: '1ms'
+}
+/** No answer depends on them, and the flow runs with them at their worst as well. */
+const indifferent = {
+  default_text_search_config: 'pg_catalog.turkish',
+  icu_validation_level: 'error',
+  lc_messages: 'C',
+  lc_monetary: 'C',
+  lc_numeric: 'C',
+  lc_time: 'C',
+  timezone_abbreviations: 'India',
+  check_function_bodies: 'off',
+  client_min_messages: 'debug5',
+  createrole_self_grant: 'set',
+  default_table_access_method: 'heap',
+  default_tablespace: '',
+  default_toast_compression: 'pglz',
+  gin_pending_list_limit: '64',
+  restrict_nonsystem_relation_kind: 'view, foreign-table',
+  temp_tablespaces: '',
+  xmlbinary: 'hex',
+  xmloption: 'document',
+  escape_string_warning: 'off',
+  lo_compat_privileges: 'on',
+  synchronize_seqscans: 'off'
+}
+
+t.test(
+  'every setting by which a statement is read or its rows are written is the product’s, or known not to matter',
+  async (t) => {
+    const database = await createTestDatabase(t)
+    const rows = await allRows(
+      database,
+      `select name from pg_settings where context in ('user', 'superuser') and name not like 'vacuum%' and (
+       category like 'Version and Platform Compatibility%' or category in ('Error Handling',
+       'Client Connection Defaults / Locale and Formatting', 'Client Connection Defaults / Statement Behavior'))
+       and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`
+    )
+    // a role can't set the last one for itself: the start is refused
+    const known = [...Object.keys({ ...carried, ...ofConnection, ...indifferent }), 'session_replication_role']
+    t.strictSame(
+      rows.map(({ name }) => name as string).filter((name) => !known.includes(name)),
+      []
+    )
+    const options = startUpOptions({ statement_timeout: 1, lock_timeout: 1, idle_in_transaction_session_timeout: 1 })
+    const set = [...options.matchAll(/-c ([\w.]+)=/g)].map(([, name]) => name)
+    t.strictSame(set.sort(), Object.keys({ ...carried, ...ofConnection }).sort())
+  }
+)
+
+const statements = (target: string, settings: Record<string, string>) =>
+  Object.entries(settings).map(([name, value]) => {
+    const values = name === 'restrict_nonsystem_relation_kind' ? value.split(', ') : [value]
+    return `alter ${target} set ${name} = ${values.map((each) => `'${each}'`).join(', ')}`
+  })
+
+async function setAll(urls: DatabaseUrls, target: string, settings: Record<string, string>): Promise<void> {
+  await withClient(urls.postgres, async (admin) => {
+    // what is set by now is in force for who connects now
+    await admin.query(
+      'set default_transaction_read_only = off; set search_path = public; set standard_conforming_strings = on'
+    )
+    for (const text of statements(target, settings)) await admin.query(text)
+  })
+}
+
+const nameOf = ({ app }: DatabaseUrls) => new URL(app).pathname.slice(1)
+
+/** The whole of a small flow, each answer without what is new every time. */
+async function flow(app: TestApp): Promise<string[]> {
+  const said: string[] = []
+  const say = (what: string, reply: { statusCode: number; body: string }) => {
+    said.push(`${what}: ${reply.statusCode} ${withoutNovelty(reply.body)}`)
+  }
+  const acme = await createTenant(app, 'acme')
+  const login = await send(
+    app,
+    'acme.localhost',
+    post('/auth/login', { email: acme.owner.email, password: 'correct horse battery' })
+  )
+  say('login', login)
+  const file = await acme.send(fileForm('Grüße', 'it’s.txt'))
+  say('file', file)
+  say('content', await acme.send(`/api/v1/files/${file.json().id}/content`))
+  say(
+    'invited',
+    await acme.send(post('/invitations', { email: "o'neil@example.com", role: 'viewer' }, { 'idempotency-key': 'one' }))
+  )
+  say(
+    'invited again',
+    await acme.send(post('/invitations', { email: "o'neil@example.com", role: 'viewer' }, { 'idempotency-key': 'one' }))
+  )
+  say('a second agency', await acme.send(post('/tenants', { name: 'More', slug: 'more' })))
+  say('taken', await acme.send(post('/tenants', { name: 'More', slug: 'more' })))
+  for (const path of ['users/me', 'users/me/sessions', 'tenant', 'members', 'invitations', 'files', 'audit-events']) {
+    say(path, await acme.send(`/api/v1/${path}?limit=3`.replace(/(me|sessions|tenant)\?limit=3$/, '$1')))
+  }
+  say('export', await acme.send('/api/v1/audit-events/export'))
+  say('all', await acme.send('/api/v1/tenant/export'))
+  say('verified', await acme.send('/api/v1/audit-events/verify'))
+  say('refresh', await acme.anonymous(post('/auth/refresh', { refresh_token: login.json().refresh_token })))
+  say('deleted', await acme.send({ method: 'DELETE', url: `/api/v1/files/${file.json().id}` }))
+  say('signed out', await acme.send(post('/auth/logout', undefined)))
+  say('and out', await acme.send('/api/v1/users/me'))
+  say('back', await acme.anonymous(post('/auth/login', { email: acme.owner.email, password: 'correct horse battery' })))
+  say('health', await send(app, 'localhost', '/api/v1/health'))
+  return said
+}
+
+function withoutNovelty(body: string): string {
+  return body
+    .replaceAll(/"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,6}(?:Z|\+00:00)"/g, (time) => {
+      const age = Date.now() - Date.parse(JSON.parse(time))
+      return Math.abs(age) < 60_000 ? '<now>' : age < 0 ? '<later>' : '<before>'
+    })
+    .replaceAll(/[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}/g, '<id>')
+    .replaceAll(/"[\w-]{20,}(\.[\w-]+){0,2}"/g, '<token>')
+    .replaceAll(/"(uptime_seconds|latency_ms|rss_bytes)":[\d.]+/g, '"$1":<number>')
+}
+
+const expected = await (async () => {
+  let said: string[] = []
+  await t.test('the flow with the defaults of PostgreSQL', async (t) => {
+    said = await flow(await startApp(t))
+    t.match(said.join('\n'), /<now>/)
+    t.notMatch(said.join('\n'), /: 5\d\d |: 4(?!01 |09 )\d\d /)
+  })
+  return said
+})()
+
+async function startsAndAnswers(t: Test, database: DatabaseUrls, env = {}): Promise<void> {
+  const app = await startApp(t, env, database)
+  t.strictSame(await flow(app), expected)
+}
+
+for (const [what, target] of [
+  ['the database', (name: string) => `database ${name}`],
+  ['the role', (name: string) => `role aggios_app in database ${name}`]
+] as const) {
+  t.test(`defaults of ${what} change no answer`, async (t) => {
+    const database = await createTestDatabase(t)
+    await setAll(database, target(nameOf(database)), { ...carried, ...ofConnection, ...indifferent })
+    await startsAndAnswers(t, { ...database, serving: database.app })
+  })
+}
+
+t.test('nor do they behind a pooler, which knows nothing of them', { skip: pgbouncer.skip }, async (t) => {
+  const database = await createTestDatabase(t)
+  await setAll(database, `role aggios_app in database ${nameOf(database)}`, { ...carried, ...indifferent })
+  const pooler = await startPgBouncer(database.app, { poolSize: 4 })
+  t.teardown(() => pooler.stop())
+  await startsAndAnswers(t, database, { DATABASE_URL: pooler.through(database.app), DATABASE_POOLER: 'transaction' })
+})
+
+t.test('a schema that was made under them is the same', async (t) => {
+  const name = `s_${process.pid}`
+  const database = await createDatabase(name, 'template1')
+  t.teardown(() => dropDatabase(name))
+  for (const role of ['aggios_owner', 'aggios_app']) {
+    await setAll(database, `role ${role} in database ${name}`, { ...carried, ...ofConnection, ...indifferent })
+  }
+  t.not((await migrate(database.owner)).length, 0)
+  await startsAndAnswers(t, { ...database, serving: database.app })
+})
+
+t.test('a role for which triggers are off is refused', async (t) => {
+  const database = await createTestDatabase(t)
+  await setAll(database, `role aggios_app in database ${nameOf(database)}`, { session_replication_role: 'replica' })
+  await t.rejects(startApp(t, {}, database), { message: /session_replication_role = replica/ })
+})
