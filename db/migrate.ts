@@ -87,7 +87,7 @@ export async function migrate(ownerUrl: string): Promise<string[]> {
  * what it is now; what is undefined stays as it is.
  */
 export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
-  const client = new pg.Client({ connectionString: ownerUrl, connectionTimeoutMillis: 5000 })
+  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeOuts), connectionTimeoutMillis: 5000 })
   client.on('error', () => {})
   await client.connect()
   try {
