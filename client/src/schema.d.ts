@@ -355,7 +355,7 @@ export interface paths {
     put?: never
     /**
      * Another agency, owned by the caller
-     * @description Use `POST /api/v1/auth/switch` to get tokens for it.
+     * @description Use `POST /api/v1/auth/switch` to get tokens for it. How many a person may make in a day is limited: `rate_limited`.
      */
     post: operations['createTenant']
     delete?: never
@@ -441,13 +441,13 @@ export interface paths {
     }
     /**
      * Invitations that wait
-     * @description The newest first, also those whose time is over.
+     * @description The newest first, also those whose time is over and those whose mail could not be delivered.
      */
     get: operations['listInvitations']
     put?: never
     /**
      * Invite somebody by e-mail
-     * @description The mail carries the token, which is good for seven days. Nobody invites to a role above their own.
+     * @description The mail carries the token, which is good for seven days. Nobody invites to a role above their own. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.
      */
     post: operations['createInvitation']
     delete?: never
@@ -507,7 +507,7 @@ export interface paths {
     put?: never
     /**
      * Accept an invitation
-     * @description A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused.
+     * @description A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused. An account whose address was never verified yields the address to whoever sends `name` and another `password`: it is closed, and its agencies stay without it. Send no `name` to sign in to it.
      */
     post: operations['acceptInvitation']
     delete?: never
@@ -655,7 +655,11 @@ export interface paths {
       path?: never
       cookie?: never
     }
-    get?: never
+    /**
+     * Unfinished uploads
+     * @description The newest first: members see their own, admins all. Each holds room until it ends or expires.
+     */
+    get: operations['listUploads']
     put?: never
     /**
      * Begin a direct upload
@@ -688,6 +692,26 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/files/uploads/{id}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    post?: never
+    /**
+     * End an unfinished upload
+     * @description Members their own, admins any. What has arrived is removed, and the room is free.
+     */
+    delete: operations['endUpload']
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/files/resumable': {
     parameters: {
       query?: never
@@ -699,7 +723,7 @@ export interface paths {
     put?: never
     /**
      * Begin a resumable upload
-     * @description tus 1.0. Room for the whole file is kept until the upload ends or nothing has moved for a day.
+     * @description tus 1.0. Room for the whole file is kept until the upload ends, no byte has come for a quarter of an hour, or it is a day old. What all unfinished uploads of a member hold is limited to a share of the room of the agency.
      */
     post: operations['createResumableUpload']
     delete?: never
@@ -853,7 +877,7 @@ export interface paths {
     }
     /**
      * Whether the log is as it was written
-     * @description Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since.
+     * @description Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since. A long log is checked in parts: while `next_cursor` is not null, `intact` is said of what was looked at so far, and the same with `cursor` goes on.
      */
     get: operations['verifyAuditEvents']
     put?: never
@@ -1388,6 +1412,12 @@ export interface components {
      * @enum {string}
      */
     InvitableRole: 'admin' | 'member' | 'viewer'
+    /**
+     * @description Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later
+     * @example sent
+     * @enum {string}
+     */
+    InvitationDelivery: 'queued' | 'sent' | 'failed' | 'unknown'
     Invitation: {
       /**
        * Format: uuid
@@ -1415,6 +1445,7 @@ export interface components {
        * @example 2026-11-22T10:30:00.000Z
        */
       expires_at: string
+      delivery: components['schemas']['InvitationDelivery']
     }
     InvitationPage: {
       data: components['schemas']['Invitation'][]
@@ -1505,7 +1536,10 @@ export interface components {
        * @example Contract.pdf
        */
       name: string
-      /** @example application/pdf */
+      /**
+       * @description A media type (RFC 9110, 8.3.1)
+       * @example application/pdf
+       */
       content_type: string
       /**
        * Format: int64
@@ -1547,6 +1581,55 @@ export interface components {
        * @example 2026-11-22T10:30:00.000Z
        */
       expires_at: string
+    }
+    UnfinishedUpload: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /**
+       * @description As people call it; never part of a path
+       * @example Contract.pdf
+       */
+      name: string
+      /** @example contract */
+      purpose: string | null
+      /**
+       * @description As its sender says
+       * @example application/pdf
+       */
+      content_type: string
+      /**
+       * Format: int64
+       * @example 1024
+       */
+      size: number
+      /**
+       * Format: int64
+       * @description Bytes of a resumable upload that are here
+       * @example 512
+       */
+      received: number
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      created_by: string | null
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      expires_at: string
+    }
+    UnfinishedUploadPage: {
+      data: components['schemas']['UnfinishedUpload'][]
+      next_cursor: string | null
     }
     ImageForm: {
       /**
@@ -1631,6 +1714,8 @@ export interface components {
        * @description Events before were dropped by the retention; null for none
        */
       kept_from: string | null
+      /** @description Where the next part begins; null when all was looked at */
+      next_cursor: string | null
     }
   }
   responses: never
@@ -1670,6 +1755,7 @@ export type Member = components['schemas']['Member']
 export type MemberPage = components['schemas']['MemberPage']
 export type MemberPatch = components['schemas']['MemberPatch']
 export type InvitableRole = components['schemas']['InvitableRole']
+export type InvitationDelivery = components['schemas']['InvitationDelivery']
 export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type NewInvitation = components['schemas']['NewInvitation']
@@ -1680,6 +1766,8 @@ export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
 export type NewUpload = components['schemas']['NewUpload']
 export type Upload = components['schemas']['Upload']
+export type UnfinishedUpload = components['schemas']['UnfinishedUpload']
+export type UnfinishedUploadPage = components['schemas']['UnfinishedUploadPage']
 export type ImageForm = components['schemas']['ImageForm']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
@@ -7613,6 +7701,141 @@ export interface operations {
       }
     }
   }
+  listUploads: {
+    parameters: {
+      query?: {
+        limit?: number
+        /** @description `next_cursor` of the page before */
+        cursor?: string
+      }
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description UnfinishedUploadPage */
+      200: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['UnfinishedUploadPage']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_cursor`: The cursor is not one of this list
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
   createUpload: {
     parameters: {
       query?: never
@@ -7933,6 +8156,140 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  endUpload: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done; there is nothing to say */
+      204: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate'?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After'?: string
+          'RateLimit-Policy'?: string
+          RateLimit?: string
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After'?: string
           [name: string]: unknown
         }
         content: {
@@ -9604,7 +9961,10 @@ export interface operations {
   }
   verifyAuditEvents: {
     parameters: {
-      query?: never
+      query?: {
+        /** @description `next_cursor` of the page before */
+        cursor?: string
+      }
       header?: never
       path?: never
       cookie?: never
@@ -9622,6 +9982,7 @@ export interface operations {
       }
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_cursor`: The cursor is not one of this list
        *     `validation_failed`: Validation failed
        */
       400: {
