@@ -56,7 +56,7 @@ export default fp(
       if (request.refused) throw request.refused
       if (request.hostProblem) throw request.hostProblem
       if (request.tenant?.status === 'suspended') throw app.refuseSuspended(request)
-      if (!isDecodable(request.originalUrl.split('?', 1)[0] as string)) throw problems.malformedRequest()
+      if (!isDecodable(request.originalUrl)) throw problems.malformedRequest()
       const path = request.url.split('?', 1)[0] as string
       const methods = [...methodsByRoute].flatMap(([pattern, known]) => (pattern.test(path) ? [...known] : []))
       if (methods.length === 0) throw problems.routeNotFound()

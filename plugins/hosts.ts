@@ -10,6 +10,8 @@ declare module 'fastify' {
     tenant: TenantEntry | undefined
     /** Why this host is not served. Thrown by the guard of every route that does not answer on any host. */
     hostProblem: Problem | undefined
+    /** Scheme and host under which the client has reached this server, for links back to it. */
+    readonly origin: string
   }
 }
 
@@ -19,6 +21,12 @@ export default fp(
     const { baseDomain, nodeEnv } = app.config
     app.decorateRequest('tenant', undefined)
     app.decorateRequest('hostProblem', undefined)
+    app.decorateRequest('origin', {
+      // the Host header alone: no X-Forwarded-Host is ever checked, and what stands in X-Forwarded-Proto may be any scheme
+      getter(this: FastifyRequest) {
+        return `${this.protocol === 'https' ? 'https' : 'http'}://${this.headers.host}`
+      }
+    })
 
     app.addHook('onRequest', (request, _reply, done) => {
       const host = hostOf(request)

@@ -2,9 +2,10 @@ import { Type } from '@sinclair/typebox'
 import { Ajv, type FuncKeywordDefinition, type Options } from 'ajv'
 import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
-import { malformedJson } from '../src/errors.ts'
-import { hasDuplicateMembers } from '../src/json.ts'
+import { malformedJson, unsupportedMediaType } from '../src/errors.ts'
+import { hasDuplicateMembers, hasUnpairedSurrogates } from '../src/json.ts'
 import { trimName } from '../src/names.ts'
+import { isUtf8, readUtf8 } from '../src/text.ts'
 
 const shared: Options = {
   allErrors: true,
@@ -39,12 +40,19 @@ export default fp(
     // wants a body still refuses its absence
     const parseJson = app.getDefaultJsonParser('error', 'error')
     app.removeContentTypeParser('application/json')
-    app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+      if (!isUtf8(request.headers['content-type'] ?? '')) {
+        return done(unsupportedMediaType({ detail: 'the charset of a body is UTF-8' }))
+      }
       if (body.length === 0) return done(null, undefined)
-      parseJson(request, body as string, (err, value) => {
-        if (!err && hasDuplicateMembers(body as string, value))
-          done(malformedJson({ detail: 'a member appears twice' }))
-        else done(err, value)
+      const text = readUtf8(body as Buffer)
+      if (text === undefined) return done(malformedJson({ detail: 'the body is not UTF-8' }))
+      parseJson(request, text, (err, value) => {
+        if (err) done(err, value)
+        else if (hasDuplicateMembers(text, value)) done(malformedJson({ detail: 'a member appears twice' }))
+        else if (hasUnpairedSurrogates(text, value)) {
+          done(malformedJson({ detail: 'half of a surrogate pair is escaped, which is no character' }))
+        } else done(null, value)
       })
     })
     app.removeContentTypeParser('text/plain')

@@ -159,7 +159,7 @@ function canonicalUrl({ url = '/' }: IncomingMessage): string {
   const end = url.indexOf('?')
   const path = end === -1 ? url : url.slice(0, end)
   // to where nothing is: unlike the router's own refusal, what answers there is behind all hooks
-  if (!isDecodable(path)) return '/'
+  if (!isDecodable(url)) return '/'
   const canonical = aliases.get(path)
   return canonical === undefined ? url : canonical + url.slice(path.length)
 }

@@ -8,6 +8,23 @@ export function hasDuplicateMembers(text: string, value: unknown): boolean {
   return countColons(text) !== countMembers(value)
 }
 
+/**
+ * Whether a string or the name of a member holds half of a surrogate pair, which stands for no character (RFC 8259, 8.2). Without
+ * recursion: a body may be nested deeper than the stack.
+ */
+export function hasUnpairedSurrogates(text: string, value: unknown): boolean {
+  // UTF-8 can't hold one, so it can only be escaped
+  if (!/\\ud[89a-f]/i.test(text)) return false
+  const open = [value]
+  while (open.length > 0) {
+    const next = open.pop()
+    if (typeof next === 'string' && !next.isWellFormed()) return true
+    if (next === null || typeof next !== 'object') continue
+    for (const [name, child] of Object.entries(next)) open.push(name, child)
+  }
+  return false
+}
+
 /** One text for a value, in whatever order its members came. */
 export function canonicalJson(value: unknown): string {
   return JSON.stringify(value, (_, part) =>

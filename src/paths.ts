@@ -1,8 +1,8 @@
-/** Whether the percent signs of a path stand for UTF-8 (RFC 3986, 2.1). */
-export function isDecodable(path: string): boolean {
-  if (!path.includes('%')) return true
+/** Whether the percent signs of a URL stand for UTF-8 (RFC 3986, 2.1). */
+export function isDecodable(url: string): boolean {
+  if (!url.includes('%')) return true
   try {
-    decodeURIComponent(path)
+    decodeURIComponent(url)
     return true
   } catch {
     return false

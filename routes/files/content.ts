@@ -76,7 +76,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
       const direct = await app.objects.direct?.get(fileKey(tenant_id, id), reply, linkSeconds)
       const token = app.fileLinks.issue('read', { tenant_id, id, expires_at })
       return {
-        url: direct?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
+        url: direct?.url ?? `${request.origin}/api/v1/files/links/${token}/content`,
         expires_at
       }
     }

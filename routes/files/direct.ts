@@ -55,7 +55,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         const token = app.fileLinks.issue('write', { tenant_id, id, expires_at })
         return {
           id,
-          url: target?.url ?? `${request.protocol}://${request.host}/api/v1/files/links/${token}/content`,
+          url: target?.url ?? `${request.origin}/api/v1/files/links/${token}/content`,
           method: 'PUT' as const,
           headers: target?.headers ?? { 'content-type': content_type, 'content-length': String(size) },
           expires_at

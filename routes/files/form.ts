@@ -33,6 +33,7 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
       continue
     }
     const { filename: name, mimetype: content_type } = part
+    if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
     if (part.fieldname !== 'file') throw invalid('/body', `has no part called ${part.fieldname.slice(0, 100)}`)
     return receiveFile(
       app,

@@ -1,10 +1,12 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { validationFailed } from '../../src/errors.ts'
+import { type Problem, validationFailed } from '../../src/errors.ts'
+import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
 
 type Metadata = { filename?: string; filetype?: string; purpose?: string; sha256?: string }
 
+const base64 = /^[A-Za-z0-9+/]*={0,2}$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
   purpose: `must match pattern "${Purpose.pattern}"`,
@@ -15,9 +17,10 @@ const expectations = {
 export function readMetadata(header: string): Metadata {
   const entries = header.split(',').flatMap((pair) => {
     const [key = '', value = ''] = pair.trim().split(' ')
-    return ['filename', 'filetype', 'purpose', 'sha256'].includes(key)
-      ? [[key, Buffer.from(value, 'base64').toString()]]
-      : []
+    if (!['filename', 'filetype', 'purpose', 'sha256'].includes(key)) return []
+    const text = base64.test(value) ? readUtf8(Buffer.from(value, 'base64')) : undefined
+    if (text === undefined) throw invalid(`${key} must be UTF-8 in base64`)
+    return [[key, text]]
   })
   const facts = Object.fromEntries(entries) as Metadata
   for (const [key, schema] of [
@@ -27,11 +30,14 @@ export function readMetadata(header: string): Metadata {
     ['sha256', Sha256]
   ] as const) {
     if (facts[key] === undefined || Value.Check(schema, facts[key])) continue
-    const message = `: ${key} ${expectations[key]}`
-    throw validationFailed({
-      detail: `headers/upload-metadata${message}`,
-      errors: [{ path: '/headers/upload-metadata', message: message.slice(2) }]
-    })
+    throw invalid(`${key} ${expectations[key]}`)
   }
   return facts
+}
+
+function invalid(message: string): Problem {
+  return validationFailed({
+    detail: `headers/upload-metadata: ${message}`,
+    errors: [{ path: '/headers/upload-metadata', message }]
+  })
 }
