@@ -3,6 +3,7 @@ import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } 
 import { BlockList, isIP } from 'node:net'
 import { join } from 'node:path'
 import { deriveKey } from './keys.ts'
+import { productionProblems, unencryptedDatabases } from './production.ts'
 
 /** How many in how long: `10/1m`. `max` 0 switches the limit off. */
 export type Rate = { max: number; window_ms: number }
@@ -251,7 +252,7 @@ export function readMigrationConfig(env: Environment) {
   const { values, problems } = readEach(env, { nodeEnv, databaseOwnerUrl, auditRetention })
   const url = values.databaseOwnerUrl
   if (url === undefined && problems.length === 0) problems.push('DATABASE_OWNER_URL: must be set')
-  if (values.nodeEnv === 'production') problems.push(...unencrypted({ DATABASE_OWNER_URL: url }))
+  if (values.nodeEnv === 'production') problems.push(...unencryptedDatabases({ DATABASE_OWNER_URL: url }))
   if (url === undefined || problems.length > 0) throw new InvalidConfiguration(problems)
   return { ...values, databaseOwnerUrl: url }
 }
@@ -286,39 +287,6 @@ function readText(env: Environment, one: Setting<unknown>): string | undefined {
 
 const nonEmpty = (values: string[] | undefined) => (values && values.length > 0 ? values : undefined)
 
-const minSecretBytes = 32
-const exampleValue = /change.?me|example|replace|insert|your.?(?:secret|key|pepper)|secret.?key|password|^(.)\1*$/i
-
-function productionProblems(config: Settings): string[] {
-  const problems: string[] = []
-  if (!config.databaseUrl) problems.push('DATABASE_URL: must be set in production')
-  for (const [name, values] of [
-    ['JWT_SECRET', config.jwtSecret],
-    ['PASSWORD_PEPPER', config.passwordPepper]
-  ] as const) {
-    if (!nonEmpty(values)) problems.push(`${name}: must be set in production`)
-    if (values?.some((value) => Buffer.byteLength(value) < minSecretBytes)) {
-      problems.push(`${name}: each value must have at least ${minSecretBytes} bytes`)
-    }
-    if (values?.some((value) => exampleValue.test(value))) problems.push(`${name}: is an example value`)
-  }
-  if (config.corsOrigins?.includes('*')) problems.push('CORS_ORIGINS: must not contain * in production')
-  const { databaseUrl, databaseOwnerUrl, databaseReplicaUrl } = config
-  const urls = {
-    DATABASE_URL: databaseUrl,
-    DATABASE_OWNER_URL: databaseOwnerUrl,
-    DATABASE_REPLICA_URL: databaseReplicaUrl
-  }
-  problems.push(...unencrypted(urls))
-  return problems
-}
-
-function unencrypted(urls: Record<string, string | undefined>): string[] {
-  return Object.entries(urls)
-    .filter(([, url]) => url && !isPrivateConnection(new URL(url)))
-    .map(([name]) => `${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
-}
-
 function contradictions(config: Settings): string[] {
   const problems: string[] = []
   if (config.nodeEnv !== 'production') {
@@ -344,12 +312,6 @@ function contradictions(config: Settings): string[] {
     if (url && !config.databaseUrl) problems.push(`${name}: is set, but DATABASE_URL is not`)
   }
   return problems
-}
-
-function isPrivateConnection(url: URL): boolean {
-  const host = url.searchParams.get('host') ?? url.hostname
-  const loopback = host === '' || host.startsWith('/') || /^(localhost|127\.[\d.]+|\[?::1\]?)$/.test(host)
-  return loopback || ['require', 'verify-ca', 'verify-full'].includes(url.searchParams.get('sslmode') ?? '')
 }
 
 /**

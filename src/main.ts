@@ -4,6 +4,7 @@ import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { FolderInUse } from '../db/folder-claim.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
+import { isLoopback } from './production.ts'
 import { describe } from './reasons.ts'
 import { onSignals } from './signals.ts'
 import { buildInternal } from './workers/internal.ts'
@@ -40,6 +41,11 @@ async function start(settings: Config): Promise<void> {
   if (settings.databaseOwnerUrl && settings.nodeEnv === 'production') {
     internal.log.warn(
       'a process that serves was given DATABASE_OWNER_URL: migrate by "npm run migrate" and leave it out here'
+    )
+  }
+  if (process.env.NODE_ENV === undefined && !isLoopback(running.host)) {
+    internal.log.warn(
+      `NODE_ENV is not set, so this is development, and ${running.host} lets others in: see .env.example`
     )
   }
   if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })

@@ -6,6 +6,7 @@ import { root } from './harness.ts'
 
 const key = 'k3y-0f-4t-l34st-th1rty-tw0-bytes!!'
 const otherKey = '4n0th3r-k3y-0f-th1rty-tw0-bytes!!!'
+const nextKey = 'n3xt-k3y-0f-4t-l34st-th1rty-tw0-by'
 
 /** The smallest thing that production accepts. */
 const production: Environment = {
@@ -145,9 +146,9 @@ t.test('every secret can come from a file, and only secrets', async (t) => {
 })
 
 t.test('a secret from a file is the text without the white space around it', async (t) => {
-  const dir = t.testdir({ jwt: `${key},${otherKey}\n`, pepper: `  ${otherKey}\r\n`, empty: '\n' })
+  const dir = t.testdir({ jwt: `${key},${nextKey}\n`, pepper: `  ${otherKey}\r\n`, empty: '\n' })
   const config = readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), PASSWORD_PEPPER_FILE: join(dir, 'pepper') })
-  t.strictSame(config.jwtSecret, [key, otherKey])
+  t.strictSame(config.jwtSecret, [key, nextKey])
   t.strictSame(config.passwordPepper, [otherKey])
   const { JWT_SECRET: _, ...others } = production
   t.strictSame(refusedNames({ ...others, JWT_SECRET_FILE: join(dir, 'empty') }), ['JWT_SECRET'], 'an empty file')
@@ -253,7 +254,7 @@ t.test('an origin is spelled as a browser sends it', async (t) => {
 t.test('production', async (t) => {
   t.test('starts with a database and two good secrets', async (t) => {
     t.strictSame(refusals(production), [])
-    t.strictSame(refusals({ ...production, JWT_SECRET: `${key},${otherKey}` }), [], 'a list')
+    t.strictSame(refusals({ ...production, JWT_SECRET: `${key},${nextKey}` }), [], 'a list')
   })
   t.test('makes nothing up: what is missing is named', async (t) => {
     const dir = t.testdir()
@@ -263,7 +264,7 @@ t.test('production', async (t) => {
   })
   t.test('refuses a secret under 32 bytes, also as one of a list', async (t) => {
     for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER']) {
-      const short = `${'q7'.repeat(15)}x`
+      const short = 'q7w8e5r2t9y1u4i6o3p0a8s5d7f2g9h'
       t.equal(short.length, 31)
       t.strictSame(refusedNames({ ...production, [name]: short }), [name], name)
       t.strictSame(refusedNames({ ...production, [name]: `${`${short}y`},${short}` }), [name], `${name} in a list`)
@@ -284,6 +285,45 @@ t.test('production', async (t) => {
       for (const value of examples) t.strictSame(refusedNames({ ...production, [name]: value }), [name], value)
     }
   })
+  t.test('refuses secrets that can be guessed, and one secret for two purposes', async (t) => {
+    const guessable = [
+      '0123456789abcdefghijklmnopqrstuv',
+      'zyxwvutsrqponmlkjihgfedcba987654',
+      'tenletters'.repeat(4),
+      '01'.repeat(20)
+    ]
+    for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER']) {
+      for (const value of guessable) t.strictSame(refusedNames({ ...production, [name]: value }), [name], value)
+    }
+    const same = production.JWT_SECRET
+    t.strictSame(refusedNames({ ...production, PASSWORD_PEPPER: same }), ['PASSWORD_PEPPER'])
+    const s3 = { S3_ENDPOINT: 'https://s3.example', S3_BUCKET: 'bucket', S3_ACCESS_KEY: 'a' }
+    t.strictSame(refusedNames({ ...production, ...s3, S3_SECRET_KEY: same }), ['S3_SECRET_KEY'])
+    t.strictSame(refusals({ ...production, ...s3, S3_SECRET_KEY: 'another one' }), [])
+  })
+  t.test('refuses Redis, mail and S3 in the clear to another host', async (t) => {
+    const s3 = { S3_BUCKET: 'bucket', S3_ACCESS_KEY: 'a', S3_SECRET_KEY: 'k' }
+    const plain: [name: string, value: string, more: object][] = [
+      ['REDIS_URL', 'redis://redis.example:6379', {}],
+      ['REDIS_URL', 'redis://10.0.0.5:6379', {}],
+      ['SMTP_URL', 'smtp://user:pass@mail.example', {}],
+      ['SMTP_URL', 'smtp://mail.example?requireTLS=false', {}],
+      ['S3_ENDPOINT', 'http://s3.example', s3]
+    ]
+    for (const [name, value, more] of plain) {
+      t.strictSame(refusedNames({ ...production, ...more, [name]: value }), [name], value)
+    }
+    const good: [name: string, value: string, more: object][] = [
+      ['REDIS_URL', 'rediss://redis.example:6379', {}],
+      ['REDIS_URL', 'redis://redis:6379', {}],
+      ['REDIS_URL', 'redis://127.0.0.1:6379', {}],
+      ['SMTP_URL', 'smtps://mail.example', {}],
+      ['SMTP_URL', 'smtp://mail.example:587?requireTLS=true', {}],
+      ['S3_ENDPOINT', 'https://s3.example', s3],
+      ['S3_ENDPOINT', 'http://minio:9000', s3]
+    ]
+    for (const [name, value, more] of good) t.strictSame(refusals({ ...production, ...more, [name]: value }), [], value)
+  })
   t.test('refuses any origin at all', async (t) => {
     t.strictSame(refusedNames({ ...production, CORS_ORIGINS: '*' }), ['CORS_ORIGINS'])
     t.strictSame(refusedNames({ ...production, CORS_ORIGINS: 'https://a.example,*' }), ['CORS_ORIGINS'])
@@ -296,6 +336,8 @@ t.test('production', async (t) => {
       'postgres://u:p@db.example/aggios?sslmode=disable',
       'postgres://u:p@db.example/aggios?sslmode=prefer',
       'postgres://u:p@db.example/aggios?sslmode=no-verify',
+      'postgres://u:p@db.example/aggios?sslmode=require',
+      'postgres://u:p@db.example/aggios?sslmode=verify-full&uselibpqcompat=true',
       'postgres://u:p@localhost.evil.example/aggios',
       'postgres://u:p@127.0.0.1.evil.example/aggios',
       'postgres://u:p@localhost/aggios?host=db.example'

@@ -488,6 +488,8 @@ class Matrix {
       this.fail(operation.id, `is for ${operation.access} by the document and for ${policy.access} by the policy`)
     }
     await this.#control(operation, policy)
+    // what was allowed may have left something to remove, which is none of what the others try
+    await this.#world.app.objectSweep.run()
     if (policy.access === 'public') await this.#tryPublic(operation, policy)
     else await this.#tryGuarded(operation, policy, policy.access)
     await this.#tryBody(operation, policy)

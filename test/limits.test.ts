@@ -547,6 +547,8 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   const notLimits = [
     ...[
       'src/workers/serving.ts noticeMs',
+      'src/workers/serving.ts doorMs',
+      'src/workers/serving.ts lingerMs',
       'src/workers/serving.ts quietMs',
       'src/workers/serving.ts turnMs',
       'src/workers/supervisor.ts settledMs',
@@ -558,6 +560,9 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs'],
     // off: plugins/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
+    // a start that reads a million revocations
+    'src/app.ts pluginTimeout',
+    'plugins/limits.ts dayMs',
     ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs', 'db/pipeline.ts batchMs']
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())

@@ -4,7 +4,9 @@ import { request as httpRequest } from 'node:http'
 import { connect } from 'node:net'
 import { promisify } from 'node:util'
 import t from 'tap'
+import { readConfig } from '../src/config.ts'
 import { createHistogram, type Family, render } from '../src/metrics.ts'
+import { buildInternal } from '../src/workers/internal.ts'
 import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,
@@ -420,5 +422,17 @@ t.test('limits say whom they know and how often they refused', async (t) => {
   t.equal(seriesValue('aggios_limit_refused_total', 'anonymous'), 2)
   for (const limit of ['preflight', 'user', 'tenant', 'route', 'address', 'account']) {
     t.equal(seriesValue('aggios_limit_refused_total', limit), 0, limit)
+  }
+})
+
+t.test('the internal listener answers to no name of the Internet', async (t) => {
+  const internal = buildInternal(readConfig({ JWT_SECRET: jwtSecret }), () => undefined)
+  t.teardown(() => internal.close())
+  const ask = async (host: string) => (await internal.inject({ url: '/health', headers: { host } })).statusCode
+  for (const host of ['127.0.0.1:9464', '[::1]:9464', '10.1.2.3', 'localhost:9464', 'backend:9464']) {
+    t.equal(await ask(host), 503, `${host}: nothing serves yet`)
+  }
+  for (const host of ['rebound.example', 'rebound.example:9464', 'localhost.evil.example', '127.0.0.1.evil.example']) {
+    t.equal(await ask(host), 421, host)
   }
 })

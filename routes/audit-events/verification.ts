@@ -11,7 +11,7 @@ import {
 import type { Statement } from '../../db/statement.ts'
 import { createAuditKeys } from '../../src/audit-keys.ts'
 import { createBoundedQueue, QueueFull } from '../../src/bounded-queue.ts'
-import { overloaded } from '../../src/errors.ts'
+import { overloaded, rateLimited } from '../../src/errors.ts'
 
 /** For so long the database works for one request, and so long a request takes at most where others wait too. */
 const workMs = 500
@@ -45,11 +45,11 @@ export function createVerification(app: FastifyInstance) {
     }, request.user.user_id)
   }
 
-  /** From where a cursor says on. Throws `overloaded` to who checks already, whichever of their agencies. */
+  /** From where a cursor says on. Throws `rate_limited` to who checks already, whichever of their agencies. */
   async function verify(request: FastifyRequest, cursor: string | undefined) {
     const { user_id } = request.user
     const position = app.cursors.require(scopeOf(request), cursor)
-    if (atWork.has(user_id)) throw overloaded({ detail: 'a log is checked already', headers: { 'retry-after': '1' } })
+    if (atWork.has(user_id)) throw rateLimited({ detail: 'a log is checked already', headers: { 'retry-after': '1' } })
     atWork.add(user_id)
     try {
       return await verifyPart(request, position)

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
 import Fastify, { type FastifyInstance, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
 import configPlugin from '../../plugins/config.ts'
@@ -7,7 +8,7 @@ import headers from '../../plugins/headers.ts'
 import metrics from '../../plugins/metrics.ts'
 import type { Config } from '../config.ts'
 import { serializeError } from '../error-log.ts'
-import { unavailable } from '../errors.ts'
+import { unavailable, unknownHost } from '../errors.ts'
 import { type Family, render } from '../metrics.ts'
 import type { Processes } from './serving.ts'
 
@@ -33,6 +34,17 @@ export function buildInternal(config: Config, processes: () => Processes | undef
   app.register(metrics)
   app.register(errors)
   app.register(headers)
+
+  // a page of a stranger can make a browser ask here by a name that it lets lead here; what it can't do is send an address or a
+  // name of one word as the host
+  app.addHook('onRequest', (request, _reply, done) => {
+    const name = request.hostname.toLowerCase()
+    done(
+      isIP(name.replace(/^\[|\]$/g, '')) || !name.includes('.') || name === config.metricsHost
+        ? undefined
+        : unknownHost()
+    )
+  })
 
   app.register(async (internal) => {
     const access = 'internal'

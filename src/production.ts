@@ -1,0 +1,101 @@
+/** What production is run with, as far as it can be too weak for it. */
+export type ProductionSettings = {
+  databaseUrl: string | undefined
+  databaseOwnerUrl: string | undefined
+  databaseReplicaUrl: string | undefined
+  redisUrl: string | undefined
+  smtpUrl: string | undefined
+  s3Endpoint: string | undefined
+  s3SecretKey: string | undefined
+  jwtSecret: string[] | undefined
+  passwordPepper: string[] | undefined
+  corsOrigins: string[] | undefined
+}
+
+const minSecretBytes = 32
+const exampleValue = /change.?me|example|replace|insert|your.?(?:secret|key|pepper)|secret.?key|password|^(.)\1*$/i
+/** A random value of 32 bytes has more, in whatever alphabet it is written. */
+const minCharacters = 8
+
+/** Everything for which production must not start; each line begins with the name of the setting. */
+export function productionProblems(config: ProductionSettings): string[] {
+  const { databaseUrl, databaseOwnerUrl, databaseReplicaUrl } = config
+  return [
+    ...(databaseUrl ? [] : ['DATABASE_URL: must be set in production']),
+    ...weakSecrets({ JWT_SECRET: config.jwtSecret, PASSWORD_PEPPER: config.passwordPepper }),
+    ...sharedSecrets(config),
+    ...(config.corsOrigins?.includes('*') ? ['CORS_ORIGINS: must not contain * in production'] : []),
+    ...unencryptedDatabases({
+      DATABASE_URL: databaseUrl,
+      DATABASE_OWNER_URL: databaseOwnerUrl,
+      DATABASE_REPLICA_URL: databaseReplicaUrl
+    }),
+    ...unencryptedServices(config)
+  ]
+}
+
+function weakSecrets(secrets: Record<string, string[] | undefined>): string[] {
+  return Object.entries(secrets).flatMap(([name, values = []]) => {
+    const problems: string[] = []
+    if (values.length === 0) problems.push(`${name}: must be set in production`)
+    if (values.some((value) => Buffer.byteLength(value) < minSecretBytes)) {
+      problems.push(`${name}: each value must have at least ${minSecretBytes} bytes`)
+    }
+    if (values.some((value) => exampleValue.test(value))) problems.push(`${name}: is an example value`)
+    else if (values.some(isGuessable)) problems.push(`${name}: can be guessed; take 32 random bytes`)
+    return problems
+  })
+}
+
+/** Of few characters, the same piece over and over, or characters in their order. */
+function isGuessable(value: string): boolean {
+  const steps = Array.from({ length: value.length - 1 }, (_, i) => value.charCodeAt(i + 1) - value.charCodeAt(i))
+  const ordered = steps.filter((step) => Math.abs(step) <= 1).length
+  return new Set(value).size < minCharacters || /^(.{1,20}?)\1+$/.test(value) || ordered > (steps.length * 3) / 4
+}
+
+/** Whoever learns one secret must not have learned another. */
+function sharedSecrets({ jwtSecret = [], passwordPepper = [], s3SecretKey }: ProductionSettings): string[] {
+  const others = new Set([...jwtSecret, s3SecretKey])
+  const isShared = passwordPepper.some((value) => others.has(value))
+  return [
+    ...(isShared ? ['PASSWORD_PEPPER: is the value of another secret'] : []),
+    ...(s3SecretKey !== undefined && jwtSecret.includes(s3SecretKey)
+      ? ['S3_SECRET_KEY: is the value of another secret']
+      : [])
+  ]
+}
+
+/** The databases that are reached over a network without TLS, or with one that trusts any certificate. */
+export function unencryptedDatabases(urls: Record<string, string | undefined>): string[] {
+  return Object.entries(urls)
+    .filter(([, url]) => url && !isPrivateDatabase(new URL(url)))
+    .map(([name]) => `${name}: must ask for TLS (sslmode=verify-full) to another host in production`)
+}
+
+function isPrivateDatabase(url: URL): boolean {
+  const host = url.searchParams.get('host') ?? url.hostname
+  if (host === '' || host.startsWith('/') || isLoopback(host)) return true
+  // `require` verifies today and will not in the driver's next version; libpq's meaning of it never does
+  const mode = url.searchParams.get('sslmode') ?? ''
+  return ['verify-ca', 'verify-full'].includes(mode) && !url.searchParams.has('uselibpqcompat')
+}
+
+/** What carries passwords, tokens or files of people in the clear to a host that is not on this machine or beside it. */
+function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint }: ProductionSettings): string[] {
+  const problems: string[] = []
+  const isPlain = (url: string | undefined, protocol: string) =>
+    url !== undefined && new URL(url).protocol === protocol && !isBeside(new URL(url).hostname)
+  if (isPlain(redisUrl, 'redis:')) problems.push('REDIS_URL: must begin with rediss:// to another host in production')
+  // without requireTLS whoever stands between can say that there is no TLS
+  if (isPlain(smtpUrl, 'smtp:') && new URL(smtpUrl as string).searchParams.get('requireTLS') !== 'true') {
+    problems.push('SMTP_URL: must begin with smtps://, or end with ?requireTLS=true, to another host in production')
+  }
+  if (isPlain(s3Endpoint, 'http:')) problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
+  return problems
+}
+
+/** This machine, or a name of one word: what a network of containers calls its members, and no name of the Internet. */
+const isBeside = (host: string) => isLoopback(host) || /^[a-z0-9_-]+$/i.test(host)
+
+export const isLoopback = (host: string) => /^(localhost|127\.[\d.]+|\[?::1\]?)$/.test(host)
