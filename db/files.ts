@@ -41,13 +41,14 @@ export type NewFile = {
   patience_seconds: number
 }
 
-/** A file whose bytes are about to arrive. No row: the tenant has not that much room. */
+/** A file whose bytes are about to arrive. No row: the tenant has not that much room, or as many files as it may have. */
 export const reserveFile = statement(
   'reserve_file',
-  (_, $: NewFile & { quota: number }) => sql<{ id: string }>`
+  (_, $: NewFile & { quota: number; max_files: number }) => sql<{ id: string }>`
   with room as (
     insert into storage_usage as u (bytes) select ${$.size}::bigint where ${$.size}::bigint <= ${$.quota}::bigint
     on conflict (tenant_id) do update set bytes = u.bytes + excluded.bytes where u.bytes + excluded.bytes <= ${$.quota}::bigint
+      and u.files < ${$.max_files}::bigint
     returning 1
   )
   insert into files (id, name, folded_name, purpose, content_type, size, expires_at)

@@ -175,6 +175,7 @@ export const settings = {
   s3PublicEndpoint: optional('S3_PUBLIC_ENDPOINT', httpUrl),
   maxFileSize: setting('MAX_FILE_SIZE', '100MiB', size),
   storageQuota: setting('STORAGE_QUOTA', '10GiB', size),
+  maxFiles: setting('MAX_FILES', '1000000', integer(1, 1_000_000_000)),
   fileRestoreFor: setting('FILE_RESTORE_FOR', '604800', integer(0, years)),
   sweep: setting('SWEEP', 'on', oneOf('off', 'report', 'on')),
   jwtSecret: secret('JWT_SECRET', list),

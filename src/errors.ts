@@ -217,7 +217,7 @@ export const quotaExceeded = problem(
   'quota_exceeded',
   422,
   "The agency's storage is full",
-  'Delete files for good, or ask for more room. `usage` of `GET /api/v1/tenant` says how much there is.'
+  'Delete files for good, or ask for more room. `usage` of `GET /api/v1/tenant` says how much there is; the number of files has a limit too.'
 )
 export const unsupportedMediaType = problem(
   'unsupported_media_type',

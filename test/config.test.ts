@@ -78,6 +78,7 @@ const contract: Record<string, string | undefined> = {
   RATE_LIMIT_MAIL_TO: '3/24h',
   MAX_FILE_SIZE: '100MiB',
   STORAGE_QUOTA: '10GiB',
+  MAX_FILES: '1000000',
   GOOGLE_CLIENT_ID: undefined,
   GOOGLE_CLIENT_SECRET: undefined,
   GITHUB_CLIENT_ID: undefined,

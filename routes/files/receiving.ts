@@ -107,7 +107,8 @@ async function reserve(
 async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, patience_seconds: number) {
   requireSize(app, file.size)
   const quota = await app.storageQuota(request.user.tenant_id)
-  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, patience_seconds }
+  const { maxFiles: max_files } = app.config
+  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, max_files, patience_seconds }
 }
 
 /**
