@@ -436,3 +436,14 @@ t.test('the internal listener answers to no name of the Internet', async (t) => 
     t.equal(await ask(host), 421, host)
   }
 })
+
+t.test('who lets others in without a word about NODE_ENV is told what that means', async (t) => {
+  const database = await createTestDatabase(t)
+  const environment = testEnvironment(database, { HOST: '0.0.0.0', LOG_LEVEL: 'warn', DATABASE_POOL: '3' })
+  const [unset, meant] = await Promise.all([
+    startServer(t, environment),
+    startServer(t, { ...environment, NODE_ENV: 'development' })
+  ])
+  t.match(unset.output(), 'NODE_ENV is not set')
+  t.notMatch(meant.output(), 'NODE_ENV is not set')
+})
