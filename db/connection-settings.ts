@@ -24,10 +24,12 @@ const asWritten = {
   'plpgsql.extra_errors': 'none'
 }
 
-/** These hold from the next transaction on, so they can't be set inside of one. */
+/**
+ * These hold from the next transaction on, so they can't be set inside of one. `default_transaction_read_only` is none of ours:
+ * by it operators, and hosts whose disks are full, keep a database from being written, and we answer 503.
+ */
 const ofConnection = {
   default_transaction_isolation: 'read committed',
-  default_transaction_read_only: 'off',
   default_transaction_deferrable: 'off',
   idle_session_timeout: '0'
 }
@@ -68,5 +70,5 @@ const rows = Object.entries(asWritten).map(([name, value]) => `('${name}', '${va
 export const localSettings = `exists (select from (values ${rows.join(', ')}) as s (name, value)
   where current_setting(name, true) is distinct from value and set_config(name, value, true) is null)`
 
-/** Before anything else of a transaction that writes: the defaults of a pooler's connection may be others. */
-export const transactionModes = ["set transaction_isolation to 'read committed'", 'set transaction_read_only to off']
+/** Before anything else of a transaction that writes: the default of a pooler's connection may be another. */
+export const transactionIsolation = "set transaction_isolation to 'read committed'"

@@ -1,6 +1,6 @@
 import pg from 'pg'
 import { prepareValue } from 'pg/lib/utils.js'
-import { localSettings, type TimeOuts, transactionModes } from './connection-settings.ts'
+import { localSettings, type TimeOuts, transactionIsolation } from './connection-settings.ts'
 import { readTimestamp } from './timestamps.ts'
 
 /**
@@ -111,7 +111,7 @@ export class GateQuery {
   readonly #values: unknown[]
   readonly #settings: { text: string; values: string[] }
   readonly #named: boolean
-  readonly #modes: readonly string[]
+  readonly #setsIsolation: boolean
   /** Of the statements before the main one: how many have not been answered yet. */
   #inSettings: number
   #connection: Connection | undefined
@@ -132,8 +132,8 @@ export class GateQuery {
     this.#values = values.map(written)
     this.#settings = gateStatement(settings, carried)
     this.#named = carried === undefined
-    this.#modes = carried && writes ? transactionModes : []
-    this.#inSettings = this.#modes.length + 1
+    this.#setsIsolation = carried !== undefined && writes
+    this.#inSettings = this.#setsIsolation ? 2 : 1
   }
 
   /** Called by pg when it is this query's turn. */
@@ -143,8 +143,8 @@ export class GateQuery {
     const isParsed = this.name !== '' && this.name in connection.parsedStatements
     const { text, values } = this.#settings
     connection.stream.cork()
-    for (const mode of this.#modes) {
-      connection.parse({ name: '', text: mode })
+    if (this.#setsIsolation) {
+      connection.parse({ name: '', text: transactionIsolation })
       connection.bind({ statement: '', values: [] })
       connection.execute({})
     }

@@ -158,7 +158,7 @@ export function createTenantGate(
   /** Behind a pooler what a transaction is like by default is not known. */
   function begin() {
     const transaction = db.transaction()
-    return carried ? transaction.setIsolationLevel('read committed').setAccessMode('read write') : transaction
+    return carried ? transaction.setIsolationLevel('read committed') : transaction
   }
 
   return {

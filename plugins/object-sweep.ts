@@ -129,7 +129,11 @@ export default fp(
       nudge: () => {
         if (!closed) setImmediate(work)
       },
-      run: work,
+      run: async () => {
+        // one that is under way may have looked already
+        while (running) await running
+        await work()
+      },
       stats: () => ({ ...counts })
     })
     app.metrics.counter('aggios_objects_swept_total', 'What the sweep removed from the object store', () =>

@@ -3,7 +3,7 @@ import { startUpOptions } from '../db/connection-settings.ts'
 import { migrate } from '../db/migrate.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './databases.ts'
 import { fileForm } from './forms.ts'
-import { allRows, createTenant, createTestDatabase, post, send, startApp, type TestApp } from './harness.ts'
+import { allRows, createTenant, createTestDatabase, eventually, post, send, startApp, type TestApp } from './harness.ts'
 import { pgbouncer, startPgBouncer } from './pgbouncer.ts'
 
 /*
@@ -29,7 +29,6 @@ const carried = {
   exit_on_error: 'on',
   'plpgsql.extra_errors': 'all',
   default_transaction_isolation: 'serializable',
-  default_transaction_read_only: 'on',
   default_transaction_deferrable: 'on'
 }
 /** A pooler has its connections ended by these, and its users none. */
@@ -75,8 +74,9 @@ t.test(
        'Client Connection Defaults / Locale and Formatting', 'Client Connection Defaults / Statement Behavior'))
        and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')`
     )
-    // a role can't set the last one for itself: the start is refused
-    const known = [...Object.keys({ ...carried, ...ofConnection, ...indifferent }), 'session_replication_role']
+    // by the first an operator keeps a database from being written; a role can't set the other for itself: the start is refused
+    const operators = ['default_transaction_read_only', 'session_replication_role']
+    const known = [...Object.keys({ ...carried, ...ofConnection, ...indifferent }), ...operators]
     t.strictSame(
       rows.map(({ name }) => name as string).filter((name) => !known.includes(name)),
       []
@@ -96,9 +96,7 @@ const statements = (target: string, settings: Record<string, string>) =>
 async function setAll(urls: DatabaseUrls, target: string, settings: Record<string, string>): Promise<void> {
   await withClient(urls.postgres, async (admin) => {
     // what is set by now is in force for who connects now
-    await admin.query(
-      'set default_transaction_read_only = off; set search_path = public; set standard_conforming_strings = on'
-    )
+    await admin.query('set search_path = public; set standard_conforming_strings = on')
     for (const text of statements(target, settings)) await admin.query(text)
   })
 }
@@ -201,6 +199,32 @@ t.test('a schema that was made under them is the same', async (t) => {
   t.not((await migrate(database.owner)).length, 0)
   await startsAndAnswers(t, { ...database, serving: database.app })
 })
+
+for (const [how, options] of [
+  ['', {}],
+  [', nor through a pooler', { skip: pgbouncer.skip }]
+] as const) {
+  t.test(`a database that its operator keeps from being written is not written${how}`, options, async (t) => {
+    const database = await createTestDatabase(t)
+    const pooler = how === '' ? undefined : await startPgBouncer(database.app, { poolSize: 4 })
+    t.teardown(() => pooler?.stop())
+    const env = pooler && { DATABASE_URL: pooler.through(database.app), DATABASE_POOLER: 'transaction' }
+    const app = await startApp(t, env ?? {}, database)
+    const acme = await createTenant(app, 'acme')
+    const fence = { default_transaction_read_only: 'on' }
+    await setAll(database, `role aggios_app in database ${nameOf(database)}`, fence)
+    // a default holds for connections that are made from now on
+    await withClient(database.postgres, (admin) =>
+      admin.query(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and usename = 'aggios_app'"
+      )
+    )
+    await eventually(async () => (await acme.send('/api/v1/tenant')).statusCode === 200)
+    const refused = await acme.send({ method: 'PATCH', url: '/api/v1/tenant', payload: { name: 'Refused' } })
+    t.equal(refused.statusCode, 503)
+    t.equal((await acme.send('/api/v1/tenant')).json().name, 'The acme agency')
+  })
+}
 
 t.test('a role for which triggers are off is refused', async (t) => {
   const database = await createTestDatabase(t)
