@@ -1,4 +1,5 @@
 import pg from 'pg'
+import { ExpectedError } from '../src/expected-error.ts'
 import { createTurns } from '../src/turns.ts'
 import { connectionTo, type TimeOuts } from './connection-settings.ts'
 import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
@@ -24,7 +25,7 @@ const batchMs = 1000
 export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
-export class PipelineFull extends Error {}
+export class PipelineFull extends ExpectedError {}
 
 const pipelineClosed = () => new Error('the pipeline is closed')
 

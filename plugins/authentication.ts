@@ -15,6 +15,7 @@ import {
   tokenExpired,
   unauthenticated
 } from '../src/errors.ts'
+import { withoutStacks } from '../src/expected-error.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { createRefreshTokens, type RefreshToken } from '../src/refresh-tokens.ts'
 import { type Access, allows, type Role, roles } from '../src/roles.ts'
@@ -134,7 +135,7 @@ export default fp(
       if (keyId === undefined || !keys.byId.has(keyId) || !isCanonical(token)) throw invalidToken()
       let claims: unknown
       try {
-        claims = app.jwt[expired === 'accepted' ? anyAge(keyId) : keyId]?.verify(token)
+        claims = withoutStacks(() => app.jwt[expired === 'accepted' ? anyAge(keyId) : keyId]?.verify(token))
       } catch (err) {
         const { code } = err as { code?: string }
         throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })

@@ -1,7 +1,8 @@
+import { ExpectedError } from './expected-error.ts'
 import { createTurns } from './turns.ts'
 
 /** Thrown instead of queueing when as much waits as may wait, to a waiting job that gives way to another party, or waits too long. */
-export class QueueFull extends Error {}
+export class QueueFull extends ExpectedError {}
 
 type Waiter = { start(): void; refuse(err: QueueFull): void }
 

@@ -1,5 +1,7 @@
+import { ExpectedError } from './expected-error.ts'
+
 /** Thrown instead of trying what has failed again and again a moment ago. */
-export class CircuitOpen extends Error {}
+export class CircuitOpen extends ExpectedError {}
 
 /**
  * Stops asking somebody who does not answer. After `failures` in a row nothing is tried for `restMs`; then one goes ahead, and

@@ -1,3 +1,5 @@
+import { ExpectedError } from './expected-error.ts'
+
 /**
  * The catalogue of everything that can go wrong, as clients see it (RFC 9457).
  *
@@ -18,7 +20,7 @@ export type ProblemOptions = {
 
 export type ProblemKind = { code: string; status: number; title: string; remedy: string }
 
-export class Problem extends Error {
+export class Problem extends ExpectedError {
   readonly kind: ProblemKind
   readonly options: ProblemOptions
   constructor(kind: ProblemKind, options: ProblemOptions) {

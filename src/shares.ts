@@ -1,5 +1,7 @@
+import { ExpectedError } from './expected-error.ts'
+
 /** Thrown to who holds all that they may, when as many wait for it as may wait, or they have waited too long. */
-export class ShareExhausted extends Error {}
+export class ShareExhausted extends ExpectedError {}
 
 type Owner = { held: number; waiting: (() => void)[] }
 
