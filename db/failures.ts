@@ -3,6 +3,18 @@ import { ShareExhausted } from '../src/shares.ts'
 /** What a failed query means for who asked, read from PostgreSQL's SQLSTATE or the driver's own complaint. */
 export type Failure = 'connection' | 'timeout' | 'crowded' | 'conflict' | 'invalid_text' | undefined
 
+/**
+ * Thrown where a connection could not be made, whatever the reason: a changed password, a role or database that is gone, a server
+ * that refuses TLS. For who asked it is the same as a server that is away. `code` is that of its cause.
+ */
+export class ConnectFailure extends Error {
+  readonly code: string | undefined
+  constructor(cause: Error) {
+    super(cause.message, { cause })
+    this.code = (cause as { code?: string }).code
+  }
+}
+
 const byState: Record<string, Failure> = {
   '40001': 'conflict',
   '40P01': 'conflict',
@@ -16,8 +28,10 @@ const byState: Record<string, Failure> = {
   '57P04': 'connection',
   '57P05': 'connection',
   '25P03': 'connection',
+  // its disk is full or broken, its memory is short, it must not be written
   '53100': 'connection',
   '53200': 'connection',
+  '58030': 'connection',
   '25006': 'connection',
   // a NUL or half a surrogate pair in a text; a time that no calendar has
   '22021': 'invalid_text',
@@ -53,7 +67,7 @@ export function classifyFailure(err: unknown): Failure {
   if (code?.startsWith('08')) return 'connection'
   if (code !== undefined && fromSystem.has(code) && syscall !== undefined) return 'connection'
   if (err.message.startsWith('timeout exceeded when trying to connect')) return 'crowded'
-  return fromDriver.test(err.message) ? 'connection' : undefined
+  return err instanceof ConnectFailure || fromDriver.test(err.message) ? 'connection' : undefined
 }
 
 /** PostgreSQL's "cached plan must not change result type" and "prepared statement does not exist". */

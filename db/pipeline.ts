@@ -1,8 +1,9 @@
-import pg from 'pg'
+import type pg from 'pg'
 import { ExpectedError } from '../src/expected-error.ts'
 import { createTurns } from '../src/turns.ts'
 import { connectionTo, type TimeOuts } from './connection-settings.ts'
 import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
+import { Connection } from './pool-dialect.ts'
 import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 
 const connectTimeoutMs = 2000
@@ -167,7 +168,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   }
 
   async function connect(slot: Slot): Promise<void> {
-    const client = new pg.Client({
+    const client = new Connection({
       ...connectionTo(databaseUrl, keyedTimeOuts),
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,

@@ -1,5 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import type pg from 'pg'
 import t, { type Test } from 'tap'
+import { classifyFailure } from '../db/failures.ts'
+import { Connection } from '../db/pool-dialect.ts'
 import { withClient } from './databases.ts'
 import { allRows, eventually } from './harness.ts'
 import { stopwatch } from './machine.ts'
@@ -145,6 +148,64 @@ t.test('a pool that is used up by those who wait for a lock', async (t) => {
   })
   t.equal((await rename(hog, 'hog:after')).status, 200, 'and when the lock is gone all is well')
   t.equal((await rename(other, 'bystander:after')).status, 200)
+})
+
+t.test('a database that lets nobody in is away until it does', async (t) => {
+  const agency = await prepareAgency(url(), 'locked-out', 1)
+  const token = agency.sessions[0]?.access ?? ''
+  const read = () => ask(url(), 'GET', '/tenant', { token })
+  const ready = () => fetch(`${url()}/api/v1/health/ready`)
+  const asSuperuser = (...texts: string[]) =>
+    withClient(cluster.url('postgres').replace(/[^/]+$/, 'template1'), async (client) => {
+      for (const text of texts) await client.query(text)
+    })
+  const name = new URL(cluster.url('postgres')).pathname.slice(1)
+  const password = new URL(cluster.url('aggios_app')).password
+  const disconnect = `select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '${name}'`
+  const takesConnections = (database: string, verdict: boolean) =>
+    `alter database ${database} allow_connections ${verdict}`
+  const locks: Record<string, { lock: string[]; open: string }> = {
+    'another password': {
+      lock: ["alter role aggios_app password 'another'"],
+      open: `alter role aggios_app password '${password}'`
+    },
+    'a role that may not log in': { lock: ['alter role aggios_app nologin'], open: 'alter role aggios_app login' },
+    'no right to connect': {
+      lock: [`revoke connect on database ${name} from public, aggios_app`],
+      open: `grant connect on database ${name} to aggios_app`
+    },
+    'a database that takes no connections': {
+      lock: [takesConnections(name, false)],
+      open: takesConnections(name, true)
+    },
+    'a database of another name': {
+      lock: [
+        takesConnections(name, false),
+        disconnect,
+        `alter database ${name} rename to elsewhere`,
+        takesConnections('elsewhere', true)
+      ],
+      open: `alter database elsewhere rename to ${name}`
+    }
+  }
+  for (const [what, { lock, open }] of Object.entries(locks)) {
+    await asSuperuser(...lock, disconnect)
+    for (const answer of [await read(), await ask(url(), 'PATCH', '/tenant', { token, body: { name: what } })]) {
+      t.ok(isUnknown(answer), `${what}: ${answer.status} ${JSON.stringify(answer.body)}`)
+    }
+    // what it knows is a second old at most
+    await eventually(async () => (await ready()).status === 503)
+    await asSuperuser(open)
+    await eventually(async () => (await read()).status === 200 && (await ready()).status === 200)
+  }
+  // TLS that the server does not have
+  const client: pg.Client = new Connection({ connectionString: `${cluster.url('aggios_app')}?sslmode=verify-full` })
+  const refusal = await client.connect().then(
+    () => undefined,
+    (err: unknown) => err
+  )
+  t.match(refusal, { message: /SSL/ })
+  t.equal(classifyFailure(refusal), 'connection')
 })
 
 t.test('a failover', async (t) => {
