@@ -9,14 +9,15 @@ export function tenantTag({ id, version, members, storage_bytes }: TenantState):
 export const tenantVersion = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
 
 /**
- * Whether a condition header names the tag: `*`, or a list of tags (RFC 9110, 8.8.3).
+ * Whether If-None-Match or If-Match names the tag: `*`, or a list of tags (RFC 9110, 8.8.3), `W/` or not.
  *
- * If-None-Match compares weakly (`W/` makes no difference); If-Match compares strongly, so a weak tag never matches there.
+ * RFC 9110 wants If-Match compared strongly. A proxy that compresses replies makes tags weak, though, and every conditional change
+ * behind it would be refused for ever. Our tags change with each change of what they stand for, so a weak one is as good.
  */
-export function matchesTag(header: string, tag: string, comparison: 'weak' | 'strong'): boolean {
+export function matchesTag(header: string, tag: string): boolean {
   if (header.trim() === '*') return true
   return header.split(',').some((candidate) => {
     const trimmed = candidate.trim()
-    return trimmed === tag || (comparison === 'weak' && trimmed === `W/${tag}`)
+    return trimmed === tag || trimmed === `W/${tag}`
   })
 }

@@ -738,12 +738,15 @@ t.test('the agency', async (t) => {
     const change = (name: string, tag: string) => acme.send(patch(here, { name }, { 'if-match': tag }))
     const first = await change('First', old)
     t.equal(first.statusCode, 200)
-    for (const tag of [old, `W/${first.headers.etag}`, '"x"', 'x', '', `${old}, "x"`]) {
+    for (const tag of [old, `W/${old}`, '"x"', 'x', '', `${old}, "x"`]) {
       t.match((await change('Second', tag)).json(), { status: 412, code: 'precondition_failed' }, tag)
     }
     t.equal((await acme.send(here)).json().name, 'First')
     t.equal((await change('Third', `"x", ${first.headers.etag}`)).statusCode, 200)
     t.equal((await change('Fourth', '*')).statusCode, 200)
+    const weak = `W/${(await acme.send(here)).headers.etag}`
+    t.equal((await change('Fifth', weak)).statusCode, 200, 'a proxy that compresses makes tags weak')
+    t.equal((await change('Sixth', weak)).statusCode, 412)
     const known = (await acme.send(here)).headers.etag as string
     const replies = await Promise.all(Array.from({ length: 30 }, (_, index) => change(`Name ${index}`, known)))
     t.equal(replies.filter(({ statusCode }) => statusCode === 200).length, 1, 'of thirty at once one')

@@ -3090,7 +3090,7 @@ export interface operations {
       query?: never
       header?: {
         /**
-         * @description ETag of what was read
+         * @description ETag of what was read, weak or not
          * @example "1.1-441d7c9db9ee"
          */
         'if-match'?: string
@@ -4235,7 +4235,7 @@ export interface operations {
       query?: never
       header?: {
         /**
-         * @description ETag of what was read
+         * @description ETag of what was read, weak or not
          * @example "1.1-441d7c9db9ee"
          */
         'if-match'?: string

@@ -107,7 +107,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
   async function sendContent(request: FastifyRequest, reply: FastifyReply, tenantId: string, file: FileRow) {
     const tag = `"${file.sha256}"`
     const known = request.headers['if-none-match']
-    if (known !== undefined && matchesTag(known, tag, 'weak')) {
+    if (known !== undefined && matchesTag(known, tag)) {
       reply.code(304).header('etag', tag).header('cache-control', cacheControl)
       return
     }
@@ -132,7 +132,8 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
 /** The range that is asked for; undefined for the whole. Throws `range_not_satisfiable`. */
 function rangeOf({ method, headers }: FastifyRequest, size: number, tag: string): ByteRange | undefined {
   const condition = headers['if-range']
-  const isMeant = condition === undefined || matchesTag(String(condition), tag, 'strong')
+  // one tag, compared strongly, or a date, which we give nobody (RFC 9110, 13.1.5)
+  const isMeant = condition === undefined || String(condition).trim() === tag
   // GET alone has ranges (RFC 9110, 14.2)
   const range = isMeant && method === 'GET' ? findRange(headers.range, size) : undefined
   if (range !== 'unsatisfiable') return range

@@ -68,7 +68,8 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor, purpose = null, q, deleted = false } = request.query
       const filter = {
         purpose,
-        q: q === undefined ? null : foldText(q),
+        // of a text of accents alone nothing is left, and nothing is not in every name
+        q: q === undefined ? null : foldText(q) || q,
         status: deleted ? 'deleted' : 'ready'
       } as const
       const scope = `files ${tenant_id} ${JSON.stringify(filter)}`

@@ -169,7 +169,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         .header('cache-control', 'private, max-age=86400, immutable')
         .header('cross-origin-resource-policy', 'cross-origin')
       const known = request.headers['if-none-match']
-      if (known !== undefined && matchesTag(known, tag, 'weak')) {
+      if (known !== undefined && matchesTag(known, tag)) {
         reply.code(304)
         return
       }

@@ -42,7 +42,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const tag = tenantTag(row)
       reply.header('etag', tag).header('cache-control', 'private, no-cache')
       const known = request.headers['if-none-match']
-      if (known !== undefined && matchesTag(known, tag, 'weak')) {
+      if (known !== undefined && matchesTag(known, tag)) {
         reply.code(304)
         return
       }
@@ -110,15 +110,21 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
+      const asFile = () =>
+        reply
+          .type('application/x-ndjson; charset=utf-8')
+          .header('content-disposition', 'attachment; filename="agency.ndjson"')
+      if (request.method === 'HEAD') {
+        asFile()
+        return Readable.from([]) as never
+      }
       // read before the reply begins, so that a failure is a problem document and not half a file
       const lines = exportLines(request)
       const first = await lines.next()
       await request.withTenant((trx) =>
         recordAudit(trx, { action: 'tenant.exported', target_id: request.user.tenant_id })
       )
-      reply
-        .type('application/x-ndjson; charset=utf-8')
-        .header('content-disposition', 'attachment; filename="agency.ndjson"')
+      asFile()
       return Readable.from(continued(first, lines), { objectMode: false, highWaterMark: 64 * 1024 }) as never
     }
   )
@@ -214,7 +220,7 @@ function requireOrigins(origins: string[], production: boolean): void {
 /** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
   const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+-\d+"/g, '"$1"')
-  return matchesTag(withoutCounts, `"${tenantVersion(row)}"`, 'strong')
+  return matchesTag(withoutCounts, `"${tenantVersion(row)}"`)
 }
 
 export default tenant

@@ -48,7 +48,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const tag = userTag(user)
       reply.header('etag', tag).header('cache-control', 'private, no-cache')
       const known = request.headers['if-none-match']
-      if (known !== undefined && matchesTag(known, tag, 'weak')) {
+      if (known !== undefined && matchesTag(known, tag)) {
         reply.code(304)
         return
       }
@@ -76,7 +76,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const outcome = await request.withTenant(async (trx) => {
         const before = await lockUser(trx, request.user)
         if (!before) return 'gone'
-        if (condition !== undefined && !matchesTag(condition, userTag(before), 'strong')) return 'changed'
+        if (condition !== undefined && !matchesTag(condition, userTag(before))) return 'changed'
         if (name !== undefined && name !== before.name) {
           await renameUser(trx, request.user.user_id, name)
           await recordAudit(trx, {
