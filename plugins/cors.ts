@@ -4,7 +4,7 @@ import fp from 'fastify-plugin'
 import { parseHost } from '../src/hosts.ts'
 
 const allowedHeaders =
-  'Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-Request-Id'
+  'Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
 const exposedHeaders =
   'Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, Upload-Offset, WWW-Authenticate, X-Request-Id'
 const methods = 'GET, HEAD, POST, PUT, PATCH, DELETE'
@@ -46,7 +46,9 @@ export default fp(
     await app.register(cors, {
       delegator(request, done) {
         const { origin } = request.headers
-        const options = { methods, allowedHeaders, exposedHeaders, maxAge: 600, strictPreflight: false }
+        // an OPTIONS that asks for no method is a question to the route, such as what tus it speaks
+        const preflight = request.headers['access-control-request-method'] !== undefined
+        const options = { methods, allowedHeaders, exposedHeaders, maxAge: 600, strictPreflight: false, preflight }
         if (origin === undefined) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),

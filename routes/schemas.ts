@@ -70,7 +70,9 @@ export const ReadConditions = Type.Object({
 
 /** Refuses a change to what has changed meanwhile. */
 export const WriteConditions = Type.Object({
-  'if-match': Type.Optional(Type.String({ description: 'ETag of what was read, weak or not', examples: ['"1.1-441d7c9db9ee"'] }))
+  'if-match': Type.Optional(
+    Type.String({ description: 'ETag of what was read, weak or not', examples: ['"1.1-441d7c9db9ee"'] })
+  )
 })
 
 /** Taken on; what comes of it is seen elsewhere. */

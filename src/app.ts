@@ -56,6 +56,8 @@ const aliases = new Map([
   ['/api/health', '/api/v1/health']
 ])
 
+const uploadContent = /^\/api\/v1\/files\/resumable\/[^/?]+\/content(?:\?|$)/
+
 const bodyLimit = 64 * 1024
 const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
 
@@ -77,7 +79,10 @@ export function buildApp(
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     trustProxy: settings.trustProxy.length > 0 ? createProxyTrust(settings.trustProxy) : false,
     genReqId: requestId,
-    rewriteUrl: canonicalUrl,
+    rewriteUrl(request) {
+      overrideMethod(request)
+      return canonicalUrl(request)
+    },
     routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
     // how long a body may take depends on its route: plugins/request-body.ts
     requestTimeout: 0,
@@ -153,6 +158,16 @@ export function buildApp(
 function requestId({ headers }: { headers: IncomingMessage['headers'] }): string {
   const given = headers['x-request-id']
   return typeof given === 'string' && requestIdPattern.test(given) ? given : randomUuid()
+}
+
+/**
+ * Makes a POST what its X-HTTP-Method-Override says, for tus clients behind proxies that know no PATCH (tus 1.0). Only where an
+ * upload goes on, and only of a POST, so that nothing that is harmless elsewhere changes something here.
+ */
+function overrideMethod(request: IncomingMessage): void {
+  const asked = request.headers['x-http-method-override']
+  if (typeof asked !== 'string' || request.method !== 'POST' || !uploadContent.test(request.url ?? '')) return
+  if (/^(?:patch|delete|head)$/i.test(asked)) request.method = asked.toUpperCase()
 }
 
 function canonicalUrl({ url = '/' }: IncomingMessage): string {

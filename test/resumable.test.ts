@@ -174,6 +174,37 @@ t.test('by the protocol', async (t) => {
       'tus-max-size': String(20 * mebibyte)
     })
   })
+  t.test('and says it to a page that asks, which no preflight is', async (t) => {
+    const headers = { origin: 'http://acme.localhost' }
+    const reply = await send(app, acme.host, { method: 'OPTIONS', url: endpoint, headers })
+    t.equal(reply.statusCode, 204)
+    t.match(reply.headers, { 'tus-version': '1.0.0', 'access-control-allow-origin': headers.origin })
+    t.match(reply.headers['access-control-expose-headers'], /Tus-Version/)
+    t.notOk('access-control-allow-methods' in reply.headers)
+    const other = await send(app, acme.host, { method: 'OPTIONS', url: '/api/v1/tenant', headers })
+    t.match([other.statusCode, other.headers.allow], [204, 'DELETE, GET, HEAD, OPTIONS, PATCH'])
+  })
+  t.test('through a proxy that knows no PATCH', async (t) => {
+    const url = locationOf(await begin(6, metadata({ filename: 'a.txt', filetype: 'text/plain' })))
+    const instead = (method: string, headers: object = {}, payload?: string) =>
+      acme.send({
+        method: 'POST',
+        url,
+        headers: { ...version, 'x-http-method-override': method, ...headers },
+        ...(payload && { payload })
+      })
+    const appending = { 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' }
+    const appended = await instead('PATCH', appending, 'abc')
+    t.match([appended.statusCode, appended.headers['upload-offset']], [204, '3'])
+    const head = await instead('HEAD')
+    t.match([head.statusCode, head.headers['upload-offset'], head.body], [200, '3', ''])
+    t.match((await instead('PATCH', appending, 'abc')).json(), { status: 409 }, 'refused as PATCH is')
+    for (const method of ['PUT', 'GET', 'x', '', '__proto__']) {
+      t.match((await instead(method)).json(), { status: 405, code: 'method_not_allowed' }, method)
+    }
+    t.equal((await instead('delete')).statusCode, 204)
+    t.equal((await ask(url)).statusCode, 404)
+  })
   t.test('a page of the agency may speak it', async (t) => {
     const headers = {
       origin: 'http://acme.localhost',
@@ -182,7 +213,8 @@ t.test('by the protocol', async (t) => {
     }
     const preflight = await send(app, acme.host, { method: 'OPTIONS', url: `${endpoint}/x/content`, headers })
     const allowed = String(preflight.headers['access-control-allow-headers']).toLowerCase().split(', ')
-    for (const name of [...headers['access-control-request-headers'].split(','), 'upload-length', 'upload-metadata']) {
+    const more = ['upload-length', 'upload-metadata', 'x-http-method-override']
+    for (const name of [...headers['access-control-request-headers'].split(','), ...more]) {
       t.ok(allowed.includes(name), name)
     }
     const reply = await acme.send({ url: '/api/v1/files', headers: { origin: headers.origin } })
@@ -246,8 +278,29 @@ t.test('by the protocol', async (t) => {
       const url = locationOf(await begin(0, metadata({ filename, is_confidential: 'x' })))
       t.equal((await acme.send(`/api/v1/files/${idOf(url)}`)).json().name, kept)
     }
-    t.equal((await begin(0, { 'upload-metadata': 'filename %%%,,= =,purpose' })).statusCode, 400)
-    t.equal((await begin(0, { 'upload-metadata': 'filename' })).statusCode, 201)
+    for (const malformed of [
+      'filename %%%,,= =,purpose',
+      'filename YQ==,',
+      ',filename YQ==',
+      'filename YQ== YQ==',
+      'filename YQ==;purpose YQ==',
+      'filename YQ==,filename Yg==',
+      'filename YQ=',
+      'filename YQ==YQ==',
+      'filename Y',
+      'größe YQ==',
+      'unknown *',
+      ' '
+    ]) {
+      t.match(
+        (await begin(0, { 'upload-metadata': malformed })).json(),
+        { status: 400, code: 'validation_failed' },
+        malformed
+      )
+    }
+    for (const good of ['filename', 'filename YQ==, unknown', 'filename YQ', '']) {
+      t.equal((await begin(0, { 'upload-metadata': good })).statusCode, 201, good)
+    }
   })
 })
 

@@ -755,7 +755,7 @@ export interface paths {
     head: operations['getResumableUpload']
     /**
      * Send the next bytes of an upload
-     * @description From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there.
+     * @description From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there. A POST with `X-HTTP-Method-Override: PATCH` is the same, for proxies that know no PATCH.
      */
     patch: operations['continueResumableUpload']
     trace?: never

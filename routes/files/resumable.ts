@@ -148,7 +148,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'continueResumableUpload',
         summary: 'Send the next bytes of an upload',
         description:
-          'From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there.',
+          'From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there. A POST with `X-HTTP-Method-Override: PATCH` is the same, for proxies that know no PATCH.',
         tags,
         params: FileParams,
         headers: Offset,

@@ -6,19 +6,29 @@ import { ContentType, Purpose, Sha256 } from './schemas.ts'
 
 type Metadata = { filename?: string; filetype?: string; purpose?: string; sha256?: string }
 
-const base64 = /^[A-Za-z0-9+/]*={0,2}$/
+const asciiKey = /^[\x21-\x7e]+$/
+const base64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
   purpose: `must match pattern "${Purpose.pattern}"`,
   sha256: `must match pattern "${Sha256.pattern}"`
 }
 
-/** `key base64,key base64`; keys that are not known are left alone, as tus says. */
+/**
+ * `key base64,key base64`, or nothing at all. What is malformed is refused, whatever its key; of keys that are not known the values
+ * are left alone, as tus says.
+ */
 export function readMetadata(header: string): Metadata {
-  const entries = header.split(',').flatMap((pair) => {
-    const [key = '', value = ''] = pair.trim().split(' ')
+  const seen = new Set<string>()
+  const entries = (header === '' ? [] : header.split(',')).flatMap((pair) => {
+    const [key = '', value = '', ...rest] = pair.trim().split(' ')
+    if (!asciiKey.test(key) || rest.length > 0)
+      throw invalid('must be pairs of a key and a value, with commas between them')
+    if (seen.has(key)) throw invalid('must have each key once')
+    seen.add(key)
+    if (!base64.test(value)) throw invalid('must have values in base64')
     if (!['filename', 'filetype', 'purpose', 'sha256'].includes(key)) return []
-    const text = base64.test(value) ? readUtf8(Buffer.from(value, 'base64')) : undefined
+    const text = readUtf8(Buffer.from(value, 'base64'))
     if (text === undefined) throw invalid(`${key} must be UTF-8 in base64`)
     return [[key, text]]
   })
