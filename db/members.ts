@@ -1,5 +1,5 @@
-import { sql } from 'kysely'
-import type { Role } from '../src/roles.ts'
+import { type RawBuilder, sql } from 'kysely'
+import { allows, type Role, roles } from '../src/roles.ts'
 import type { TenantTransaction } from './gate.ts'
 import { statement } from './statement.ts'
 
@@ -64,4 +64,16 @@ export async function insertMember(trx: TenantTransaction, userId: string, role:
     .onConflict((conflict) => conflict.columns(['tenant_id', 'user_id']).doNothing())
     .executeTakeFirstOrThrow()
   return numInsertedOrUpdatedRows === 1n
+}
+
+const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((role) => sql.lit(role)))
+
+/**
+ * Whether who made an invitation, the row of the alias, may still invite. It ends with what its author may give, by demotion, removal
+ * or being disabled, and is good again when somebody who may invite sends it again.
+ */
+export function isVouchedFor(invitation: string): RawBuilder<boolean> {
+  const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
+  return sql`exists (select from memberships as author join users on users.id = author.user_id
+    where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)`
 }

@@ -3,6 +3,7 @@ import type { Rate } from '../src/config.ts'
 import type { Locale } from '../src/mails.ts'
 import type { InvitableRole } from '../src/roles.ts'
 import type { TenantTransaction } from './gate.ts'
+import { isVouchedFor } from './members.ts'
 import { statement } from './statement.ts'
 import type { MailKind } from './tables.ts'
 
@@ -55,7 +56,8 @@ export const readOutboxEntry = statement(
   'read_outbox_entry',
   (_, $: { tenant_id: string; id: string }) => sql<InvitationToSend>`
   select o.kind, o.subject_id, o.generation, o.attempts,
-    coalesce(i.accepted_at is null and i.generation = o.generation and i.expires_at > now(), false)
+    coalesce(i.accepted_at is null and i.generation = o.generation and i.expires_at > now()
+      and ${isVouchedFor('i')}, false)
       and t.status = 'active' as wanted,
     i.email, i.role, i.expires_at, t.name as tenant, t.slug, t.settings ->> 'locale' as locale, u.name as inviter
   from outbox o

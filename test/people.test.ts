@@ -137,6 +137,57 @@ t.test('invitations', async (t) => {
     const reply = await send(app, 'localhost', post('/invitations/accept', { token, name: 'S', password }))
     t.match(reply.json(), { status: 403, code: 'tenant_suspended' })
   })
+  t.test('one ends with what its author may give', async (t) => {
+    const entryOf = async (email: string) => {
+      const { data } = (await acme.send('/api/v1/invitations?limit=100')).json()
+      return data.find((each: { email: string }) => each.email === email)
+    }
+    const accept = (token: string) => acme.anonymous(post('/invitations/accept', { token, name: 'N', password }))
+    const gone = { status: 410, code: 'invitation_expired' }
+    const endings: Record<string, (author: string) => Promise<unknown>> = {
+      demoted: (author) => acme.send(patch(`/members/${author}`, { role: 'member' })),
+      removed: (author) => acme.send(remove(`/members/${author}`)),
+      disabled: (author) => allRows(app.database, 'update users set disabled_at = now() where id = $1', [author])
+    }
+    for (const [how, end] of Object.entries(endings)) {
+      const author = await join(app, acme, `${how}@example.com`, 'admin')
+      const email = `friend-of-${how}@example.com`
+      const token = await mailedBy(app, email, () =>
+        acme.with(author.tokens.access_token, post('/invitations', { email, role: 'admin' }))
+      )
+      t.match(await entryOf(email), { valid: true, invited_by: author.id })
+      await end(author.id)
+      t.match((await accept(token)).json(), gone, how)
+      t.match(await entryOf(email), { valid: false, role: 'admin' }, `${how}: it is there to be sent again or revoked`)
+      if (how === 'removed') {
+        const again = await invite(app, acme, email, 'viewer')
+        t.match((await accept(token)).json(), gone, 'it makes room for another, and stays dead')
+        t.equal((await accept(again)).statusCode, 200)
+        continue
+      }
+      const { id } = await entryOf(email)
+      const again = await mailedBy(app, email, () => acme.send(post(`/invitations/${id}/resend`, undefined)))
+      t.match(await entryOf(email), { valid: true, invited_by: acme.owner.id }, 'whoever sends it again vouches for it')
+      t.match((await accept(token)).json(), gone)
+      t.equal((await accept(again)).statusCode, 200)
+    }
+  })
+  t.test('nor is it mailed once its author is gone', async (t) => {
+    const author = await join(app, acme, 'hasty@example.com', 'admin')
+    const { id } = (
+      await acme.with(author.tokens.access_token, post('/invitations', { email: 'never@example.com', role: 'admin' }))
+    ).json()
+    await eventually(() => mailedTokens(app, 'never@example.com').length === 1)
+    await acme.send(remove(`/members/${author.id}`))
+    // as if it had not been sent yet
+    await allRows(app.database, 'update outbox set sent_at = null, due_at = now() where subject_id = $1', [id])
+    app.mail.nudge()
+    await eventually(async () => {
+      const rows = await allRows(app.database, 'select dropped_at, sent_at from outbox where subject_id = $1', [id])
+      return rows.length === 0 || rows[0].dropped_at !== null
+    })
+    t.equal(mailedTokens(app, 'never@example.com').length, 1)
+  })
   t.test('a revoked, an expired and a forged one are refused', async (t) => {
     const idOf = async (email: string) => {
       const { data } = (await acme.send('/api/v1/invitations?limit=100')).json()

@@ -447,7 +447,7 @@ export interface paths {
     put?: never
     /**
      * Invite somebody by e-mail
-     * @description The mail carries the token, which is good for seven days. Nobody invites to a role above their own. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.
+     * @description The mail carries the token, which is good for seven days. Nobody invites to a role above their own, and who may no longer invite takes their invitations with them. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.
      */
     post: operations['createInvitation']
     delete?: never
@@ -1445,6 +1445,11 @@ export interface components {
        * @example 2026-11-22T10:30:00.000Z
        */
       expires_at: string
+      /**
+       * @description Whether it can be accepted: it has not expired, and who invited may still invite. Sent again by somebody who may, it can.
+       * @example true
+       */
+      valid: boolean
       delivery: components['schemas']['InvitationDelivery']
     }
     InvitationPage: {

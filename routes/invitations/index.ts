@@ -47,7 +47,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
         description:
-          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.',
+          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own, and who may no longer invite takes their invitations with them. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.',
         tags,
         body: NewInvitation,
         response: { 201: Invitation }
@@ -69,7 +69,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
           target_id: invitation.id,
           detail: { after: { email, role } }
         })
-        return { ...invitation, delivery: 'queued' as const }
+        return { ...invitation, valid: true, delivery: 'queued' as const }
       })
       app.mail.nudge()
       return invitation

@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate.ts'
+import { isVouchedFor } from '../../db/members.ts'
 import { statement } from '../../db/statement.ts'
 import type { InvitableRole } from '../../src/roles.ts'
 
@@ -12,6 +13,7 @@ type Row = {
   invited_by: string
   created_at: Date
   expires_at: Date
+  valid: boolean
   delivery: 'queued' | 'sent' | 'failed' | 'unknown'
 }
 
@@ -20,6 +22,7 @@ export const listInvitations = statement(
   'list_invitations',
   (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Row>`
   select i.id, i.email, i.role, i.invited_by, i.created_at, i.expires_at,
+    i.expires_at > now() and ${isVouchedFor('i')} as valid,
     case
       when o.id is null then 'unknown'
       when o.sent_at is not null then 'sent'
@@ -44,7 +47,7 @@ export function isMember(trx: TenantTransaction, email: string) {
 }
 
 /**
- * Resolves to nothing when the address already holds an invitation that is good. One that has expired makes room, under a new
+ * Resolves to nothing when the address already holds an invitation that is good. One that is not any more makes room, under a new
  * generation, so that its token stays dead.
  */
 export function insertInvitation(
@@ -65,17 +68,21 @@ export function insertInvitation(
           created_at: sql`now()`,
           expires_at: sql`now() + interval '7 days'`
         })
-        .where('invitations.expires_at', '<=', sql<Date>`now()`)
+        .where(sql<boolean>`(invitations.expires_at <= now() or not ${isVouchedFor('invitations')})`)
     )
     .returning([...columns, 'generation'])
     .executeTakeFirst()
 }
 
-/** A new token and a new week; the one that was mailed before stops being good. */
+/** A new token and a new week, in the name of who asks; the one that was mailed before stops being good. */
 export function renewInvitation(trx: TenantTransaction, id: string) {
   return trx
     .updateTable('invitations')
-    .set({ generation: sql`generation + 1`, expires_at: sql`now() + interval '7 days'` })
+    .set({
+      generation: sql`generation + 1`,
+      invited_by: sql`current_user_id()`,
+      expires_at: sql`now() + interval '7 days'`
+    })
     .where('id', '=', id)
     .where('accepted_at', 'is', null)
     .returning(['id', 'email', 'generation'])
@@ -93,11 +100,12 @@ export function deleteInvitation(trx: TenantTransaction, id: string) {
 
 export type OpenInvitation = { email: string; role: InvitableRole; good: boolean; suspended: boolean }
 
-/** The invitation of a token: whether it is still the newest one, unused and in time. */
+/** The invitation of a token: whether it is still the newest one, unused, in time and vouched for. */
 export const findInvitation = statement(
   'find_invitation',
   (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
-  select i.email, i.role, i.accepted_at is null and i.expires_at > now() and i.generation = ${$.generation} as good,
+  select i.email, i.role, i.accepted_at is null and i.expires_at > now() and i.generation = ${$.generation}
+      and ${isVouchedFor('i')} as good,
     t.status = 'suspended' as suspended
   from invitations i join tenants t on t.id = i.tenant_id
   where i.tenant_id = ${$.tenant_id} and i.id = ${$.id}`
@@ -115,6 +123,7 @@ export async function useInvitation(
     .where('generation', '=', generation)
     .where('accepted_at', 'is', null)
     .where('expires_at', '>', sql<Date>`now()`)
+    .where(isVouchedFor('invitations'))
     .returning('id')
     .executeTakeFirst()
   return used !== undefined

@@ -25,6 +25,11 @@ export const Invitation = Type.Object(
     invited_by: Id,
     created_at: Timestamp,
     expires_at: Timestamp,
+    valid: Type.Boolean({
+      description:
+        'Whether it can be accepted: it has not expired, and who invited may still invite. Sent again by somebody who may, it can.',
+      examples: [true]
+    }),
     delivery: Delivery
   },
   { title: 'Invitation' }
