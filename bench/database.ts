@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
@@ -131,8 +132,9 @@ async function createDatabase(admin: string, urls: Urls, name: string, template:
 async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens: string): Promise<void> {
   const counts = ['--tenants', size.tenants, '--users', size.people, '--sessions', size.sessions].map(String)
   const child = adopt(
-    spawn(process.execPath, ['src/cli/seed.ts', ...counts, '--tokens', tokens], {
-      cwd: root,
+    spawn(process.execPath, [join(root, 'src', 'cli', 'seed.ts'), ...counts, '--tokens', tokens], {
+      // a developer's own `.env` lies in the root
+      cwd: tmpdir(),
       env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
       stdio: ['ignore', 'ignore', 'inherit']
     })

@@ -71,7 +71,7 @@ const takers: Record<string, (text: string) => unknown> = {
   'findRange, digits': (text) => findRange(`bytes=${text}`, 1000),
   'matchesTag, weak': (text) => matchesTag(text, tag, 'weak'),
   'matchesTag, strong': (text) => matchesTag(text, tag, 'strong'),
-  parseHost: (text) => parseHost(text, 'aggios.example', true),
+  parseHost: (text) => parseHost(text, 'aggios.example', () => true),
   isReservedSlug,
   isDecodable,
   hasDuplicateMembers: (text) => hasDuplicateMembers(JSON.stringify({ text }), { text }),
