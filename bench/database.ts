@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, s
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import pg from 'pg'
-import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
+import { type EmbeddedServer, readRoles, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { developmentSecret } from '../src/config.ts'
 import { adopt } from './children.ts'
@@ -126,7 +126,7 @@ async function isFresh(admin: string, name: string, tokens: string): Promise<boo
 async function createDatabase(admin: string, urls: Urls, name: string, template: string): Promise<void> {
   await query(admin, `drop database if exists ${name} with (force)`)
   await query(admin, `create database ${name} template ${template}`)
-  await query(urls.postgres, readFileSync(join(root, 'db', 'roles.sql'), 'utf8'))
+  await query(urls.postgres, readRoles())
 }
 
 async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens: string): Promise<void> {

@@ -211,6 +211,11 @@ async function freePort(): Promise<number> {
   return address.port
 }
 
+/** db/roles.sql without the lines that only psql reads. */
+export function readRoles(): string {
+  return readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8').replaceAll(/^\\.*$/gm, '')
+}
+
 /** The database, the roles of db/roles.sql, and a password for the two that log in. Safe to repeat. */
 async function createRoles(url: EmbeddedServer['url'], password: Record<string, string>): Promise<void> {
   await withClient(url('postgres', 'postgres'), async (admin) => {
@@ -218,7 +223,7 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
     if (!rowCount) await admin.query('create database aggios')
   })
   await withClient(url('postgres', 'aggios'), async (admin) => {
-    await admin.query(readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8'))
+    await admin.query(readRoles())
     for (const role of ['aggios_owner', 'aggios_app']) {
       await admin.query(`alter role ${role} login password ${admin.escapeLiteral(password[role] as string)}`)
     }

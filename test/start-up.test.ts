@@ -266,16 +266,14 @@ t.test('.env', async (t) => {
       [Buffer.from('PORT=8080\n', 'utf16le'), /\.env: line 1 is not/],
       ['# all is well\nPORT=8080\n<<<<<<< HEAD\n', /\.env: line 3 is not/]
     ] as const) {
-      process.chdir(inFolder(content))
-      const message = refusal()
+      const message = String(readIn(inFolder(content)))
       t.match(message, said)
       t.ok(isOneLine(`${message}\n`), message)
       t.notMatch(message, secret)
     }
-    process.chdir(inFolder('A=1\nexport B = "x\ny" # z\nC=\n\nD=\'#\'\n  E=a=b'))
-    t.match(readEnvironment(), { A: '1', B: 'x\ny', C: '', D: '#', E: 'a=b' }, 'what Node reads is not refused')
-    process.chdir(t.testdir())
-    t.equal(readEnvironment(), process.env, 'there need be none')
+    const good = readIn(inFolder('A=1\nexport B = "x\ny" # z\nC=\n\nD=\'#\'\n  E=a=b'))
+    t.match(good, { A: '1', B: 'x\ny', C: '', D: '#', E: 'a=b' }, 'what Node reads is not refused')
+    t.strictSame(readIn(t.testdir()), { ...process.env }, 'there need be none')
     const cwd = t.testdir({ '.env': {} })
     for (const file of [serverFile, commandFile('migrate')]) {
       const { code, stderr } = await run(file, [], { cwd })
@@ -286,13 +284,15 @@ t.test('.env', async (t) => {
   })
 })
 
-/** What the environment is refused with in this folder. */
-function refusal(): string {
+/** What a folder's environment is, or the message that it is refused with. */
+function readIn(cwd: string): Environment | string {
+  process.chdir(cwd)
   try {
-    readEnvironment()
-    return 'it is taken'
+    return { ...readEnvironment() }
   } catch (err) {
     return (err as Error).message
+  } finally {
+    process.chdir(elsewhere)
   }
 }
 

@@ -53,7 +53,11 @@ function install() {
       maxBuffer: 2 ** 26
     }
   )
-  if (status === 0) return undefined
+  if (status === 0) {
+    // what it warns of
+    process.stderr.write(stderr)
+    return undefined
+  }
   const [, reported] = /^npm (?:error|ERR!) code (\S+)/m.exec(stderr || '') || []
   const code = reported || error?.code || `exit code ${status}`
   if (!unreachable.test(code)) return `the packages could not be installed (${code}): run npm ci, which says why`
