@@ -564,7 +564,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/workers/supervisor.ts maxPauseMs'
     ],
     'db/gate.ts togetherMs',
-    ...['db/start-up.ts firstPauseMs', 'db/start-up.ts pauseMs', 'db/start-up.ts longestPauseMs'],
+    ...['db/start-up.ts firstPauseMs', 'db/start-up.ts longestPauseMs'],
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
     ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs'],
