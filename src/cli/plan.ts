@@ -4,7 +4,10 @@ import { rate, size, Unreadable } from '../config.ts'
 import { createCommand } from './command.ts'
 import { nobody, operate } from './operator.ts'
 
-type Change = { requests?: Pick<PlanLimits, 'requests' | 'window_seconds'>; storage?: number | null }
+type Change = {
+  requests?: Pick<PlanLimits, 'requests' | 'window_seconds'>
+  storage?: Pick<PlanLimits, 'storage_quota'>
+}
 
 const command = createCommand('plan', 'Lists, makes and changes plans. Every process knows within a second.')
 
@@ -37,8 +40,8 @@ function rateOf(text: string) {
   return { requests: max, window_seconds: window_ms / 1000 }
 }
 
-function quotaOf(text: string): number | null {
-  return text === 'default' ? null : size(text)
+function quotaOf(text: string) {
+  return { storage_quota: text === 'default' ? null : size(text) }
 }
 
 function list(): Promise<never> {
@@ -51,8 +54,7 @@ function set(name: string, { requests: limit, storage }: Change): Promise<never>
   }
   return operate(async (gate) => {
     const known = (await gate.query(nobody, listPlans, {})).find((plan) => plan.name === name)
-    const change = { ...limit, ...(storage !== undefined && { storage_quota: storage }) }
-    const { requests = null, window_seconds = null, storage_quota = null } = { ...known, ...change }
+    const { requests = null, window_seconds = null, storage_quota = null } = { ...known, ...limit, ...storage }
     await gate.query(nobody, setPlan, { name, requests, window_seconds, storage_quota })
     return describe({ name, requests, window_seconds, storage_quota, tenants: known?.tenants ?? 0 })
   })

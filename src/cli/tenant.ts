@@ -57,4 +57,6 @@ async function requireTenant(gate: TenantGate, slug: string) {
   return tenant
 }
 
-const scopeOf = ({ id }: { id: string }) => ({ tenant_id: id, user_id: null, request: '' })
+function scopeOf({ id }: { id: string }) {
+  return { tenant_id: id, user_id: null, request: '' }
+}
