@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -328,6 +328,7 @@ t.test('a fresh clone without a network says so on one line', async (t) => {
 })
 
 t.test('every command', async (t) => {
+  const cwd = t.testdir()
   t.ok(commands.length >= 7, 'those of package.json')
   const subcommands: Record<string, string[]> = {
     files: ['compare', 'accept-store'],
@@ -338,21 +339,21 @@ t.test('every command', async (t) => {
     const called = [[], ...(subcommands[name] ?? []).map((each) => [each])]
     const tried = called.map(async (words) => {
       const spelled = ['npm run', name, '--', ...words].join(' ')
-      const help = await run(file, [...words, '--help'])
+      const help = await run(file, [...words, '--help'], { cwd })
       t.match(help, { code: 0, stderr: '' }, `${spelled} --help`)
       t.ok(help.stdout.startsWith(`Usage: ${spelled}`), help.stdout)
-      const unknown = await run(file, [...words, '--frobnicate'])
+      const unknown = await run(file, [...words, '--frobnicate'], { cwd })
       t.equal(unknown.code, 2, `${spelled} --frobnicate`)
       t.match(unknown.stderr, "unknown option '--frobnicate'")
       t.ok(isOneLine(unknown.stderr), unknown.stderr)
     })
     await Promise.all(tried)
-    const word = await run(file, ['frobnicate'])
+    const word = await run(file, ['frobnicate'], { cwd })
     t.equal(word.code, 2, name)
     t.match(word.stderr, /unknown (?:word|command) 'frobnicate'/)
     t.ok(isOneLine(word.stderr), word.stderr)
   }
-  t.notOk(existsSync(join(elsewhere, '.aggios')), 'and does nothing')
+  t.strictSame(readdirSync(cwd), [], 'and nothing is made')
   t.match(await run(commandFile('tenant'), ['plan', 'acme', 'pro', 'now']), { code: 2, stderr: /unknown word 'now'/ })
   t.match(await run(commandFile('tenant'), ['suspend']), { code: 2, stderr: /missing required argument 'slug'/ })
 })
