@@ -1,9 +1,10 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import pg from 'pg'
-import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
+import { type EmbeddedServer, readRoles, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { developmentSecret } from '../src/config.ts'
 import { adopt } from './children.ts'
@@ -125,14 +126,15 @@ async function isFresh(admin: string, name: string, tokens: string): Promise<boo
 async function createDatabase(admin: string, urls: Urls, name: string, template: string): Promise<void> {
   await query(admin, `drop database if exists ${name} with (force)`)
   await query(admin, `create database ${name} template ${template}`)
-  await query(urls.postgres, readFileSync(join(root, 'db', 'roles.sql'), 'utf8'))
+  await query(urls.postgres, readRoles())
 }
 
 async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens: string): Promise<void> {
   const counts = ['--tenants', size.tenants, '--users', size.people, '--sessions', size.sessions].map(String)
   const child = adopt(
-    spawn(process.execPath, ['src/cli/seed.ts', ...counts, '--tokens', tokens], {
-      cwd: root,
+    spawn(process.execPath, [join(root, 'src', 'cli', 'seed.ts'), ...counts, '--tokens', tokens], {
+      // a developer's own `.env` lies in the root
+      cwd: tmpdir(),
       env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
       stdio: ['ignore', 'ignore', 'inherit']
     })

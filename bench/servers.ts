@@ -37,7 +37,8 @@ async function start({ name, command, args, env, readyPath }: Program): Promise<
   const startedAt = performance.now()
   const child = adopt(
     spawn(command, args, {
-      cwd: root,
+      // a developer's own `.env` lies in the root
+      cwd: scratch,
       env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
       stdio: ['ignore', output, output]
     })
@@ -111,7 +112,7 @@ export async function startProduct(
   return start({
     name: 'aggios',
     command: process.execPath,
-    args: ['src/server.ts'],
+    args: [join(root, 'src', 'server.ts')],
     env: { ...settings, ...env },
     readyPath: '/api/v1/health/ready'
   })

@@ -4,7 +4,7 @@ import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import { developmentSecret } from '../src/config.ts'
+import { developmentSecret, explainFolder } from '../src/config.ts'
 import { connectionTo } from './connection-settings.ts'
 import { claimFolder } from './folder-claim.ts'
 import { clearPostmaster } from './postmaster.ts'
@@ -46,7 +46,7 @@ export function wrap(binary: string, args: string[]): [command: string, args: st
  * Starts PostgreSQL 16 from its npm packages with its data under `folder`, creating the cluster and the roles the first time.
  *
  * It listens on loopback only, with SCRAM passwords that are kept in files of mode 0600. Throws FolderInUse when another
- * process serves from the same folder.
+ * process serves from the same folder, and InvalidConfiguration when that can't be used.
  */
 export async function startEmbedded(
   folder: string,
@@ -54,8 +54,9 @@ export async function startEmbedded(
 ): Promise<EmbeddedServer> {
   const dir = resolve(folder)
   const { postgres, initdb } = await findBinaries()
-  mkdirSync(dir, { recursive: true, mode: 0o700 })
-  const releaseFolder = await claimFolder(dir)
+  const releaseFolder = await claimDataFolder(dir).catch((err) => {
+    throw explainFolder(dir, err)
+  })
   let started: ChildProcess | undefined
   try {
     const password = {
@@ -87,6 +88,11 @@ export async function startEmbedded(
     releaseFolder()
     throw err
   }
+}
+
+async function claimDataFolder(dir: string): Promise<() => void> {
+  mkdirSync(dir, { recursive: true, mode: 0o700 })
+  return claimFolder(dir)
 }
 
 /** How to reach the server that another process runs in this folder, as the serving role; undefined when none does. */
@@ -125,7 +131,15 @@ function createCluster(initdb: string, dir: string, data: string, durable: boole
     ...['--auth=scram-sha-256', '--encoding=UTF8', '--locale=C.UTF-8', '--no-instructions', '--data-checksums'],
     ...(durable ? [] : ['--no-sync'])
   ])
-  execFileSync(command, args, { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/' })
+  const { status, error, stderr } = spawnSync(command, args, {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    cwd: '/',
+    encoding: 'utf8'
+  })
+  if (error || status !== 0) {
+    const said = error?.message ?? stderr.trim().split('\n').slice(-3).join('; ')
+    throw new Error(`the database could not be made in ${dir}: ${said}; mend that and start again`)
+  }
   renameSync(unfinished, data)
 }
 
@@ -197,6 +211,11 @@ async function freePort(): Promise<number> {
   return address.port
 }
 
+/** db/roles.sql without the lines that only psql reads. */
+export function readRoles(): string {
+  return readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8').replaceAll(/^\\.*$/gm, '')
+}
+
 /** The database, the roles of db/roles.sql, and a password for the two that log in. Safe to repeat. */
 async function createRoles(url: EmbeddedServer['url'], password: Record<string, string>): Promise<void> {
   await withClient(url('postgres', 'postgres'), async (admin) => {
@@ -204,7 +223,7 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
     if (!rowCount) await admin.query('create database aggios')
   })
   await withClient(url('postgres', 'aggios'), async (admin) => {
-    await admin.query(readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8'))
+    await admin.query(readRoles())
     for (const role of ['aggios_owner', 'aggios_app']) {
       await admin.query(`alter role ${role} login password ${admin.escapeLiteral(password[role] as string)}`)
     }

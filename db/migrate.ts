@@ -1,11 +1,11 @@
 import { promises as fs } from 'node:fs'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresAdapter, PostgresDialect, type PostgresDialectConfig, type RawBuilder, sql } from 'kysely'
 import { FileMigrationProvider, type Migration, Migrator } from 'kysely/migration'
 import pg from 'pg'
+import { describe } from '../src/reasons.ts'
 import { connectionTo } from './connection-settings.ts'
-import { classifyFailure } from './failures.ts'
+import { connectWhenUp } from './start-up.ts'
 import type { SharedTables } from './tables.ts'
 
 const lockId = '4611686018427387847'
@@ -53,11 +53,11 @@ export class ProgramTooOld extends Error {}
  * Steps of a newer version that are applied already are left alone, so that an older process can start again beside newer ones.
  * Throws ProgramTooOld when a newer step was declared to break programs as old as this one.
  *
- * Resolves to the names of the steps that this process applied. `ownerUrl` must lead to PostgreSQL directly: the lock
+ * Waits for a database that is just starting. Resolves to the names of the steps that this process applied. `ownerUrl` must lead to PostgreSQL directly: the lock
  * belongs to a connection, which a pooler in transaction mode does not keep.
  */
-export async function migrate(ownerUrl: string): Promise<string[]> {
-  await waitForServer(ownerUrl)
+export async function migrate(ownerUrl: string, progress: (line: string) => void = () => {}): Promise<string[]> {
+  await waitForServer(ownerUrl, progress)
   const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeOuts), max: 1, connectionTimeoutMillis: 5000 })
   // one that is lost while nobody uses it is replaced by the next that is needed
   pool.on('error', () => {})
@@ -160,20 +160,18 @@ async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]
   }
 }
 
-/** A database and a server that start together meet sooner or later; what is misconfigured is said at once. */
-async function waitForServer(url: string, patienceMs = 15_000): Promise<void> {
-  const deadline = Date.now() + patienceMs
-  for (;;) {
-    const client = new pg.Client({ ...connectionTo(url, noTimeOuts), connectionTimeoutMillis: 5000 })
-    client.on('error', () => {})
-    try {
-      await client.connect()
-      await client.end()
-      return
-    } catch (err) {
-      await client.end().catch(() => {})
-      if (classifyFailure(err) !== 'connection' || Date.now() > deadline) throw err
-      await sleep(300)
-    }
-  }
+/** Says once that it waits when the server is not there yet. */
+function waitForServer(url: string, progress: (line: string) => void): Promise<void> {
+  return connectWhenUp(
+    async () => {
+      const client = new pg.Client({ ...connectionTo(url, noTimeOuts), connectionTimeoutMillis: 5000 })
+      client.on('error', () => {})
+      try {
+        await client.connect()
+      } finally {
+        await client.end().catch(() => {})
+      }
+    },
+    (err) => progress(`waiting for the database: ${describe(err)}`)
+  )
 }

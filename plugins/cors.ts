@@ -8,7 +8,7 @@ const allowedHeaders =
 const exposedHeaders =
   'Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, Upload-Offset, WWW-Authenticate, X-Request-Id'
 const methods = 'GET, HEAD, POST, PUT, PATCH, DELETE'
-const localOrigin = /^http:\/\/(?:[a-z0-9-]+\.)?localhost(?::\d{1,5})?$/
+const localOrigin = /^http:\/\/(?:(?:[a-z0-9-]+\.)?localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?$/
 
 /** Tells browsers which origins may call. Only listed ones, each echoed by itself, and no credentials mode. */
 export default fp(
@@ -21,7 +21,7 @@ export default fp(
       const [scheme, host, rest] = origin.split('://')
       if (rest !== undefined || !host || (scheme !== 'https' && !development)) return undefined
       if (host.includes(':') && !development) return undefined
-      const name = parseHost(host, baseDomain, false)
+      const name = parseHost(host, baseDomain, () => false)
       return name?.kind === 'tenant' && host === host.toLowerCase() && !host.endsWith('.') ? name.slug : undefined
     }
 

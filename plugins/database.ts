@@ -4,7 +4,6 @@ import { Kysely } from 'kysely'
 import pg from 'pg'
 import { connectionTo, type TimeOuts } from '../db/connection-settings.ts'
 import { walPosition } from '../db/directory.ts'
-import { classifyFailure } from '../db/failures.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../db/gate.ts'
 import { prepareGate, type RequestFacts, type Scope } from '../db/gate-query.ts'
 import { checkSchema } from '../db/migrate.ts'
@@ -12,6 +11,7 @@ import { createPipeline, keyedTimeOuts } from '../db/pipeline.ts'
 import { ImpatientClient, PoolDialect } from '../db/pool-dialect.ts'
 import { createReplica } from '../db/replica.ts'
 import { refuseUnsafeRole } from '../db/role-check.ts'
+import { connectWhenUp } from '../db/start-up.ts'
 import type { Statement } from '../db/statement.ts'
 import type { SharedTables, TenantTables } from '../db/tables.ts'
 
@@ -40,8 +40,6 @@ declare module 'fastify' {
 const pipelineCount = 2
 const replicaPool = 4
 const acquireTimeoutMs = 2000
-/** Of that length, and all of them within the ten seconds that Fastify gives to the start of a plugin. */
-const startAttempts = 3
 /** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
 const timeOuts: TimeOuts = {
   statement_timeout: 3000,
@@ -124,25 +122,16 @@ export default fp(
       return gate.transaction({ tenant_id, user_id, request: factsOf(this) }, work)
     })
 
-    const client = await connectAtStart(pool)
+    const client = await connectWhenUp(
+      () => pool.connect(),
+      (err) => app.log.warn({ err }, 'waiting for the database')
+    )
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
     await gate.transaction(nobody, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
     await replica?.start()
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }
 )
-
-/** Who starts may wait for longer than a request: all processes start together after a failure, on a machine that is busy then. */
-async function connectAtStart(pool: pg.Pool): Promise<pg.PoolClient> {
-  for (let attempts = 1; ; attempts++) {
-    try {
-      return await pool.connect()
-    } catch (err) {
-      const failure = classifyFailure(err)
-      if (attempts === startAttempts || (failure !== 'crowded' && failure !== 'connection')) throw err
-    }
-  }
-}
 
 function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
   metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {

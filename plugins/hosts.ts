@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { malformedRequest, type Problem, tenantNotFound, unknownHost } from '../src/errors.ts'
-import { parseHost } from '../src/hosts.ts'
+import { generalHosts, parseHost } from '../src/hosts.ts'
 import type { TenantEntry } from './tenants.ts'
 
 declare module 'fastify' {
@@ -18,7 +18,8 @@ declare module 'fastify' {
 /** Resolves the tenant of a request from its Host header, and from nothing else. */
 export default fp(
   async (app) => {
-    const { baseDomain, nodeEnv } = app.config
+    const { baseDomain, extraHosts, nodeEnv } = app.config
+    const isGeneral = generalHosts(extraHosts, nodeEnv === 'development')
     app.decorateRequest('tenant', undefined)
     app.decorateRequest('hostProblem', undefined)
     app.decorateRequest('origin', {
@@ -32,7 +33,7 @@ export default fp(
       const host = hostOf(request)
       if (host === undefined) return done(malformedRequest())
       // not remembered: among 100,000 names it would take longer to find than to parse
-      const name = parseHost(host, baseDomain, nodeEnv === 'development')
+      const name = parseHost(host, baseDomain, isGeneral)
       if (!name) return done(malformedRequest())
       if (name.kind === 'general') return done()
       if (name.kind === 'unknown') {

@@ -57,6 +57,20 @@ function domain(value: string): string {
   return lower
 }
 
+/** Names and addresses as they stand in a Host header; `*.local` is every name under `local`. */
+function hostNames(value: string): string[] {
+  return list(value.toLowerCase()).map((name) => {
+    const bare = name.replace(/^\[(.*)\]$/, '$1')
+    if (isIP(bare)) return isIP(bare) === 6 ? `[${bare}]` : bare
+    try {
+      domain(name.replace(/^\*\./, ''))
+    } catch {
+      throw new Unreadable(`"${name}" is no host such as 127.0.0.1, host.docker.internal or *.local, without a port`)
+    }
+    return name
+  })
+}
+
 function postgresUrl(value: string): string {
   if (!URL.canParse(value) || !/^postgres(ql)?:$/.test(new URL(value).protocol)) {
     throw new Unreadable('must be a URL that begins with postgres://')
@@ -104,8 +118,12 @@ function origins(value: string): string[] {
   return list(value)
 }
 
-/** Whether a text is a web origin, spelled as a browser sends it: no path, no default port, lower case. */
+/** What the web views of apps send: Capacitor, Ionic and Tauri serve an app's pages under a scheme of their own, without a port. */
+const appOrigin = /^(?:capacitor|ionic|tauri):\/\/[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$/
+
+/** Whether a text is an origin, spelled as a browser or the web view of an app sends it: no path, no default port, lower case. */
 export function isOrigin(value: string): boolean {
+  if (appOrigin.test(value)) return true
   return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value
 }
 
@@ -159,6 +177,7 @@ export const settings = {
   metricsPort: setting('METRICS_PORT', '0', integer(0, 65_535)),
   webConcurrency: setting('WEB_CONCURRENCY', '1', integer(1, 128)),
   baseDomain: setting('BASE_DOMAIN', 'localhost', domain),
+  extraHosts: setting('EXTRA_HOSTS', '', hostNames),
   trustProxy: setting('TRUST_PROXY', '', networks),
   databaseUrl: secret('DATABASE_URL', postgresUrl),
   databaseOwnerUrl: secret('DATABASE_OWNER_URL', postgresUrl),
@@ -218,7 +237,8 @@ export type Environment = Record<string, string | undefined>
 export class InvalidConfiguration extends Error {
   readonly problems: string[]
   constructor(problems: string[]) {
-    super(`invalid configuration:\n${problems.map((problem) => `  ${problem}`).join('\n')}`)
+    const lines = problems.map((problem) => `  ${problem}`)
+    super(`invalid configuration:${lines.length === 1 ? ` ${problems[0]}` : `\n${lines.join('\n')}`}`)
     this.problems = problems
   }
 }
@@ -237,14 +257,18 @@ export function readConfig(env: Environment): Config {
   const jwtSecret = nonEmpty(config.jwtSecret) ?? [developmentSecret(config.dataDir, 'jwt_secret')]
   const passwordPepper =
     nonEmpty(config.passwordPepper) ?? jwtSecret.map((each) => deriveKey(each, 'pepper').export().toString('base64url'))
-  const address = config.appUrl ?? `http://{slug}.${config.baseDomain}:${config.port}`
   return {
     ...config,
     jwtSecret,
     passwordPepper,
-    appUrl: address,
+    appUrl: config.appUrl ?? defaultAppUrl(config),
     mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`
   }
+}
+
+/** In production people come by a proxy that ends TLS on the default port, whatever the port of this process is. */
+function defaultAppUrl({ nodeEnv, baseDomain, port }: Settings): string {
+  return nodeEnv === 'production' ? `https://{slug}.${baseDomain}` : `http://{slug}.${baseDomain}:${port}`
 }
 
 /** What the job that migrates needs, and nothing else: no secret of the processes that serve. Throws InvalidConfiguration. */
@@ -301,6 +325,9 @@ function contradictions(config: Settings): string[] {
   ] as const) {
     if (new Set(values).size !== (values?.length ?? 0)) problems.push(`${name}: lists the same value twice`)
   }
+  // a name under the base domain is an agency's, whatever else is said
+  const owned = config.extraHosts?.find((name) => `.${name}`.endsWith(`.${config.baseDomain}`))
+  if (owned) problems.push(`EXTRA_HOSTS: ${owned} belongs to BASE_DOMAIN already`)
   const storage = { S3_BUCKET: config.s3Bucket, S3_ACCESS_KEY: config.s3AccessKey, S3_SECRET_KEY: config.s3SecretKey }
   for (const [name, value] of Object.entries(storage)) {
     if (config.s3Endpoint && !value) problems.push(`${name}: must be set where there is an S3_ENDPOINT`)
@@ -319,24 +346,42 @@ function contradictions(config: Settings): string[] {
  * A secret that is made on first use and kept in a file that only its owner can read.
  *
  * Written aside and linked into its place, so that the file is there whole or not at all, and of two first starts at once one
- * makes it and the other reads it.
+ * makes it and the other reads it. Throws InvalidConfiguration when the folder can't be used.
  */
 export function developmentSecret(dataDir: string, name: string): string {
   const folder = join(dataDir, 'secrets')
   const file = join(folder, name)
-  if (!existsSync(file)) {
-    mkdirSync(folder, { recursive: true, mode: 0o700 })
-    const unfinished = `${file}.${process.pid}.${randomBytes(4).toString('hex')}`
-    writeFileSync(unfinished, randomBytes(32).toString('base64url'), { mode: 0o600, flag: 'wx', flush: true })
-    try {
-      linkSync(unfinished, file)
-    } catch (err) {
-      if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
-    } finally {
-      rmSync(unfinished)
-    }
+  const value = readOrMake(dataDir, folder, file)
+  if (value.length < 32) {
+    throw new InvalidConfiguration([`DATA_DIR: ${file} holds no secret: remove it, and a new one is made`])
   }
-  const value = readFileSync(file, 'utf8')
-  if (value.length < 32) throw new Error(`${file} holds no secret; remove it, and a new one is made`)
   return value
+}
+
+function readOrMake(dataDir: string, folder: string, file: string): string {
+  try {
+    if (!existsSync(file)) {
+      mkdirSync(folder, { recursive: true, mode: 0o700 })
+      const unfinished = `${file}.${process.pid}.${randomBytes(4).toString('hex')}`
+      writeFileSync(unfinished, randomBytes(32).toString('base64url'), { mode: 0o600, flag: 'wx', flush: true })
+      try {
+        linkSync(unfinished, file)
+      } catch (err) {
+        if ((err as NodeJS.ErrnoException).code !== 'EEXIST') throw err
+      } finally {
+        rmSync(unfinished)
+      }
+    }
+    return readFileSync(file, 'utf8')
+  } catch (err) {
+    throw explainFolder(dataDir, err)
+  }
+}
+
+/** An error of the system about the folder of DATA_DIR as an InvalidConfiguration with what to do; any other as it is. */
+export function explainFolder(dataDir: string, err: unknown): unknown {
+  const { code, syscall } = err as NodeJS.ErrnoException
+  if (syscall === undefined) return err
+  const remedy = code === 'ENOSPC' || code === 'EDQUOT' ? 'make room there' : 'let this user write there'
+  return new InvalidConfiguration([`DATA_DIR: ${dataDir} can't be used (${code}): ${remedy}, or set another DATA_DIR`])
 }

@@ -4,6 +4,8 @@ import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { FolderInUse } from '../db/folder-claim.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config.ts'
+import { readEnvironment } from './env-file.ts'
+import { refuseTakenPorts } from './ports.ts'
 import { isLoopback } from './production.ts'
 import { describe } from './reasons.ts'
 import { onSignals } from './signals.ts'
@@ -25,13 +27,14 @@ let stopping = false
 onSignals(stop, cutOff)
 
 try {
-  config = readConfig(process.env)
+  config = readConfig(readEnvironment())
   await start(config)
 } catch (err) {
   if (!stopping) await fail(err)
 }
 
 async function start(settings: Config): Promise<void> {
+  await refuseTakenPorts(settings)
   const running = await prepareDatabase(settings)
   if (stopping) return
   internal = buildInternal(running, () => processes)
@@ -70,7 +73,7 @@ async function prepareDatabase(settings: Config): Promise<Config> {
   delete process.env.DATABASE_OWNER_URL
   delete process.env.DATABASE_OWNER_URL_FILE
   if (databaseOwnerUrl) {
-    const applied = await migrate(databaseOwnerUrl)
+    const applied = await migrate(databaseOwnerUrl, say)
     if (applied.length > 0) say(`migrated: ${applied.join(', ')}`)
     await setAuditRetention(databaseOwnerUrl, serving.auditRetention)
   }

@@ -6,6 +6,7 @@ export type ProductionSettings = {
   redisUrl: string | undefined
   smtpUrl: string | undefined
   s3Endpoint: string | undefined
+  appUrl: string | undefined
   s3SecretKey: string | undefined
   jwtSecret: string[] | undefined
   passwordPepper: string[] | undefined
@@ -82,7 +83,7 @@ function isPrivateDatabase(url: URL): boolean {
 }
 
 /** What carries passwords, tokens or files of people in the clear to a host that is not on this machine or beside it. */
-function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint }: ProductionSettings): string[] {
+function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: ProductionSettings): string[] {
   const problems: string[] = []
   const isPlain = (url: string | undefined, protocol: string) =>
     url !== undefined && new URL(url).protocol === protocol && !isBeside(new URL(url).hostname)
@@ -92,6 +93,11 @@ function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint }: ProductionSettin
     problems.push('SMTP_URL: must begin with smtps://, or end with ?requireTLS=true, to another host in production')
   }
   if (isPlain(s3Endpoint, 'http:')) problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
+  // its links carry what accepts an invitation
+  const link = appUrl?.replaceAll('{slug}', 'acme')
+  if (isPlain(link, 'http:') && !new URL(link as string).hostname.endsWith('.localhost')) {
+    problems.push('APP_URL: must begin with https:// in production')
+  }
   return problems
 }
 

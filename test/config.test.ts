@@ -39,6 +39,7 @@ const contract: Record<string, string | undefined> = {
   METRICS_HOST: '127.0.0.1',
   METRICS_PORT: '0',
   BASE_DOMAIN: 'localhost',
+  EXTRA_HOSTS: '',
   TRUST_PROXY: '',
   DATABASE_URL: undefined,
   DATABASE_OWNER_URL: undefined,
@@ -62,7 +63,7 @@ const contract: Record<string, string | undefined> = {
   REFRESH_TOKEN_TTL: '604800',
   REFRESH_GRACE: '60',
   SESSION_MAX_AGE: '7776000',
-  // made from BASE_DOMAIN and PORT, which is tested below
+  // made from BASE_DOMAIN, and in development from PORT, which is tested below
   APP_URL: undefined,
   TENANT_PURGE_AFTER: '2592000',
   AUDIT_RETENTION: undefined,
@@ -102,6 +103,8 @@ t.test('every default is the one that the contract promises', async (t) => {
   t.equal(config.mailFrom, 'Aggios <no-reply@localhost>')
   const elsewhere = readConfig({ JWT_SECRET: key, BASE_DOMAIN: 'aggios.test', PORT: '9000' })
   t.equal(elsewhere.appUrl, 'http://{slug}.aggios.test:9000')
+  const behindProxy = readConfig({ ...production, BASE_DOMAIN: 'aggios.app', PORT: '8080' })
+  t.equal(behindProxy.appUrl, 'https://{slug}.aggios.app', 'what people see is no port of a process')
   t.match(config, {
     nodeEnv: 'development',
     host: '127.0.0.1',
@@ -171,6 +174,7 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     NODE_ENV: 'staging',
     PORT: '80a',
     BASE_DOMAIN: 'not a domain',
+    EXTRA_HOSTS: 'localhost:8080',
     TRUST_PROXY: '10.0.0.0/8,everybody',
     DATABASE_URL: 'mysql://root@localhost/x',
     DATABASE_OWNER_URL: 'neither',
@@ -252,6 +256,33 @@ t.test('an origin is spelled as a browser sends it', async (t) => {
   t.strictSame(corsOrigins, ['https://a.example', 'http://b.example:3000'])
 })
 
+t.test('an app may have an origin with a scheme of its own', async (t) => {
+  const apps = ['capacitor://localhost', 'ionic://localhost', 'tauri://localhost', 'capacitor://app.acme.example']
+  t.strictSame(readConfig({ ...production, CORS_ORIGINS: apps.join() }).corsOrigins, apps)
+  for (const CORS_ORIGINS of ['capacitor://', 'capacitor:localhost', 'ionic://localhost/', 'ionic://localhost:80']) {
+    t.strictSame(refusedNames({ ...production, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
+  }
+  for (const CORS_ORIGINS of ['Capacitor://localhost', 'capacitor://*', 'file://localhost', 'data://localhost']) {
+    t.strictSame(refusedNames({ ...production, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
+  }
+})
+
+t.test('more hosts are names and addresses as a Host header has them, and none of an agency', async (t) => {
+  const { extraHosts } = readConfig({
+    ...production,
+    EXTRA_HOSTS: '127.0.0.1, ::1,[::1],Host.docker.internal, *.LOCAL'
+  })
+  t.strictSame(extraHosts, ['127.0.0.1', '[::1]', '[::1]', 'host.docker.internal', '*.local'])
+  const wrong = ['*', '*.', 'a.*.local', 'localhost:8080', 'http://localhost', 'a b', '*.127.0.0.1', '-a', '10.0.0.0/8']
+  for (const EXTRA_HOSTS of wrong) {
+    t.strictSame(refusedNames({ JWT_SECRET: key, EXTRA_HOSTS }), ['EXTRA_HOSTS'], EXTRA_HOSTS)
+  }
+  for (const EXTRA_HOSTS of ['aggios.test', 'acme.aggios.test', '*.aggios.test', '*.a.aggios.test']) {
+    const env = { JWT_SECRET: key, BASE_DOMAIN: 'aggios.test', EXTRA_HOSTS }
+    t.strictSame(refusedNames(env), ['EXTRA_HOSTS'], EXTRA_HOSTS)
+  }
+})
+
 t.test('production', async (t) => {
   t.test('starts with a database and two good secrets', async (t) => {
     t.strictSame(refusals(production), [])
@@ -302,7 +333,7 @@ t.test('production', async (t) => {
     t.strictSame(refusedNames({ ...production, ...s3, S3_SECRET_KEY: same }), ['S3_SECRET_KEY'])
     t.strictSame(refusals({ ...production, ...s3, S3_SECRET_KEY: 'another one' }), [])
   })
-  t.test('refuses Redis, mail and S3 in the clear to another host', async (t) => {
+  t.test('refuses Redis, mail, S3 and links in the clear to another host', async (t) => {
     const s3 = { S3_BUCKET: 'bucket', S3_ACCESS_KEY: 'a', S3_SECRET_KEY: 'k' }
     const plain: [name: string, value: string, more: object][] = [
       ['REDIS_URL', 'redis://redis.example:6379', {}],
@@ -314,7 +345,12 @@ t.test('production', async (t) => {
     for (const [name, value, more] of plain) {
       t.strictSame(refusedNames({ ...production, ...more, [name]: value }), [name], value)
     }
+    const links = ['http://{slug}.aggios.app', 'http://app.example/{slug}', 'http://10.0.0.5:8080']
+    for (const url of links) t.strictSame(refusedNames({ ...production, APP_URL: url }), ['APP_URL'], url)
     const good: [name: string, value: string, more: object][] = [
+      ['APP_URL', 'https://{slug}.aggios.app', {}],
+      ['APP_URL', 'http://{slug}.localhost:8080', {}],
+      ['APP_URL', 'http://127.0.0.1:8080/{slug}', {}],
       ['REDIS_URL', 'rediss://redis.example:6379', {}],
       ['REDIS_URL', 'redis://redis:6379', {}],
       ['REDIS_URL', 'redis://127.0.0.1:6379', {}],

@@ -1,5 +1,5 @@
-import { readFileSync } from 'node:fs'
 import pg from 'pg'
+import { readRoles } from '../db/embedded.ts'
 
 export const templateDatabase = 'aggios_template'
 
@@ -26,7 +26,7 @@ export function databaseUrls(name: string): DatabaseUrls {
 
 /** Makes a database with the rights of db/roles.sql, as a copy of another. */
 export async function createDatabase(name: string, template: string): Promise<DatabaseUrls> {
-  const roles = readFileSync(new URL('../db/roles.sql', import.meta.url), 'utf8')
+  const roles = readRoles()
   await withClient(databaseUrls('postgres').postgres, (admin) =>
     admin.query(`create database ${name} template ${template}`)
   )

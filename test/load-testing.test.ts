@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { createTestDatabase, root, startServer, testEnvironment } from './harness.ts'
+import { commandFile, createTestDatabase, elsewhere, root, startServer, testEnvironment } from './harness.ts'
 import { findBenchPackage, findProgram } from './parts.ts'
 
 /*
@@ -44,7 +44,10 @@ t.test('load generators drive a server with the people of a seed', async (t) => 
     .replace('1000', '3')
     .replace('100', '4')
     .replace('tokens.json', join(dir, 'tokens.json'))
-  await run(process.execPath, ['src/cli/seed.ts', ...seed.split(' ')], { cwd: root, env: { ...process.env, ...env } })
+  await run(process.execPath, [commandFile('seed'), ...seed.split(' ')], {
+    cwd: elsewhere,
+    env: { ...process.env, ...env }
+  })
   const server = await startServer(t, env)
   const api = `http://127.0.0.1:${server.port}`
 

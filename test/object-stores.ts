@@ -74,7 +74,7 @@ async function startMinio(t: Test): Promise<StartedStore> {
   })
   const store = await startedS3(t, child, port)
   const administer = createMinioAdmin(store.s3.root)
-  const policy = readFileSync(join(root, 'db', 'deploy', 'bucket-policy.json'), 'utf8')
+  const policy = readFileSync(join(root, 'db', 'deploy', 'bucket-policy.json'), 'utf8').replaceAll('BUCKET', bucket)
   await administer('add-canned-policy?name=aggios-backend', policy)
   const user = { secretKey: appKey.secret_key, status: 'enabled' }
   await administer(`add-user?accessKey=${appKey.access_key}`, encrypt(rootKey.secret_key, JSON.stringify(user)))

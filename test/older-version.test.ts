@@ -7,7 +7,17 @@ import { FileMigrationProvider, Migrator } from 'kysely/migration'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { createDatabase, type DatabaseUrls, dropDatabase } from './databases.ts'
-import { allRows, createTestDatabase, eventually, freePort, root, startServer, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  commandFile,
+  createTestDatabase,
+  elsewhere,
+  eventually,
+  freePort,
+  root,
+  startServer,
+  testEnvironment
+} from './harness.ts'
 import { registerAgency } from './oracle.ts'
 
 /*
@@ -65,8 +75,8 @@ t.test('a version that a newer step breaks refuses to start, and says why', asyn
 /** `npm run migrate` with an environment of its own. */
 async function runMigrate(env: Record<string, string>, ...args: string[]) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
-    const options = { cwd: root, env: { PATH: process.env.PATH, ...env } as NodeJS.ProcessEnv }
-    execFile(process.execPath, ['src/cli/migrate.ts', ...args], options, (err, stdout, stderr) =>
+    const options = { cwd: elsewhere, env: { PATH: process.env.PATH, ...env } as NodeJS.ProcessEnv }
+    execFile(process.execPath, [commandFile('migrate'), ...args], options, (err, stdout, stderr) =>
       resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
     )
   })
@@ -98,8 +108,11 @@ t.test('the schema is brought up to date by a job of its own', async (t) => {
   server.child.kill('SIGTERM')
   await server.exited
 
-  t.match(await runMigrate({}, '--help'), { code: 0, stdout: /^usage: migrate\n/ })
-  t.match(await runMigrate({}, '--wrong'), { code: 64 })
+  t.match(await runMigrate({}, '--help'), {
+    code: 0,
+    stdout: /^Usage: npm run migrate -- .*DATABASE_OWNER_URL.*Exit codes:/s
+  })
+  t.match(await runMigrate({}, '--wrong'), { code: 2, stderr: /^error: unknown option '--wrong'/ })
   t.match(await runMigrate({}), { code: 78, stderr: /DATABASE_OWNER_URL: must be set/ })
   const remote = { NODE_ENV: 'production', DATABASE_OWNER_URL: 'postgres://aggios_owner:secret@db.example/aggios' }
   t.match(await runMigrate(remote), { code: 78, stderr: /DATABASE_OWNER_URL: must ask for TLS/ })

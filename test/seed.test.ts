@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
-import { allRows, post, root, send, startApp, startServer, testEnvironment } from './harness.ts'
+import { allRows, commandFile, elsewhere, post, send, startApp, startServer, testEnvironment } from './harness.ts'
 
 const run = promisify(execFile)
 
@@ -26,7 +26,7 @@ function temporaryFolder(t: Test): string {
 }
 
 const seed = (env: object, ...args: string[]) =>
-  run(process.execPath, ['src/cli/seed.ts', ...args], { cwd: root, env: { ...process.env, ...env } })
+  run(process.execPath, [commandFile('seed'), ...args], { cwd: elsewhere, env: { ...process.env, ...env } })
 
 const readTokens = (file: string): TokenFile => JSON.parse(readFileSync(file, 'utf8'))
 const bearer = ({ access_token }: Seeded) => ({ authorization: `Bearer ${access_token}` })
@@ -99,9 +99,9 @@ t.test('seeded people are real ones', async (t) => {
   })
   t.test('a seeding that is ended keeps what it made, and its file is whole', async (t) => {
     const half = join(temporaryFolder(t), 'tokens.json')
-    const args = ['src/cli/seed.ts', '--name', 'half', '--tenants', '5000', '--users', '10', '--tokens', half]
+    const args = [commandFile('seed'), '--name', 'half', '--tenants', '5000', '--users', '10', '--tokens', half]
     const child = spawn(process.execPath, args, {
-      cwd: root,
+      cwd: elsewhere,
       env: { ...process.env, ...env },
       stdio: ['ignore', 'ignore', 'pipe']
     })
@@ -136,10 +136,11 @@ t.test('it refuses what it should not do', async (t) => {
     PASSWORD_PEPPER: 'h5Fz8Lx1Vb4Nq7Wm0Kt3Rj6Yc9Up2Gs5'
   }
   await t.rejects(seed(production), { code: 78, stderr: /--yes-production/ })
-  await t.rejects(seed({}, '--users', '5001'), { code: 64, stderr: /5000/ })
-  await t.rejects(seed({}, '--verbose'), { code: 64, stderr: /usage/ })
-  t.match(await seed({}, '--help'), { stdout: /^usage: .*--yes-production/s, stderr: '' })
-  await t.rejects(seed({ ...production, NODE_ENV: 'development' }), { code: 1, stderr: /^connect ECONNREFUSED.*\n$/ })
+  await t.rejects(seed({}, '--users', '5001'), { code: 2, stderr: /^error: .*'5001'.* 5000\b.*\n$/ })
+  await t.rejects(seed({}, '--verbose'), { code: 2, stderr: /^error: unknown option '--verbose'.*\n$/ })
+  t.match(await seed({}, '--help'), { stdout: /^Usage: npm run seed -- .*--yes-production/s, stderr: '' })
+  const nowhere = JSON.parse(process.env.TEST_POSTGRES as string).app.replace('DATABASE', 'nowhere')
+  await t.rejects(seed({ DATABASE_URL: nowhere }), { code: 1, stderr: /^database "nowhere" does not exist\n$/ })
   await t.rejects(seed({ PORT: 'none' }), { code: 78, stderr: /PORT/ })
 })
 

@@ -7,7 +7,16 @@ import { v4 as randomUuid } from 'uuid'
 import { fileKey, imageKey, markKey } from '../src/objects/keys.ts'
 import { createDatabase, dropDatabase } from './databases.ts'
 import { createFile, type FileReply, fileForm, form, storedObjects } from './forms.ts'
-import { allRows, createTenant, createTestDatabase, root, startApp, type TestApp, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  commandFile,
+  createTenant,
+  createTestDatabase,
+  elsewhere,
+  startApp,
+  type TestApp,
+  testEnvironment
+} from './harness.ts'
 
 const folderOf = (app: TestApp) => join(app.config.dataDir, 'files', 'objects')
 
@@ -47,7 +56,7 @@ function plant(app: TestApp, key: string): void {
 async function command(app: TestApp, ...args: string[]) {
   const settings = testEnvironment(app.database, { DATA_DIR: app.config.dataDir })
   const env = { PATH: process.env.PATH, ...settings } as NodeJS.ProcessEnv
-  const run = promisify(execFile)(process.execPath, ['src/cli/files.ts', ...args], { cwd: root, env })
+  const run = promisify(execFile)(process.execPath, [commandFile('files'), ...args], { cwd: elsewhere, env })
   const { stderr, code = 0 } = await run.catch((err) => err)
   return { said: stderr as string, code: code as number }
 }

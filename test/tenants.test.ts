@@ -406,6 +406,23 @@ t.test('the host', async (t) => {
   })
 })
 
+t.test('EXTRA_HOSTS are general hosts too, in production as well', async (t) => {
+  const EXTRA_HOSTS = '127.0.0.1,[::1],host.docker.internal,*.local'
+  const database = await createTestDatabase(t)
+  for (const env of [{}, production]) {
+    const app = await startApp(t, { ...env, EXTRA_HOSTS }, database)
+    const named = ['127.0.0.1:8080', '[::1]:8080', 'host.docker.internal', 'Host.Docker.Internal.:8080', 'imac.local']
+    for (const host of [...named, 'a.imac.LOCAL:3000']) {
+      t.match((await send(app, host, here)).json(), { status: 401, code: 'unauthenticated' }, host)
+    }
+    for (const host of ['docker.internal', 'x.host.docker.internal', 'local', 'evillocal', 'imac.local.evil.example']) {
+      t.match((await send(app, host, here)).json(), { status: 421, code: 'unknown_host' }, host)
+    }
+  }
+  const app = await startApp(t, { ...production, EXTRA_HOSTS }, database)
+  t.match((await send(app, '127.0.0.2', here)).json(), { status: 421 }, 'no address that is not listed')
+})
+
 t.test('in production an address is no general host', async (t) => {
   const app = await startApp(t, production)
   for (const host of ['localhost', 'localhost:8080', '127.0.0.1', '10.0.0.8', '[::1]', 'aggios.app.localhost']) {
@@ -790,7 +807,7 @@ t.test('the agency', async (t) => {
       t.equal((await acme.with(access_token, patch(here, {}, { 'if-match': '"x"' }))).statusCode, 403)
     }
   })
-  t.test('takes https origins only in production', async (t) => {
+  t.test('takes no http origins in production', async (t) => {
     const database = await createTestDatabase(t)
     const strict = await startApp(t, production, database)
     const body = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }
@@ -802,6 +819,9 @@ t.test('the agency', async (t) => {
       errors: [{ path: '/body/settings/allowed_origins/0' }]
     })
     t.equal((await change('https://app.acme.example')).statusCode, 200)
+    for (const origin of ['capacitor://localhost', 'ionic://localhost']) {
+      t.equal((await change(origin)).statusCode, 200, `the app of ${origin}`)
+    }
   })
 })
 

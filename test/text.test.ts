@@ -70,7 +70,7 @@ const takers: Record<string, (text: string) => unknown> = {
   findRange: (text) => findRange(text, 1000),
   'findRange, digits': (text) => findRange(`bytes=${text}`, 1000),
   matchesTag: (text) => matchesTag(text, tag),
-  parseHost: (text) => parseHost(text, 'aggios.example', true),
+  parseHost: (text) => parseHost(text, 'aggios.example', () => true),
   isReservedSlug,
   isDecodable,
   hasDuplicateMembers: (text) => hasDuplicateMembers(JSON.stringify({ text }), { text }),

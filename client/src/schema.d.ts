@@ -1341,7 +1341,7 @@ export interface components {
       name?: string
       settings?: {
         /**
-         * @description Web origins that may call this agency from a browser; null removes them all
+         * @description Origins that may call this agency from a browser, or from the web view of an app (`capacitor://localhost`); null removes them all
          * @example [
          *       "https://app.acme.example"
          *     ]

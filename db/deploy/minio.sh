@@ -1,8 +1,15 @@
 #!/bin/sh
-# Makes the bucket and the key of the backend on MinIO. Any S3 will do with the same policy.
+# Makes the bucket and the key of the backend on MinIO, as the settings name them. Can be repeated: a key whose secret was
+# changed gets the new one. Any S3 will do with the same policy.
+#
+#   MINIO_ROOT_USER=… MINIO_ROOT_PASSWORD=… S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… minio.sh [address] [policy]
 set -eu
-mc alias set local http://minio:9000 aggios "$MINIO_ROOT_PASSWORD"
-mc mb --ignore-existing local/aggios
-mc admin policy create local aggios-backend /setup/bucket-policy.json
-mc admin user add local aggios-app "$S3_SECRET_KEY"
-mc admin policy attach local aggios-backend --user aggios-app || mc admin user info local aggios-app | grep -q aggios-backend
+policy=$(mktemp)
+trap 'rm -f "$policy"' EXIT
+sed "s/BUCKET/$S3_BUCKET/g" "${2:-/setup/bucket-policy.json}" > "$policy"
+mc alias set local "${1:-http://minio:9000}" "$MINIO_ROOT_USER" "$MINIO_ROOT_PASSWORD"
+mc mb --ignore-existing "local/$S3_BUCKET"
+mc admin policy create local aggios-backend "$policy"
+mc admin user add local "$S3_ACCESS_KEY" "$S3_SECRET_KEY"
+mc admin policy attach local aggios-backend --user "$S3_ACCESS_KEY" ||
+  mc admin user info local "$S3_ACCESS_KEY" | grep -q aggios-backend

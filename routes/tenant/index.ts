@@ -210,8 +210,8 @@ function merge(before: { name: string; settings: TenantSettings }, patch: Tenant
 
 function requireOrigins(origins: string[], production: boolean): void {
   const errors: FieldError[] = origins.flatMap((origin, index) => {
-    const acceptable = isOrigin(origin) && (origin.startsWith('https://') || !production)
-    const message = `must be an origin such as https://app.example.com${production ? ', and https' : ''}`
+    const acceptable = isOrigin(origin) && !(production && origin.startsWith('http://'))
+    const message = `must be an origin such as https://app.example.com${production ? ', and not http' : ''}`
     return acceptable ? [] : [{ path: `/body/settings/allowed_origins/${index}`, message }]
   })
   if (errors[0]) throw validationFailed({ errors, detail: `${errors[0].path.slice(1)} ${errors[0].message}` })

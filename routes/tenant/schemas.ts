@@ -16,7 +16,8 @@ export const TenantPatch = Type.Object(
               items: { type: 'string', maxLength: 255 },
               maxItems: 50,
               uniqueItems: true,
-              description: 'Web origins that may call this agency from a browser; null removes them all',
+              description:
+                'Origins that may call this agency from a browser, or from the web view of an app (`capacitor://localhost`); null removes them all',
               examples: [['https://app.acme.example']]
             })
           ),

@@ -5,11 +5,14 @@ import { startEmbedded } from '../../db/embedded.ts'
 import { migrate } from '../../db/migrate.ts'
 import { buildApp } from '../app.ts'
 import { readConfig } from '../config.ts'
+import { createCommand, readOptions } from './command.ts'
 
-/*
- * Writes the OpenAPI document to client/openapi.json, from which the clients are generated. A test fails when the file is not
- * what the server says.
- */
+readOptions(
+  createCommand(
+    'openapi',
+    'Writes the OpenAPI document to client/openapi.json, from which the clients are generated. A test fails when the file is not what the server says.'
+  )
+)
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-openapi-'))
 const server = await startEmbedded(dir, { durable: false })

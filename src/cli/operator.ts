@@ -6,6 +6,8 @@ import { createTenantGate, type TenantGate } from '../../db/gate.ts'
 import { PoolDialect } from '../../db/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
 import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+import { readEnvironment } from '../env-file.ts'
+import { describe } from '../reasons.ts'
 
 /** For statements of the directory, which need no tenant. */
 export const nobody = { tenant_id: null, user_id: null, request: '' }
@@ -37,17 +39,17 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
     await pool.end()
     return end(0, said)
   } catch (err) {
-    if (err instanceof Refusal) end(1, err.message)
-    throw err
+    return end(1, err instanceof Refusal ? err.message : `failed: ${describe(err)}`)
   }
 }
 
 /** Thrown by an operator's command that can't do what it was asked. */
 export class Refusal extends Error {}
 
-function readSettings(): Config {
+/** The server's own settings. Ends the process when they can't be used. */
+export function readSettings(): Config {
   try {
-    return readConfig(process.env)
+    return readConfig(readEnvironment())
   } catch (err) {
     if (err instanceof InvalidConfiguration) end(78, err.message)
     throw err

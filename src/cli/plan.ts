@@ -1,45 +1,36 @@
-import { parseArgs } from 'node:util'
+import { InvalidArgumentError } from 'commander'
 import { listPlans, type PlanLimits, setPlan } from '../../db/plans.ts'
 import { rate, size, Unreadable } from '../config.ts'
-import { end, nobody, operate } from './operator.ts'
+import { createCommand } from './command.ts'
+import { nobody, operate } from './operator.ts'
 
-/*
- * npm run plan -- list
- * npm run plan -- set <name> [--requests 60000/1m] [--storage 100GiB]
- *
- * Makes or changes a plan; every process knows within a second. `--requests 0` is no limit, `default` as the server's settings
- * say; what is not named stays as it is.
- */
-
-const usage = 'usage: plan list\n       plan set <name> [--requests 60000/1m|0|default] [--storage 100GiB|default]'
-
-function readArguments() {
-  try {
-    const { positionals, values } = parseArgs({
-      allowPositionals: true,
-      options: { requests: { type: 'string' }, storage: { type: 'string' } }
-    })
-    return { positionals, ...values }
-  } catch {
-    return end(64, usage)
-  }
+type Change = {
+  requests?: Pick<PlanLimits, 'requests' | 'window_seconds'>
+  storage?: Pick<PlanLimits, 'storage_quota'>
 }
 
-const { positionals, requests, storage } = readArguments()
-const [command, name = ''] = positionals
-const wellFormed = command === 'list' ? positionals.length === 1 : command === 'set' && positionals.length === 2
-if (!wellFormed || (command === 'set' && !/^[a-z][a-z0-9-]{0,38}$/.test(name))) end(64, usage)
+const command = createCommand('plan', 'Lists, makes and changes plans. Every process knows within a second.')
 
-/** What is to change of a plan. */
-function readChange(): Partial<PlanLimits> {
-  try {
-    return {
-      ...(requests !== undefined && rateOf(requests)),
-      ...(storage !== undefined && { storage_quota: quotaOf(storage) })
+command.command('list').description('Lists all plans, and how many agencies have each.').action(list)
+
+command
+  .command('set <name>')
+  .description('Makes a plan, or changes one. What is not named stays as it is.')
+  .option('--requests <count/time>', '60000/1m; 0 is no limit, "default" as the settings say', reading(rateOf))
+  .option('--storage <size>', '100GiB; "default" as the settings say', reading(quotaOf))
+  .action(set)
+
+await command.parseAsync()
+
+/** A reader of the settings as one of the command line. */
+function reading<T>(read: (text: string) => T) {
+  return (text: string): T => {
+    try {
+      return read(text)
+    } catch (err) {
+      if (err instanceof Unreadable) throw new InvalidArgumentError(`It ${err.message}.`)
+      throw err
     }
-  } catch (err) {
-    if (err instanceof Unreadable) end(64, `${err.message}\n${usage}`)
-    throw err
   }
 }
 
@@ -49,25 +40,33 @@ function rateOf(text: string) {
   return { requests: max, window_seconds: window_ms / 1000 }
 }
 
-const quotaOf = (text: string) => (text === 'default' ? null : size(text))
+function quotaOf(text: string) {
+  return { storage_quota: text === 'default' ? null : size(text) }
+}
+
+function list(): Promise<never> {
+  return operate(async (gate) => (await gate.query(nobody, listPlans, {})).map(describe).join('\n'))
+}
+
+function set(name: string, { requests: limit, storage }: Change): Promise<never> {
+  if (!/^[a-z][a-z0-9-]{0,38}$/.test(name)) {
+    command.error(`error: '${name}' is no name of a plan: letters a to z, digits and hyphens, 39 at most`)
+  }
+  return operate(async (gate) => {
+    const known = (await gate.query(nobody, listPlans, {})).find((plan) => plan.name === name)
+    const { requests = null, window_seconds = null, storage_quota = null } = { ...known, ...limit, ...storage }
+    await gate.query(nobody, setPlan, { name, requests, window_seconds, storage_quota })
+    return describe({ name, requests, window_seconds, storage_quota, tenants: known?.tenants ?? 0 })
+  })
+}
 
 function describe({
-  name: plan,
+  name,
   requests: max,
   window_seconds,
   storage_quota,
   tenants
 }: PlanLimits & { name: string; tenants: number }) {
   const limit = max === null ? 'default' : max === 0 ? 'no limit' : `${max} in ${window_seconds} s`
-  return `${plan}: requests ${limit}, storage ${storage_quota === null ? 'default' : `${storage_quota} bytes`}, ${tenants} agencies`
+  return `${name}: requests ${limit}, storage ${storage_quota === null ? 'default' : `${storage_quota} bytes`}, ${tenants} agencies`
 }
-
-const change = readChange()
-await operate(async (gate) => {
-  const plans = await gate.query(nobody, listPlans, {})
-  if (command === 'list') return plans.map(describe).join('\n')
-  const known = plans.find((plan) => plan.name === name)
-  const { requests: max = null, window_seconds = null, storage_quota = null } = { ...known, ...change }
-  await gate.query(nobody, setPlan, { name, requests: max, window_seconds, storage_quota })
-  return describe({ name, requests: max, window_seconds, storage_quota, tenants: known?.tenants ?? 0 })
-})

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { closeSync, openSync, writeFileSync } from 'node:fs'
-import { parseArgs } from 'node:util'
+import { InvalidArgumentError } from 'commander'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
 import { v7 as uuidv7 } from 'uuid'
@@ -16,25 +16,19 @@ import passwords from '../../plugins/passwords.ts'
 import redis from '../../plugins/redis.ts'
 import revocations from '../../plugins/revocations.ts'
 import tenants from '../../plugins/tenants.ts'
-import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
+import type { Config } from '../config.ts'
 import { serializeError } from '../error-log.ts'
 import type { PasswordHash } from '../passwords.ts'
+import { describe } from '../reasons.ts'
 import type { Role } from '../roles.ts'
 import { onSignals } from '../signals.ts'
+import { createCommand, readOptions } from './command.ts'
+import { end, readSettings } from './operator.ts'
 
 /*
- * npm run seed -- --tenants 1000 --users 100 --tokens tokens.json    agencies and people for load tests, and their tokens
- *
- *   --name load        agencies are load-1, load-2, …; a name is used once
- *   --sessions 1000    how many people are signed in, spread over all agencies; all of them by default
- *   --yes-production   with NODE_ENV=production it refuses without this
- *
- * Takes the server's own settings. Everybody gets the same password, made for this run, and the very same hash of it: a
- * hash of its own for each would take an hour of CPU for 100,000 people.
+ * Everybody gets the same password, made for this run, and the very same hash of it: a hash of its own for each would take an
+ * hour of CPU for 100,000 people.
  */
-
-const usage = `usage: npm run seed -- [--tenants <count>] [--users <count of each>] [--tokens <file>] [--sessions <count>]
-                      [--name <name>] [--yes-production]`
 
 type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
 type Agency = { id: string; slug: string; name: string; people: Person[] }
@@ -73,48 +67,50 @@ end $$`
 
 const say = (line: string) => void process.stderr.write(`${line}\n`)
 
-function end(code: number, line: string): never {
-  say(line)
-  process.exit(code)
+function count(max: number) {
+  return (text: string): number => {
+    const number = /^[1-9]\d{0,6}$/.test(text) ? Number(text) : 0
+    if (number === 0 || number > max) throw new InvalidArgumentError(`It must be a number from 1 to ${max}.`)
+    return number
+  }
+}
+
+function prefix(text: string): string {
+  if (!/^[a-z][a-z0-9-]{0,30}$/.test(text)) throw new InvalidArgumentError('A host name can\u2019t begin with it.')
+  return text
+}
+
+type Options = {
+  tenants: number
+  users: number
+  sessions?: number
+  tokens?: string
+  name: string
+  yesProduction: boolean
 }
 
 function readArguments() {
-  const count = (text: string | undefined, fallback: number, max = 1_000_000) => {
-    const number = text === undefined ? fallback : /^[1-9]\d{0,6}$/.test(text) ? Number(text) : 0
-    return number > 0 && number <= max ? number : end(64, `${text} is not a number from 1 to ${max}\n${usage}`)
-  }
-  try {
-    const { values } = parseArgs({
-      options: {
-        tenants: { type: 'string' },
-        users: { type: 'string' },
-        sessions: { type: 'string' },
-        tokens: { type: 'string' },
-        name: { type: 'string', default: 'load' },
-        'yes-production': { type: 'boolean', default: false },
-        help: { type: 'boolean', short: 'h', default: false }
-      }
-    })
-    if (values.help) {
-      process.stdout.write(`${usage}\n`)
-      process.exit(0)
-    }
-    const agencies = count(values.tenants, 10)
-    const people = count(values.users, 10, maxPeople)
-    if (!/^[a-z][a-z0-9-]{0,30}$/.test(values.name)) end(64, `--name must be what a host name can begin with\n${usage}`)
-    const sessions = Math.min(count(values.sessions, agencies * people), agencies * people)
-    return { agencies, people, sessions, file: values.tokens, name: values.name, bold: values['yes-production'] }
-  } catch (err) {
-    return end(64, `${(err as Error).message}\n${usage}`)
-  }
-}
-
-function readSettings(): Config {
-  try {
-    return readConfig(process.env)
-  } catch (err) {
-    if (err instanceof InvalidConfiguration) end(78, err.message)
-    throw err
+  const { tenants, users, sessions, tokens, name, yesProduction } = readOptions<Options>(
+    createCommand('seed', "Makes agencies and people for load tests, and their tokens, with the server's own settings.")
+      .option('--tenants <count>', 'agencies', count(1_000_000), 10)
+      .option('--users <count>', 'people of each', count(maxPeople), 10)
+      .option(
+        '--sessions <count>',
+        'how many people are signed in, spread over all agencies (default: all)',
+        count(1_000_000)
+      )
+      .option('--tokens <file>', 'where the tokens of who is signed in are written')
+      .option('--name <name>', 'agencies are <name>-1, <name>-2, …; a name is used once', prefix, 'load')
+      .option('--yes-production', 'with NODE_ENV=production it refuses without this', false)
+  )
+  const people = tenants * users
+  return {
+    agencies: tenants,
+    people: users,
+    sessions: Math.min(sessions ?? people, people),
+    file: tokens,
+    name,
+    bold: yesProduction
   }
 }
 
@@ -295,9 +291,7 @@ try {
   app = await openProduct({ ...config, databaseUrl: database.url, databasePool: writers })
   await fill(app)
 } catch (err) {
-  // where a name has several addresses, each has an error of its own
-  const [first] = err instanceof AggregateError ? err.errors : [err]
-  say((first as Error).message)
+  say(describe(err))
   process.exitCode = 1
 } finally {
   await app?.close()

@@ -1,40 +1,62 @@
 import { findTenant } from '../../db/directory.ts'
+import type { TenantGate } from '../../db/gate.ts'
 import { changePlan, listPlans } from '../../db/plans.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
 import { revocationSeconds } from '../token-life.ts'
-import { end, nobody, operate, Refusal } from './operator.ts'
+import { createCommand } from './command.ts'
+import { nobody, operate, Refusal } from './operator.ts'
 
-/*
- * npm run tenant -- suspend <slug>        its people get 403 within a second, everybody else 404
- * npm run tenant -- resume <slug>         also one that was deleted, until it is purged
- * npm run tenant -- plan <slug> <plan>    its limits are those of the plan within a second
- */
-
-const [command, slug, plan] = process.argv.slice(2)
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
   resume: { status: 'active', action: 'tenant.resumed' }
 } as const
 
-const act = command === 'suspend' || command === 'resume' ? acts[command] : undefined
-if (!slug || !(act || (command === 'plan' && plan))) {
-  end(64, 'usage: tenant suspend|resume <slug>\n       tenant plan <slug> <plan>')
+const command = createCommand('tenant', 'Changes an agency, in force everywhere within a second.')
+
+command
+  .command('suspend <slug>')
+  .description('Its people get 403, everybody else 404.')
+  .action((slug: string) => setStatus(slug, 'suspend'))
+
+command
+  .command('resume <slug>')
+  .description('Lets it work again; also one that was deleted, until it is purged.')
+  .action((slug: string) => setStatus(slug, 'resume'))
+
+command.command('plan <slug> <plan>').description('Its limits are those of the plan.').action(setPlan)
+
+await command.parseAsync()
+
+function setStatus(slug: string, act: keyof typeof acts): Promise<never> {
+  return operate(async (gate, config) => {
+    const tenant = await requireTenant(gate, slug)
+    const { status, action } = acts[act]
+    await gate.transaction(scopeOf(tenant), (trx) =>
+      setTenantStatus(trx, tenant.id, { status, action, tokenSeconds: revocationSeconds(config) })
+    )
+    return `${slug} is ${status}`
+  })
 }
 
-await operate(async (gate, config) => {
+function setPlan(slug: string, name: string): Promise<never> {
+  return operate(async (gate) => {
+    const tenant = await requireTenant(gate, slug)
+    const plans = await gate.query(nobody, listPlans, {})
+    const chosen = plans.find((plan) => plan.name === name)
+    if (!chosen) {
+      throw new Refusal(`there is no plan called ${name}; there are ${plans.map((plan) => plan.name).join(', ')}`)
+    }
+    await gate.transaction(scopeOf(tenant), (trx) => changePlan(trx, tenant.id, chosen.name))
+    return `${slug} has the plan ${chosen.name}`
+  })
+}
+
+async function requireTenant(gate: TenantGate, slug: string) {
   const [tenant] = await gate.query(nobody, findTenant, { slug })
   if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
-  const settings = { tenant_id: tenant.id, user_id: null, request: '' }
-  if (act) {
-    await gate.transaction(settings, (trx) =>
-      setTenantStatus(trx, tenant.id, { ...act, tokenSeconds: revocationSeconds(config) })
-    )
-    return `${slug} is ${act.status}`
-  }
-  const plans = await gate.query(nobody, listPlans, {})
-  const chosen = plans.find(({ name }) => name === plan)
-  if (!chosen)
-    throw new Refusal(`there is no plan called ${plan}; there are ${plans.map(({ name }) => name).join(', ')}`)
-  await gate.transaction(settings, (trx) => changePlan(trx, tenant.id, chosen.name))
-  return `${slug} has the plan ${chosen.name}`
-})
+  return tenant
+}
+
+function scopeOf({ id }: { id: string }) {
+  return { tenant_id: id, user_id: null, request: '' }
+}

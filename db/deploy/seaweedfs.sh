@@ -1,0 +1,21 @@
+#!/bin/sh
+# Starts the SeaweedFS of compose.seaweedfs.yaml with one key, which reaches the objects of one bucket and nothing else.
+#
+#   S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… seaweedfs.sh [options of weed server]
+set -eu
+umask 077
+# no list of processes shows the secret
+settings=$(mktemp)
+cat > "$settings" <<SETTINGS
+{
+  "identities": [
+    {
+      "name": "backend",
+      "credentials": [{ "accessKey": "$S3_ACCESS_KEY", "secretKey": "$S3_SECRET_KEY" }],
+      "actions": ["Read:$S3_BUCKET", "Write:$S3_BUCKET", "List:$S3_BUCKET"]
+    }
+  ]
+}
+SETTINGS
+exec weed server -s3 "-s3.config=$settings" -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false \
+  -master.volumeSizeLimitMB=1024 -volume.max=0 "$@"
