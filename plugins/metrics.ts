@@ -15,7 +15,7 @@ declare module 'fastify' {
       counter(name: string, help: string, read: Read): void
       /** Counts what was answered, with this status, without ever becoming a request that a hook sees. */
       unreadable(status: number): void
-      /** All that this process knows of itself. */
+      /** All that this process knows of itself, without a metric whose reading throws: the others tell what is wrong. */
       collect(): Family[]
     }
   }
@@ -49,15 +49,22 @@ export default fp(
       families.set(name, { family: { name, help, type }, read })
     }
 
+    let unread = 0
     const unreadable = new Map<number, number>()
     app.decorate('metrics', {
       gauge: (name: string, help: string, read: Read) => register('gauge', name, help, read),
       counter: (name: string, help: string, read: Read) => register('counter', name, help, read),
       unreadable: (status: number) => void unreadable.set(status, (unreadable.get(status) ?? 0) + 1),
       collect: () =>
-        [...families.values()].map(({ family, read }) => {
-          const value = read()
-          return { ...family, samples: typeof value === 'number' ? [{ value }] : value }
+        [...families.values()].flatMap(({ family, read }) => {
+          try {
+            const value = read()
+            return [{ ...family, samples: typeof value === 'number' ? [{ value }] : value }]
+          } catch (err) {
+            unread++
+            app.log.error({ err, metric: family.name }, 'a metric could not be read, and is left out')
+            return []
+          }
         })
     })
 
@@ -65,6 +72,7 @@ export default fp(
     const seconds = 'Seconds from the head of a request to the end of its reply'
     register('histogram', 'http_request_duration_seconds', seconds, requests.samples)
 
+    app.metrics.counter('aggios_metric_failures_total', 'Readings of metrics that failed', () => unread)
     app.metrics.counter('http_unreadable_total', 'What could not be read as a request, by the status it got', () =>
       [...unreadable].map(([status, value]) => ({ labels: { status: String(status) }, value }))
     )

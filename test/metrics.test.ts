@@ -33,6 +33,25 @@ t.setTimeout(300_000)
 const promtool = findProgram('promtool')
 const requests = 'http_request_duration_seconds_count'
 
+t.test('a metric that can not be read costs nobody the others', async (t) => {
+  const app = await startApp(t, { LOG_LEVEL: 'error' })
+  app.metrics.gauge('aggios_broken', 'Is broken', () => {
+    throw new Error('this one is broken')
+  })
+  app.metrics.gauge('aggios_whole', 'Is whole', () => 7)
+  const collect = () => new Map(app.metrics.collect().map(({ name, samples }) => [name, samples]))
+  const before = collect()
+  t.strictSame(before.get('aggios_whole'), [{ value: 7 }])
+  t.notOk(before.has('aggios_broken'))
+  t.ok(before.has('nodejs_eventloop_active_seconds_total'))
+  // of the page before: it is read ahead of the broken one
+  t.strictSame(collect().get('aggios_metric_failures_total'), [{ value: 1 }])
+  t.match(JSON.parse(app.logLines.at(-1) as string), {
+    metric: 'aggios_broken',
+    err: { message: 'this one is broken' }
+  })
+})
+
 t.test('the text that Prometheus reads', async (t) => {
   const family = (name: string, text: string): Family => ({
     ...{ name, help: 'a\nb\\c', type: 'gauge' },

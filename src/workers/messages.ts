@@ -13,4 +13,4 @@ export type ToWorker =
 export type ToPrimary =
   | { type: 'hello' }
   | { type: 'ready'; port: number }
-  | { type: 'report'; id: number; report: Reports[keyof Reports] }
+  | { type: 'report'; id: number; report: Reports[keyof Reports] | undefined }

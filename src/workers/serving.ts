@@ -30,7 +30,7 @@ export type Serving = Awaited<ReturnType<typeof serve>>
 export type Processes = {
   /** The port, once all of them serve. */
   ready: Promise<number>
-  /** What each says; undefined from one that did not answer in time. */
+  /** What each says; undefined from one that could not tell, or not in time. */
   ask<K extends keyof Reports>(what: K): Promise<{ worker: string; report: Reports[K] | undefined }[]>
   /** How often each was replaced. */
   restarts(): { worker: string; count: number }[]
@@ -48,7 +48,7 @@ export function serveAlone(config: Config, onFault: () => void): Processes {
   })
   return {
     ready: starting.then(({ port }) => port),
-    ask: async (what) => [{ worker: '1', report: await serving?.report[what]() }],
+    ask: async (what) => [{ worker: '1', report: await serving?.report(what) }],
     restarts: () => [],
     drain: async (reason) => (await starting.catch(() => undefined))?.drain(reason),
     cutOff() {}
@@ -168,8 +168,7 @@ export async function serve(config: Config, onFault: () => void) {
   }
   process.on('uncaughtException', die)
 
-  /** For the internal listener. */
-  const report: { [K in keyof Reports]: () => Promise<Reports[K]> } = {
+  const reports: { [K in keyof Reports]: () => Promise<Reports[K]> } = {
     metrics: async () => app.metrics.collect(),
     health: async () => ({
       pid: process.pid,
@@ -179,6 +178,16 @@ export async function serve(config: Config, onFault: () => void) {
       connections: app.gate.stats(),
       revocations: app.revocations.stats()
     })
+  }
+
+  /** For the internal listener. Undefined where it failed: who asks how the process is must not end it. */
+  async function report<K extends keyof Reports>(what: K): Promise<Reports[K] | undefined> {
+    try {
+      return await reports[what]()
+    } catch (err) {
+      app.log.error({ err, what }, 'the process can not tell how it is')
+      return undefined
+    }
   }
 
   return { port, drain, report }

@@ -49,7 +49,7 @@ process.on('message', async (message: ToWorker) => {
     case 'report': {
       const { id, what } = message
       const running = await serving?.catch(() => undefined)
-      if (running) tell({ type: 'report', id, report: await running.report[what]() })
+      if (running) tell({ type: 'report', id, report: await running.report(what) })
     }
   }
 })
