@@ -1,4 +1,4 @@
-import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest, preParsingAsyncHookHandler } from 'fastify'
 import fp from 'fastify-plugin'
 import { classifyFailure } from '../db/failures.ts'
 import * as problems from '../src/errors.ts'
@@ -19,6 +19,8 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_INVALID_MULTIPART_CONTENT_TYPE: problems.unsupportedMediaType
 }
 
+const docsHint = 'the routes are described at /api/v1/docs, and for programs at /api/v1/openapi.json'
+
 /** More than this many complaints about one request help nobody. */
 const maxFieldErrors = 100
 
@@ -27,16 +29,30 @@ const maxFieldErrors = 100
  */
 export default fp(
   async (app) => {
-    const methodsByRoute = new Map<RegExp, Set<string>>()
+    const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>()
 
-    app.addHook('onRoute', ({ method, url }) => {
+    app.addHook('onRoute', (route) => {
+      const { method, url } = route
       if (url.includes('*')) return
-      const pattern = `^${url.replaceAll(/[.+?^$()[\]{}|\\]/g, '\\$&').replaceAll(/:[A-Za-z_]+/g, '[^/]+')}$`
-      const known = [...methodsByRoute.keys()].find((each) => each.source === new RegExp(pattern).source)
-      const methods = known && methodsByRoute.get(known)
-      if (methods) for (const each of [method].flat()) methods.add(each)
-      else methodsByRoute.set(new RegExp(pattern), new Set([method].flat()))
+      const escaped = url.replaceAll(/[.+?^$()[\]{}|\\]/g, '\\$&').replaceAll(/:[A-Za-z_]+/g, '[^/]+')
+      const { methods } = routes.get(url) ?? { methods: new Set() }
+      for (const each of [method].flat()) methods.add(each)
+      routes.set(url, { pattern: new RegExp(`^${escaped}$`), methods })
+      if (!url.includes(':')) return
+      // the router looks for each method by itself: what only `/files/:id` knows it finds there for `/files/uploads` too
+      const refuse: preParsingAsyncHookHandler = async (request) => {
+        const methods = routes.get(pathOf(request))?.methods
+        if (methods) throw problems.methodNotAllowed({ headers: { allow: allow(methods) } })
+      }
+      route.preParsing = [refuse, ...[route.preParsing ?? []].flat()]
     })
+
+    /** The methods of a path. One that is registered as it stands is not the object of another route's parameter. */
+    function methodsOf(path: string): string[] {
+      const literal = routes.get(path)
+      const found = literal ? [literal] : [...routes.values()].filter(({ pattern }) => pattern.test(path))
+      return found.flatMap(({ methods }) => [...methods])
+    }
 
     app.setErrorHandler((err, request, reply) =>
       sendProblem(maskSuspended(toProblem(err), request, reply), err, request, reply)
@@ -51,22 +67,43 @@ export default fp(
       return app.refuseSuspended(request)
     }
 
-    // reached by unknown paths, unknown methods, and preflights that no CORS rule answered
-    app.setNotFoundHandler((request, reply) => {
-      if (request.refused) throw request.refused
-      if (request.hostProblem) throw request.hostProblem
-      if (request.tenant?.status === 'suspended') throw app.refuseSuspended(request)
-      if (!isDecodable(request.originalUrl)) throw problems.malformedRequest()
-      const path = request.url.split('?', 1)[0] as string
-      const methods = [...methodsByRoute].flatMap(([pattern, known]) => (pattern.test(path) ? [...known] : []))
-      if (methods.length === 0) throw problems.routeNotFound()
-      const allow = [...new Set([...methods, 'OPTIONS'])].sort().join(', ')
-      if (request.method === 'OPTIONS') return reply.code(204).header('allow', allow).send()
-      throw problems.methodNotAllowed({ headers: { allow } })
+    // before a body is read: what is wrong with it is nothing to say where nobody takes it
+    app.addHook('preParsing', (request, reply, _payload, done) => {
+      if (request.is404) answerUnmatched(request, reply)
+      else done()
     })
+    // reached by preflights that no CORS rule answered
+    app.setNotFoundHandler(answerUnmatched)
+
+    /** What unknown paths and unknown methods get. */
+    function answerUnmatched(request: FastifyRequest, reply: FastifyReply): void {
+      const problem = unmatched(request)
+      if (problem) return void reply.send(problem)
+      reply
+        .code(204)
+        .header('allow', allow(methodsOf(pathOf(request))))
+        .send()
+    }
+
+    /** Nothing for OPTIONS of a path that there is. */
+    function unmatched(request: FastifyRequest): Problem | undefined {
+      if (request.refused) return request.refused
+      if (request.hostProblem) return request.hostProblem
+      if (request.tenant?.status === 'suspended') return app.refuseSuspended(request)
+      if (!isDecodable(request.originalUrl)) return problems.malformedRequest()
+      const methods = methodsOf(pathOf(request))
+      if (methods.length === 0) return problems.routeNotFound({ detail: docsHint })
+      if (request.method === 'OPTIONS') return undefined
+      return problems.methodNotAllowed({ headers: { allow: allow(methods) } })
+    }
   },
   { name: 'errors', dependencies: ['config'] }
 )
+
+/** As the router reads it. */
+const pathOf = ({ url }: FastifyRequest) => decodeURI(url.split('?', 1)[0] as string)
+
+const allow = (methods: Iterable<string>) => [...new Set([...methods, 'OPTIONS'])].sort().join(', ')
 
 function toProblem(err: unknown): Problem {
   if (err instanceof Problem) return err
