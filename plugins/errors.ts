@@ -1,10 +1,9 @@
-import type { FastifyError, FastifyReply, FastifyRequest, preParsingAsyncHookHandler } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { classifyFailure } from '../db/failures.ts'
 import * as problems from '../src/errors.ts'
 import { type FieldError, Problem, problemDocument } from '../src/errors.ts'
 import { StoreFailure } from '../src/objects/store.ts'
-import { isDecodable } from '../src/paths.ts'
 
 const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_CTP_BODY_TOO_LARGE: problems.payloadTooLarge,
@@ -19,8 +18,6 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_INVALID_MULTIPART_CONTENT_TYPE: problems.unsupportedMediaType
 }
 
-const docsHint = 'the routes are described at /api/v1/docs, and for programs at /api/v1/openapi.json'
-
 /** More than this many complaints about one request help nobody. */
 const maxFieldErrors = 100
 
@@ -29,31 +26,6 @@ const maxFieldErrors = 100
  */
 export default fp(
   async (app) => {
-    const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>()
-
-    app.addHook('onRoute', (route) => {
-      const { method, url } = route
-      if (url.includes('*')) return
-      const escaped = url.replaceAll(/[.+?^$()[\]{}|\\]/g, '\\$&').replaceAll(/:[A-Za-z_]+/g, '[^/]+')
-      const { methods } = routes.get(url) ?? { methods: new Set() }
-      for (const each of [method].flat()) methods.add(each)
-      routes.set(url, { pattern: new RegExp(`^${escaped}$`), methods })
-      if (!url.includes(':')) return
-      // the router looks for each method by itself: what only `/files/:id` knows it finds there for `/files/uploads` too
-      const refuse: preParsingAsyncHookHandler = async (request) => {
-        const methods = routes.get(pathOf(request))?.methods
-        if (methods) throw problems.methodNotAllowed({ headers: { allow: allow(methods) } })
-      }
-      route.preParsing = [refuse, ...[route.preParsing ?? []].flat()]
-    })
-
-    /** The methods of a path. One that is registered as it stands is not the object of another route's parameter. */
-    function methodsOf(path: string): string[] {
-      const literal = routes.get(path)
-      const found = literal ? [literal] : [...routes.values()].filter(({ pattern }) => pattern.test(path))
-      return found.flatMap(({ methods }) => [...methods])
-    }
-
     app.setErrorHandler((err, request, reply) =>
       sendProblem(maskSuspended(toProblem(err), request, reply), err, request, reply)
     )
@@ -66,44 +38,9 @@ export default fp(
       app.limits.showGeneral(request, reply)
       return app.refuseSuspended(request)
     }
-
-    // before a body is read: what is wrong with it is nothing to say where nobody takes it
-    app.addHook('preParsing', (request, reply, _payload, done) => {
-      if (request.is404) answerUnmatched(request, reply)
-      else done()
-    })
-    // reached by preflights that no CORS rule answered
-    app.setNotFoundHandler(answerUnmatched)
-
-    /** What unknown paths and unknown methods get. */
-    function answerUnmatched(request: FastifyRequest, reply: FastifyReply): void {
-      const problem = unmatched(request)
-      if (problem) return void reply.send(problem)
-      reply
-        .code(204)
-        .header('allow', allow(methodsOf(pathOf(request))))
-        .send()
-    }
-
-    /** Nothing for OPTIONS of a path that there is. */
-    function unmatched(request: FastifyRequest): Problem | undefined {
-      if (request.refused) return request.refused
-      if (request.hostProblem) return request.hostProblem
-      if (request.tenant?.status === 'suspended') return app.refuseSuspended(request)
-      if (!isDecodable(request.originalUrl)) return problems.malformedRequest()
-      const methods = methodsOf(pathOf(request))
-      if (methods.length === 0) return problems.routeNotFound({ detail: docsHint })
-      if (request.method === 'OPTIONS') return undefined
-      return problems.methodNotAllowed({ headers: { allow: allow(methods) } })
-    }
   },
   { name: 'errors', dependencies: ['config'] }
 )
-
-/** As the router reads it. */
-const pathOf = ({ url }: FastifyRequest) => decodeURI(url.split('?', 1)[0] as string)
-
-const allow = (methods: Iterable<string>) => [...new Set([...methods, 'OPTIONS'])].sort().join(', ')
 
 function toProblem(err: unknown): Problem {
   if (err instanceof Problem) return err

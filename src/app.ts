@@ -17,6 +17,7 @@ import housekeeping from '../plugins/housekeeping.ts'
 import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
+import methods from '../plugins/methods.ts'
 import metrics from '../plugins/metrics.ts'
 import objectSweep from '../plugins/object-sweep.ts'
 import objects from '../plugins/objects.ts'
@@ -120,6 +121,7 @@ export function buildApp(
   app.register(tenants)
   app.register(authentication)
   app.register(limits)
+  app.register(methods)
   app.register(hosts)
   app.register(cors)
   app.register(passwords)
