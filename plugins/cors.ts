@@ -5,6 +5,8 @@ import { parseHost } from '../src/hosts.ts'
 
 const allowedHeaders =
   'Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-Request-Id'
+/** What browsers send along for tracing (W3C Trace Context and Baggage, Sentry). */
+const traceHeaders = 'baggage, sentry-trace, traceparent, tracestate'
 const exposedHeaders =
   'Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, Upload-Offset, WWW-Authenticate, X-Request-Id'
 const methods = 'GET, HEAD, POST, PUT, PATCH, DELETE'
@@ -46,7 +48,13 @@ export default fp(
     await app.register(cors, {
       delegator(request, done) {
         const { origin } = request.headers
-        const options = { methods, allowedHeaders, exposedHeaders, maxAge: 600, strictPreflight: false }
+        const options = {
+          methods,
+          allowedHeaders: `${allowedHeaders}, ${traceHeaders}`,
+          exposedHeaders,
+          maxAge: 600,
+          strictPreflight: false
+        }
         if (origin === undefined) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),

@@ -2,24 +2,17 @@ import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { classifyFailure } from '../db/failures.ts'
 import * as problems from '../src/errors.ts'
-import { type FieldError, Problem, problemDocument } from '../src/errors.ts'
+import { Problem, problemDocument } from '../src/errors.ts'
+import { fieldErrors, invalidMembers } from '../src/field-errors.ts'
 import { StoreFailure } from '../src/objects/store.ts'
 
 const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_CTP_BODY_TOO_LARGE: problems.payloadTooLarge,
-  FST_ERR_CTP_INVALID_MEDIA_TYPE: problems.unsupportedMediaType,
   FST_ERR_CTP_INVALID_JSON_BODY: problems.malformedJson,
   FST_ERR_CTP_EMPTY_JSON_BODY: problems.malformedJson,
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: problems.malformedRequest,
-  FST_ERR_BAD_URL: problems.malformedRequest,
-  FST_PARTS_LIMIT: problems.payloadTooLarge,
-  FST_FILES_LIMIT: problems.payloadTooLarge,
-  FST_FIELDS_LIMIT: problems.payloadTooLarge,
-  FST_INVALID_MULTIPART_CONTENT_TYPE: problems.unsupportedMediaType
+  FST_ERR_BAD_URL: problems.malformedRequest
 }
-
-/** More than this many complaints about one request help nobody. */
-const maxFieldErrors = 100
 
 /**
  * The only writer of problem documents: whatever a hook, a parser, a validator, a handler or the router throws ends here.
@@ -45,7 +38,11 @@ export default fp(
 function toProblem(err: unknown): Problem {
   if (err instanceof Problem) return err
   const { code, validation, validationContext, statusCode } = err as Partial<FastifyError>
-  if (validation) return invalidInput(validation, validationContext ?? 'body')
+  if (validation) return invalidMembers(fieldErrors(validation, validationContext ?? 'body'))
+  // where a body is read the plugin of media types has said more
+  if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') {
+    return problems.unsupportedMediaType({ detail: 'this operation takes no body', cause: err })
+  }
   if (code !== undefined && byFastifyCode[code]) return byFastifyCode[code]({ cause: err })
   // secure-json-parse: a body with __proto__ or constructor in it
   if (err instanceof SyntaxError && statusCode === 400) return problems.malformedJson({ cause: err })
@@ -73,22 +70,6 @@ function toProblem(err: unknown): Problem {
     return problems.malformedRequest({ cause: err })
   return problems.internalError({ cause: err })
 }
-
-type Validation = NonNullable<FastifyError['validation']>
-
-function invalidInput(validation: Validation, context: string): Problem {
-  const root = context === 'querystring' ? '/query' : `/${context}`
-  const errors: FieldError[] = validation.slice(0, maxFieldErrors).map(({ instancePath, params, message }) => {
-    const member = params.missingProperty ?? params.additionalProperty
-    const path = root + instancePath + (typeof member === 'string' ? `/${escapePointer(member)}` : '')
-    return { path, message: typeof params.missingProperty === 'string' ? 'is required' : (message ?? 'is not valid') }
-  })
-  const [first] = errors
-  return problems.validationFailed({ errors, ...(first && { detail: `${first.path.slice(1)} ${first.message}` }) })
-}
-
-/** RFC 6901. */
-const escapePointer = (member: string) => member.replaceAll('~', '~0').replaceAll('/', '~1').slice(0, 100)
 
 function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, reply: FastifyReply) {
   const { kind, options } = problem

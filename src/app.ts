@@ -10,6 +10,7 @@ import cors from '../plugins/cors.ts'
 import database from '../plugins/database.ts'
 import decoders from '../plugins/decoders.ts'
 import errors from '../plugins/errors.ts'
+import forms from '../plugins/forms.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import hosts from '../plugins/hosts.ts'
@@ -17,6 +18,7 @@ import housekeeping from '../plugins/housekeeping.ts'
 import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
+import mediaTypes from '../plugins/media-types.ts'
 import methods from '../plugins/methods.ts'
 import metrics from '../plugins/metrics.ts'
 import objectSweep from '../plugins/object-sweep.ts'
@@ -109,6 +111,8 @@ export function buildApp(
   app.register(validation)
   app.register(headers)
   app.register(requestBody)
+  app.register(mediaTypes)
+  app.register(forms)
   app.register(requestLog)
   app.register(redis)
   app.register(database)

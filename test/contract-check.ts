@@ -20,7 +20,7 @@ export function watchContract(app: FastifyInstance): string[] {
   function prepare() {
     const document = app.swagger() as unknown as Document
     const ajv = new Ajv2020({ strict: false, allErrors: true })
-    addFormats.default(ajv)
+    addFormats.default(ajv).addFormat('web-origin', true)
     ajv.addSchema(document, 'openapi')
     const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
 

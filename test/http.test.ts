@@ -363,7 +363,7 @@ t.test('every code', async (t) => {
       'idempotency_key_in_use'
     ],
     410: ['invitation_expired'],
-    412: ['precondition_failed'],
+    412: ['precondition_failed', 'unsupported_version'],
     413: ['payload_too_large', 'file_too_large'],
     415: ['unsupported_media_type'],
     416: ['range_not_satisfiable'],
@@ -1042,7 +1042,8 @@ t.test('in production', async (t) => {
       const methods = String(reply.headers['access-control-allow-methods'])
       for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE']) t.match(methods, method)
       const headers = String(reply.headers['access-control-allow-headers']).toLowerCase()
-      for (const name of ['authorization', 'content-type', 'if-match', 'if-none-match', 'idempotency-key'])
+      const tracing = ['traceparent', 'tracestate', 'baggage', 'sentry-trace']
+      for (const name of ['authorization', 'content-type', 'if-match', 'if-none-match', 'idempotency-key', ...tracing])
         t.match(headers, name)
       t.notMatch(headers, '*')
       t.match(String(reply.headers.vary).toLowerCase(), 'origin')

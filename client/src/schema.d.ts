@@ -958,13 +958,13 @@ export interface components {
      *       "type": "/api/v1/problems/validation_failed",
      *       "title": "Validation failed",
      *       "status": 400,
-     *       "detail": "body/email must match format \"email\"",
+     *       "detail": "body/email must be an e-mail address",
      *       "code": "validation_failed",
      *       "request_id": "7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63",
      *       "errors": [
      *         {
      *           "path": "/body/email",
-     *           "message": "must match format \"email\""
+     *           "message": "must be an e-mail address"
      *         }
      *       ]
      *     }
@@ -1009,6 +1009,7 @@ export interface components {
         | 'invitation_expired'
         | 'last_owner'
         | 'precondition_failed'
+        | 'unsupported_version'
         | 'payload_too_large'
         | 'file_too_large'
         | 'range_not_satisfiable'
@@ -2099,7 +2100,7 @@ export interface operations {
         }
       }
       /**
-       * @description `slug_taken`: This name is taken
+       * @description `slug_taken`: This slug is not available
        *     `email_taken`: This address has an account
        */
       409: {
@@ -2122,6 +2123,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2269,6 +2272,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2420,6 +2425,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2566,6 +2573,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2721,6 +2730,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3025,6 +3036,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3101,6 +3114,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['UserPatch']
+        'application/merge-patch+json': components['schemas']['UserPatch']
       }
     }
     responses: {
@@ -3193,6 +3207,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3344,6 +3360,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3557,6 +3575,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -3605,6 +3624,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3687,6 +3726,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -3738,6 +3778,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4170,6 +4230,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4246,6 +4308,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['TenantPatch']
+        'application/merge-patch+json': components['schemas']['TenantPatch']
       }
     }
     responses: {
@@ -4339,6 +4402,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4623,6 +4688,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4772,7 +4839,7 @@ export interface operations {
         }
       }
       /**
-       * @description `slug_taken`: This name is taken
+       * @description `slug_taken`: This slug is not available
        *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
        */
       409: {
@@ -4795,6 +4862,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5157,6 +5226,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5218,6 +5288,26 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5291,6 +5381,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['MemberPatch']
+        'application/merge-patch+json': components['schemas']['MemberPatch']
       }
     }
     responses: {
@@ -5386,6 +5477,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5468,6 +5561,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5520,6 +5614,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5828,6 +5942,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5921,6 +6037,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5973,6 +6090,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6055,6 +6192,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6107,6 +6245,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6281,6 +6439,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6507,6 +6667,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6577,6 +6738,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6816,6 +6979,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6868,6 +7032,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6952,6 +7136,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -7013,6 +7198,26 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -7581,6 +7786,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -7632,6 +7838,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -7932,6 +8140,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8025,6 +8235,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8092,9 +8303,20 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8186,6 +8408,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8238,6 +8461,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8332,6 +8575,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8387,7 +8631,7 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
           [name: string]: unknown
@@ -8396,9 +8640,23 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `file_too_large`: The file is too large */
+      /**
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
+       */
       413: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8493,6 +8751,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8551,9 +8810,29 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8642,6 +8921,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8700,9 +8980,29 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8800,6 +9100,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8867,7 +9168,7 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
           [name: string]: unknown
@@ -8888,6 +9189,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8983,6 +9286,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9052,6 +9356,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9140,6 +9446,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9188,6 +9495,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9274,6 +9601,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9344,6 +9672,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9432,6 +9762,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9481,6 +9812,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {

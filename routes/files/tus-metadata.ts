@@ -1,6 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { type Problem, validationFailed } from '../../src/errors.ts'
+import type { Problem } from '../../src/errors.ts'
+import { invalidMembers, sentenceKeyword } from '../../src/field-errors.ts'
 import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
 
@@ -9,8 +10,8 @@ type Metadata = { filename?: string; filetype?: string; purpose?: string; sha256
 const base64 = /^[A-Za-z0-9+/]*={0,2}$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
-  purpose: `must match pattern "${Purpose.pattern}"`,
-  sha256: `must match pattern "${Sha256.pattern}"`
+  purpose: Purpose[sentenceKeyword],
+  sha256: Sha256[sentenceKeyword]
 }
 
 /** `key base64,key base64`; keys that are not known are left alone, as tus says. */
@@ -36,8 +37,5 @@ export function readMetadata(header: string): Metadata {
 }
 
 function invalid(message: string): Problem {
-  return validationFailed({
-    detail: `headers/upload-metadata: ${message}`,
-    errors: [{ path: '/headers/upload-metadata', message }]
-  })
+  return invalidMembers([{ path: '/headers/upload-metadata', message }])
 }

@@ -1,6 +1,7 @@
 import { findTenant } from '../../db/directory.ts'
 import { changePlan, listPlans } from '../../db/plans.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
+import { readSlug } from '../slugs.ts'
 import { revocationSeconds } from '../token-life.ts'
 import { end, nobody, operate, Refusal } from './operator.ts'
 
@@ -10,7 +11,8 @@ import { end, nobody, operate, Refusal } from './operator.ts'
  * npm run tenant -- plan <slug> <plan>    its limits are those of the plan within a second
  */
 
-const [command, slug, plan] = process.argv.slice(2)
+const [command, given, plan] = process.argv.slice(2)
+const slug = given && readSlug(given)
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
   resume: { status: 'active', action: 'tenant.resumed' }
