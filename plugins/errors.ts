@@ -20,7 +20,7 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
 export default fp(
   async (app) => {
     app.setErrorHandler((err, request, reply) =>
-      sendProblem(maskSuspended(toProblem(err), request, reply), err, request, reply)
+      sendProblem(maskSuspended(toProblem(err, request), request, reply), err, request, reply)
     )
 
     /** A suspended tenant's host must look like one that is not there, whatever else is wrong with the request. */
@@ -35,7 +35,7 @@ export default fp(
   { name: 'errors', dependencies: ['config'] }
 )
 
-function toProblem(err: unknown): Problem {
+function toProblem(err: unknown, request: FastifyRequest): Problem {
   if (err instanceof Problem) return err
   const { code, validation, validationContext, statusCode } = err as Partial<FastifyError>
   if (validation) return invalidMembers(fieldErrors(validation, validationContext ?? 'body'))
@@ -60,10 +60,16 @@ function toProblem(err: unknown): Problem {
     case 'conflict':
       return problems.overloaded(retry)
     case 'invalid_text':
-      return problems.validationFailed({
-        detail: 'a text contains a character or a time that cannot be stored',
-        cause: err
-      })
+      // PostgreSQL does not say of which value
+      return invalidMembers(
+        [
+          {
+            path: request.body === undefined ? '/query' : '/body',
+            message: 'has a character or a time that cannot be stored'
+          }
+        ],
+        err
+      )
   }
   // whatever else of the framework blames the client for
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500)

@@ -170,6 +170,10 @@ t.test('a refusal', async (t) => {
       { path: '/body/password', message: 'must have at most 1024 bytes' }
     ])
   })
+  t.test('of what only the database finds names a part of the request too', async (t) => {
+    const { errors } = (await acme.send('/api/v1/audit-events?from=2026-01-01T00:00:00%2B21:48')).json()
+    t.same(errors, [{ path: '/query', message: 'has a character or a time that cannot be stored' }])
+  })
   t.test('lists origins beside all else', async (t) => {
     const payload = {
       name: '',

@@ -19,7 +19,15 @@ const version = '1.0.0'
 const text = Type.String()
 const byteCount = { pattern: '^\\d{1,15}$', [sentenceKeyword]: 'must be a number of bytes, of at most 15 digits' }
 
-const Version = Type.Object({ 'tus-resumable': Type.Optional(Type.String({ examples: [version] })) })
+const Version = Type.Object({
+  'tus-resumable': Type.Optional(
+    Type.String({
+      pattern: `^${version.replaceAll('.', '\\.')}$`,
+      [sentenceKeyword]: `must be ${version}, or be left out`,
+      examples: [version]
+    })
+  )
+})
 const Creation = Type.Object({
   ...Version.properties,
   'upload-length': Type.String({ ...byteCount, description: 'Bytes of the whole file', examples: ['1024'] }),
@@ -50,7 +58,8 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     reply.header('tus-resumable', version)
     done()
   })
-  app.addHook('preHandler', (request, reply, done) => {
+  // before the schemas, whose refusal has another status
+  app.addHook('preValidation', (request, reply, done) => {
     const asked = request.headers['tus-resumable']
     if (request.method === 'OPTIONS' || asked === undefined || asked === version) return done()
     reply.header('tus-version', version)
