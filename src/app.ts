@@ -60,6 +60,7 @@ const aliases = new Map([
 ])
 
 const bodyLimit = 64 * 1024
+export const maxHeaderSize = 16_384
 const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
 
 /**
@@ -93,7 +94,7 @@ export function buildApp(
       headersTimeout: 15_000,
       connectionsCheckingInterval: 5_000,
       requireHostHeader: false,
-      maxHeaderSize: 16_384
+      maxHeaderSize
     },
     forceCloseConnections: 'idle',
     return503OnClosing: false,

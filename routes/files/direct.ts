@@ -14,7 +14,7 @@ import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
 import { readUpload } from './upload-queries.ts'
 
 /** A direct upload that is not completed for this long is given up. */
-const patienceSeconds = 3600
+export const patienceSeconds = 3600
 
 /** Uploads that go to the store itself, or where clients can't reach it, to a link; and are looked at afterwards. */
 const direct: FastifyPluginAsyncTypebox = async (app) => {

@@ -23,7 +23,7 @@ const unannouncedBytes = 4 * 1024 * 1024
 const stepBytes = 64 * 1024 * 1024
 
 /** What a member can hold by unfinished uploads is the quota of the agency, divided by this. */
-const quotaDivisor = 4
+export const quotaDivisor = 4
 
 export type Incoming = {
   name: string | undefined
