@@ -819,11 +819,10 @@ class Matrix {
   async tryMethods(path: string): Promise<void> {
     const { a, operations } = this.#world
     const url = path.replaceAll(/\{\w+\}/g, unknownId)
-    // a word may stand where another path has a parameter
+    // a word where another path has a parameter is a path of its own
+    const matches = (template: string) => new RegExp(`^${template.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url)
     const known = new Set<string>(
-      operations
-        .filter((each) => new RegExp(`^${each.path.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url))
-        .map(({ method }) => method)
+      operations.filter((each) => (path === url ? each.path === path : matches(each.path))).map(({ method }) => method)
     )
     const allow = [...known, 'OPTIONS', ...(known.has('GET') ? ['HEAD'] : [])].sort().join(', ')
     for (const method of methods.filter((each) => !known.has(each))) {
