@@ -87,8 +87,8 @@ const attempts = 4
 const togetherMs = 1000
 
 /** How many queries of one tenant, or of one person, may wait for their share of the pool, and for how long. */
-const shareDepth = 256
-const sharePatienceMs = 2000
+export const shareDepth = 256
+export const sharePatienceMs = 2000
 
 /**
  * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. All

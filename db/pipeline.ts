@@ -6,15 +6,15 @@ import { type Done, type GateSettings, prepareGate, type QueryConfig } from './g
 import { Connection } from './pool-dialect.ts'
 import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 
-const connectTimeoutMs = 2000
+export const connectTimeoutMs = 2000
 /** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
-const silenceLimitMs = 3000
+export const silenceLimitMs = 3000
 /** While another one serves, a connection that could not be opened is left alone for so long. */
-const restMs = 500
+export const restMs = 500
 /** For each connection: reads that are under way, or wait. A bound of memory: so many take a tenth of a second. */
-const maxInFlight = 1000
+export const maxInFlight = 1000
 /** Where nothing that waits is taken for so long, every connection has something slow to do. */
-const maxPauseMs = 250
+export const maxPauseMs = 250
 /** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
 const maxBatch = 16
 /**

@@ -7,7 +7,7 @@ import { UnsafeRole } from './role-check.ts'
 import { type Statement, valuesOf } from './statement.ts'
 
 const intervalMs = 1000
-const staleAfterMs = 10_000
+export const staleAfterMs = 10_000
 
 /** Where the primary's log ended, and when it was asked. */
 type Mark = { position: number; at: number }

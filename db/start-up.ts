@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { ConnectFailure } from './failures.ts'
 
 /** For how long a process that starts waits for its database. */
-const startPatienceMs = 30_000
+export const startPatienceMs = 30_000
 const firstPauseMs = 100
 const longestPauseMs = 2000
 
@@ -34,6 +35,7 @@ export async function connectWhenUp<T>(
 }
 
 function isPassing(err: unknown): boolean {
+  if (err instanceof ConnectFailure) return isPassing(err.cause)
   // where a name has several addresses, each has an error of its own
   if (err instanceof AggregateError) return err.errors.some(isPassing)
   const { code = '', syscall, message } = err as { code?: string; syscall?: string; message: string }

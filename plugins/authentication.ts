@@ -89,7 +89,7 @@ declare module 'fastify' {
   }
 }
 
-const cachedTokens = 20_000
+export const cachedTokens = 20_000
 const maxTokenLength = 4096
 const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
 

@@ -5,6 +5,8 @@ import { parseHost } from '../src/hosts.ts'
 
 const allowedHeaders =
   'Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
+/** What browsers send along for tracing (W3C Trace Context and Baggage, Sentry). */
+const traceHeaders = 'baggage, sentry-trace, traceparent, tracestate'
 const exposedHeaders =
   'Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, Upload-Offset, WWW-Authenticate, X-Request-Id'
 const methods = 'GET, HEAD, POST, PUT, PATCH, DELETE'
@@ -48,7 +50,14 @@ export default fp(
         const { origin } = request.headers
         // an OPTIONS that asks for no method is a question to the route, such as what tus it speaks
         const preflight = request.headers['access-control-request-method'] !== undefined
-        const options = { methods, allowedHeaders, exposedHeaders, maxAge: 600, strictPreflight: false, preflight }
+        const options = {
+          methods,
+          allowedHeaders: `${allowedHeaders}, ${traceHeaders}`,
+          exposedHeaders,
+          maxAge: 600,
+          strictPreflight: false,
+          preflight
+        }
         if (origin === undefined) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),

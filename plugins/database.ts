@@ -37,9 +37,11 @@ declare module 'fastify' {
   }
 }
 
-const pipelineCount = 2
-const replicaPool = 4
-const acquireTimeoutMs = 2000
+export const pipelineCount = 2
+export const replicaPool = 4
+export const acquireTimeoutMs = 2000
+export const idleTimeoutMs = 60_000
+export const queryTimeoutMs = 4000
 /** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
 const timeOuts: TimeOuts = {
   statement_timeout: 3000,
@@ -63,10 +65,10 @@ export default fp(
         ...connectionTo(url, pooled ? undefined : timeOuts),
         max,
         connectionTimeoutMillis: acquireTimeoutMs,
-        idleTimeoutMillis: 60_000,
+        idleTimeoutMillis: idleTimeoutMs,
         keepAlive: true,
         application_name: 'aggios-pool',
-        query_timeout: 4000,
+        query_timeout: queryTimeoutMs,
         Client: ImpatientClient,
         async onConnect(client) {
           await onConnect(client)

@@ -23,7 +23,7 @@ declare module 'fastify' {
 }
 
 const intervalMs = 60_000
-const batch = 1000
+export const batch = 1000
 const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Removes what is dead and prepares the audit log's next months. On several processes one works and the others find nothing. */

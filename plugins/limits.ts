@@ -55,11 +55,11 @@ declare module 'fastify' {
 type Counted = { name: string; rate: Rate; verdict: Verdict }
 type Outcome = { counted: Counted[]; allowed: boolean }
 
-const maxKeys = 20_000
+export const maxKeys = 20_000
 /** Tenants, and people with a token: who is forgotten starts with a whole quota, but for what Redis knows. */
-const maxSenders = 150_000
+export const maxSenders = 150_000
 /** Requests of one person, and of one tenant, under way in this process at once. */
-const maxUnderWay = 128
+export const maxUnderWay = 128
 /**
  * A page asks once more before a call of each kind, and for each picture that it shows, and without its token: so many of these
  * may come for one other request of a stranger.

@@ -18,12 +18,12 @@ declare module 'fastify' {
 }
 
 /** Uploads at once in this process, and of one person or tenant; how many of each wait, and how long. */
-const maxUploads = 24
-const maxWaiting = 200
-const maxOfTenant = 12
-const maxWaitingOfTenant = 100
-const shareMs = 10_000
-const placeMs = 10_000
+export const maxUploads = 24
+export const maxWaiting = 200
+export const maxOfTenant = 12
+export const maxWaitingOfTenant = 100
+export const shareMs = 10_000
+export const placeMs = 10_000
 const tidyIntervalMs = 3_600_000
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */

@@ -3,14 +3,15 @@ import swagger from '@fastify/swagger'
 import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { catalogue } from '../src/errors.ts'
+import { acceptedTypes } from '../src/media-types.ts'
 import { type Access, roles, roleTable } from '../src/roles.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
     /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
     problems?: string[]
-    /** A body that the handler reads by itself, for the document. */
-    receives?: { type: string; schema: TSchema }
+    /** A body that the handler reads by itself. `anyType`: whatever its media type, of which the document names one. */
+    receives?: { type: string; anyType?: boolean; schema: TSchema }
   }
 }
 
@@ -80,15 +81,17 @@ export default fp(
         const access = config.access as Access
         const codes = [...anyRoute, ...(config.problems ?? [])]
         if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
-        if (schema.body) codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
+        // also where there is nothing to send: what is sent all the same is read
+        if (route.method !== 'GET') codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
         if (config.limited !== false) codes.push('rate_limited')
-        if (config.receives) codes.push('malformed_request', 'payload_too_large', 'unsupported_media_type')
+        if (config.receives) codes.push('malformed_request')
         if (access !== 'public') codes.push(...signedIn)
         if (access !== 'public' && access !== 'user') codes.push('forbidden')
         return {
           url,
           schema: {
             ...schema,
+            consumes: acceptedTypes(route),
             ...(config.receives && { body: config.receives.schema, consumes: [config.receives.type] }),
             security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
             'x-authz': access,
@@ -130,10 +133,10 @@ const problemSchema: Schema = {
       type: '/api/v1/problems/validation_failed',
       title: 'Validation failed',
       status: 400,
-      detail: 'body/email must match format "email"',
+      detail: 'body/email must be an e-mail address',
       code: 'validation_failed',
       request_id: '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63',
-      errors: [{ path: '/body/email', message: 'must match format "email"' }]
+      errors: [{ path: '/body/email', message: 'must be an e-mail address' }]
     }
   ]
 }
@@ -201,6 +204,7 @@ type Response = { description: string; headers?: Schema; content?: Record<string
 const headersByStatus: Record<string, string[]> = {
   304: ['ETag'],
   401: ['WWW-Authenticate'],
+  415: ['Accept', 'Accept-Encoding'],
   416: ['Content-Range'],
   429: ['Retry-After', 'RateLimit-Policy', 'RateLimit'],
   503: ['Retry-After']

@@ -21,11 +21,11 @@ declare module 'fastify' {
 }
 
 const prefix = 'aggios:'
-const commandTimeoutMs = 100
-const connectTimeoutMs = 1000
+export const commandTimeoutMs = 100
+export const connectTimeoutMs = 1000
 const maxReconnectMs = 2000
-const maxFailures = 3
-const restMs = 1000
+export const maxFailures = 3
+export const restMs = 1000
 
 /**
  * Connects to Redis where REDIS_URL names one. The process starts and serves without it: commands are never queued, wait for

@@ -24,7 +24,7 @@ declare module 'fastify' {
 
 /** Twice a second, so that what was published is in force everywhere within one. */
 const intervalMs = 500
-const staleAfterMs = 5000
+export const staleAfterMs = 5000
 const topic = 'revocations'
 const never = -2 * staleAfterMs
 const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: tenantSuspended }

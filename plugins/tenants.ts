@@ -26,8 +26,8 @@ declare module 'fastify' {
   }
 }
 
-const maxTenants = 150_000
-const maxUnknown = 5_000
+export const maxTenants = 150_000
+export const maxUnknown = 5_000
 /** How long a slug that nobody has stays so for this process when another one registers it. */
 const unknownForMs = 2_000
 

@@ -1,20 +1,26 @@
 import { Type } from '@sinclair/typebox'
-import { Ajv, type FuncKeywordDefinition, type Options } from 'ajv'
+import { Ajv, type FuncKeywordDefinition, type Options, type SchemaValidateFunction } from 'ajv'
 import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
+import { type Config, isOrigin } from '../src/config.ts'
 import { malformedJson, unsupportedMediaType } from '../src/errors.ts'
+import { sentenceKeyword } from '../src/field-errors.ts'
 import { hasDuplicateMembers, hasUnpairedSurrogates } from '../src/json.ts'
+import { mergePatch } from '../src/media-types.ts'
 import { trimName } from '../src/names.ts'
+import { passwordFault } from '../src/passwords.ts'
 import { isUtf8, readUtf8 } from '../src/text.ts'
 
 const shared: Options = {
   allErrors: true,
+  // the schema of what failed, for its own words
+  verbose: true,
   removeAdditional: false,
   useDefaults: true,
   strict: true,
   strictTypes: false,
   // OpenAPI's words, which say nothing to a validator
-  keywords: ['example', 'x-enum-varnames']
+  keywords: ['example', 'x-enum-varnames', sentenceKeyword]
 }
 
 const noQuery = Type.Object({}, { additionalProperties: false })
@@ -22,9 +28,9 @@ const noQuery = Type.Object({}, { additionalProperties: false })
 /** Strict bodies, query strings whose numbers may be text, and no parameter that a route does not name. */
 export default fp(
   async (app) => {
-    const forBodies = withFormats(new Ajv({ ...shared, coerceTypes: false }))
+    const forBodies = withOurs(new Ajv({ ...shared, coerceTypes: false }), app.config)
     // strictNumbers would let Infinity pass by the limits that it is over
-    const forText = withFormats(new Ajv({ ...shared, coerceTypes: true, strictNumbers: false }))
+    const forText = withOurs(new Ajv({ ...shared, coerceTypes: true, strictNumbers: false }), app.config)
 
     app.setValidatorCompiler(({ schema, httpPart }) =>
       (httpPart === 'body' ? forBodies : forText).compile(schema as object)
@@ -40,7 +46,7 @@ export default fp(
     // wants a body still refuses its absence
     const parseJson = app.getDefaultJsonParser('error', 'error')
     app.removeContentTypeParser('application/json')
-    app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
+    app.addContentTypeParser(['application/json', mergePatch], { parseAs: 'buffer' }, (request, body, done) => {
       if (!isUtf8(request.headers['content-type'] ?? '')) {
         return done(unsupportedMediaType({ detail: 'the charset of a body is UTF-8' }))
       }
@@ -79,9 +85,41 @@ const trimmed: FuncKeywordDefinition = {
   }
 }
 
-/** Ajv's own export is a CommonJS one. */
-function withFormats(ajv: Ajv): Ajv {
-  ajv.addKeyword(trimmed)
+const maxBytes: FuncKeywordDefinition = complains('x-max-bytes', 'number', (most: number, text) =>
+  Buffer.byteLength(text) > most ? `must have at most ${most} bytes` : undefined
+)
+
+/** A password that somebody chooses, who is named beside it. */
+const newPassword = ({ passwordMinLength }: Config) =>
+  complains('x-new-password', 'boolean', (_: true, password, { email, name, tenant }) =>
+    passwordFault(
+      password,
+      passwordMinLength,
+      [email, name, tenant?.name].filter((each) => typeof each === 'string')
+    )
+  )
+
+type Beside = { email?: unknown; name?: unknown; tenant?: { name?: unknown } }
+
+/** A keyword for texts, whose failures have words of their own. */
+function complains<T>(
+  keyword: string,
+  schemaType: 'number' | 'boolean',
+  faultOf: (value: T, text: string, beside: Beside) => string | undefined
+): FuncKeywordDefinition {
+  const validate: SchemaValidateFunction = (value: T, text: string, _: unknown, at?: { parentData: unknown }) => {
+    const message = faultOf(value, text, (at?.parentData ?? {}) as Beside)
+    validate.errors = message === undefined ? [] : [{ keyword, message, params: {} }]
+    return message === undefined
+  }
+  return { keyword, type: 'string', schemaType, validate }
+}
+
+/** Ajv's own export of formats is a CommonJS one. */
+function withOurs(ajv: Ajv, config: Config): Ajv {
+  ajv.addKeyword(trimmed).addKeyword(maxBytes).addKeyword(newPassword(config))
+  const production = config.nodeEnv === 'production'
+  ajv.addFormat('web-origin', (text) => isOrigin(text) && !(production && text.startsWith('http://')))
   addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri', 'int64'])
   return ajv
 }

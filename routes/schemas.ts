@@ -1,4 +1,5 @@
 import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { sentenceKeyword } from '../src/field-errors.ts'
 import { locales } from '../src/mails.ts'
 import { type Role as RoleName, roles } from '../src/roles.ts'
 import { slugPattern } from '../src/slugs.ts'
@@ -16,6 +17,7 @@ export function Nullable<T extends TSchema>(schema: T) {
 export const Id = Type.String({
   format: 'uuid',
   pattern: '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
+  [sentenceKeyword]: 'must be a UUID in lower case',
   examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
 })
 
@@ -36,14 +38,27 @@ export const Name = Type.String({
   maxLength: 100,
   // written out: \\p{Cc} and \\p{Cs} are unknown to the regular expressions of Python
   pattern: '^(?=.*\\S)[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
+  [sentenceKeyword]: 'must be one line of text, without control characters',
   examples: ['Ada Lovelace']
 })
 
 export const Email = Type.String({ format: 'email', maxLength: 254, examples: ['ada@example.com'] })
-export const Slug = Type.String({ pattern: slugPattern, minLength: 3, maxLength: 40, examples: ['acme'] })
+export const Slug = Type.String({
+  pattern: slugPattern,
+  [sentenceKeyword]:
+    'must be 3 to 40 lower-case letters, digits and hyphens, begin with a letter and end with a letter or digit',
+  minLength: 3,
+  maxLength: 40,
+  examples: ['acme']
+})
 
-/** Wide on purpose: whether a new one is acceptable is a rule with words of its own, and signing in takes any. */
-export const Password = Type.String({ minLength: 1, maxLength: 1024, examples: ['correct horse battery staple'] })
+const password = { minLength: 1, maxLength: 1024, 'x-max-bytes': 1024, examples: ['correct horse battery staple'] }
+
+/** Wide on purpose: signing in takes any. */
+export const Password = Type.String(password)
+
+/** What is acceptable depends on a setting and on what stands beside it: `plugins/validation.ts` knows. */
+export const NewPassword = Type.String({ ...password, 'x-new-password': true })
 
 export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })
 

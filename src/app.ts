@@ -10,6 +10,7 @@ import cors from '../plugins/cors.ts'
 import database from '../plugins/database.ts'
 import decoders from '../plugins/decoders.ts'
 import errors from '../plugins/errors.ts'
+import forms from '../plugins/forms.ts'
 import headers, { defaultHeaders } from '../plugins/headers.ts'
 import health from '../plugins/health.ts'
 import hosts from '../plugins/hosts.ts'
@@ -17,6 +18,8 @@ import housekeeping from '../plugins/housekeeping.ts'
 import idempotency from '../plugins/idempotency.ts'
 import limits from '../plugins/limits.ts'
 import mail from '../plugins/mail.ts'
+import mediaTypes from '../plugins/media-types.ts'
+import methods from '../plugins/methods.ts'
 import metrics from '../plugins/metrics.ts'
 import objectSweep from '../plugins/object-sweep.ts'
 import objects from '../plugins/objects.ts'
@@ -59,6 +62,7 @@ const aliases = new Map([
 const uploadContent = /^\/api\/v1\/files\/resumable\/[^/?]+\/content(?:\?|$)/
 
 const bodyLimit = 64 * 1024
+export const maxHeaderSize = 16_384
 const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
 
 /**
@@ -95,7 +99,7 @@ export function buildApp(
       headersTimeout: 15_000,
       connectionsCheckingInterval: 5_000,
       requireHostHeader: false,
-      maxHeaderSize: 16_384
+      maxHeaderSize
     },
     forceCloseConnections: 'idle',
     return503OnClosing: false,
@@ -113,6 +117,8 @@ export function buildApp(
   app.register(validation)
   app.register(headers)
   app.register(requestBody)
+  app.register(mediaTypes)
+  app.register(forms)
   app.register(requestLog)
   app.register(redis)
   app.register(database)
@@ -125,6 +131,7 @@ export function buildApp(
   app.register(tenants)
   app.register(authentication)
   app.register(limits)
+  app.register(methods)
   app.register(hosts)
   app.register(cors)
   app.register(passwords)

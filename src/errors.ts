@@ -158,7 +158,12 @@ export const conflict = problem(
   'It is not in a state that allows this',
   'Read it again; `detail` says what is in the way.'
 )
-export const slugTaken = problem('slug_taken', 409, 'This name is taken', 'Choose another slug.')
+export const slugTaken = problem(
+  'slug_taken',
+  409,
+  'This slug is not available',
+  'Choose another one; `detail` says whether it is taken or reserved.'
+)
 export const emailTaken = problem(
   'email_taken',
   409,
@@ -201,6 +206,13 @@ export const preconditionFailed = problem(
   412,
   'It has changed since you read it',
   'Read it again and repeat the change with the new ETag in If-Match.'
+)
+/** Of tus, which wants this status for it. */
+export const unsupportedVersion = problem(
+  'unsupported_version',
+  412,
+  'This version of the protocol is not spoken here',
+  'Send one of the versions in Tus-Version as Tus-Resumable.'
 )
 export const payloadTooLarge = problem('payload_too_large', 413, 'The body is too large', 'Send less.')
 export const fileTooLarge = problem(

@@ -133,12 +133,14 @@ export async function requireFileType(
   if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
   }
-  const said = [familyOfType(claimed), familyOfExtension(extension)]
+  const isOf = (family: Family | undefined) => family === undefined || mayHold(family, found, isText)
+  const wrong = [
+    ...(isOf(familyOfType(claimed)) ? [] : [claimed]),
+    ...(isOf(familyOfExtension(extension)) ? [] : [`what .${extension} stands for`])
+  ]
   // an empty file is of any type
-  if (head.length > 0 && !said.every((family) => family === undefined || mayHold(family, found, isText))) {
-    throw unsupportedMediaType({
-      detail: `what is in the file is neither ${claimed} nor what .${extension || 'its name'} stands for`
-    })
+  if (head.length > 0 && wrong.length > 0) {
+    throw unsupportedMediaType({ detail: `what is in the file is not ${wrong.join(', and not ')}` })
   }
   if (found === undefined) {
     // a claim that was let through and does not hold

@@ -23,9 +23,9 @@ export const compute = (job: Job): Promise<Result> =>
 type Options = { width: number; log: { warn(details: object, message: string): void }; program?: string }
 
 /** A start, or a hash, on a machine that is busy with everything else. A process that takes longer is taken for stuck. */
-const answerMs = 10_000
+export const answerMs = 10_000
 /** After one has ended none is started for so long: one that can't live would cost a start for each hash. */
-const restMs = 5000
+export const restMs = 5000
 
 /**
  * Hashes in a process of lower priority, so that reads don't share the cores evenly with sign-ins. Keep to `width` jobs at once.

@@ -1,4 +1,5 @@
-import { type Problem, unsupportedMediaType, validationFailed } from './errors.ts'
+import { type Problem, unsupportedMediaType } from './errors.ts'
+import { invalidMembers } from './field-errors.ts'
 import { type ImageFault, maxPixels, maxSide } from './image-decoding.ts'
 import { JobRefused } from './sandbox.ts'
 
@@ -50,5 +51,5 @@ function refusal(fault: ImageFault, cause?: unknown): Problem {
     side: `must have at most ${maxSide} pixels each way`,
     memory: 'takes too much memory or time to decode: send a smaller one'
   }[fault]
-  return validationFailed({ detail: `body/file ${message}`, errors: [{ path: '/body/file', message }], cause })
+  return invalidMembers([{ path: '/body/file', message }], cause)
 }

@@ -6,3 +6,19 @@ const quoted = '"(?:[\\t !#-\\[\\]-~]|\\\\[\\t -~])*"'
  * take the same character, so a text is read once.
  */
 export const mediaTypePattern = `^${token}/${token}(?:[ \\t]*;[ \\t]*${token}=(?:${token}|${quoted}))*$`
+
+const json = 'application/json'
+/** RFC 7396. */
+export const mergePatch = 'application/merge-patch+json'
+
+/** What a route reads a body as; undefined where it reads none. */
+export function acceptedTypes(route: {
+  method: string | string[]
+  schema?: { body?: unknown }
+  config?: { receives?: { type: string; anyType?: boolean } }
+}): string[] | undefined {
+  const { receives } = route.config ?? {}
+  if (receives) return [receives.anyType ? '*/*' : receives.type]
+  if (!route.schema?.body) return undefined
+  return route.method === 'PATCH' ? [json, mergePatch] : [json]
+}

@@ -1,7 +1,7 @@
 /** Slower than any network that people still use: whoever is holds a place for nothing. */
-const slowest = { bytes_per_second: 1024, grace_ms: 60_000 }
+export const slowest = { bytes_per_second: 1024, grace_ms: 60_000 }
 /** Whoever was slower of late gives their place up to somebody else who waits for one. Of so many times that it was looked at. */
-const floor = { bytes_a_second: 64 * 1024, looks: 5, min_ms: 4000 }
+export const floor = { bytes_a_second: 64 * 1024, looks: 5, min_ms: 4000 }
 
 /** What can be seen of a body at one moment: bytes that have come, and whether more of them are waited for. */
 export type Arrival = { bytes: number; awaited: boolean }

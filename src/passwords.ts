@@ -2,14 +2,14 @@ import { availableParallelism } from 'node:os'
 import { dictionary } from '@zxcvbn-ts/language-common'
 import argon2 from 'argon2'
 import { createBoundedQueue, QueueFull } from './bounded-queue.ts'
-import { overloaded, validationFailed } from './errors.ts'
+import { overloaded } from './errors.ts'
+import { invalidMembers } from './field-errors.ts'
 import type { Hasher } from './hasher.ts'
 import type { KeyRing } from './keys.ts'
 
 /** OWASP's second row for argon2id: 19 MiB, two passes, one lane. */
 export const parameters = { type: argon2.argon2id, memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const
 
-const maxSignInBytes = 1024
 const maxLength = 128
 
 /** What is stored: the PHC string (parameters, salt, hash) and which pepper went into it. */
@@ -89,7 +89,7 @@ const commonest = new Set(
  * What is wrong with a new password, or undefined. No composition rules (NIST SP 800-63B, 3.1.1.2): length after NFKC, not
  * among the commonest, and not the person's own address or names.
  */
-function passwordFault(password: string, minLength: number, own: readonly string[]): string | undefined {
+export function passwordFault(password: string, minLength: number, own: readonly string[]): string | undefined {
   const normalized = password.normalize('NFKC')
   const length = [...normalized].length
   if (length < minLength) return `must have at least ${minLength} characters`
@@ -108,12 +108,5 @@ export function requireAcceptablePassword(
   own: readonly string[]
 ): void {
   const fault = passwordFault(password, minLength, own)
-  if (fault) throw validationFailed({ detail: `${path.slice(1)} ${fault}`, errors: [{ path, message: fault }] })
-}
-
-/** Signing in takes any password up to 1,024 bytes; more is refused before it is hashed. */
-export function requireHashablePassword(password: string, path: string): void {
-  if (Buffer.byteLength(password) <= maxSignInBytes) return
-  const message = `must have at most ${maxSignInBytes} bytes`
-  throw validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
+  if (fault) throw invalidMembers([{ path, message: fault }])
 }

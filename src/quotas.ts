@@ -36,7 +36,7 @@ type Entry = {
 }
 
 /** At most this part is taken beyond need: it may stay unused where it is, while somebody else could use it. */
-const spareShare = 1 / 128
+export const spareShare = 1 / 128
 /** Below this much left nothing is given beyond need. */
 const minForSpare = 8
 

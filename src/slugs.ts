@@ -1,5 +1,10 @@
+import { slugTaken } from './errors.ts'
+
 /** What a tenant may be called: its slug is a host name. */
 export const slugPattern = '^[a-z][a-z0-9-]{1,38}[a-z0-9]$'
+
+/** A slug as it is stored, of one that somebody names: like the host that it is, in any case. */
+export const readSlug = (given: string) => given.toLowerCase()
 
 /** Names of the platform's own hosts, of mail and infrastructure, and of what a visitor would take for the operator. */
 const reserved = new Set(
@@ -16,4 +21,9 @@ const reserved = new Set(
 /** Whether nobody may register this slug. Punycode labels are refused as a whole: they can look like any other name. */
 export function isReservedSlug(slug: string): boolean {
   return reserved.has(slug) || slug.startsWith('xn--')
+}
+
+/** Throws `slug_taken` for a slug that nobody may register. */
+export function requireUnreserved(slug: string): void {
+  if (isReservedSlug(slug)) throw slugTaken({ detail: 'this slug is reserved: no agency can have it' })
 }

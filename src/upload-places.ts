@@ -10,7 +10,7 @@ type Waiting = { person: string | null; owners: readonly string[] }
 type Upload = Waiting & { pace: ReturnType<typeof createPace>; ending: AbortController }
 
 /** How often uploads are looked at. */
-const lookMs = 1000
+export const lookMs = 1000
 const retryLater = { 'retry-after': '5' }
 
 /**

@@ -111,3 +111,92 @@ for (const kind of ['disk', 'S3'] as const) {
     })
   })
 }
+
+t.test('a body', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const json = 'application/json'
+  const patches = `${json}, application/merge-patch+json`
+  const id = '00000000-0000-4000-8000-000000000000'
+  const routes: [method: 'POST' | 'PUT' | 'PATCH' | 'DELETE', path: string, accept: string][] = [
+    ['POST', '/auth/login', json],
+    ['POST', '/auth/logout', json],
+    ['POST', '/tenants', json],
+    ['DELETE', '/tenant', json],
+    ['PATCH', '/tenant', patches],
+    ['PATCH', '/users/me', patches],
+    ['PATCH', `/members/${id}`, patches],
+    ['POST', '/files', 'multipart/form-data'],
+    ['POST', '/files/uploads', json],
+    ['PUT', '/users/me/avatar', 'multipart/form-data'],
+    ['PUT', '/tenant/logo', 'multipart/form-data'],
+    ['PATCH', `/files/resumable/${id}/content`, 'application/offset+octet-stream']
+  ]
+  const refused = (
+    method: 'POST' | 'PUT' | 'PATCH' | 'DELETE',
+    path: string,
+    headers: Record<string, string>,
+    payload = 'x'
+  ) => acme.send({ method, url: `/api/v1${path}`, headers, payload })
+
+  t.test('of another type is refused by what is taken, in words and in headers', async (t) => {
+    for (const [method, path, accept] of routes) {
+      const types = ['text/plain', 'application/x-www-form-urlencoded', 'application/xml', 'nothing', '']
+      if (!accept.includes(json)) types.push(json)
+      if (accept !== 'multipart/form-data') types.push('multipart/form-data; boundary=x')
+      if (method !== 'PATCH') types.push('application/merge-patch+json')
+      for (const type of types) {
+        const reply = await refused(method, path, { 'content-type': type })
+        const what = `${method} ${path} of "${type}"`
+        t.match(reply.json(), { status: 415, code: 'unsupported_media_type' }, what)
+        for (const each of accept.split(', ')) t.match(reply.json().detail, each, what)
+        t.equal(reply.headers.accept, accept, what)
+        t.equal(reply.headers['accept-post'], method === 'POST' ? accept : undefined, what)
+        t.equal(reply.headers['accept-patch'], method === 'PATCH' ? accept : undefined, what)
+      }
+    }
+  })
+  t.test('is refused where nothing is to be sent', async (t) => {
+    const reply = await refused('DELETE', '/users/me/avatar', { 'content-type': 'text/plain' })
+    t.match(reply.json(), { status: 415, detail: 'this operation takes no body' })
+  })
+  t.test('that is encoded is refused, whatever by', async (t) => {
+    for (const [method, path, accept] of [...routes, ['PUT', '/files/links/x/content', '*/*'] as const]) {
+      const type = accept.split(', ')[0]?.replace('*/*', 'text/plain') as string
+      for (const coding of ['gzip', 'br', 'aws-chunked', 'gzip, identity', 'nothing']) {
+        const headers = { 'content-type': type, 'content-encoding': coding }
+        const reply = await refused(method, path, headers, '{"x":1}')
+        t.match(
+          reply.json(),
+          { status: 415, code: 'unsupported_media_type', detail: /Content-Encoding/ },
+          `${path} ${coding}`
+        )
+        t.equal(reply.headers['accept-encoding'], 'identity', `${path} ${coding}`)
+      }
+      const plain = await refused(method, path, { 'content-type': type, 'content-encoding': 'Identity' }, '{"x":1}')
+      t.not(plain.statusCode, 415, path)
+    }
+  })
+  t.test('is a merge patch where that is taken', async (t) => {
+    const types = [json, 'application/merge-patch+json', 'Application/Merge-Patch+JSON; charset=utf-8']
+    for (const [index, type] of types.entries()) {
+      const headers = { 'content-type': type }
+      const name = `Ada ${index}`
+      for (const path of ['/users/me', '/tenant']) {
+        const reply = await refused('PATCH', path, headers, JSON.stringify({ name }))
+        t.equal(reply.statusCode, 200, `${path} ${type}`)
+        t.equal(reply.json().name, name, `${path} ${type}`)
+      }
+      const half = await refused('PATCH', '/users/me', headers, '{')
+      t.match(half.json(), { status: 400, code: 'malformed_json' }, type)
+    }
+    const { paths } = app.swagger() as { paths: Record<string, Record<string, { requestBody?: { content: object } }>> }
+    const documented = Object.entries(paths).flatMap(([path, { patch }]) =>
+      patch?.requestBody ? [[path, Object.keys(patch.requestBody.content).join(', ')]] : []
+    )
+    t.ok(documented.length >= 4)
+    for (const [path = '', types] of documented) {
+      t.equal(types, path.includes('/resumable/') ? 'application/offset+octet-stream' : patches, path)
+    }
+  })
+})

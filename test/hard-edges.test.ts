@@ -474,20 +474,19 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const id = '00000000-0000-4000-8000-000000000000'
     for (const template of Object.keys(document.paths)) {
       const path = template.replaceAll(/\{\w+\}/g, id)
-      // an id may be spelled like another path
-      const matching = Object.keys(document.paths).filter((each) =>
+      // two templates may differ in the names of their parameters only; a path without any is one by itself
+      const isTemplateOf = (each: string) =>
         new RegExp(`^${each.replaceAll('.', '\\.').replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(path)
-      )
+      const matching = template === path ? [path] : Object.keys(document.paths).filter(isTemplateOf)
       const documented = matching.flatMap((each) => Object.keys(document.paths[each] ?? {}))
       const known = new Set(
         [...documented, ...(documented.includes('get') ? ['head'] : []), 'options'].map((each) => each.toUpperCase())
       )
       const others = METHODS.filter((method) => !known.has(method) && method !== 'CONNECT')
       const replies = await Promise.all(others.map((method) => call(agent, server, path, { method })))
-      const wrong = others.filter((_, i) => ![400, 405].includes((replies[i] as Answer).status))
+      const wrong = others.filter((_, i) => (replies[i] as Answer).status !== 405)
       t.strictSame(wrong, [], `${path} by other methods`)
-      for (const [i, { status, headers }] of replies.entries()) {
-        if (status !== 405) continue
+      for (const [i, { headers }] of replies.entries()) {
         const allow = new Set(String(headers.allow).split(', '))
         t.strictSame([...allow].sort(), [...known].sort(), `${others[i]} ${path}: Allow`)
       }

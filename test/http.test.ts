@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import { METHODS } from 'node:http'
 import { connect } from 'node:net'
 import type { InjectOptions } from 'fastify'
 import t, { type Test } from 'tap'
@@ -199,6 +200,73 @@ t.test('every refusal is a problem document', async (t) => {
     t.strictSame(await allowed('/api/v1/health', 'POST'), ['GET', 'HEAD'])
     t.strictSame(await allowed('/api/v1/users/me/sessions/0'), ['DELETE'])
   })
+  t.test('also where another path has a parameter in its place', async (t) => {
+    const unfinished = ['GET', 'HEAD', 'OPTIONS']
+    const paths: [path: string, methods: string[]][] = [
+      ['/files/uploads', [...unfinished, 'POST']],
+      ['/files/%75ploads', [...unfinished, 'POST']],
+      ['/files/resumable', ['OPTIONS', 'POST']],
+      ['/invitations/accept', ['OPTIONS', 'POST']],
+      ['/audit-events/export', unfinished],
+      [`/files/${acme.id}`, ['DELETE', ...unfinished]]
+    ]
+    for (const [path, methods] of paths) {
+      const url = `/api/v1${path}`
+      if (path !== '/files/resumable') {
+        const reply = await acme.send({ method: 'OPTIONS', url })
+        t.equal(reply.statusCode, 204, path)
+        t.equal(reply.headers.allow, methods.join(', '), path)
+      }
+      for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'] as const) {
+        if (methods.includes(method)) continue
+        const reply = await acme.send({ method, url })
+        t.match(reply.json(), { status: 405, code: 'method_not_allowed' }, `${method} ${path}`)
+        t.equal(reply.headers.allow, methods.join(', '), `${method} ${path}`)
+      }
+    }
+  })
+  t.test('every method that HTTP has, whatever comes with it', async (t) => {
+    // of CONNECT Node makes no request
+    const others = METHODS.filter((each) => !['CONNECT', 'GET', 'HEAD', 'PATCH', 'DELETE', 'OPTIONS'].includes(each))
+    t.ok(others.includes('QUERY') && others.includes('PROPFIND') && others.includes('POST'))
+    const bodies: InjectOptions[] = [
+      {},
+      { payload: '{"half":', headers: json },
+      { payload: 'x', headers: { 'content-type': 'text/plain' } },
+      { payload: 'x', headers: { 'content-type': 'none' } },
+      { payload: `"${'x'.repeat(70_000)}"`, headers: json }
+    ]
+    for (const method of others) {
+      for (const body of bodies) {
+        const what = `${method} with ${String(body.payload ?? 'nothing').slice(0, 10)}`
+        const reply = await send(app, 'localhost', { ...body, method: method as 'POST', url: '/api/v1/users/me' })
+        t.equal(reply.headers.allow, 'DELETE, GET, HEAD, OPTIONS, PATCH', what)
+        isProblemOfRequest(t, written(reply), 405, 'method_not_allowed', what)
+        const nowhere = await send(app, 'localhost', { ...body, method: method as 'POST', url: '/api/v1/nothing' })
+        isProblemOfRequest(t, written(nowhere), 404, 'route_not_found', what)
+      }
+    }
+  })
+  t.test('on a socket too', async (t) => {
+    const port = await listen(app)
+    for (const method of METHODS.filter((each) => each !== 'CONNECT')) {
+      const { replies } = await exchange(
+        port,
+        `${method} /api/v1/auth/login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`
+      )
+      const expected = method === 'POST' ? 400 : method === 'OPTIONS' ? 204 : 405
+      t.equal(replies[0]?.status, expected, method)
+    }
+  })
+  t.test('who asks for a path that is not there is told where they are described', async (t) => {
+    for (const url of ['/', '/api/v1', '/api/v1/user', '/v1/users/me']) {
+      const { detail } = (await send(app, acme.host, url)).json()
+      for (const page of ['/api/v1/docs', '/api/v1/openapi.json']) {
+        t.match(detail, page, url)
+        t.equal((await send(app, acme.host, page)).statusCode, 200, page)
+      }
+    }
+  })
   t.test('a 401 says how to sign in, as RFC 6750 wants it', async (t) => {
     const challenge = async (headers: Record<string, string>) =>
       (await send(app, acme.host, { url: '/api/v1/users/me', headers })).headers['www-authenticate']
@@ -295,7 +363,7 @@ t.test('every code', async (t) => {
       'idempotency_key_in_use'
     ],
     410: ['invitation_expired'],
-    412: ['precondition_failed'],
+    412: ['precondition_failed', 'unsupported_version'],
     413: ['payload_too_large', 'file_too_large'],
     415: ['unsupported_media_type'],
     416: ['range_not_satisfiable'],
@@ -989,7 +1057,8 @@ t.test('in production', async (t) => {
       const methods = String(reply.headers['access-control-allow-methods'])
       for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE']) t.match(methods, method)
       const headers = String(reply.headers['access-control-allow-headers']).toLowerCase()
-      for (const name of ['authorization', 'content-type', 'if-match', 'if-none-match', 'idempotency-key'])
+      const tracing = ['traceparent', 'tracestate', 'baggage', 'sentry-trace']
+      for (const name of ['authorization', 'content-type', 'if-match', 'if-none-match', 'idempotency-key', ...tracing])
         t.match(headers, name)
       t.notMatch(headers, '*')
       t.match(String(reply.headers.vary).toLowerCase(), 'origin')

@@ -188,6 +188,8 @@ t.test('what is no image, or too much of one, is refused and leaves nothing', as
     most = Math.max(most, process.memoryUsage().rss)
   }
   t.ok(most - before < 400 * 1024 * 1024, `${Math.round((most - before) / 1024 / 1024)} MiB at most`)
+  const image = { name: 'file', filename: 'a.png', content: png }
+  const extra = { name: 'caption', content: 'Ada' }
   const forms: [what: string, status: number, request: object][] = [
     ['no form', 415, { method: 'PUT', url: avatar, headers: { 'content-type': 'application/json' }, payload: '{}' }],
     ['no file', 400, { method: 'PUT', url: avatar, ...form([]) }],
@@ -196,12 +198,33 @@ t.test('what is no image, or too much of one, is refused and leaves nothing', as
       400,
       { method: 'PUT', url: avatar, ...form([{ name: 'image', filename: 'a.png', content: png }]) }
     ],
-    ['a field', 413, { method: 'PUT', url: avatar, ...form([{ name: 'x', content: 'y' }]) }],
+    ['a field', 400, { method: 'PUT', url: avatar, ...form([{ name: 'x', content: 'y' }]) }],
+    [
+      'a field that is called like the file',
+      400,
+      { method: 'PUT', url: avatar, ...form([{ name: 'file', content: 'y' }]) }
+    ],
+    ...[
+      [image, extra],
+      [extra, image],
+      [image, image],
+      [image, { ...image, name: 'second' }]
+    ].map((parts): [string, number, object] => [
+      parts.map(({ name }) => name).join(' and '),
+      400,
+      { method: 'PUT', url: avatar, ...form(parts) }
+    ]),
     ['__proto__', 400, { method: 'PUT', url: avatar, ...form([{ name: '__proto__', filename: 'a', content: png }]) }]
   ]
   for (const [what, status, request] of forms) {
     const reply = await acme.send(request as never)
     t.equal(reply.statusCode, status, `${what}: ${reply.body}`)
+  }
+  for (const parts of [[image, extra], [extra, image], [extra]]) {
+    for (const url of [avatar, logo]) {
+      const { errors } = (await acme.send({ method: 'PUT', url, ...form(parts) })).json()
+      t.strictSame(errors, [{ path: '/body/caption', message: 'is no part of this form, which has file' }])
+    }
   }
   t.equal((await acme.send('/api/v1/users/me')).json().avatar_url, null)
   t.equal(storedObjects(app).objects.size, 0)

@@ -414,6 +414,12 @@ export async function proveMatrix(t: Test, wanted: (operation: Operation) => boo
 type Attempt = { method: Method; url: string; host: string; headers: Record<string, string>; payload?: object | Buffer }
 type Expected = { status: number; code: string; deniedIn?: Side; like?: object }
 
+/** What is said besides to everybody, whatever there is. */
+const sameDetails: Record<string, string> = {
+  route_not_found: 'the API is described at /api/v1/docs, and for programs at /api/v1/openapi.json',
+  slug_taken: 'another agency has this slug'
+}
+
 class Enough extends Error {}
 
 /** Headers by which other stacks let a client say who it is. */
@@ -813,11 +819,10 @@ class Matrix {
   async tryMethods(path: string): Promise<void> {
     const { a, operations } = this.#world
     const url = path.replaceAll(/\{\w+\}/g, unknownId)
-    // a word may stand where another path has a parameter
+    // a word where another path has a parameter is a path of its own
+    const matches = (template: string) => new RegExp(`^${template.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url)
     const known = new Set<string>(
-      operations
-        .filter((each) => new RegExp(`^${each.path.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url))
-        .map(({ method }) => method)
+      operations.filter((each) => (path === url ? each.path === path : matches(each.path))).map(({ method }) => method)
     )
     const allow = [...known, 'OPTIONS', ...(known.has('GET') ? ['HEAD'] : [])].sort().join(', ')
     for (const method of methods.filter((each) => !known.has(each))) {
@@ -983,7 +988,7 @@ class Matrix {
       return
     }
     const canonical = problemDocument(new Problem(kind, {}), reply.headers['x-request-id'] as string)
-    const plain = kind.code === 'validation_failed' || (detail === undefined && errors === undefined)
+    const plain = kind.code === 'validation_failed' || (detail === sameDetails[kind.code] && errors === undefined)
     if (reply.statusCode !== kind.status || !plain || JSON.stringify(body) !== JSON.stringify(canonical)) {
       this.fail(title, `is not the canonical ${kind.code}: ${reply.body}`)
     }

@@ -7,17 +7,37 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
 import t from 'tap'
+import * as gate from '../db/gate.ts'
+import * as pipeline from '../db/pipeline.ts'
+import * as replica from '../db/replica.ts'
+import { startPatienceMs } from '../db/start-up.ts'
 import { statement } from '../db/statement.ts'
+import * as pool from '../plugins/database.ts'
+import * as requests from '../plugins/limits.ts'
+import * as uploads from '../plugins/objects.ts'
+import * as redis from '../plugins/redis.ts'
+import * as revocations from '../plugins/revocations.ts'
+import * as tenants from '../plugins/tenants.ts'
+import * as resumable from '../routes/files/appending.ts'
+import * as direct from '../routes/files/direct.ts'
+import { quotaDivisor } from '../routes/files/receiving.ts'
+import { maxHeaderSize } from '../src/app.ts'
 import { settings } from '../src/config.ts'
 import { depths, imageLimits, typeLimits } from '../src/decoders.ts'
 import { catalogue } from '../src/errors.ts'
 import { linkSeconds } from '../src/file-links.ts'
+import * as hasher from '../src/hasher.ts'
 import { maxPixels, maxSide } from '../src/image-decoding.ts'
 import { maxImageBytes } from '../src/images.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { createDiskStore } from '../src/objects/disk.ts'
+import { assemblyPatienceMs } from '../src/objects/s3.ts'
 import { patienceMs } from '../src/objects/store.ts'
+import { floor, slowest } from '../src/pace.ts'
 import { createPasswords } from '../src/passwords.ts'
+import { lookMs } from '../src/upload-places.ts'
+import { lastBreathMs } from '../src/workers/serving.ts'
+import * as supervisor from '../src/workers/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
 
@@ -66,13 +86,6 @@ function times(text: string): number[] {
 /** Every size in a text, in bytes. */
 const sizes = (text: string) => [...text.matchAll(/(\d+) KiB/g)].map(([, count]) => Number(count) * 1024)
 
-/** The number after something in a source file: that it stands there once makes it the one that counts. */
-function numberIn(path: string, before: string): number {
-  const found = [...source(path).matchAll(new RegExp(`${before}\\s*[:=]\\s*([\\d_]+)`, 'g'))]
-  if (found.length !== 1) throw new Error(`${found.length} times ${before} in ${path}`)
-  return Number(found[0]?.[1]?.replaceAll('_', ''))
-}
-
 async function listen(app: TestApp): Promise<number> {
   await app.listen({ host: '127.0.0.1', port: 0 })
   return (app.server.address() as { port: number }).port
@@ -108,7 +121,7 @@ t.test('the limits of a request', async (t) => {
   })
   t.test('how large its headers may be', async (t) => {
     const [limit = 0] = sizes(headers.value)
-    t.equal(limit, numberIn('src/app.ts', 'maxHeaderSize'))
+    t.equal(limit, maxHeaderSize)
     const line = (bytes: number) => `X-A: ${'a'.repeat(bytes)}\r\n`
     t.match((await exchange(port, get(line(limit - 1024)))).text, /^HTTP\/1\.1 200 /)
     t.match((await exchange(port, get(line(limit + 1)))).text, /^HTTP\/1\.1 431 /)
@@ -172,9 +185,9 @@ t.test('the limits of the database', async (t) => {
   t.test('how long one waits for a connection of the pool', async (t) => {
     const { value, over } = rowAbout('waiting for a pooled connection')
     const [limit = 0] = times(value)
-    t.equal(limit, numberIn('plugins/database.ts', 'acquireTimeoutMs'))
+    t.equal(limit, pool.acquireTimeoutMs)
     const start = rowAbout('a database that is not there yet when a process starts')
-    t.strictSame(times(start.value), [numberIn('db/start-up.ts', 'startPatienceMs')])
+    t.strictSame(times(start.value), [startPatienceMs])
     // the only connection is held for as long as it may be waited for
     const held = app.gate.transaction(scope, () => sleep(limit + 500))
     const startedAt = Date.now()
@@ -206,34 +219,29 @@ t.test('the limits of the database', async (t) => {
     t.strictSame(idle, [Number(inTransaction?.value)])
   })
   t.test('how long connecting may take, and what nobody uses is kept', async (t) => {
-    t.strictSame(times(rowAbout('connecting to the database').value), [numberIn('db/pipeline.ts', 'connectTimeoutMs')])
+    t.strictSame(times(rowAbout('connecting to the database').value), [pipeline.connectTimeoutMs])
     const unopened = rowAbout('a pipelined connection that could not be opened')
-    t.strictSame(times(unopened.value), [numberIn('db/pipeline.ts', 'restMs')])
-    const idle = numberIn('plugins/database.ts', 'idleTimeoutMillis')
+    t.strictSame(times(unopened.value), [pipeline.restMs])
+    const idle = pool.idleTimeoutMs
     t.strictSame(times(rowAbout('a pooled connection that nobody uses').value), [idle])
   })
   t.test('how many queries are under way at once', async (t) => {
     const { value } = rowAbout('connections of the pool; queries on and before a pipelined one')
     const [, pool, inFlight] = /^`(\w+)`; ([\d,]+)$/.exec(value) ?? []
     t.equal(pool, settings.databasePool.name)
-    t.equal(Number(inFlight?.replace(',', '')), numberIn('db/pipeline.ts', 'maxInFlight'))
+    t.equal(Number(inFlight?.replace(',', '')), pipeline.maxInFlight)
     const pause = rowAbout('pipelined connections that take nothing of what waits')
-    t.strictSame(times(pause.value), [numberIn('db/pipeline.ts', 'maxPauseMs')])
+    t.strictSame(times(pause.value), [pipeline.maxPauseMs])
   })
   t.test('how long a database may say nothing', async (t) => {
     const { value } = rowAbout('a database that says nothing')
-    t.strictSame(times(value), [
-      numberIn('plugins/database.ts', 'query_timeout'),
-      numberIn('db/pipeline.ts', 'silenceLimitMs')
-    ])
+    t.strictSame(times(value), [pool.queryTimeoutMs, pipeline.silenceLimitMs])
   })
   t.test('how far behind a replica may be', async (t) => {
-    t.strictSame(times(rowAbout('a replica is behind').value), [numberIn('db/replica.ts', 'staleAfterMs')])
+    t.strictSame(times(rowAbout('a replica is behind').value), [replica.staleAfterMs])
   })
   t.test('how old what is known of revocations may be', async (t) => {
-    t.strictSame(times(rowAbout('revocations could not be read').value), [
-      numberIn('plugins/revocations.ts', 'staleAfterMs')
-    ])
+    t.strictSame(times(rowAbout('revocations could not be read').value), [revocations.staleAfterMs])
   })
 })
 
@@ -322,9 +330,9 @@ t.test('the share of one agency', async (t) => {
     t.equal(rowAbout('connections of the pool that one person, or one agency,').value, 'half of them')
     const { value, over } = rowAbout('queries of one person, or of one agency, that wait')
     const [, depth] = /^(\d+);/.exec(value) ?? []
-    t.equal(Number(depth), numberIn('db/gate.ts', 'shareDepth'))
+    t.equal(Number(depth), gate.shareDepth)
     const [patience = 0] = times(value)
-    t.equal(patience, numberIn('db/gate.ts', 'sharePatienceMs'))
+    t.equal(patience, gate.sharePatienceMs)
     t.match(over, '503 `overloaded`')
     const app = await startApp(t, { DATABASE_POOL: '4' })
     const acme = await createTenant(app, 'acme')
@@ -341,14 +349,10 @@ t.test('the share of one agency', async (t) => {
 t.test('how much a process remembers', (t) => {
   const numbers = (start: string) =>
     [...rowAbout(start).value.matchAll(/[\d,]+/g)].map(([number]) => Number(number.replaceAll(',', '')))
-  const tenants = 'plugins/tenants.ts'
-  t.strictSame(numbers('agencies that a process remembers'), [
-    numberIn(tenants, 'maxTenants'),
-    numberIn(tenants, 'maxUnknown')
-  ])
+  t.strictSame(numbers('agencies that a process remembers'), [tenants.maxTenants, tenants.maxUnknown])
   t.strictSame(numbers('people, and agencies, whose requests a process counts'), [
-    numberIn('plugins/limits.ts', 'maxSenders'),
-    numberIn('plugins/limits.ts', 'maxKeys')
+    requests.maxSenders,
+    requests.maxKeys
   ])
   t.end()
 })
@@ -356,12 +360,8 @@ t.test('how much a process remembers', (t) => {
 t.test('how long Redis may take', (t) => {
   const { what, value } = rowAbout('Redis: connecting')
   t.match(what, 'three failures')
-  t.equal(numberIn('plugins/redis.ts', 'maxFailures'), 3)
-  t.strictSame(times(value), [
-    numberIn('plugins/redis.ts', 'connectTimeoutMs'),
-    numberIn('plugins/redis.ts', 'commandTimeoutMs'),
-    numberIn('plugins/redis.ts', 'restMs')
-  ])
+  t.equal(redis.maxFailures, 3)
+  t.strictSame(times(value), [redis.connectTimeoutMs, redis.commandTimeoutMs, redis.restMs])
   t.end()
 })
 
@@ -370,13 +370,12 @@ t.test('the limits of files', async (t) => {
   const acme = await createTenant(app, 'acme')
   const port = await listen(app)
   t.test('how many uploads are taken at once, and wait', async (t) => {
-    const path = 'plugins/objects.ts'
     const [, share = 0] = rowAbout('uploads at once; of one person or agency').value.split('; ').map(Number)
-    t.equal(rowAbout('uploads at once').value, `${numberIn(path, 'maxUploads')}; ${numberIn(path, 'maxOfTenant')}`)
+    t.equal(rowAbout('uploads at once').value, `${uploads.maxUploads}; ${uploads.maxOfTenant}`)
     const { value, over } = rowAbout('uploads that wait')
     const [, all, depth] = /^(\d+); (\d+); /.exec(value) ?? []
-    t.strictSame([Number(all), Number(depth)], [numberIn(path, 'maxWaiting'), numberIn(path, 'maxWaitingOfTenant')])
-    t.strictSame(times(value), [numberIn(path, 'shareMs'), numberIn(path, 'placeMs')])
+    t.strictSame([Number(all), Number(depth)], [uploads.maxWaiting, uploads.maxWaitingOfTenant])
+    t.strictSame(times(value), [uploads.shareMs, uploads.placeMs])
     let release = () => {}
     const held = new Promise<void>((resolve) => {
       release = resolve
@@ -396,7 +395,7 @@ t.test('the limits of files', async (t) => {
   })
   t.test('how long a store may say nothing', (t) => {
     t.strictSame(times(rowAbout('a store of files that gives no sign').value), [patienceMs])
-    const assembly = numberIn('src/objects/s3.ts', 'assemblyPatienceMs')
+    const assembly = assemblyPatienceMs
     t.strictSame(times(rowAbout('a store that puts an object together').value), [assembly])
     t.ok(assembly < app.server.timeout, 'while its client still waits')
     t.end()
@@ -417,25 +416,22 @@ t.test('the limits of files', async (t) => {
     t.equal((await acme.send('/api/v1/files')).json().data.length, 1)
   })
   t.test('how long an unfinished upload is kept, and how much room such hold', (t) => {
-    const seconds = (path: string, name: string) => numberIn(path, name) * 1000
-    const resumable = 'routes/files/appending.ts'
     t.strictSame(times(rowAbout('a resumable upload without a new byte').value), [
-      seconds(resumable, 'const patienceSeconds'),
-      seconds(resumable, 'const lifeSeconds')
+      resumable.patienceSeconds * 1000,
+      resumable.lifeSeconds * 1000
     ])
-    const direct = rowAbout('a direct upload that is not completed')
-    t.strictSame(times(direct.value), [seconds('routes/files/direct.ts', 'patienceSeconds')])
+    t.strictSame(times(rowAbout('a direct upload that is not completed').value), [direct.patienceSeconds * 1000])
     t.match(rowAbout('room that the unfinished uploads').value, 'a quarter')
-    t.equal(numberIn('routes/files/receiving.ts', 'quotaDivisor'), 4)
+    t.equal(quotaDivisor, 4)
     t.end()
   })
   t.test('how slowly an upload may come', (t) => {
     const { value } = rowAbout('an upload that trickles')
-    t.strictSame(sizes(value), [numberIn('src/pace.ts', 'bytes_per_second')])
-    t.strictSame(times(value), [numberIn('src/pace.ts', 'grace_ms')])
+    t.strictSame(sizes(value), [slowest.bytes_per_second])
+    t.strictSame(times(value), [slowest.grace_ms])
     const slow = rowAbout('a slow upload, while somebody else waits')
-    t.match(source('src/pace.ts'), `bytes_a_second: ${(sizes(slow.value)[0] ?? 0) / 1024} * 1024`)
-    const looks = numberIn('src/pace.ts', 'looks') * numberIn('src/upload-places.ts', 'lookMs')
+    t.strictSame(sizes(slow.value), [floor.bytes_a_second])
+    const looks = floor.looks * lookMs
     t.strictSame(times(slow.value), [looks])
     t.end()
   })
@@ -469,12 +465,12 @@ t.test('how long a shutdown may take is a setting', (t) => {
 
 t.test('how long the processes wait for each other', (t) => {
   const fault = rowAbout('what is under way after a fault')
-  t.strictSame(times(fault.value), [numberIn('src/workers/serving.ts', 'lastBreathMs')])
+  t.strictSame(times(fault.value), [lastBreathMs])
   const answer = rowAbout("a worker's answer to the internal listener")
-  t.strictSame(times(answer.value), [numberIn('src/workers/supervisor.ts', 'answerMs')])
+  t.strictSame(times(answer.value), [supervisor.answerMs])
   const hash = rowAbout('the start of the process that hashes passwords')
-  t.strictSame(times(hash.value), [numberIn('src/hasher.ts', 'answerMs')])
-  t.strictSame(times(hash.over), [numberIn('src/hasher.ts', 'restMs')])
+  t.strictSame(times(hash.value), [hasher.answerMs])
+  t.strictSame(times(hash.over), [hasher.restMs])
   t.end()
 })
 
@@ -536,7 +532,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'statement_timeout',
       'lock_timeout'
     ].map((name) => `db/pipeline.ts ${name}`),
-    ...['acquireTimeoutMs', 'idleTimeoutMillis', 'statement_timeout', 'lock_timeout', 'query_timeout'].map(
+    ...['acquireTimeoutMs', 'idleTimeoutMs', 'queryTimeoutMs', 'statement_timeout', 'lock_timeout'].map(
       (name) => `plugins/database.ts ${name}`
     ),
     ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],

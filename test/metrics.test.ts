@@ -425,7 +425,7 @@ t.test('a port of the internal listener that is taken is said', async (t) => {
   const first = await startServer(t, testEnvironment(urls))
   const env = testEnvironment(urls, { METRICS_PORT: String(first.port) })
   const second = await startServer(t, env, { ready: false })
-  t.strictSame(await second.exited, { code: 1, signal: null })
+  t.strictSame(await second.exited, { code: 78, signal: null })
   t.match(second.output(), String(first.port))
 })
 

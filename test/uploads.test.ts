@@ -112,7 +112,9 @@ t.test('a form', async (t) => {
       ['no parts', 400, 'validation_failed', []],
       ['no file', 400, 'validation_failed', [purpose]],
       ['another name', 400, 'validation_failed', [{ ...file, name: 'document' }]],
-      ['two files', 413, 'payload_too_large', [file, file]],
+      ['two files', 400, 'validation_failed', [file, file]],
+      ['a file for a field', 400, 'validation_failed', [{ ...file, name: 'purpose' }, file]],
+      ['a field for the file', 400, 'validation_failed', [{ name: 'file', content: 'x' }]],
       ['a field twice', 400, 'validation_failed', [file, purpose, purpose]],
       ['a field twice before it', 400, 'validation_failed', [purpose, purpose, file]],
       ['a field that nobody knows', 400, 'validation_failed', [file, { name: 'owner', content: 'x' }]],
@@ -138,6 +140,23 @@ t.test('a form', async (t) => {
       await leavesNothing(t, app, acme, what)
     }
     t.same(({} as { x?: unknown }).x, undefined, 'no prototype was written to')
+    const messages: [path: string, message: string, parts: Parameters<typeof form>[0]][] = [
+      ['/body/file', 'appears twice: a form has one such part', [file, file]],
+      ['/body/doc', 'is no part of this form, which has file, purpose, and sha256', [{ ...file, name: 'doc' }]],
+      [
+        '/body/doc',
+        'is no part of this form, which has file, purpose, and sha256',
+        [file, { name: 'doc', content: '' }]
+      ],
+      ['/body/file', 'must be a file: its part needs a filename', [{ name: 'file', content: 'x' }]],
+      ['/body/purpose', 'must be a text: its part has a filename', [{ ...file, name: 'purpose' }]],
+      ['/body/file', 'is required', [purpose]]
+    ]
+    for (const [path, message, parts] of messages) {
+      const { errors, detail } = (await ask(parts)).json()
+      t.strictSame(errors, [{ path, message }])
+      t.equal(detail, `${path.slice(1)} ${message}`)
+    }
   })
   t.test('may carry exactly the limit, whatever stands beside it', async (t) => {
     const content = 'x'.repeat(64 * kib)

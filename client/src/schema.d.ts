@@ -958,13 +958,13 @@ export interface components {
      *       "type": "/api/v1/problems/validation_failed",
      *       "title": "Validation failed",
      *       "status": 400,
-     *       "detail": "body/email must match format \"email\"",
+     *       "detail": "body/email must be an e-mail address",
      *       "code": "validation_failed",
      *       "request_id": "7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63",
      *       "errors": [
      *         {
      *           "path": "/body/email",
-     *           "message": "must match format \"email\""
+     *           "message": "must be an e-mail address"
      *         }
      *       ]
      *     }
@@ -1009,6 +1009,7 @@ export interface components {
         | 'invitation_expired'
         | 'last_owner'
         | 'precondition_failed'
+        | 'unsupported_version'
         | 'payload_too_large'
         | 'file_too_large'
         | 'range_not_satisfiable'
@@ -2104,7 +2105,7 @@ export interface operations {
         }
       }
       /**
-       * @description `slug_taken`: This name is taken
+       * @description `slug_taken`: This slug is not available
        *     `email_taken`: This address has an account
        */
       409: {
@@ -2127,6 +2128,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2274,6 +2277,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2425,6 +2430,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2571,6 +2578,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -2726,6 +2735,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3030,6 +3041,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3106,6 +3119,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['UserPatch']
+        'application/merge-patch+json': components['schemas']['UserPatch']
       }
     }
     responses: {
@@ -3198,6 +3212,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3349,6 +3365,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3562,6 +3580,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -3610,6 +3629,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -3692,6 +3731,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -3743,6 +3783,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4175,6 +4235,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4251,6 +4313,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['TenantPatch']
+        'application/merge-patch+json': components['schemas']['TenantPatch']
       }
     }
     responses: {
@@ -4344,6 +4407,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4628,6 +4693,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -4777,7 +4844,7 @@ export interface operations {
         }
       }
       /**
-       * @description `slug_taken`: This name is taken
+       * @description `slug_taken`: This slug is not available
        *     `idempotency_key_in_use`: A request with this Idempotency-Key is still running
        */
       409: {
@@ -4800,6 +4867,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5162,6 +5231,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5223,6 +5293,26 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5296,6 +5386,7 @@ export interface operations {
     requestBody: {
       content: {
         'application/json': components['schemas']['MemberPatch']
+        'application/merge-patch+json': components['schemas']['MemberPatch']
       }
     }
     responses: {
@@ -5391,6 +5482,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5473,6 +5566,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5525,6 +5619,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5833,6 +5947,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -5926,6 +6042,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -5978,6 +6095,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6060,6 +6197,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6112,6 +6250,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6286,6 +6444,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6512,6 +6672,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6582,6 +6743,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6821,6 +6984,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -6873,6 +7037,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -6957,6 +7141,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -7018,6 +7203,26 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -7586,6 +7791,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -7637,6 +7843,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -7937,6 +8145,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8030,6 +8240,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8097,9 +8308,20 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8191,6 +8413,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8243,6 +8466,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8337,6 +8580,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8392,7 +8636,7 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
           [name: string]: unknown
@@ -8401,9 +8645,23 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `file_too_large`: The file is too large */
+      /**
+       * @description `file_too_large`: The file is too large
+       *     `payload_too_large`: The body is too large
+       */
       413: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8498,6 +8756,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8556,9 +8815,29 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8647,6 +8926,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8705,9 +8985,29 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8805,6 +9105,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -8872,7 +9173,7 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `precondition_failed`: It has changed since you read it */
+      /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
           [name: string]: unknown
@@ -8893,6 +9194,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -8988,6 +9291,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9057,6 +9361,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9145,6 +9451,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9193,6 +9500,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9279,6 +9606,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9349,6 +9677,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {
@@ -9437,6 +9767,7 @@ export interface operations {
       /**
        * @description `malformed_request`: The request is not well-formed HTTP
        *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
        */
       400: {
         headers: {
@@ -9486,6 +9817,26 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept?: string
+          'Accept-Encoding'?: string
           [name: string]: unknown
         }
         content: {

@@ -1,9 +1,16 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { sentenceKeyword } from '../../src/field-errors.ts'
 import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const filters = {
   action: Type.Optional(
-    Type.String({ minLength: 1, maxLength: 64, pattern: '^[a-z._]+$', examples: ['member.removed'] })
+    Type.String({
+      minLength: 1,
+      maxLength: 64,
+      pattern: '^[a-z._]+$',
+      [sentenceKeyword]: 'must be lower-case letters, dots and underscores',
+      examples: ['member.removed']
+    })
   ),
   actor_id: Type.Optional(Id),
   from: Type.Optional(

@@ -1,10 +1,10 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Email, Name, Password, Slug } from '../schemas.ts'
+import { Email, Name, NewPassword, Password, Slug } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
 export const NewRegistration = Type.Object(
-  { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: Password },
+  { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: NewPassword },
   { ...strict, title: 'NewRegistration' }
 )
 export type NewRegistration = Static<typeof NewRegistration>

@@ -5,7 +5,8 @@ import { openSession } from '../../db/sessions.ts'
 import { replaceHash } from '../../db/users.ts'
 import { normalizeEmail } from '../../src/emails.ts'
 import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/errors.ts'
-import { type PasswordHash, requireHashablePassword, storedHash } from '../../src/passwords.ts'
+import { type PasswordHash, storedHash } from '../../src/passwords.ts'
+import { readSlug } from '../../src/slugs.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import type { SignIn } from './schemas.ts'
 
@@ -22,10 +23,9 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   const email = normalizeEmail(request.body.email)
   const account = await app.accounts.find(request, reply, email)
   const { identity } = account
-  requireHashablePassword(password, '/body/password')
 
   const slug = request.body.tenant
-  const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(slug))
+  const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(readSlug(slug)))
   const stored = identity && storedHash(identity)
   const correct = await app.passwords.verify(password, stored, request.party)
 

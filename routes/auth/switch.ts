@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { findOpenSession, openSession } from '../../db/sessions.ts'
 import { notFound, sessionRevoked, tenantSuspended } from '../../src/errors.ts'
+import { readSlug } from '../../src/slugs.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import type { Switch } from './schemas.ts'
 
@@ -15,7 +16,7 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   })
   if (!open) throw sessionRevoked()
 
-  const target = await app.tenants.find(request.body.tenant)
+  const target = await app.tenants.find(readSlug(request.body.tenant))
   if (!target) throw notFound()
   const subject = { tenant_id: target.id, user_id }
   const [admission] = await request.tenantQuery(

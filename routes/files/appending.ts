@@ -17,7 +17,7 @@ import {
 
 /** An upload of which no byte has come for this long is given up, and any upload after its life. */
 export const patienceSeconds = 900
-const lifeSeconds = 86_400
+export const lifeSeconds = 86_400
 /** A connection that brings bytes says so in time, also before they are enough for a part. */
 const heartbeatMs = 300_000
 

@@ -1,14 +1,8 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { readFile } from '../../db/files.ts'
-import {
-  conflict,
-  malformedRequest,
-  notFound,
-  payloadTooLarge,
-  tenantMismatch,
-  validationFailed
-} from '../../src/errors.ts'
+import { conflict, malformedRequest, notFound, payloadTooLarge, tenantMismatch } from '../../src/errors.ts'
+import { invalidMembers } from '../../src/field-errors.ts'
 import { linkSeconds } from '../../src/file-links.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey, uploadKey } from '../../src/objects/keys.ts'
@@ -20,7 +14,7 @@ import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
 import { readUpload } from './upload-queries.ts'
 
 /** A direct upload that is not completed for this long is given up. */
-const patienceSeconds = 3600
+export const patienceSeconds = 3600
 
 /** Uploads that go to the store itself, or where clients can't reach it, to a link; and are looked at afterwards. */
 const direct: FastifyPluginAsyncTypebox = async (app) => {
@@ -128,7 +122,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         config: {
           access: 'public',
           upload: true,
-          receives: { type: 'application/octet-stream', schema: Bytes },
+          receives: { type: 'application/octet-stream', anyType: true, schema: Bytes },
           problems: ['not_found', 'tenant_mismatch', 'storage_full']
         },
         schema: {
@@ -171,7 +165,7 @@ async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGene
     throw err
   }
   const message = `must have the ${size} bytes that were announced`
-  if (passed < size) throw validationFailed({ detail: `body ${message}`, errors: [{ path: '/body', message }] })
+  if (passed < size) throw invalidMembers([{ path: '/body', message }])
 }
 
 export default direct

@@ -1,83 +1,42 @@
-import type { MultipartFile, MultipartValue } from '@fastify/multipart'
-import { Value } from '@sinclair/typebox/value'
+import type { MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/files.ts'
-import { malformedRequest, Problem, unsupportedMediaType, validationFailed } from '../../src/errors.ts'
-import { StoreFailure } from '../../src/objects/store.ts'
+import { malformedRequest } from '../../src/errors.ts'
+import { readable } from '../../src/forms.ts'
 import { unlessEnded } from '../../src/pace.ts'
 import { receiveFile } from './receiving.ts'
-import { Purpose, Sha256 } from './schemas.ts'
-
-const limits = { files: 1, fields: 4, parts: 5, fieldNameSize: 100, fieldSize: 1024, headerPairs: 20, headerSize: 8192 }
+import { FileForm } from './schemas.ts'
 
 /** What the fields and what frames them may have, generously. */
 const fieldsBytes = 8 * 1024
 
 /** The one file of a form, and the fields beside it, which may stand before or after it. */
 export async function receiveForm(app: FastifyInstance, request: FastifyRequest): Promise<FileRow> {
-  if (!request.isMultipart()) throw unsupportedMediaType({ detail: 'a form is expected: multipart/form-data' })
-  const parts = request.parts({
-    limits: { ...limits, fileSize: Number.MAX_SAFE_INTEGER },
-    defParamCharset: 'utf8'
-  } as never)
+  const next = request.readForm(FileForm)
   const fields = new Map<string, unknown>()
   const { uploadEnd } = request
-  const next = () =>
-    readable(
-      async () => (await unlessEnded(uploadEnd, parts.next())).value as MultipartFile | MultipartValue | undefined
-    )
 
-  for (let part = await next(); part; part = await next()) {
-    if (part.type === 'field') {
-      addField(fields, part)
-      continue
+  /** Up to the file, or up to the end. */
+  async function readFields(): Promise<MultipartFile | undefined> {
+    for (let part = await next(); part; part = await next()) {
+      if (part.type === 'file') return part
+      fields.set(part.fieldname, part.value)
     }
-    const { filename: name, mimetype: content_type } = part
-    if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
-    if (part.fieldname !== 'file') throw invalid('/body', `has no part called ${part.fieldname.slice(0, 100)}`)
-    return receiveFile(
-      app,
-      request,
-      {
-        name,
-        content_type,
-        size: expectedSize(request, part, fields, app.config.maxFileSize),
-        content: chunks(part, uploadEnd)
-      },
-      async () => {
-        for (let rest = await next(); rest; rest = await next()) {
-          if (rest.type === 'file') throw invalid('/body', 'has more than one file')
-          addField(fields, rest)
-        }
-        return {
-          purpose: (fields.get('purpose') as string | undefined) ?? null,
-          sha256: fields.get('sha256') as string | undefined
-        }
-      }
-    )
+    return undefined
   }
-  throw invalid('/body/file', 'is required')
-}
 
-const fieldSchemas = new Map([
-  ['purpose', Purpose],
-  ['sha256', Sha256]
-])
-
-function addField(
-  fields: Map<string, unknown>,
-  { fieldname, value, valueTruncated }: MultipartValue & { valueTruncated?: boolean }
-) {
-  const schema = fieldSchemas.get(fieldname)
-  const path = `/body/${fieldname.slice(0, 100)}`
-  if (!schema) throw invalid(path, 'must NOT have additional properties')
-  if (fields.has(fieldname)) throw invalid(path, 'appears twice')
-  if (valueTruncated || !Value.Check(schema, value)) throw invalid(path, `must match pattern "${schema.pattern}"`)
-  fields.set(fieldname, value)
-}
-
-function invalid(path: string, message: string): Problem {
-  return validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
+  // that there is no file is refused at the end
+  const part = (await readFields()) as MultipartFile
+  const { filename: name, mimetype: content_type } = part
+  if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
+  const size = expectedSize(request, part, fields, app.config.maxFileSize)
+  return receiveFile(app, request, { name, content_type, size, content: chunks(part, uploadEnd) }, async () => {
+    await readFields()
+    return {
+      purpose: (fields.get('purpose') as string | undefined) ?? null,
+      sha256: fields.get('sha256') as string | undefined
+    }
+  })
 }
 
 /** The bytes of a part; what is wrong with the form that they stand in is the sender's mistake. */
@@ -89,17 +48,6 @@ async function* chunks({ file }: MultipartFile, uploadEnd: AbortSignal | undefin
     yield next.value
   }
   if (file.truncated) throw malformedRequest({ detail: 'the form ends within the file' })
-}
-
-async function readable<T>(read: () => Promise<T>): Promise<T> {
-  try {
-    return await read()
-  } catch (err) {
-    const { code } = err as { code?: string }
-    if (err instanceof Problem || err instanceof StoreFailure || (code?.startsWith('FST_') && code.endsWith('_LIMIT')))
-      throw err
-    throw malformedRequest({ detail: 'the form can not be read', cause: err })
-  }
 }
 
 /**

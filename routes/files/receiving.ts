@@ -5,7 +5,8 @@ import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/audit.ts'
 import { type FileRow, finishFile, giveUpFile, growFile, removeFile, reserveFile } from '../../db/files.ts'
 import { queryIn } from '../../db/gate.ts'
-import { fileTooLarge, notFound, quotaExceeded, validationFailed } from '../../src/errors.ts'
+import { fileTooLarge, notFound, quotaExceeded } from '../../src/errors.ts'
+import { invalidMembers } from '../../src/field-errors.ts'
 import { cleanFileName, foldText } from '../../src/file-names.ts'
 import { headBytes, requireFileType } from '../../src/file-types.ts'
 import { fileKey } from '../../src/objects/keys.ts'
@@ -22,7 +23,7 @@ const unannouncedBytes = 4 * 1024 * 1024
 const stepBytes = 64 * 1024 * 1024
 
 /** What a member can hold by unfinished uploads is the quota of the agency, divided by this. */
-const quotaDivisor = 4
+export const quotaDivisor = 4
 
 export type Incoming = {
   name: string | undefined
@@ -68,7 +69,7 @@ export async function receiveFile(
 export function requireSum(actual: Buffer, announced: string | undefined, path: string): void {
   if (announced === undefined || actual.toString('hex') === announced) return
   const message = `is not the SHA-256 of what arrived, which is ${actual.toString('hex')}`
-  throw validationFailed({ detail: `${path.slice(1)} ${message}`, errors: [{ path, message }] })
+  throw invalidMembers([{ path, message }])
 }
 
 /**

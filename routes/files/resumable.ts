@@ -2,7 +2,8 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import { giveUpFile, readFile } from '../../db/files.ts'
-import { conflict, notFound, payloadTooLarge, preconditionFailed } from '../../src/errors.ts'
+import { conflict, notFound, payloadTooLarge, unsupportedVersion } from '../../src/errors.ts'
+import { sentenceKeyword } from '../../src/field-errors.ts'
 import { cleanFileName } from '../../src/file-names.ts'
 import { fileKey } from '../../src/objects/keys.ts'
 import { partBytes } from '../../src/objects/writing.ts'
@@ -16,11 +17,20 @@ import { readUpload, type UploadRow } from './upload-queries.ts'
 
 const version = '1.0.0'
 const text = Type.String()
+const byteCount = { pattern: '^\\d{1,15}$', [sentenceKeyword]: 'must be a number of bytes, of at most 15 digits' }
 
-const Version = Type.Object({ 'tus-resumable': Type.Optional(Type.String({ examples: [version] })) })
+const Version = Type.Object({
+  'tus-resumable': Type.Optional(
+    Type.String({
+      pattern: `^${version.replaceAll('.', '\\.')}$`,
+      [sentenceKeyword]: `must be ${version}, or be left out`,
+      examples: [version]
+    })
+  )
+})
 const Creation = Type.Object({
   ...Version.properties,
-  'upload-length': Type.String({ pattern: '^\\d{1,15}$', description: 'Bytes of the whole file', examples: ['1024'] }),
+  'upload-length': Type.String({ ...byteCount, description: 'Bytes of the whole file', examples: ['1024'] }),
   'upload-metadata': Type.Optional(
     Type.String({
       maxLength: 4096,
@@ -31,7 +41,7 @@ const Creation = Type.Object({
 })
 const Offset = Type.Object({
   ...Version.properties,
-  'upload-offset': Type.String({ pattern: '^\\d{1,15}$', description: 'Bytes that the server has', examples: ['0'] })
+  'upload-offset': Type.String({ ...byteCount, description: 'Bytes that the server has', examples: ['0'] })
 })
 
 /**
@@ -48,11 +58,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     reply.header('tus-resumable', version)
     done()
   })
-  app.addHook('preHandler', (request, reply, done) => {
+  // before the schemas, whose refusal has another status
+  app.addHook('preValidation', (request, reply, done) => {
     const asked = request.headers['tus-resumable']
     if (request.method === 'OPTIONS' || asked === undefined || asked === version) return done()
     reply.header('tus-version', version)
-    done(preconditionFailed({ detail: `this server speaks tus ${version}` }))
+    done(unsupportedVersion({ detail: `this server speaks tus ${version}` }))
   })
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/offset+octet-stream', (_request, payload, done) => done(null, payload))
@@ -69,7 +80,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: 12, problems: ['file_too_large', 'quota_exceeded', 'precondition_failed'] },
+      config: { access, throttled: 12, problems: ['file_too_large', 'quota_exceeded', 'unsupported_version'] },
       schema: {
         operationId: 'createResumableUpload',
         summary: 'Begin a resumable upload',
@@ -107,7 +118,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     '/:id/content',
     {
       // of other routes the document does not mention HEAD
-      config: { access, problems: ['not_found', 'precondition_failed'], swagger: { exposeHeadRoute: true } },
+      config: { access, problems: ['not_found', 'unsupported_version'], swagger: { exposeHeadRoute: true } },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
@@ -142,7 +153,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         access,
         upload: true,
         receives: { type: 'application/offset+octet-stream', schema: Bytes },
-        problems: ['not_found', 'conflict', 'precondition_failed', 'validation_failed', 'storage_full']
+        problems: ['not_found', 'conflict', 'unsupported_version', 'validation_failed', 'storage_full']
       },
       schema: {
         operationId: 'continueResumableUpload',
@@ -179,7 +190,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id/content',
     {
-      config: { access, problems: ['not_found', 'precondition_failed'] },
+      config: { access, problems: ['not_found', 'unsupported_version'] },
       schema: {
         operationId: 'cancelResumableUpload',
         summary: 'Give an upload up',

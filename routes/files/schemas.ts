@@ -1,4 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { sentenceKeyword } from '../../src/field-errors.ts'
 import { mediaTypePattern } from '../../src/media-types.ts'
 import { Bytes, Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
@@ -8,19 +9,26 @@ export const FileName = Type.String({
   minLength: 1,
   maxLength: 255,
   pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
+  [sentenceKeyword]: 'must be one line of text, without control characters',
   description: 'As people call it; never part of a path',
   examples: ['Contract.pdf']
 })
 /** What a file is for, in a word of the client's own. */
-export const Purpose = Type.String({ pattern: '^[a-z][a-z0-9_-]{0,39}$', examples: ['contract'] })
+export const Purpose = Type.String({
+  pattern: '^[a-z][a-z0-9_-]{0,39}$',
+  [sentenceKeyword]: 'must be 1 to 40 lower-case letters, digits, hyphens and underscores, and begin with a letter',
+  examples: ['contract']
+})
 export const ContentType = Type.String({
   maxLength: 127,
   pattern: mediaTypePattern,
+  [sentenceKeyword]: 'must be a media type such as application/pdf',
   description: 'A media type (RFC 9110, 8.3.1)',
   examples: ['application/pdf']
 })
 export const Sha256 = Type.String({
   pattern: '^[0-9a-f]{64}$',
+  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
 })
 const Size = Type.Integer({ format: 'int64', minimum: 0, maximum: 2 ** 50, examples: [1024] })

@@ -1,6 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { type Problem, validationFailed } from '../../src/errors.ts'
+import type { Problem } from '../../src/errors.ts'
+import { invalidMembers, sentenceKeyword } from '../../src/field-errors.ts'
 import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
 
@@ -10,8 +11,8 @@ const asciiKey = /^[\x21-\x7e]+$/
 const base64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
-  purpose: `must match pattern "${Purpose.pattern}"`,
-  sha256: `must match pattern "${Sha256.pattern}"`
+  purpose: Purpose[sentenceKeyword],
+  sha256: Sha256[sentenceKeyword]
 }
 
 /**
@@ -46,8 +47,5 @@ export function readMetadata(header: string): Metadata {
 }
 
 function invalid(message: string): Problem {
-  return validationFailed({
-    detail: `headers/upload-metadata: ${message}`,
-    errors: [{ path: '/headers/upload-metadata', message }]
-  })
+  return invalidMembers([{ path: '/headers/upload-metadata', message }])
 }

@@ -1,5 +1,5 @@
 import { Readable } from 'node:stream'
-import multipart from '@fastify/multipart'
+import multipart, { type MultipartFile } from '@fastify/multipart'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
@@ -8,27 +8,21 @@ import { recordAudit } from '../../db/audit.ts'
 import { queryIn, type TenantTransaction } from '../../db/gate.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { readUser } from '../../db/users.ts'
-import {
-  fileTooLarge,
-  malformedRequest,
-  notFound,
-  Problem,
-  sessionRevoked,
-  validationFailed
-} from '../../src/errors.ts'
+import { fileTooLarge, notFound, Problem, sessionRevoked } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
+import { readable } from '../../src/forms.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/images.ts'
 import { imageKey, imagePath } from '../../src/objects/keys.ts'
 import { unlessEnded } from '../../src/pace.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
 
-const limits = { files: 1, fields: 0, parts: 1, headerPairs: 20, headerSize: 8192, fileSize: maxImageBytes + 1 }
+const ImageForm = Type.Object({ file: Bytes }, { additionalProperties: false, title: 'ImageForm' })
 const upload = {
   upload: true,
   receives: {
     type: 'multipart/form-data',
-    schema: Type.Object({ file: Bytes }, { additionalProperties: false, title: 'ImageForm' })
+    schema: ImageForm
   },
   problems: ['file_too_large', 'validation_failed', 'storage_full']
 }
@@ -192,20 +186,14 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
 }
 
 async function readImage(request: FastifyRequest): Promise<Buffer> {
-  const path = '/body/file'
-  let content: Buffer | undefined
-  try {
-    const part = await request.file({ limits, throwFileSizeLimit: false })
-    content = await part?.toBuffer()
-    if (part && part.fieldname !== 'file') content = undefined
-  } catch (err) {
-    const { code } = err as { code?: string }
-    if (code?.startsWith('FST_') && !code.endsWith('PREMATURE_CLOSE')) throw err
-    throw malformedRequest({ detail: 'the form can not be read', cause: err })
+  const next = request.readForm(ImageForm, maxImageBytes + 1)
+  let content: Buffer = Buffer.alloc(0)
+  for (let part = await next(); part; part = await next()) {
+    const file = part as MultipartFile
+    content = await readable(() => file.toBuffer())
+    if (content.length > maxImageBytes)
+      throw fileTooLarge({ detail: `an image may have at most ${maxImageBytes} bytes` })
   }
-  if (content === undefined)
-    throw validationFailed({ detail: 'body/file is required', errors: [{ path, message: 'is required' }] })
-  if (content.length > maxImageBytes) throw fileTooLarge({ detail: `an image may have at most ${maxImageBytes} bytes` })
   return content
 }
 

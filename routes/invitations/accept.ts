@@ -13,10 +13,10 @@ import {
   invalidCredentials,
   invitationExpired,
   notFound,
-  tenantSuspended,
-  validationFailed
+  tenantSuspended
 } from '../../src/errors.ts'
-import { requireAcceptablePassword, requireHashablePassword, storedHash } from '../../src/passwords.ts'
+import { invalidMembers } from '../../src/field-errors.ts'
+import { passwordFault, storedHash } from '../../src/passwords.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
@@ -100,8 +100,7 @@ async function requireAcceptor(
   }
   if (found?.id) {
     if (password === undefined) {
-      const errors = [{ path: '/body/password', message: 'is required, or the bearer of this account' }]
-      throw validationFailed({ errors })
+      throw invalidMembers([{ path: '/body/password', message: 'is required, or the bearer of this account' }])
     }
     const identity = await findProven(app, request, reply, email, password)
     if (identity) return { id: identity.id, password_version: identity.password_version }
@@ -113,11 +112,6 @@ async function requireAcceptor(
     return { ...(await createAcceptor(app, request, email, name, password)), releases: true }
   }
 
-  const missing = [
-    ...(name === undefined ? [{ path: '/body/name', message: 'is required for a new account' }] : []),
-    ...(password === undefined ? [{ path: '/body/password', message: 'is required for a new account' }] : [])
-  ]
-  if (name === undefined || password === undefined) throw validationFailed({ errors: missing })
   return createAcceptor(app, request, email, name, password)
 }
 
@@ -125,10 +119,19 @@ async function createAcceptor(
   app: FastifyInstance,
   request: FastifyRequest,
   email: string,
-  name: string,
-  password: string
+  name: string | undefined,
+  password: string | undefined
 ): Promise<Acceptor> {
-  requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
+  const required = 'is required for a new account'
+  const nameFault = name === undefined ? required : undefined
+  const fault =
+    password === undefined ? required : passwordFault(password, app.config.passwordMinLength, [email, name ?? ''])
+  if (name === undefined || password === undefined || fault) {
+    throw invalidMembers([
+      ...(nameFault ? [{ path: '/body/name', message: nameFault }] : []),
+      ...(fault ? [{ path: '/body/password', message: fault }] : [])
+    ])
+  }
   return {
     id: uuidv7(),
     password_version: 1,
@@ -144,7 +147,6 @@ async function findProven(
   email: string,
   password: string
 ): Promise<Identity | undefined> {
-  requireHashablePassword(password, '/body/password')
   const account = await app.accounts.find(request, reply, email, { proven: true })
   const { identity } = account
   const correct = await app.passwords.verify(password, identity && storedHash(identity), request.party)

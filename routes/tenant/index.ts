@@ -9,10 +9,11 @@ import { lockRoles } from '../../db/members.ts'
 import type { TenantSettings } from '../../db/tables.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
 import { readTenant } from '../../db/tenants.ts'
-import { isOrigin } from '../../src/config.ts'
-import { type FieldError, forbidden, notFound, preconditionFailed, validationFailed } from '../../src/errors.ts'
+import { forbidden, notFound, preconditionFailed } from '../../src/errors.ts'
 import { matchesTag, tenantTag, tenantVersion } from '../../src/etags.ts'
+import { invalidMembers } from '../../src/field-errors.ts'
 import { requireDone } from '../../src/member-outcomes.ts'
+import { readSlug } from '../../src/slugs.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
@@ -65,7 +66,6 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      requireOrigins(request.body.settings?.allowed_origins ?? [], app.config.nodeEnv === 'production')
       const { tenant_id } = request.user
       const condition = request.headers['if-match']
       const outcome = await request.withTenant(async (trx) => {
@@ -144,10 +144,9 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       const { tenant_id } = request.user
-      const path = '/body/slug'
       const outcome = await request.withTenant(async (trx) => {
         const tenant = await lockTenant(trx, tenant_id)
-        if (tenant?.slug !== request.body.slug) return 'unconfirmed'
+        if (tenant?.slug !== readSlug(request.body.slug)) return 'unconfirmed'
         const roles = await lockRoles(trx, [request.user.user_id])
         if (roles.find(({ user_id }) => user_id === request.user.user_id)?.role !== 'owner') return 'demoted'
         const [tokenSeconds, purgeAfter] = [revocationSeconds(app.config), app.config.tenantPurgeAfter]
@@ -160,7 +159,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         return 'deleted'
       })
       if (outcome === 'unconfirmed') {
-        throw validationFailed({ errors: [{ path, message: "must be this agency's slug" }] })
+        throw invalidMembers([{ path: '/body/slug', message: "must be this agency's slug" }])
       }
       if (outcome === 'demoted') throw forbidden()
       await app.revocations.readNow()
@@ -206,15 +205,6 @@ function merge(before: { name: string; settings: TenantSettings }, patch: Tenant
   const settings: Record<string, unknown> = { ...before.settings, ...patch.settings }
   for (const [key, value] of Object.entries(settings)) if (value === null) delete settings[key]
   return { name: patch.name ?? before.name, settings: settings as TenantSettings }
-}
-
-function requireOrigins(origins: string[], production: boolean): void {
-  const errors: FieldError[] = origins.flatMap((origin, index) => {
-    const acceptable = isOrigin(origin) && !(production && origin.startsWith('http://'))
-    const message = `must be an origin such as https://app.example.com${production ? ', and not http' : ''}`
-    return acceptable ? [] : [{ path: `/body/settings/allowed_origins/${index}`, message }]
-  })
-  if (errors[0]) throw validationFailed({ errors, detail: `${errors[0].path.slice(1)} ${errors[0].message}` })
 }
 
 /** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */

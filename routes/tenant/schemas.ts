@@ -13,7 +13,7 @@ export const TenantPatch = Type.Object(
           allowed_origins: Type.Optional(
             Type.Unsafe<string[] | null>({
               type: ['array', 'null'],
-              items: { type: 'string', maxLength: 255 },
+              items: { type: 'string', maxLength: 255, format: 'web-origin' },
               maxItems: 50,
               uniqueItems: true,
               description:

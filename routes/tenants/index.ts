@@ -6,7 +6,7 @@ import { queryIn, type TenantTransaction } from '../../db/gate.ts'
 import { foundingWait, insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
 import { notFound, rateLimited, slugTaken } from '../../src/errors.ts'
 import { tenantTag } from '../../src/etags.ts'
-import { isReservedSlug } from '../../src/slugs.ts'
+import { requireUnreserved } from '../../src/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
 const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'NewTenant' })
@@ -28,7 +28,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      if (isReservedSlug(request.body.slug)) throw slugTaken()
+      requireUnreserved(request.body.slug)
       const scope = { tenant_id: uuidv7(), user_id: request.user.user_id }
       reply.code(201)
       const storageQuota = await app.storageQuota(scope.tenant_id)
@@ -36,7 +36,8 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
         reply,
         async (trx) => {
           await requireFewFoundings(trx)
-          if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body }))) throw slugTaken()
+          if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body })))
+            throw slugTaken({ detail: 'another agency has this slug' })
           await insertOwner(trx, scope.user_id)
           await app.limits.tenant(request, reply)
           await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id })

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { myCredentials } from '../../db/directory.ts'
 import { invalidCredentials, sessionRevoked } from '../../src/errors.ts'
-import { requireHashablePassword, storedHash } from '../../src/passwords.ts'
+import { storedHash } from '../../src/passwords.ts'
 
 /**
  * Demands the person's password once more before something grave, however good the token is. Throws `invalid_credentials`.
@@ -11,10 +11,8 @@ export async function requirePassword(
   app: FastifyInstance,
   request: FastifyRequest,
   reply: FastifyReply,
-  password: string,
-  path: string
+  password: string
 ) {
-  requireHashablePassword(password, path)
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
   const account = await app.accounts.find(request, reply, credentials.email)

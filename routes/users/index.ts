@@ -5,15 +5,9 @@ import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../
 import { queryIn } from '../../db/gate.ts'
 import { readTenant } from '../../db/tenants.ts'
 import { readUser } from '../../db/users.ts'
-import {
-  invalidCredentials,
-  lastOwner,
-  notFound,
-  preconditionFailed,
-  sessionRevoked,
-  validationFailed
-} from '../../src/errors.ts'
+import { invalidCredentials, lastOwner, notFound, preconditionFailed, sessionRevoked } from '../../src/errors.ts'
 import { matchesTag } from '../../src/etags.ts'
+import { invalidMembers } from '../../src/field-errors.ts'
 import { requireAcceptablePassword } from '../../src/passwords.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import { lastId } from '../../src/uuids.ts'
@@ -110,7 +104,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      await requirePassword(app, request, reply, request.body.password, '/body/password')
+      await requirePassword(app, request, reply, request.body.password)
       const [result] = await request.tenantQuery(endMyIdentity, { token_seconds })
       if (result?.outcome !== 'ended') throw lastOwner()
       await app.revocations.readNow()
@@ -134,12 +128,12 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { current_password, new_password } = request.body
       const { user_id, sid } = request.user
-      const checked = await requirePassword(app, request, reply, current_password, '/body/current_password')
+      const checked = await requirePassword(app, request, reply, current_password)
       const path = '/body/new_password'
       const own = [checked.email, ...(await namesOf(request))]
       requireAcceptablePassword(new_password, path, passwordMinLength, own)
       if (new_password === current_password) {
-        throw validationFailed({ errors: [{ path, message: 'must differ from the current one' }] })
+        throw invalidMembers([{ path, message: 'must differ from the current one' }])
       }
       const hash = await app.passwords.hash(new_password, request.party)
       const changed = await request.withTenant(async (trx) => {

@@ -1,5 +1,5 @@
 import { Type } from '@sinclair/typebox'
-import { Id, Name, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
+import { Id, Name, NewPassword, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -7,7 +7,7 @@ export const UserPatch = Type.Object({ name: Type.Optional(Name) }, { ...strict,
 
 export const Confirmation = Type.Object({ password: Password }, { ...strict, title: 'Confirmation' })
 export const PasswordChange = Type.Object(
-  { current_password: Password, new_password: Password },
+  { current_password: Password, new_password: NewPassword },
   { ...strict, title: 'PasswordChange' }
 )
 

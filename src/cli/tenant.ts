@@ -2,6 +2,7 @@ import { findTenant } from '../../db/directory.ts'
 import type { TenantGate } from '../../db/gate.ts'
 import { changePlan, listPlans } from '../../db/plans.ts'
 import { setTenantStatus } from '../../db/tenant-status.ts'
+import { readSlug } from '../slugs.ts'
 import { revocationSeconds } from '../token-life.ts'
 import { createCommand } from './command.ts'
 import { nobody, operate, Refusal } from './operator.ts'
@@ -51,7 +52,8 @@ function setPlan(slug: string, name: string): Promise<never> {
   })
 }
 
-async function requireTenant(gate: TenantGate, slug: string) {
+async function requireTenant(gate: TenantGate, given: string) {
+  const slug = readSlug(given)
   const [tenant] = await gate.query(nobody, findTenant, { slug })
   if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
   return tenant

@@ -123,7 +123,7 @@ export function createS3Store(settings: S3Settings): ObjectStore {
 }
 
 /** Putting a large object together takes its time, but less than a client's connection may be idle. */
-const assemblyPatienceMs = 50_000
+export const assemblyPatienceMs = 50_000
 /** Replies that the library throws away unread, and with them their connections. */
 const unreadStatuses = new Set([408, 429, 499, 500, 502, 503, 504, 520])
 

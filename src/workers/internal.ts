@@ -5,6 +5,7 @@ import { v4 as randomUuid } from 'uuid'
 import configPlugin from '../../plugins/config.ts'
 import errors from '../../plugins/errors.ts'
 import headers from '../../plugins/headers.ts'
+import methods from '../../plugins/methods.ts'
 import metrics from '../../plugins/metrics.ts'
 import type { Config } from '../config.ts'
 import { serializeError } from '../error-log.ts'
@@ -33,6 +34,7 @@ export function buildInternal(config: Config, processes: () => Processes | undef
   app.register(configPlugin, { config })
   app.register(metrics)
   app.register(errors)
+  app.register(methods)
   app.register(headers)
 
   // a page of a stranger can make a browser ask here by a name that it lets lead here; what it can't do is send an address or a

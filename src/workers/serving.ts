@@ -68,7 +68,7 @@ const turnMs = 50
 /** What a load balancer asks, whether or not it sends requests. */
 const readinessPath = '/api/v1/health/ready'
 /** After a fault that nobody caught, what is under way may end, and no longer than that. */
-const lastBreathMs = 2000
+export const lastBreathMs = 2000
 
 /** The application in this process, listening. Calls `onFault` when the process can't go on and nothing is under way any more. */
 export async function serve(config: Config, onFault: () => void) {

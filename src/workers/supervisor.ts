@@ -21,7 +21,7 @@ const settledMs = 10_000
 const maxEarlyDeaths = 5
 const maxPauseMs = 10_000
 /** More than a worker waits for its database. */
-const answerMs = 3000
+export const answerMs = 3000
 
 /**
  * Keeps as many workers running as the configuration says, all on one port.
