@@ -20,7 +20,7 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
 }
 
 /** More than this many complaints about one request help nobody. */
-const maxFieldErrors = 100
+export const maxFieldErrors = 100
 
 /**
  * The only writer of problem documents: whatever a hook, a parser, a validator, a handler or the router throws ends here.

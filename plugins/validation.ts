@@ -79,9 +79,20 @@ const trimmed: FuncKeywordDefinition = {
   }
 }
 
+/** What the pattern of a line can't say in every language: control characters beyond ASCII, and halves of surrogate pairs. */
+const oneLine: FuncKeywordDefinition = {
+  keyword: 'x-one-line',
+  type: 'string',
+  schemaType: 'boolean',
+  errors: false,
+  error: { message: 'must have no control characters' },
+  validate: (_: true, text: string) => !/[\u0080-\u009f\p{Cs}]/u.test(text)
+}
+
 /** Ajv's own export is a CommonJS one. */
 function withFormats(ajv: Ajv): Ajv {
   ajv.addKeyword(trimmed)
+  ajv.addKeyword(oneLine)
   addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri', 'int64'])
   return ajv
 }

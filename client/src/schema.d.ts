@@ -1068,7 +1068,7 @@ export interface components {
        */
       status: 'ok'
     }
-    NewRegistration: {
+    RegistrationInput: {
       tenant: {
         /** @example Ada Lovelace */
         name: string
@@ -1350,9 +1350,8 @@ export interface components {
         /**
          * @description Language of mails; null is English
          * @example pt-BR
-         * @enum {string|null}
          */
-        locale?: 'en' | 'pt-BR' | null
+        locale?: components['schemas']['Locale'] | null
       }
     }
     Deletion: {
@@ -1373,7 +1372,7 @@ export interface components {
        */
       user_id: string
     }
-    NewTenant: {
+    TenantInput: {
       /** @example Ada Lovelace */
       name: string
       /** @example acme */
@@ -1408,11 +1407,6 @@ export interface components {
       role?: components['schemas']['Role']
     }
     /**
-     * @example member
-     * @enum {string}
-     */
-    InvitableRole: 'admin' | 'member' | 'viewer'
-    /**
      * @description Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later
      * @example sent
      * @enum {string}
@@ -1429,7 +1423,11 @@ export interface components {
        * @example ada@example.com
        */
       email: string
-      role: components['schemas']['InvitableRole']
+      /**
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -1451,13 +1449,17 @@ export interface components {
       data: components['schemas']['Invitation'][]
       next_cursor: string | null
     }
-    NewInvitation: {
+    InvitationInput: {
       /**
        * Format: email
        * @example ada@example.com
        */
       email: string
-      role: components['schemas']['InvitableRole']
+      /**
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
     }
     Acceptance: {
       /** @example Gm9v… */
@@ -1530,7 +1532,7 @@ export interface components {
        */
       expires_at: string
     }
-    NewUpload: {
+    UploadInput: {
       /**
        * @description As people call it; never part of a path
        * @example Contract.pdf
@@ -1721,14 +1723,29 @@ export interface components {
   responses: never
   parameters: never
   requestBodies: never
-  headers: never
+  headers: {
+    /** @description How many bytes there are */
+    'Content-Range': string
+    /** @description The version of what was sent, for `If-None-Match` and `If-Match` */
+    ETag: string
+    /** @description `true` on the reply that is given again */
+    'Idempotency-Replayed': string
+    /** @description How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off */
+    RateLimit: string
+    /** @description The limits: `q` requests in `w` seconds */
+    'RateLimit-Policy': string
+    /** @description Seconds to wait */
+    'Retry-After': string
+    /** @description What is wrong with the token (RFC 6750) */
+    'WWW-Authenticate': string
+  }
   pathItems: never
 }
 export type Problem = components['schemas']['Problem']
 export type FieldError = components['schemas']['FieldError']
 export type Health = components['schemas']['Health']
 export type Liveness = components['schemas']['Liveness']
-export type NewRegistration = components['schemas']['NewRegistration']
+export type RegistrationInput = components['schemas']['RegistrationInput']
 export type Role = components['schemas']['Role']
 export type User = components['schemas']['User']
 export type Locale = components['schemas']['Locale']
@@ -1750,21 +1767,20 @@ export type TenantPatch = components['schemas']['TenantPatch']
 export type Deletion = components['schemas']['Deletion']
 export type Accepted = components['schemas']['Accepted']
 export type Transfer = components['schemas']['Transfer']
-export type NewTenant = components['schemas']['NewTenant']
+export type TenantInput = components['schemas']['TenantInput']
 export type Member = components['schemas']['Member']
 export type MemberPage = components['schemas']['MemberPage']
 export type MemberPatch = components['schemas']['MemberPatch']
-export type InvitableRole = components['schemas']['InvitableRole']
 export type InvitationDelivery = components['schemas']['InvitationDelivery']
 export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
-export type NewInvitation = components['schemas']['NewInvitation']
+export type InvitationInput = components['schemas']['InvitationInput']
 export type Acceptance = components['schemas']['Acceptance']
 export type FileForm = components['schemas']['FileForm']
 export type FileMetadata = components['schemas']['FileMetadata']
 export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
-export type NewUpload = components['schemas']['NewUpload']
+export type UploadInput = components['schemas']['UploadInput']
 export type Upload = components['schemas']['Upload']
 export type UnfinishedUpload = components['schemas']['UnfinishedUpload']
 export type UnfinishedUploadPage = components['schemas']['UnfinishedUploadPage']
@@ -1772,6 +1788,13 @@ export type ImageForm = components['schemas']['ImageForm']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
+export type HeaderContentRange = components['headers']['Content-Range']
+export type HeaderETag = components['headers']['ETag']
+export type HeaderIdempotencyReplayed = components['headers']['Idempotency-Replayed']
+export type HeaderRateLimit = components['headers']['RateLimit']
+export type HeaderRateLimitPolicy = components['headers']['RateLimit-Policy']
+export type HeaderRetryAfter = components['headers']['Retry-After']
+export type HeaderWwwAuthenticate = components['headers']['WWW-Authenticate']
 export type $defs = Record<string, never>
 export interface operations {
   getHealth: {
@@ -1855,7 +1878,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -1945,7 +1968,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -2036,7 +2059,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -2054,13 +2077,15 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewRegistration']
+        'application/json': components['schemas']['RegistrationInput']
       }
     }
     responses: {
       /** @description Registration */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2074,6 +2099,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2083,6 +2110,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2104,6 +2133,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2113,6 +2144,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2122,6 +2155,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2131,6 +2166,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2140,9 +2177,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2161,6 +2198,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2173,7 +2212,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2198,6 +2239,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2211,6 +2254,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2220,7 +2265,9 @@ export interface operations {
       /** @description `invalid_credentials`: E-mail or password is wrong */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2233,6 +2280,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2242,6 +2291,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2260,6 +2311,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2269,6 +2322,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2278,6 +2333,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2287,9 +2344,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2308,6 +2365,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2320,7 +2379,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2345,6 +2406,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2358,6 +2421,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2371,7 +2436,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2384,6 +2451,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2393,6 +2462,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2411,6 +2482,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2420,6 +2493,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2429,6 +2504,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2438,9 +2515,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2459,6 +2536,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2471,7 +2550,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2496,6 +2577,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2507,6 +2590,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2520,7 +2605,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2530,6 +2617,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2539,6 +2628,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2557,6 +2648,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2566,6 +2659,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2575,6 +2670,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2584,9 +2681,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2605,6 +2702,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2617,7 +2716,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2642,6 +2743,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2655,6 +2758,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2669,7 +2774,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2682,6 +2789,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2694,6 +2803,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2712,6 +2823,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2721,6 +2834,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2730,6 +2845,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2739,9 +2856,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2760,6 +2877,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2772,7 +2891,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2799,7 +2920,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2809,7 +2932,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2820,6 +2945,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2834,7 +2961,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2847,6 +2976,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2856,6 +2987,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2874,6 +3007,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2883,9 +3018,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2904,6 +3039,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2916,7 +3053,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2941,6 +3080,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2952,6 +3093,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2967,7 +3110,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2980,6 +3125,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2989,6 +3136,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3007,6 +3156,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3016,6 +3167,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3025,6 +3178,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3034,6 +3189,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3043,9 +3200,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3064,6 +3221,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3076,7 +3235,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3107,7 +3268,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3121,6 +3284,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3135,7 +3300,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3148,6 +3315,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3157,6 +3326,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3175,6 +3346,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3184,6 +3357,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3193,6 +3368,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3202,6 +3379,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3211,9 +3390,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3232,6 +3411,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3244,7 +3425,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3269,6 +3452,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3280,6 +3465,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3295,7 +3482,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3308,6 +3497,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3317,6 +3508,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3335,6 +3528,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3344,6 +3539,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3353,6 +3550,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3362,9 +3561,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3383,6 +3582,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3395,7 +3596,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3420,6 +3623,8 @@ export interface operations {
       /** @description SessionPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3433,6 +3638,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3447,7 +3654,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3460,6 +3669,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3469,6 +3680,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3487,6 +3700,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3496,9 +3711,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3517,6 +3732,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3529,7 +3746,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3550,6 +3769,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3560,6 +3781,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3574,7 +3797,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3587,6 +3812,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3596,6 +3823,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3614,6 +3843,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3623,9 +3854,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3644,6 +3875,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3656,7 +3889,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3680,6 +3915,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3690,6 +3927,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3704,7 +3943,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3717,6 +3958,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3729,6 +3972,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3747,6 +3992,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3756,9 +4003,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3777,6 +4024,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3789,7 +4038,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3814,6 +4065,8 @@ export interface operations {
       /** @description MyTenantPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3827,6 +4080,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3841,7 +4096,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3854,6 +4111,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3863,6 +4122,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3881,6 +4142,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3890,9 +4153,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3911,6 +4174,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3923,7 +4188,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3950,7 +4217,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3960,7 +4229,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3971,6 +4242,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3985,7 +4258,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3999,6 +4274,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4008,6 +4285,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4026,6 +4305,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4035,9 +4316,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4056,6 +4337,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4068,7 +4351,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4093,6 +4378,8 @@ export interface operations {
       /** @description Accepted */
       202: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4106,6 +4393,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4120,7 +4409,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4134,6 +4425,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4143,6 +4436,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4161,6 +4456,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4170,6 +4467,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4179,6 +4478,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4188,9 +4489,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4209,6 +4510,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4221,7 +4524,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4252,7 +4557,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4266,6 +4573,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4280,7 +4589,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4294,6 +4605,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4303,6 +4616,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4321,6 +4636,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4330,6 +4647,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4339,6 +4658,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4348,6 +4669,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4357,9 +4680,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4378,6 +4701,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4390,7 +4715,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4411,6 +4738,8 @@ export interface operations {
       /** @description NDJSON */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4423,6 +4752,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4437,7 +4768,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4451,6 +4784,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4460,6 +4795,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4478,6 +4815,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4487,9 +4826,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4508,6 +4847,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4520,7 +4861,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4545,6 +4888,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -4556,6 +4901,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4570,7 +4917,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4584,6 +4933,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4596,6 +4947,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4614,6 +4967,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4623,6 +4978,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4632,6 +4989,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4641,9 +5000,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4662,6 +5021,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4674,7 +5035,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4698,15 +5061,17 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewTenant']
+        'application/json': components['schemas']['TenantInput']
       }
     }
     responses: {
       /** @description Tenant */
       201: {
         headers: {
-          ETag?: string
-          'Idempotency-Replayed'?: string
+          ETag: components['headers']['ETag']
+          'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4720,6 +5085,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4734,7 +5101,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4747,6 +5116,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4756,6 +5127,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4777,6 +5150,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4786,6 +5161,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4795,6 +5172,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4804,6 +5183,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4813,6 +5194,8 @@ export interface operations {
       /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4822,9 +5205,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4843,6 +5226,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4855,7 +5240,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4880,6 +5267,8 @@ export interface operations {
       /** @description MemberPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4893,6 +5282,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4907,7 +5298,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4921,6 +5314,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4930,6 +5325,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4948,6 +5345,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4957,9 +5356,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4978,6 +5377,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4990,7 +5391,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5014,6 +5417,8 @@ export interface operations {
       /** @description A person in the agency */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5026,6 +5431,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5040,7 +5447,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5054,6 +5463,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5066,6 +5477,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5084,6 +5497,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5093,9 +5508,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5114,6 +5529,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5126,7 +5543,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5150,6 +5569,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -5160,6 +5581,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5174,7 +5597,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5188,6 +5613,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5200,6 +5627,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5218,6 +5647,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5227,6 +5658,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5236,9 +5669,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5257,6 +5690,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5269,7 +5704,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5297,6 +5734,8 @@ export interface operations {
       /** @description A person in the agency */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5310,6 +5749,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5324,7 +5765,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5338,6 +5781,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5350,6 +5795,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5368,6 +5815,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5377,6 +5826,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5386,6 +5837,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5395,6 +5848,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5404,9 +5859,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5425,6 +5880,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5437,7 +5894,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5461,6 +5920,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -5471,6 +5932,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5485,7 +5948,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5499,6 +5964,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5511,6 +5978,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5529,6 +5998,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5538,9 +6009,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5559,6 +6030,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5571,7 +6044,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5596,6 +6071,8 @@ export interface operations {
       /** @description InvitationPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5609,6 +6086,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5623,7 +6102,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5637,6 +6118,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5646,6 +6129,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5664,6 +6149,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5673,9 +6160,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5694,6 +6181,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5706,7 +6195,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5730,14 +6221,16 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewInvitation']
+        'application/json': components['schemas']['InvitationInput']
       }
     }
     responses: {
       /** @description Invitation */
       201: {
         headers: {
-          'Idempotency-Replayed'?: string
+          'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5751,6 +6244,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5765,7 +6260,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5779,6 +6276,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5788,6 +6287,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5810,6 +6311,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5819,6 +6322,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5828,6 +6333,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5837,6 +6344,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5846,6 +6355,8 @@ export interface operations {
       /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5855,9 +6366,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5876,6 +6387,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5888,7 +6401,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5912,6 +6427,8 @@ export interface operations {
       /** @description Accepted */
       202: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5924,6 +6441,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5938,7 +6457,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5952,6 +6473,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5964,6 +6487,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5982,6 +6507,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5991,9 +6518,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6012,6 +6539,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6024,7 +6553,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6048,6 +6579,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -6058,6 +6591,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6072,7 +6607,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6086,6 +6623,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6098,6 +6637,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6116,6 +6657,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6125,9 +6668,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6146,6 +6689,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6158,7 +6703,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6183,6 +6730,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6196,6 +6745,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6211,7 +6762,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6224,6 +6777,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6236,6 +6791,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6254,6 +6811,8 @@ export interface operations {
       /** @description `already_a_member`: This person is a member already */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6263,6 +6822,8 @@ export interface operations {
       /** @description `invitation_expired`: The invitation is no longer good */
       410: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6272,6 +6833,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6281,6 +6844,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6290,6 +6855,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6299,9 +6866,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6320,6 +6887,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6332,7 +6901,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6363,6 +6934,8 @@ export interface operations {
       /** @description FilePage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6376,6 +6949,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6390,7 +6965,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6404,6 +6981,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6413,6 +6992,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6431,6 +7012,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6440,9 +7023,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6461,6 +7044,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6473,7 +7058,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6498,6 +7085,8 @@ export interface operations {
       /** @description FileMetadata */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6510,6 +7099,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6524,7 +7115,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6538,6 +7131,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6547,6 +7142,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6568,6 +7165,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6577,6 +7176,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6586,6 +7187,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6595,6 +7198,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6604,9 +7209,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6625,6 +7230,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6637,7 +7244,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6647,6 +7256,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6670,6 +7281,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6682,6 +7295,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6696,7 +7311,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6710,6 +7327,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6722,6 +7341,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6740,6 +7361,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6749,9 +7372,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6770,6 +7393,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6782,7 +7407,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6809,6 +7436,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -6819,6 +7448,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6833,7 +7464,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6847,6 +7480,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6859,6 +7494,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6877,6 +7514,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6886,9 +7525,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6907,6 +7546,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6919,7 +7560,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6943,6 +7586,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6955,6 +7600,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6969,7 +7616,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6983,6 +7632,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6995,6 +7646,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7013,6 +7666,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7022,6 +7677,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7031,9 +7688,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7052,6 +7709,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7064,7 +7723,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7101,9 +7762,8 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7113,10 +7773,8 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
-          'Content-Range'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7126,7 +7784,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7137,6 +7797,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7151,7 +7813,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7165,6 +7829,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7177,6 +7843,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7195,7 +7863,9 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
-          'Content-Range'?: string
+          'Content-Range': components['headers']['Content-Range']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7205,6 +7875,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7214,9 +7886,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7235,6 +7907,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7247,7 +7921,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7271,6 +7947,8 @@ export interface operations {
       /** @description FileLink */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7283,6 +7961,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7297,7 +7977,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7311,6 +7993,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7323,6 +8007,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7341,6 +8027,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7350,9 +8038,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7371,6 +8059,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7383,7 +8073,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7419,9 +8111,8 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7431,10 +8122,8 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
-          'Content-Range'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7444,7 +8133,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7455,6 +8146,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7464,6 +8157,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7476,6 +8171,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7494,7 +8191,9 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
-          'Content-Range'?: string
+          'Content-Range': components['headers']['Content-Range']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7504,6 +8203,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7513,9 +8214,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7534,6 +8235,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7546,7 +8249,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7574,6 +8279,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7584,6 +8291,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7593,6 +8302,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7605,6 +8316,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7623,6 +8336,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7632,6 +8347,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7641,6 +8358,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7650,9 +8369,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7671,6 +8390,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7683,7 +8404,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7693,6 +8416,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7717,6 +8442,8 @@ export interface operations {
       /** @description UnfinishedUploadPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7730,6 +8457,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7744,7 +8473,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7758,6 +8489,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7767,6 +8500,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7785,6 +8520,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7794,9 +8531,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7815,6 +8552,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7827,7 +8566,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7845,13 +8586,15 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewUpload']
+        'application/json': components['schemas']['UploadInput']
       }
     }
     responses: {
       /** @description Upload */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7865,6 +8608,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7879,7 +8624,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7893,6 +8640,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7902,6 +8651,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7923,6 +8674,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7932,6 +8685,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7941,6 +8696,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7950,6 +8707,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7959,9 +8718,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7980,6 +8739,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7992,7 +8753,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8016,6 +8779,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8028,6 +8793,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8042,7 +8809,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8056,6 +8825,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8068,6 +8839,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8086,6 +8859,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8095,6 +8870,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8104,6 +8881,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8113,9 +8892,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8134,6 +8913,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8146,7 +8927,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8156,6 +8939,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8179,6 +8964,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8189,6 +8976,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8203,7 +8992,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8217,6 +9008,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8229,6 +9022,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8247,6 +9042,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8256,9 +9053,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8277,6 +9074,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8289,7 +9088,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8323,8 +9124,8 @@ export interface operations {
       /** @description Begun; `Location` says where it goes on */
       201: {
         headers: {
-          Location?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8335,6 +9136,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8349,7 +9152,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8363,6 +9168,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8372,6 +9179,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8390,6 +9199,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8399,6 +9210,8 @@ export interface operations {
       /** @description `file_too_large`: The file is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8408,6 +9221,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8417,6 +9232,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8426,9 +9243,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8447,6 +9264,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8459,7 +9278,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8486,6 +9307,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8496,6 +9319,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8510,7 +9335,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8524,6 +9351,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8536,6 +9365,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8554,6 +9385,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8563,6 +9396,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8572,9 +9407,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8593,6 +9428,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8605,7 +9442,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8632,9 +9471,8 @@ export interface operations {
       /** @description In `Upload-Offset` */
       200: {
         headers: {
-          'Upload-Offset'?: string
-          'Upload-Length'?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8645,6 +9483,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8659,7 +9499,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8673,6 +9515,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8685,6 +9529,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8703,6 +9549,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8712,6 +9560,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8721,9 +9571,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8742,6 +9592,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8754,7 +9606,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8791,8 +9645,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
-          'Upload-Offset'?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8803,6 +9657,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8817,7 +9673,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8831,6 +9689,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8843,6 +9703,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8861,6 +9723,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8870,6 +9734,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8879,6 +9745,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8888,6 +9756,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8897,6 +9767,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8906,9 +9778,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8927,6 +9799,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8939,7 +9813,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8949,6 +9825,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8973,7 +9851,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8986,6 +9866,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9000,7 +9882,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9013,6 +9897,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9022,6 +9908,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9043,6 +9931,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9052,6 +9942,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9061,6 +9953,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9070,9 +9964,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9091,6 +9985,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9103,7 +9999,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9113,6 +10011,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9133,6 +10033,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9143,6 +10045,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9157,7 +10061,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9170,6 +10076,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9179,6 +10087,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9197,6 +10107,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9206,9 +10118,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9227,6 +10139,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9239,7 +10153,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9264,7 +10180,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9277,6 +10195,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9291,7 +10211,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9305,6 +10227,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9314,6 +10238,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9335,6 +10261,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9344,6 +10272,8 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9353,6 +10283,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9362,9 +10294,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9383,6 +10315,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9395,7 +10329,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9405,6 +10341,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9425,6 +10363,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9435,6 +10375,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9449,7 +10391,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9463,6 +10407,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9472,6 +10418,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9490,6 +10438,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9499,9 +10449,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9520,6 +10470,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9532,7 +10484,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9564,6 +10518,8 @@ export interface operations {
       /** @description The image */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9573,7 +10529,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9584,6 +10542,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9596,6 +10556,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9614,6 +10576,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9623,9 +10587,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9644,6 +10608,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9656,7 +10622,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9695,6 +10663,8 @@ export interface operations {
       /** @description AuditEventPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9708,6 +10678,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9722,7 +10694,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9736,6 +10710,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9745,6 +10721,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9763,6 +10741,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9772,9 +10752,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9793,6 +10773,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9805,7 +10787,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9841,6 +10825,8 @@ export interface operations {
       /** @description NDJSON */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9853,6 +10839,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9867,7 +10855,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9881,6 +10871,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9890,6 +10882,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9908,6 +10902,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9917,9 +10913,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9938,6 +10934,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9950,7 +10948,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9974,6 +10974,8 @@ export interface operations {
       /** @description AuditVerification */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9987,6 +10989,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10001,7 +11005,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10015,6 +11021,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10024,6 +11032,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10042,6 +11052,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10051,9 +11063,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10072,6 +11084,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10084,7 +11098,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10108,6 +11124,8 @@ export interface operations {
       /** @description A page */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10120,6 +11138,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10132,6 +11152,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10150,6 +11172,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10159,9 +11183,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10180,6 +11204,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10192,7 +11218,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10213,6 +11241,8 @@ export interface operations {
       /** @description OpenAPI 3.1 */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10227,6 +11257,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10236,6 +11268,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10254,6 +11288,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10263,9 +11299,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10284,6 +11320,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10296,7 +11334,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10317,6 +11357,8 @@ export interface operations {
       /** @description OpenAPI 3.1 */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10329,6 +11371,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10338,6 +11382,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10356,6 +11402,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10365,9 +11413,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10386,6 +11434,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10398,7 +11448,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
