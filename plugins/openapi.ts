@@ -3,6 +3,7 @@ import swagger from '@fastify/swagger'
 import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { catalogue } from '../src/errors.ts'
+import { maxFieldErrors } from '../src/field-errors.ts'
 import { acceptedTypes } from '../src/media-types.ts'
 import { type Access, roles, roleTable } from '../src/roles.ts'
 
@@ -71,7 +72,8 @@ export default fp(
         ],
         components: {
           securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
-          schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never }
+          schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never },
+          headers: headers as never
         }
       },
       hideUntagged: false,
@@ -124,6 +126,7 @@ const problemSchema: Schema = {
     request_id: { type: 'string' },
     errors: {
       type: 'array',
+      maxItems: maxFieldErrors,
       description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
       items: { $ref: '#/components/schemas/FieldError' }
     }
@@ -169,6 +172,7 @@ function nameSchemas(document: Schema): Schema {
   const visit = (node: unknown): unknown => {
     if (Array.isArray(node)) return node.map(visit)
     if (node === null || typeof node !== 'object') return node
+    if (isNullableEnum(node)) return visit(eitherNull(node))
     const copy = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, visit(value)])) as Schema
     const { title } = copy
     const isSchema = typeof title === 'string' && (copy.type !== undefined || copy.anyOf !== undefined)
@@ -182,15 +186,31 @@ function nameSchemas(document: Schema): Schema {
   const paths = visit(document.paths) as Record<string, Record<string, Operation>>
   for (const operation of Object.values(paths).flatMap((path) => Object.values(path))) {
     const { parameters = [], requestBody, responses } = operation
+    const limited = responses[429] !== undefined
     const repeatable = parameters.some(({ name }) => name === 'idempotency-key')
     // a HEAD that is an operation of its own has its name to itself
     operation.operationId = operation.operationId.replace(/-head$/, '')
     // a body that may be null may be left out
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
-    for (const [status, response] of Object.entries(responses)) describe(status, response, repeatable)
+    for (const [status, response] of Object.entries(responses)) describe(status, response, { repeatable, limited })
   }
   return { ...document, paths }
+}
+
+function isNullableEnum(node: object): node is Schema {
+  return 'enum' in node && 'type' in node && Array.isArray(node.type) && node.type.includes('null')
+}
+
+/** An enum beside null: generators that make a type of an enum's words have none for a null among them. */
+function eitherNull({ description, ...schema }: Schema): Schema {
+  const type = (schema.type as string[]).find((each) => each !== 'null')
+  const words = (schema.enum as unknown[]).filter((word) => word !== null)
+  return {
+    ...(description !== undefined && { description }),
+    ...(schema.examples !== undefined && { examples: schema.examples }),
+    anyOf: [{ ...schema, type, enum: words }, { type: 'null' }]
+  }
 }
 
 type Operation = {
@@ -201,21 +221,43 @@ type Operation = {
 }
 type Response = { description: string; headers?: Schema; content?: Record<string, { schema?: { $ref?: string } }> }
 
-const headersByStatus: Record<string, string[]> = {
+const text = (description: string, example: string): Schema => ({
+  description,
+  schema: { type: 'string', examples: [example] }
+})
+const headers = {
+  Accept: text('The media types that are taken', 'application/json'),
+  'Accept-Encoding': text('How a body may be encoded', 'identity'),
+  'Content-Range': text('How many bytes there are', 'bytes */1024'),
+  ETag: text('The version of what was sent, for `If-None-Match` and `If-Match`', '"1.1-441d7c9db9ee"'),
+  'Idempotency-Replayed': text('`true` on the reply that is given again', 'true'),
+  RateLimit: text(
+    'How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off',
+    '"user";r=299;t=60'
+  ),
+  'RateLimit-Policy': text('The limits: `q` requests in `w` seconds', '"user";q=300;w=60'),
+  'Retry-After': text('Seconds to wait', '5'),
+  'WWW-Authenticate': text('What is wrong with the token (RFC 6750)', 'Bearer error="invalid_token"')
+}
+type Header = keyof typeof headers
+const headersByStatus: Record<string, Header[]> = {
   304: ['ETag'],
   401: ['WWW-Authenticate'],
   415: ['Accept', 'Accept-Encoding'],
   416: ['Content-Range'],
-  429: ['Retry-After', 'RateLimit-Policy', 'RateLimit'],
+  429: ['Retry-After'],
   503: ['Retry-After']
 }
+/** Answered before anything is counted. */
+const uncounted = ['408', '431']
 
 /** Says what no route says itself: which schema it is, and the headers that go with a status. */
-function describe(status: string, response: Response, repeatable: boolean): void {
+function describe(status: string, response: Response, { repeatable = false, limited = false }): void {
   const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
   if (response.description === 'Default Response') response.description = schema ?? 'Success'
-  const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag'] : []))]
+  const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag' as const] : []))]
   if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
+  if (limited && !uncounted.includes(status)) names.push('RateLimit-Policy', 'RateLimit')
   if (names.length === 0) return
-  response.headers = Object.fromEntries(names.map((name) => [name, { schema: { type: 'string' } }]))
+  response.headers = Object.fromEntries(names.map((name) => [name, { $ref: `#/components/headers/${name}` }]))
 }

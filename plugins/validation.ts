@@ -4,7 +4,7 @@ import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
 import { type Config, isOrigin } from '../src/config.ts'
 import { malformedJson, unsupportedMediaType } from '../src/errors.ts'
-import { sentenceKeyword } from '../src/field-errors.ts'
+import { notOneLine, sentenceKeyword } from '../src/field-errors.ts'
 import { hasDuplicateMembers, hasUnpairedSurrogates } from '../src/json.ts'
 import { mergePatch } from '../src/media-types.ts'
 import { trimName } from '../src/names.ts'
@@ -85,6 +85,11 @@ const trimmed: FuncKeywordDefinition = {
   }
 }
 
+/** What the pattern of a line can't say in every language: control characters beyond ASCII, and halves of surrogate pairs. */
+const oneLine: FuncKeywordDefinition = complains('x-one-line', 'boolean', (_: true, text) =>
+  /[\u0080-\u009f\p{Cs}]/u.test(text) ? notOneLine : undefined
+)
+
 const maxBytes: FuncKeywordDefinition = complains('x-max-bytes', 'number', (most: number, text) =>
   Buffer.byteLength(text) > most ? `must have at most ${most} bytes` : undefined
 )
@@ -117,7 +122,7 @@ function complains<T>(
 
 /** Ajv's own export of formats is a CommonJS one. */
 function withOurs(ajv: Ajv, config: Config): Ajv {
-  ajv.addKeyword(trimmed).addKeyword(maxBytes).addKeyword(newPassword(config))
+  ajv.addKeyword(trimmed).addKeyword(oneLine).addKeyword(maxBytes).addKeyword(newPassword(config))
   const production = config.nodeEnv === 'production'
   ajv.addFormat('web-origin', (text) => isOrigin(text) && !(production && text.startsWith('http://')))
   addFormats.default(ajv, ['email', 'uuid', 'date-time', 'uri', 'int64'])

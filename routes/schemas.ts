@@ -1,5 +1,5 @@
-import { type Static, type TSchema, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../src/field-errors.ts'
+import { type Static, type StringOptions, type TSchema, Type } from '@sinclair/typebox'
+import { notOneLine, sentenceKeyword } from '../src/field-errors.ts'
 import { locales } from '../src/mails.ts'
 import { type Role as RoleName, roles } from '../src/roles.ts'
 import { slugPattern } from '../src/slugs.ts'
@@ -10,7 +10,21 @@ export function StringEnum<const T extends readonly string[]>(values: T, options
 }
 
 export function Nullable<T extends TSchema>(schema: T) {
-  return Type.Unsafe<Static<T> | null>({ ...schema, type: [schema.type, 'null'] })
+  const nullable = { ...schema, type: [schema.type, 'null'] }
+  return Type.Unsafe<Static<T> | null>(schema.enum ? { ...nullable, enum: [...schema.enum, null] } : nullable)
+}
+
+/**
+ * Text of one line: no control characters, no halves of surrogate pairs. The pattern is what the regular expressions of every language
+ * that clients are generated for can read, so it speaks of ASCII alone; `x-one-line` makes the server refuse the rest.
+ */
+export function Line(options: StringOptions) {
+  return Type.String({
+    'x-one-line': true,
+    pattern: '^[^\\x00-\\x1f\\x7f]*$',
+    [sentenceKeyword]: notOneLine,
+    ...options
+  })
 }
 
 /** In one spelling only: the format alone lets upper case and `urn:uuid:` pass. */
@@ -29,18 +43,10 @@ export const Timestamp = Type.Unsafe<Date | string>({
 })
 
 /**
- * One line of text as people write names: no control characters, no halves of surrogate pairs. What does not show is trimmed from
- * both ends before anything is checked, so a name of which nothing shows is too short.
+ * What people call somebody or something. What does not show is trimmed from both ends before anything is checked, so a name of
+ * which nothing shows is too short.
  */
-export const Name = Type.String({
-  'x-trimmed': true,
-  minLength: 1,
-  maxLength: 100,
-  // written out: \\p{Cc} and \\p{Cs} are unknown to the regular expressions of Python
-  pattern: '^(?=.*\\S)[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
-  [sentenceKeyword]: 'must be one line of text, without control characters',
-  examples: ['Ada Lovelace']
-})
+export const Name = Line({ 'x-trimmed': true, minLength: 1, maxLength: 100, examples: ['Ada Lovelace'] })
 
 export const Email = Type.String({ format: 'email', maxLength: 254, examples: ['ada@example.com'] })
 export const Slug = Type.String({
@@ -62,9 +68,10 @@ export const NewPassword = Type.String({ ...password, 'x-new-password': true })
 
 export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })
 
+const maxPageLimit = 100
 export const PageQuery = Type.Object(
   {
-    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 100, default: 25 })),
+    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: maxPageLimit, default: 25 })),
     cursor: Type.Optional(
       Type.String({ minLength: 1, maxLength: 1024, description: '`next_cursor` of the page before' })
     )
@@ -73,7 +80,10 @@ export const PageQuery = Type.Object(
 )
 
 export function Page<T extends TSchema>(item: T, title: string) {
-  return Type.Object({ data: Type.Array(item), next_cursor: Nullable(Type.String()) }, { title })
+  return Type.Object(
+    { data: Type.Array(item, { maxItems: maxPageLimit }), next_cursor: Nullable(Type.String()) },
+    { title }
+  )
 }
 
 /** Saves the body where the client has the newest already. */
@@ -104,6 +114,8 @@ export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'You h
 /** Bytes as they are, for the document. */
 export const Bytes = Type.String({ format: 'binary', examples: ['%PDF-1.7'] })
 
+export const maxAllowedOrigins = 50
+
 const imageAddress = 'Of an image, relative to the origin of this API'
 
 export const Tenant = Type.Object(
@@ -116,7 +128,10 @@ export const Tenant = Type.Object(
     settings: Type.Object(
       {
         allowed_origins: Type.Optional(
-          Type.Array(Type.String({ maxLength: 255 }), { examples: [['https://app.acme.example']] })
+          Type.Array(Type.String({ maxLength: 255 }), {
+            maxItems: maxAllowedOrigins,
+            examples: [['https://app.acme.example']]
+          })
         ),
         locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] }))
       },

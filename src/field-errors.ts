@@ -4,8 +4,10 @@ import { type FieldError, type Problem, validationFailed } from './errors.ts'
 /** What a schema says of its pattern or format, as a sentence that goes on after the name of the member. */
 export const sentenceKeyword = 'x-message'
 
+export const notOneLine = 'must be one line of text, without control characters'
+
 /** More than this many complaints about one request help nobody. */
-const maxFieldErrors = 100
+export const maxFieldErrors = 100
 
 const types: Record<string, string> = {
   string: 'a string',

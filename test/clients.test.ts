@@ -419,13 +419,13 @@ t.test('the TypeScript client waits as long as a 429 says', needsTypeScript, asy
 })
 
 /** What each of the generated clients has to say about the flow of the first clients. */
-const flowOf = (slug: string) => `health: ok
+const flowOf = (name: string, slug = name) => `health: ok
 register: ${slug} owner
 wrong password: invalid_credentials
 login: Bearer
-me: ada@${slug}.example
+me: ada@${name}.example
 refresh: rotated
-me: ada@${slug}.example
+me: ada@${name}.example
 logout: done
 me: session_revoked
 refresh: session_revoked
@@ -443,7 +443,10 @@ t.test(
   needs('generated/python-packages', 'npm run clients'),
   async (t) => {
     const path = ['python', 'python-packages'].map((folder) => join(client, 'generated', folder)).join(delimiter)
-    t.equal(await flow(t, 'python3', [join(client, 'flows', 'flow.py')], { PYTHONPATH: path }), flowOf('python'))
+    t.equal(
+      await flow(t, 'python3', [join(client, 'flows', 'python', 'flow.py')], { PYTHONPATH: path }),
+      flowOf('python')
+    )
   }
 )
 
@@ -456,3 +459,22 @@ t.test(
     t.equal(await flow(t, 'java', ['-cp', path, 'FlowKt']), flowOf('kotlin'))
   }
 )
+
+t.test('the generated Java client walks the flow', needs('generated/java-build/lib', 'npm run clients'), async (t) => {
+  const build = join(client, 'generated', 'java-build')
+  const path = [join(build, 'classes'), join(build, 'lib', '*')].join(delimiter)
+  t.equal(await flow(t, 'java', ['-cp', path, join(client, 'flows', 'java', 'Flow.java')]), flowOf('java'))
+})
+
+// Go is no part of a CI image that has no Go for the rest of the run either
+const goProgram = 'generated/go-build/flow'
+const needsGo = existsSync(join(client, goProgram)) ? {} : { skip: `client/${goProgram} is not there: npm run clients` }
+t.test('the generated Go client walks the flow', needsGo, async (t) => {
+  t.equal(await flow(t, join(client, goProgram), []), flowOf('go', 'go-agency'))
+})
+
+t.test('each of the other generated clients was made', needs('generated/php', 'npm run clients'), async (t) => {
+  for (const name of ['csharp', 'dart', 'php', 'ruby', 'rust', 'swift']) {
+    t.ok(readdirSync(join(client, 'generated', name)).length > 3, name)
+  }
+})

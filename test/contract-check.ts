@@ -4,11 +4,19 @@ import type { FastifyInstance } from 'fastify'
 
 type Media = { schema?: unknown }
 type Document = {
-  paths: Record<string, Record<string, { responses: Record<string, { content?: Record<string, Media> }> }>>
+  paths: Record<
+    string,
+    Record<
+      string,
+      { responses: Record<string, { content?: Record<string, Media>; headers?: Record<string, unknown> }> }
+    >
+  >
 }
 
+const limitHeaders = ['RateLimit', 'RateLimit-Policy']
+
 /**
- * Holds every reply that the application sends against its own OpenAPI document: status, content type and body. What is not
+ * Holds every reply that the application sends against its own OpenAPI document: status, headers, content type and body. What is not
  * documented ends up in the list that it gives back, which the test expects to be empty when it ends.
  *
  * Must be called before `ready()`.
@@ -24,7 +32,7 @@ export function watchContract(app: FastifyInstance): string[] {
     ajv.addSchema(document, 'openapi')
     const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
 
-    return (method: string, route: string | undefined, status: number, type: string, body: string) => {
+    return (method: string, route: string | undefined, status: number, sent: string[], type: string, body: string) => {
       const problem = type.startsWith('application/problem+json')
       if (status >= 400 && !problem) faults.push(`${method} ${route}: ${status} as ${type}`)
       if (problem && !ajv.validate({ $ref: 'openapi#/components/schemas/Problem' }, JSON.parse(body))) {
@@ -37,6 +45,10 @@ export function watchContract(app: FastifyInstance): string[] {
       if (!operation || path === undefined) return
       const response = operation.responses[status]
       if (!response) return void faults.push(`${method} ${route}: ${status} is not documented: ${body.slice(0, 200)}`)
+      for (const name of limitHeaders) {
+        if (sent.includes(name.toLowerCase()) && !(name in (response.headers ?? {})))
+          faults.push(`${method} ${route}: ${name} of ${status} is not documented`)
+      }
       const media = type.split(';', 1)[0] as string
       if (body === '' && !response.content) return
       if (!response.content?.[media])
@@ -54,7 +66,9 @@ export function watchContract(app: FastifyInstance): string[] {
     const { url, schema } = request.routeOptions as { url?: string; schema?: { hide?: boolean } }
     if (schema?.hide) return
     check ??= prepare()
-    check(request.method, url, reply.statusCode, String(reply.getHeader('content-type') ?? ''), String(payload ?? ''))
+    const sent = Object.keys(reply.getHeaders())
+    const type = String(reply.getHeader('content-type') ?? '')
+    check(request.method, url, reply.statusCode, sent, type, String(payload ?? ''))
   })
   return faults
 }

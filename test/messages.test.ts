@@ -66,7 +66,7 @@ t.test('the OpenAPI document', async (t) => {
     const ajv = new Ajv({ verbose: true, strict: false })
     addFormats.default(ajv)
     const inputs = nodes.filter(({ way }) => /requestBody|parameters|components.schemas/.test(way))
-    const known = [...Object.keys(samples), 'pattern', 'format', 'x-max-bytes', 'x-new-password']
+    const known = [...Object.keys(samples), 'pattern', 'format', 'x-max-bytes', 'x-new-password', 'x-one-line']
     // that say nothing to a validator of requests, or what is in them
     const silent = [
       ...['$ref', 'items', 'properties', 'default', 'description', 'example', 'examples', 'title', 'x-trimmed'],
@@ -108,7 +108,6 @@ t.test('a refusal', async (t) => {
     t.same(reply.json().errors, [
       { path: '/body/extra', message: 'is not known here' },
       { path: '/body/tenant/name', message: 'must not be empty' },
-      { path: '/body/tenant/name', message: 'must be one line of text, without control characters' },
       { path: '/body/tenant/slug', message: 'must have at least 3 characters' },
       {
         path: '/body/tenant/slug',
@@ -181,7 +180,6 @@ t.test('a refusal', async (t) => {
     }
     const { errors } = (await acme.send({ method: 'PATCH', url: '/api/v1/tenant', payload })).json()
     t.match(errors, [
-      { path: '/body/name' },
       { path: '/body/name' },
       { path: '/body/settings/allowed_origins/1', message: /^must be an origin such as/ },
       { path: '/body/settings/allowed_origins/2', message: /^must be an origin such as/ }

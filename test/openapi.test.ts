@@ -17,7 +17,7 @@ type Operation = {
   'x-authz'?: string
   parameters?: { name: string; in: string; required?: boolean; schema?: Json }[]
   requestBody?: { content: Record<string, { schema: Json }> }
-  responses: Record<string, { description?: string; content?: Record<string, { schema: Json }> }>
+  responses: Record<string, { description?: string; headers?: Json; content?: Record<string, { schema: Json }> }>
 }
 type Document = Json & {
   openapi: string
@@ -243,6 +243,60 @@ t.test('the document', async (t) => {
       }
       if (operation['x-authz'] !== 'public') t.ok(errors.includes('401'), `${name} can answer 401`)
       if (operation.requestBody) t.ok(errors.includes('415') && errors.includes('413'), `${name} reads a body`)
+    }
+  })
+  t.test('says how long every list can be', async (t) => {
+    const lists = [...nodesOf(document)].filter(({ node }) => [node.type].flat().includes('array') || 'items' in node)
+    t.ok(lists.length > 8)
+    for (const { node, way } of lists) t.type(node.maxItems, 'number', way.join('/'))
+  })
+  t.test('has patterns that the regular expressions of other languages read', async (t) => {
+    // no group but (?:…) or (…), no escape but of ASCII: Go and Rust look nowhere around, PHP knows no \u, Python no \p
+    const portable = /^(?:[\x20-\x7e])*$/
+    const escapes = /^(?:[dwsnrt]|x[0-7][0-9a-f]|[^A-Za-z0-9])/
+    const patterns = [...nodesOf(document)].flatMap(({ node }) =>
+      typeof node.pattern === 'string' ? node.pattern : []
+    )
+    t.ok(patterns.length > 20)
+    for (const pattern of new Set(patterns)) {
+      t.match(pattern, portable)
+      t.notMatch(pattern, /\(\?(?!:)/)
+      for (const [, rest = ''] of pattern.matchAll(/\\([\s\S].{0,2})/g)) t.match(rest, escapes, pattern)
+    }
+  })
+  t.test('has names that do not collide in the languages of clients', async (t) => {
+    const names = Object.keys(document.components.schemas)
+    // Go makes a constructor NewX of each X
+    t.strictSame(
+      names.filter((name) => names.includes(name.replace(/^New/, '')) && name.startsWith('New')),
+      []
+    )
+    // and one constant of each word of an enum that has a name, whichever enum it is
+    const words = Object.values(document.components.schemas).flatMap(({ enum: each }) => (each as string[]) ?? [])
+    t.ok(words.length > 5)
+    t.strictSame([...words].sort(), [...new Set(words)].sort())
+  })
+  t.test('has no null among the words of an enum', async (t) => {
+    const enums = [...nodesOf(document)].filter(({ node }) => Array.isArray(node.enum))
+    t.ok(enums.length > 8)
+    for (const { node, way } of enums) {
+      t.type(node.type, 'string', way.join('/'))
+      t.notOk((node.enum as unknown[]).includes(null), way.join('/'))
+    }
+    t.match(document.components.schemas.TenantPatch, {
+      properties: {
+        settings: { properties: { locale: { anyOf: [{ $ref: '#/components/schemas/Locale' }, { type: 'null' }] } } }
+      }
+    })
+  })
+  t.test('documents the headers of limits at every reply of what is limited', async (t) => {
+    const limited = operations.filter(({ operation }) => operation.responses[429])
+    t.ok(limited.length > 50)
+    for (const { name, operation } of operations) {
+      for (const [status, { headers = {} }] of Object.entries(operation.responses)) {
+        const expected = operation.responses[429] && status !== '408' && status !== '431'
+        t.equal('RateLimit' in headers && 'RateLimit-Policy' in headers, Boolean(expected), `${name} ${status}`)
+      }
     }
   })
   t.test('lists exactly the codes of the catalogue', async (t) => {

@@ -29,17 +29,25 @@ t.test('what is no UTF-8', async (t) => {
     t.match((await login(body('\ufffd'.repeat(12)))).json(), { code: 'invalid_credentials' }, 'a real replacement')
   })
 
-  t.test('is refused where half of a surrogate pair is escaped, at any depth', async (t) => {
-    const settings = (text: string) =>
-      acme.send({ method: 'PATCH', url: '/api/v1/tenant', payload: text, headers: json })
-    for (const half of ['\\ud800', '\\uDFFF', 'a\\udbffb', '\\udc00\\ud800']) {
-      t.match((await login(body(half))).json(), { status: 400, code: 'malformed_json' }, half)
-      t.match((await settings(`{"name":"${half}"}`)).json(), { status: 400, code: 'malformed_json' })
-      t.match((await settings(`{"settings":{"${half}":[["x"]]}}`)).json(), { status: 400, code: 'malformed_json' })
+  t.test(
+    'is refused where half of a surrogate pair is escaped, at any depth, and names have no control characters',
+    async (t) => {
+      const settings = (text: string) =>
+        acme.send({ method: 'PATCH', url: '/api/v1/tenant', payload: text, headers: json })
+      for (const half of ['\\ud800', '\\uDFFF', 'a\\udbffb', '\\udc00\\ud800']) {
+        t.match((await login(body(half))).json(), { status: 400, code: 'malformed_json' }, half)
+        t.match((await settings(`{"name":"${half}"}`)).json(), { status: 400, code: 'malformed_json' })
+        t.match((await settings(`{"settings":{"${half}":[["x"]]}}`)).json(), { status: 400, code: 'malformed_json' })
+      }
+      for (const control of ['\\u0000', '\\n', '\\u007f', '\\u0080', '\\u009f']) {
+        const refusal = (await settings(`{"name":"a${control}b"}`)).json()
+        t.match(refusal, { status: 400, code: 'validation_failed', errors: [{ path: '/body/name' }] }, control)
+        t.equal(refusal.errors.length, 1)
+      }
+      t.equal((await settings('{"name":"\\ud83d\\ude00"}')).json().name, '\u{1f600}')
+      t.equal((await settings('{"name":"\\\\ud800"}')).json().name, '\\ud800', 'a backslash is a character')
     }
-    t.equal((await settings('{"name":"\\ud83d\\ude00"}')).json().name, '\u{1f600}')
-    t.equal((await settings('{"name":"\\\\ud800"}')).json().name, '\\ud800', 'a backslash is a character')
-  })
+  )
 
   t.test('is not read in another charset', async (t) => {
     for (const charset of ['latin1', 'utf-16', '"iso-8859-1"', 'x']) {

@@ -2,7 +2,7 @@ import createFetchClient, { type Client } from 'openapi-fetch'
 import { type Lock, lockFor } from './locks.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
-import type { FileMetadata, NewRegistration, paths, Registration, SignIn, TokenReply } from './schema.js'
+import type { FileMetadata, paths, Registration, RegistrationInput, SignIn, TokenReply } from './schema.js'
 import { createSession } from './session.js'
 import { memoryStore, type TokenStore } from './stores.js'
 
@@ -28,7 +28,7 @@ export type UploadOptions = {
 
 /** Every operation by method and path, as openapi-fetch has them, and what changes who is signed in. */
 export type AggiosClient = Client<paths> & {
-  register(registration: NewRegistration): Promise<Registration>
+  register(registration: RegistrationInput): Promise<Registration>
   signIn(credentials: SignIn): Promise<TokenReply>
   /** Forgets the tokens at once, whether or not the server can be told, and rejects if it can't. */
   signOut(): Promise<void>

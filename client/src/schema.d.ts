@@ -1069,7 +1069,7 @@ export interface components {
        */
       status: 'ok'
     }
-    NewRegistration: {
+    RegistrationInput: {
       tenant: {
         /** @example Ada Lovelace */
         name: string
@@ -1351,9 +1351,8 @@ export interface components {
         /**
          * @description Language of mails; null is English
          * @example pt-BR
-         * @enum {string|null}
          */
-        locale?: 'en' | 'pt-BR' | null
+        locale?: components['schemas']['Locale'] | null
       }
     }
     Deletion: {
@@ -1374,7 +1373,7 @@ export interface components {
        */
       user_id: string
     }
-    NewTenant: {
+    TenantInput: {
       /** @example Ada Lovelace */
       name: string
       /** @example acme */
@@ -1409,11 +1408,6 @@ export interface components {
       role?: components['schemas']['Role']
     }
     /**
-     * @example member
-     * @enum {string}
-     */
-    InvitableRole: 'admin' | 'member' | 'viewer'
-    /**
      * @description Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later
      * @example sent
      * @enum {string}
@@ -1430,7 +1424,11 @@ export interface components {
        * @example ada@example.com
        */
       email: string
-      role: components['schemas']['InvitableRole']
+      /**
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -1457,13 +1455,17 @@ export interface components {
       data: components['schemas']['Invitation'][]
       next_cursor: string | null
     }
-    NewInvitation: {
+    InvitationInput: {
       /**
        * Format: email
        * @example ada@example.com
        */
       email: string
-      role: components['schemas']['InvitableRole']
+      /**
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
     }
     Acceptance: {
       /** @example Gm9v… */
@@ -1536,7 +1538,7 @@ export interface components {
        */
       expires_at: string
     }
-    NewUpload: {
+    UploadInput: {
       /**
        * @description As people call it; never part of a path
        * @example Contract.pdf
@@ -1727,14 +1729,33 @@ export interface components {
   responses: never
   parameters: never
   requestBodies: never
-  headers: never
+  headers: {
+    /** @description The media types that are taken */
+    Accept: string
+    /** @description How a body may be encoded */
+    'Accept-Encoding': string
+    /** @description How many bytes there are */
+    'Content-Range': string
+    /** @description The version of what was sent, for `If-None-Match` and `If-Match` */
+    ETag: string
+    /** @description `true` on the reply that is given again */
+    'Idempotency-Replayed': string
+    /** @description How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off */
+    RateLimit: string
+    /** @description The limits: `q` requests in `w` seconds */
+    'RateLimit-Policy': string
+    /** @description Seconds to wait */
+    'Retry-After': string
+    /** @description What is wrong with the token (RFC 6750) */
+    'WWW-Authenticate': string
+  }
   pathItems: never
 }
 export type Problem = components['schemas']['Problem']
 export type FieldError = components['schemas']['FieldError']
 export type Health = components['schemas']['Health']
 export type Liveness = components['schemas']['Liveness']
-export type NewRegistration = components['schemas']['NewRegistration']
+export type RegistrationInput = components['schemas']['RegistrationInput']
 export type Role = components['schemas']['Role']
 export type User = components['schemas']['User']
 export type Locale = components['schemas']['Locale']
@@ -1756,21 +1777,20 @@ export type TenantPatch = components['schemas']['TenantPatch']
 export type Deletion = components['schemas']['Deletion']
 export type Accepted = components['schemas']['Accepted']
 export type Transfer = components['schemas']['Transfer']
-export type NewTenant = components['schemas']['NewTenant']
+export type TenantInput = components['schemas']['TenantInput']
 export type Member = components['schemas']['Member']
 export type MemberPage = components['schemas']['MemberPage']
 export type MemberPatch = components['schemas']['MemberPatch']
-export type InvitableRole = components['schemas']['InvitableRole']
 export type InvitationDelivery = components['schemas']['InvitationDelivery']
 export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
-export type NewInvitation = components['schemas']['NewInvitation']
+export type InvitationInput = components['schemas']['InvitationInput']
 export type Acceptance = components['schemas']['Acceptance']
 export type FileForm = components['schemas']['FileForm']
 export type FileMetadata = components['schemas']['FileMetadata']
 export type FilePage = components['schemas']['FilePage']
 export type FileLink = components['schemas']['FileLink']
-export type NewUpload = components['schemas']['NewUpload']
+export type UploadInput = components['schemas']['UploadInput']
 export type Upload = components['schemas']['Upload']
 export type UnfinishedUpload = components['schemas']['UnfinishedUpload']
 export type UnfinishedUploadPage = components['schemas']['UnfinishedUploadPage']
@@ -1778,6 +1798,15 @@ export type ImageForm = components['schemas']['ImageForm']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
+export type HeaderAccept = components['headers']['Accept']
+export type HeaderAcceptEncoding = components['headers']['Accept-Encoding']
+export type HeaderContentRange = components['headers']['Content-Range']
+export type HeaderETag = components['headers']['ETag']
+export type HeaderIdempotencyReplayed = components['headers']['Idempotency-Replayed']
+export type HeaderRateLimit = components['headers']['RateLimit']
+export type HeaderRateLimitPolicy = components['headers']['RateLimit-Policy']
+export type HeaderRetryAfter = components['headers']['Retry-After']
+export type HeaderWwwAuthenticate = components['headers']['WWW-Authenticate']
 export type $defs = Record<string, never>
 export interface operations {
   getHealth: {
@@ -1861,7 +1890,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -1951,7 +1980,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -2042,7 +2071,7 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
           [name: string]: unknown
         }
         content: {
@@ -2060,13 +2089,15 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewRegistration']
+        'application/json': components['schemas']['RegistrationInput']
       }
     }
     responses: {
       /** @description Registration */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2080,6 +2111,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2089,6 +2122,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2110,6 +2145,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2119,6 +2156,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2128,8 +2167,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2139,6 +2180,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2148,9 +2191,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2169,6 +2212,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2181,7 +2226,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2206,6 +2253,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2219,6 +2268,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2228,7 +2279,9 @@ export interface operations {
       /** @description `invalid_credentials`: E-mail or password is wrong */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2241,6 +2294,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2250,6 +2305,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2268,6 +2325,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2277,8 +2336,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2288,6 +2349,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2297,9 +2360,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2318,6 +2381,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2330,7 +2395,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2355,6 +2422,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2368,6 +2437,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2381,7 +2452,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2394,6 +2467,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2403,6 +2478,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2421,6 +2498,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2430,8 +2509,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2441,6 +2522,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2450,9 +2533,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2471,6 +2554,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2483,7 +2568,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2508,6 +2595,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2519,6 +2608,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2532,7 +2623,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2542,6 +2635,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2551,6 +2646,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2569,6 +2666,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2578,8 +2677,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2589,6 +2690,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2598,9 +2701,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2619,6 +2722,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2631,7 +2736,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2656,6 +2763,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2669,6 +2778,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2683,7 +2794,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2696,6 +2809,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2708,6 +2823,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2726,6 +2843,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2735,8 +2854,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2746,6 +2867,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2755,9 +2878,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2776,6 +2899,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2788,7 +2913,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2815,7 +2942,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2825,7 +2954,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2836,6 +2967,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2850,7 +2983,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2863,6 +2998,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2872,6 +3009,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2890,6 +3029,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2899,9 +3040,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2920,6 +3061,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2932,7 +3075,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2957,6 +3102,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -2968,6 +3115,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2983,7 +3132,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -2996,6 +3147,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3005,6 +3158,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3023,6 +3178,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3032,6 +3189,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3041,8 +3200,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3052,6 +3213,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3061,9 +3224,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3082,6 +3245,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3094,7 +3259,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3126,7 +3293,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3140,6 +3309,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3154,7 +3325,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3167,6 +3340,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3176,6 +3351,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3194,6 +3371,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3203,6 +3382,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3212,8 +3393,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3223,6 +3406,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3232,9 +3417,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3253,6 +3438,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3265,7 +3452,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3290,6 +3479,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3301,6 +3492,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3316,7 +3509,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3329,6 +3524,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3338,6 +3535,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3356,6 +3555,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3365,8 +3566,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3376,6 +3579,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3385,9 +3590,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3406,6 +3611,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3418,7 +3625,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3443,6 +3652,8 @@ export interface operations {
       /** @description SessionPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3456,6 +3667,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3470,7 +3683,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3483,6 +3698,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3492,6 +3709,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3510,6 +3729,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3519,9 +3740,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3540,6 +3761,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3552,7 +3775,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3573,6 +3798,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3584,6 +3811,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3598,7 +3827,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3611,6 +3842,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3620,6 +3853,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3638,6 +3873,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3647,8 +3884,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3658,6 +3897,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3667,9 +3908,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3688,6 +3929,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3700,7 +3943,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3724,6 +3969,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -3735,6 +3982,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3749,7 +3998,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3762,6 +4013,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3774,6 +4027,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3792,6 +4047,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3801,8 +4058,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3812,6 +4071,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3821,9 +4082,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3842,6 +4103,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3854,7 +4117,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3879,6 +4144,8 @@ export interface operations {
       /** @description MyTenantPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3892,6 +4159,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3906,7 +4175,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3919,6 +4190,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3928,6 +4201,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3946,6 +4221,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3955,9 +4232,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3976,6 +4253,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -3988,7 +4267,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4015,7 +4296,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4025,7 +4308,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -4036,6 +4321,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4050,7 +4337,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4064,6 +4353,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4073,6 +4364,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4091,6 +4384,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4100,9 +4395,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4121,6 +4416,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4133,7 +4430,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4158,6 +4457,8 @@ export interface operations {
       /** @description Accepted */
       202: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4171,6 +4472,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4185,7 +4488,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4199,6 +4504,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4208,6 +4515,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4226,6 +4535,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4235,8 +4546,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4246,6 +4559,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4255,9 +4570,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4276,6 +4591,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4288,7 +4605,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4320,7 +4639,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4334,6 +4655,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4348,7 +4671,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4362,6 +4687,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4371,6 +4698,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4389,6 +4718,8 @@ export interface operations {
       /** @description `precondition_failed`: It has changed since you read it */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4398,6 +4729,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4407,8 +4740,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4418,6 +4753,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4427,9 +4764,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4448,6 +4785,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4460,7 +4799,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4481,6 +4822,8 @@ export interface operations {
       /** @description NDJSON */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4493,6 +4836,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4507,7 +4852,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4521,6 +4868,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4530,6 +4879,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4548,6 +4899,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4557,9 +4910,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4578,6 +4931,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4590,7 +4945,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4615,6 +4972,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -4626,6 +4985,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4640,7 +5001,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4654,6 +5017,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4666,6 +5031,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4684,6 +5051,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4693,8 +5062,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4704,6 +5075,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4713,9 +5086,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4734,6 +5107,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4746,7 +5121,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4770,15 +5147,17 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewTenant']
+        'application/json': components['schemas']['TenantInput']
       }
     }
     responses: {
       /** @description Tenant */
       201: {
         headers: {
-          ETag?: string
-          'Idempotency-Replayed'?: string
+          ETag: components['headers']['ETag']
+          'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4792,6 +5171,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4806,7 +5187,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4819,6 +5202,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4828,6 +5213,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4849,6 +5236,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4858,6 +5247,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4867,8 +5258,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4878,6 +5271,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4887,6 +5282,8 @@ export interface operations {
       /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4896,9 +5293,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4917,6 +5314,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4929,7 +5328,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4954,6 +5355,8 @@ export interface operations {
       /** @description MemberPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4967,6 +5370,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4981,7 +5386,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -4995,6 +5402,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5004,6 +5413,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5022,6 +5433,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5031,9 +5444,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5052,6 +5465,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5064,7 +5479,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5088,6 +5505,8 @@ export interface operations {
       /** @description A person in the agency */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5100,6 +5519,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5114,7 +5535,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5128,6 +5551,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5140,6 +5565,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5158,6 +5585,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5167,9 +5596,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5188,6 +5617,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5200,7 +5631,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5224,6 +5657,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -5235,6 +5670,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5249,7 +5686,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5263,6 +5702,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5275,6 +5716,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5293,6 +5736,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5302,6 +5747,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5311,8 +5758,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5322,6 +5771,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5331,9 +5782,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5352,6 +5803,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5364,7 +5817,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5393,6 +5848,8 @@ export interface operations {
       /** @description A person in the agency */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5406,6 +5863,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5420,7 +5879,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5434,6 +5895,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5446,6 +5909,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5464,6 +5929,8 @@ export interface operations {
       /** @description `last_owner`: An agency keeps at least one owner */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5473,6 +5940,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5482,8 +5951,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5493,6 +5964,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5502,9 +5975,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5523,6 +5996,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5535,7 +6010,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5559,6 +6036,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -5570,6 +6049,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5584,7 +6065,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5598,6 +6081,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5610,6 +6095,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5628,6 +6115,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5637,8 +6126,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5648,6 +6139,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5657,9 +6150,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5678,6 +6171,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5690,7 +6185,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5715,6 +6212,8 @@ export interface operations {
       /** @description InvitationPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5728,6 +6227,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5742,7 +6243,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5756,6 +6259,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5765,6 +6270,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5783,6 +6290,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5792,9 +6301,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5813,6 +6322,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5825,7 +6336,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5849,14 +6362,16 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewInvitation']
+        'application/json': components['schemas']['InvitationInput']
       }
     }
     responses: {
       /** @description Invitation */
       201: {
         headers: {
-          'Idempotency-Replayed'?: string
+          'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5870,6 +6385,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5884,7 +6401,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5898,6 +6417,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5907,6 +6428,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5929,6 +6452,8 @@ export interface operations {
        */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5938,6 +6463,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5947,8 +6474,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5958,6 +6487,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5967,6 +6498,8 @@ export interface operations {
       /** @description `idempotency_key_reused`: This Idempotency-Key was used for another request */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5976,9 +6509,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -5997,6 +6530,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6009,7 +6544,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6033,6 +6570,8 @@ export interface operations {
       /** @description Accepted */
       202: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6046,6 +6585,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6060,7 +6601,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6074,6 +6617,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6086,6 +6631,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6104,6 +6651,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6113,8 +6662,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6124,6 +6675,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6133,9 +6686,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6154,6 +6707,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6166,7 +6721,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6190,6 +6747,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -6201,6 +6760,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6215,7 +6776,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6229,6 +6792,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6241,6 +6806,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6259,6 +6826,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6268,8 +6837,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6279,6 +6850,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6288,9 +6861,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6309,6 +6882,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6321,7 +6896,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6346,6 +6923,8 @@ export interface operations {
       /** @description TokenReply */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6359,6 +6938,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6374,7 +6955,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6387,6 +6970,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6399,6 +6984,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6417,6 +7004,8 @@ export interface operations {
       /** @description `already_a_member`: This person is a member already */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6426,6 +7015,8 @@ export interface operations {
       /** @description `invitation_expired`: The invitation is no longer good */
       410: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6435,6 +7026,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6444,8 +7037,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6455,6 +7050,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6464,9 +7061,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6485,6 +7082,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6497,7 +7096,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6528,6 +7129,8 @@ export interface operations {
       /** @description FilePage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6541,6 +7144,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6555,7 +7160,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6569,6 +7176,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6578,6 +7187,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6596,6 +7207,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6605,9 +7218,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6626,6 +7239,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6638,7 +7253,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6663,6 +7280,8 @@ export interface operations {
       /** @description FileMetadata */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6676,6 +7295,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6690,7 +7311,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6704,6 +7327,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6713,6 +7338,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6734,6 +7361,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6743,8 +7372,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6754,6 +7385,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6763,6 +7396,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6772,9 +7407,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6793,6 +7428,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6805,7 +7442,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6815,6 +7454,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6838,6 +7479,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6850,6 +7493,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6864,7 +7509,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6878,6 +7525,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6890,6 +7539,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6908,6 +7559,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6917,9 +7570,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6938,6 +7591,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6950,7 +7605,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6977,6 +7634,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -6988,6 +7647,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7002,7 +7663,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7016,6 +7679,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7028,6 +7693,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7046,6 +7713,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7055,8 +7724,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7066,6 +7737,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7075,9 +7748,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7096,6 +7769,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7108,7 +7783,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7132,6 +7809,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7145,6 +7824,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7159,7 +7840,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7173,6 +7856,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7185,6 +7870,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7203,6 +7890,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7212,6 +7901,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7221,8 +7912,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7232,6 +7925,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7241,9 +7936,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7262,6 +7957,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7274,7 +7971,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7311,9 +8010,8 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7323,10 +8021,8 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
-          'Content-Range'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7336,7 +8032,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7347,6 +8045,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7361,7 +8061,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7375,6 +8077,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7387,6 +8091,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7405,7 +8111,9 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
-          'Content-Range'?: string
+          'Content-Range': components['headers']['Content-Range']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7415,6 +8123,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7424,9 +8134,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7445,6 +8155,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7457,7 +8169,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7481,6 +8195,8 @@ export interface operations {
       /** @description FileLink */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7493,6 +8209,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7507,7 +8225,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7521,6 +8241,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7533,6 +8255,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7551,6 +8275,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7560,9 +8286,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7581,6 +8307,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7593,7 +8321,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7629,9 +8359,8 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7641,10 +8370,8 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
-          ETag?: string
-          'Accept-Ranges'?: string
-          'Content-Disposition'?: string
-          'Content-Range'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7654,7 +8381,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7665,6 +8394,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7674,6 +8405,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7686,6 +8419,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7704,7 +8439,9 @@ export interface operations {
       /** @description `range_not_satisfiable`: The file has no such range */
       416: {
         headers: {
-          'Content-Range'?: string
+          'Content-Range': components['headers']['Content-Range']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7714,6 +8451,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7723,9 +8462,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7744,6 +8483,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7756,7 +8497,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7784,6 +8527,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -7795,6 +8540,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7804,6 +8551,8 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7816,6 +8565,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7834,6 +8585,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7843,8 +8596,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7854,6 +8609,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7863,9 +8620,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7884,6 +8641,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7896,7 +8655,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7906,6 +8667,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7930,6 +8693,8 @@ export interface operations {
       /** @description UnfinishedUploadPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7943,6 +8708,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7957,7 +8724,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7971,6 +8740,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7980,6 +8751,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -7998,6 +8771,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8007,9 +8782,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8028,6 +8803,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8040,7 +8817,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8058,13 +8837,15 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': components['schemas']['NewUpload']
+        'application/json': components['schemas']['UploadInput']
       }
     }
     responses: {
       /** @description Upload */
       201: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8078,6 +8859,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8092,7 +8875,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8106,6 +8891,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8115,6 +8902,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8136,6 +8925,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8145,8 +8936,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8156,6 +8949,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8165,6 +8960,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8174,9 +8971,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8195,6 +8992,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8207,7 +9006,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8231,6 +9032,8 @@ export interface operations {
       /** @description FileMetadata */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8244,6 +9047,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8258,7 +9063,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8272,6 +9079,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8284,6 +9093,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8302,6 +9113,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8311,6 +9124,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8320,8 +9135,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8331,6 +9148,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8340,9 +9159,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8361,6 +9180,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8373,7 +9194,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8383,6 +9206,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8406,6 +9231,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8417,6 +9244,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8431,7 +9260,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8445,6 +9276,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8457,6 +9290,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8475,6 +9310,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8484,8 +9321,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8495,6 +9334,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8504,9 +9345,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8525,6 +9366,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8537,7 +9380,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8571,8 +9416,8 @@ export interface operations {
       /** @description Begun; `Location` says where it goes on */
       201: {
         headers: {
-          Location?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8584,6 +9429,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8598,7 +9445,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8612,6 +9461,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8621,6 +9472,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8639,6 +9492,8 @@ export interface operations {
       /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8651,6 +9506,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8660,8 +9517,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8671,6 +9530,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8680,6 +9541,8 @@ export interface operations {
       /** @description `quota_exceeded`: The agency's storage is full */
       422: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8689,9 +9552,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8710,6 +9573,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8722,7 +9587,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8749,6 +9616,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8760,6 +9629,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8774,7 +9645,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8788,6 +9661,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8800,6 +9675,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8818,6 +9695,8 @@ export interface operations {
       /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8827,6 +9706,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8836,8 +9717,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8847,6 +9730,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8856,9 +9741,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8877,6 +9762,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8889,7 +9776,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8916,9 +9805,8 @@ export interface operations {
       /** @description In `Upload-Offset` */
       200: {
         headers: {
-          'Upload-Offset'?: string
-          'Upload-Length'?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -8930,6 +9818,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8944,7 +9834,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8958,6 +9850,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8970,6 +9864,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8988,6 +9884,8 @@ export interface operations {
       /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -8997,6 +9895,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9006,8 +9906,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9017,6 +9919,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9026,9 +9930,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9047,6 +9951,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9059,7 +9965,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9096,8 +10004,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
-          'Upload-Offset'?: string
-          'Upload-Expires'?: string
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9109,6 +10017,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9123,7 +10033,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9137,6 +10049,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9149,6 +10063,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9167,6 +10083,8 @@ export interface operations {
       /** @description `conflict`: It is not in a state that allows this */
       409: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9176,6 +10094,8 @@ export interface operations {
       /** @description `unsupported_version`: This version of the protocol is not spoken here */
       412: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9185,6 +10105,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9194,8 +10116,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9205,6 +10129,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9214,9 +10140,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9235,6 +10161,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9247,7 +10175,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9257,6 +10187,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9281,7 +10213,9 @@ export interface operations {
       /** @description The signed-in person in the tenant of the token */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9295,6 +10229,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9309,7 +10245,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9322,6 +10260,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9331,6 +10271,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9352,6 +10294,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9361,8 +10305,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9372,6 +10318,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9381,9 +10329,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9402,6 +10350,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9414,7 +10364,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9424,6 +10376,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9444,6 +10398,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9455,6 +10411,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9469,7 +10427,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9482,6 +10442,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9491,6 +10453,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9509,6 +10473,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9518,8 +10484,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9529,6 +10497,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9538,9 +10508,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9559,6 +10529,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9571,7 +10543,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9596,7 +10570,9 @@ export interface operations {
       /** @description Tenant */
       200: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9610,6 +10586,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9624,7 +10602,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9638,6 +10618,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9647,6 +10629,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9668,6 +10652,8 @@ export interface operations {
        */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9677,8 +10663,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9688,6 +10676,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9697,9 +10687,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9718,6 +10708,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9730,7 +10722,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9740,6 +10734,8 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9760,6 +10756,8 @@ export interface operations {
       /** @description Done; there is nothing to say */
       204: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9771,6 +10769,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9785,7 +10785,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9799,6 +10801,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9808,6 +10812,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9826,6 +10832,8 @@ export interface operations {
       /** @description `payload_too_large`: The body is too large */
       413: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9835,8 +10843,10 @@ export interface operations {
       /** @description `unsupported_media_type`: This media type is not accepted here */
       415: {
         headers: {
-          Accept?: string
-          'Accept-Encoding'?: string
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9846,6 +10856,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9855,9 +10867,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9876,6 +10888,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9888,7 +10902,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9920,6 +10936,8 @@ export interface operations {
       /** @description The image */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9929,7 +10947,9 @@ export interface operations {
       /** @description You have the newest already */
       304: {
         headers: {
-          ETag?: string
+          ETag: components['headers']['ETag']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content?: never
@@ -9940,6 +10960,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9952,6 +10974,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9970,6 +10994,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -9979,9 +11005,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10000,6 +11026,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10012,7 +11040,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10051,6 +11081,8 @@ export interface operations {
       /** @description AuditEventPage */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10064,6 +11096,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10078,7 +11112,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10092,6 +11128,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10101,6 +11139,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10119,6 +11159,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10128,9 +11170,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10149,6 +11191,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10161,7 +11205,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10197,6 +11243,8 @@ export interface operations {
       /** @description NDJSON */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10209,6 +11257,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10223,7 +11273,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10237,6 +11289,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10246,6 +11300,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10264,6 +11320,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10273,9 +11331,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10294,6 +11352,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10306,7 +11366,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10330,6 +11392,8 @@ export interface operations {
       /** @description AuditVerification */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10343,6 +11407,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10357,7 +11423,9 @@ export interface operations {
        */
       401: {
         headers: {
-          'WWW-Authenticate'?: string
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10371,6 +11439,8 @@ export interface operations {
        */
       403: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10380,6 +11450,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10398,6 +11470,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10407,9 +11481,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10428,6 +11502,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10440,7 +11516,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10464,6 +11542,8 @@ export interface operations {
       /** @description A page */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10476,6 +11556,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10488,6 +11570,8 @@ export interface operations {
        */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10506,6 +11590,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10515,9 +11601,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10536,6 +11622,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10548,7 +11636,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10569,6 +11659,8 @@ export interface operations {
       /** @description OpenAPI 3.1 */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10583,6 +11675,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10592,6 +11686,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10610,6 +11706,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10619,9 +11717,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10640,6 +11738,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10652,7 +11752,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10673,6 +11775,8 @@ export interface operations {
       /** @description OpenAPI 3.1 */
       200: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10685,6 +11789,8 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10694,6 +11800,8 @@ export interface operations {
       /** @description `tenant_not_found`: There is no such agency */
       404: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10712,6 +11820,8 @@ export interface operations {
       /** @description `unknown_host`: This server does not serve that host */
       421: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10721,9 +11831,9 @@ export interface operations {
       /** @description `rate_limited`: Too many requests */
       429: {
         headers: {
-          'Retry-After'?: string
-          'RateLimit-Policy'?: string
-          RateLimit?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10742,6 +11852,8 @@ export interface operations {
       /** @description `internal_error`: Something went wrong here */
       500: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10754,7 +11866,9 @@ export interface operations {
        */
       503: {
         headers: {
-          'Retry-After'?: string
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {

@@ -2,7 +2,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent, Registration, TokenReply } from '../schemas.ts'
 import { refresh } from './refresh.ts'
 import { register } from './register.ts'
-import { NewRegistration, Refresh, SignIn, SignOut, Switch } from './schemas.ts'
+import { Refresh, RegistrationInput, SignIn, SignOut, Switch } from './schemas.ts'
 import { signIn } from './sign-in.ts'
 import { signOut } from './sign-out.ts'
 import { switchTenant } from './switch.ts'
@@ -21,7 +21,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'Makes the agency, the identity and a session at once. The agency then lives at `<slug>.<BASE_DOMAIN>`.',
         tags,
-        body: NewRegistration,
+        body: RegistrationInput,
         response: { 201: Registration }
       }
     },

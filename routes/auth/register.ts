@@ -9,12 +9,12 @@ import { emailTaken, notFound, slugTaken } from '../../src/errors.ts'
 import { requireUnreserved } from '../../src/slugs.ts'
 import { revocationSeconds } from '../../src/token-life.ts'
 import { presentTenant } from '../schemas.ts'
-import type { NewRegistration } from './schemas.ts'
+import type { RegistrationInput } from './schemas.ts'
 
 /** A new agency, its first owner and their first session: all of it, or nothing. */
 export async function register(
   app: FastifyInstance,
-  request: FastifyRequest<{ Body: NewRegistration }>,
+  request: FastifyRequest<{ Body: RegistrationInput }>,
   reply: FastifyReply
 ) {
   const { tenant, name, password } = request.body

@@ -3,11 +3,11 @@ import { Email, Name, NewPassword, Password, Slug } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
-export const NewRegistration = Type.Object(
+export const RegistrationInput = Type.Object(
   { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: NewPassword },
-  { ...strict, title: 'NewRegistration' }
+  { ...strict, title: 'RegistrationInput' }
 )
-export type NewRegistration = Static<typeof NewRegistration>
+export type RegistrationInput = Static<typeof RegistrationInput>
 
 export const SignIn = Type.Object(
   {

@@ -10,7 +10,7 @@ import { writeObject } from '../../src/objects/writing.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { finishArrived } from './arrived.ts'
 import { bodyOf, withUpload } from './receiving.ts'
-import { File, FileParams, LinkParams, NewUpload, Upload } from './schemas.ts'
+import { File, FileParams, LinkParams, Upload, UploadInput } from './schemas.ts'
 import { readUpload } from './upload-queries.ts'
 
 /** A direct upload that is not completed for this long is given up. */
@@ -30,7 +30,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. Until then there is no file.',
         tags,
-        body: NewUpload,
+        body: UploadInput,
         response: { 201: Upload }
       }
     },

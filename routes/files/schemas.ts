@@ -1,15 +1,13 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { sentenceKeyword } from '../../src/field-errors.ts'
 import { mediaTypePattern } from '../../src/media-types.ts'
-import { Bytes, Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
+import { Bytes, Id, Line, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
-export const FileName = Type.String({
+export const FileName = Line({
   minLength: 1,
   maxLength: 255,
-  pattern: '^[^\\u0000-\\u001f\\u007f-\\u009f\\ud800-\\udfff]*$',
-  [sentenceKeyword]: 'must be one line of text, without control characters',
   description: 'As people call it; never part of a path',
   examples: ['Contract.pdf']
 })
@@ -81,11 +79,11 @@ export const FileLink = Type.Object(
   { title: 'FileLink' }
 )
 
-export const NewUpload = Type.Object(
+export const UploadInput = Type.Object(
   { name: FileName, content_type: ContentType, size: Size, sha256: Sha256, purpose: Type.Optional(Purpose) },
-  { ...strict, title: 'NewUpload' }
+  { ...strict, title: 'UploadInput' }
 )
-export type NewUpload = Static<typeof NewUpload>
+export type UploadInput = Static<typeof UploadInput>
 
 export const Upload = Type.Object(
   {

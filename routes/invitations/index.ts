@@ -8,7 +8,7 @@ import { lastId } from '../../src/uuids.ts'
 import { Accepted, NoContent, PageQuery, TokenReply } from '../schemas.ts'
 import { acceptInvitation } from './accept.ts'
 import { deleteInvitation, insertInvitation, isMember, listInvitations, renewInvitation } from './queries.ts'
-import { Acceptance, Invitation, InvitationId, InvitationPage, NewInvitation } from './schemas.ts'
+import { Acceptance, Invitation, InvitationId, InvitationInput, InvitationPage } from './schemas.ts'
 
 /** Admins invite people to their agency by e-mail. */
 const invitations: FastifyPluginAsyncTypebox = async (app) => {
@@ -49,7 +49,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'The mail carries the token, which is good for seven days. Nobody invites to a role above their own, and who may no longer invite takes their invitations with them. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.',
         tags,
-        body: NewInvitation,
+        body: InvitationInput,
         response: { 201: Invitation }
       }
     },

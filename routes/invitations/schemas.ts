@@ -2,11 +2,12 @@ import { type Static, Type } from '@sinclair/typebox'
 import { invitableRoles } from '../../src/roles.ts'
 import { Email, Id, Name, Page, Password, StringEnum, Timestamp } from '../schemas.ts'
 
-const InvitableRole = StringEnum(invitableRoles, { title: 'InvitableRole', examples: ['member'] })
+// without a title: an enum of its own that shares words with `Role` is two constants of one name in Go
+const InvitableRole = StringEnum(invitableRoles, { examples: ['member'] })
 
-export const NewInvitation = Type.Object(
+export const InvitationInput = Type.Object(
   { email: Email, role: InvitableRole },
-  { additionalProperties: false, title: 'NewInvitation' }
+  { additionalProperties: false, title: 'InvitationInput' }
 )
 
 const Delivery = StringEnum(['queued', 'sent', 'failed', 'unknown'], {

@@ -1,6 +1,6 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { type Locale, locales } from '../../src/mails.ts'
-import { Id, Name } from '../schemas.ts'
+import { locales } from '../../src/mails.ts'
+import { Id, maxAllowedOrigins, Name, Nullable, StringEnum } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -14,7 +14,7 @@ export const TenantPatch = Type.Object(
             Type.Unsafe<string[] | null>({
               type: ['array', 'null'],
               items: { type: 'string', maxLength: 255, format: 'web-origin' },
-              maxItems: 50,
+              maxItems: maxAllowedOrigins,
               uniqueItems: true,
               description:
                 'Origins that may call this agency from a browser, or from the web view of an app (`capacitor://localhost`); null removes them all',
@@ -22,12 +22,13 @@ export const TenantPatch = Type.Object(
             })
           ),
           locale: Type.Optional(
-            Type.Unsafe<Locale | null>({
-              type: ['string', 'null'],
-              enum: [...locales, null],
-              description: 'Language of mails; null is English',
-              examples: ['pt-BR']
-            })
+            Nullable(
+              StringEnum(locales, {
+                title: 'Locale',
+                description: 'Language of mails; null is English',
+                examples: ['pt-BR']
+              })
+            )
           )
         },
         strict

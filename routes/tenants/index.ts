@@ -9,7 +9,7 @@ import { tenantTag } from '../../src/etags.ts'
 import { requireUnreserved } from '../../src/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
-const NewTenant = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'NewTenant' })
+const TenantInput = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'TenantInput' })
 
 /** More agencies for people who have an account. */
 const tenants: FastifyPluginAsyncTypebox = async (app) => {
@@ -23,7 +23,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'Use `POST /api/v1/auth/switch` to get tokens for it. How many a person may make in a day is limited: `rate_limited`.',
         tags: ['tenant'],
-        body: NewTenant,
+        body: TenantInput,
         response: { 201: Tenant }
       }
     },

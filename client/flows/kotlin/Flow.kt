@@ -7,8 +7,8 @@ import app.aggios.client.infrastructure.ApiClient
 import app.aggios.client.infrastructure.ClientError
 import app.aggios.client.infrastructure.ClientException
 import app.aggios.client.infrastructure.Serializer
-import app.aggios.client.models.NewRegistration
-import app.aggios.client.models.NewRegistrationTenant
+import app.aggios.client.models.RegistrationInput
+import app.aggios.client.models.RegistrationInputTenant
 import app.aggios.client.models.Problem
 import app.aggios.client.models.Refresh
 import app.aggios.client.models.SignIn
@@ -23,8 +23,8 @@ fun main(args: Array<String>) {
 
     show("health", HealthApi(baseUrl).getHealth().status)
 
-    val tenant = NewRegistrationTenant(name = "Kotlin", slug = "kotlin")
-    val registration = auth.register(NewRegistration(tenant, name = "Ada", email = email, password = password))
+    val tenant = RegistrationInputTenant(name = "Kotlin", slug = "kotlin")
+    val registration = auth.register(RegistrationInput(tenant, name = "Ada", email = email, password = password))
     show("register", "${registration.tenant.slug} ${registration.user.role}")
 
     show("wrong password", codeOfRefusal { auth.login(SignIn(email, "incorrect horse battery")) })

@@ -8,8 +8,8 @@ from aggios_client import (
     Configuration,
     HealthApi,
     MeApi,
-    NewRegistration,
-    NewRegistrationTenant,
+    RegistrationInput,
+    RegistrationInputTenant,
     Refresh,
     SignIn,
     SignOut,
@@ -36,8 +36,8 @@ def show(step, value):
 
 show("health", health.get_health().status)
 
-tenant = NewRegistrationTenant(name="Python", slug="python")
-registration = auth.register(NewRegistration(tenant=tenant, name="Ada", email=email, password=password))
+tenant = RegistrationInputTenant(name="Python", slug="python")
+registration = auth.register(RegistrationInput(tenant=tenant, name="Ada", email=email, password=password))
 show("register", f"{registration.tenant.slug} {registration.user.role.value}")
 
 wrong = SignIn(email=email, password="incorrect horse battery")
