@@ -8,7 +8,7 @@ import { hashing } from './scenarios/hashing.ts'
 import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
-import { memory, processes, start, upload } from './scenarios/whole.ts'
+import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
 /*
  * npm run bench                       everything; writes docs/performance.md and its plot
@@ -32,6 +32,7 @@ const scenarios: Scenario[] = [
   processes,
   signIn,
   upload,
+  largeFile,
   memory,
   hashing,
   profile

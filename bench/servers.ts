@@ -25,7 +25,7 @@ type Program = { name: string; command: string; args: string[]; env: NodeJS.Proc
 const inherited = { PATH: process.env.PATH, HOME: process.env.HOME }
 
 /** Beside the database, so that what is uploaded is written to the same disk. */
-const filesFolder = join(root, 'bench', '.data', 'files')
+export const filesFolder = join(root, 'bench', '.data', 'files')
 
 const patienceMs = 30_000
 

@@ -19,6 +19,8 @@ import {
 } from './harness.ts'
 import { watchStolen } from './machine.ts'
 
+// bounded in time: what a neighbour waits for during an attack
+
 /*
  * One person with three agencies does everything that hurts, while another agency works as every day. The process stays small,
  * its event loop free, and the others notice little.

@@ -3,6 +3,8 @@ import t, { type Test } from 'tap'
 import { seal } from './audit-log.ts'
 import { allRows, createTenant, post, send, startApp, type Tenant, type TestApp } from './harness.ts'
 
+// bounded in time: how long a part of a check takes
+
 /*
  * A long log is checked in parts, each of which costs a bounded time, and all who check share one place.
  */

@@ -8,6 +8,8 @@ import t, { type Test } from 'tap'
 import { allRows, createTestDatabase, password, root, startServer, testEnvironment } from './harness.ts'
 import { findProgram } from './parts.ts'
 
+// bounded in time: how long a page takes
+
 /*
  * What only a browser knows: whether a policy lets a page work, whether a script may read a reply, and what tabs share.
  */

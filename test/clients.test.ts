@@ -8,6 +8,8 @@ import type { DatabaseUrls } from './databases.ts'
 import { allRows, createTestDatabase, password, root, startServer, type Tokens, testEnvironment } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how long generated programs take
+
 const run = promisify(execFile)
 const client = join(root, 'client')
 

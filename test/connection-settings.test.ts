@@ -6,6 +6,8 @@ import { fileForm } from './forms.ts'
 import { allRows, createTenant, createTestDatabase, eventually, post, send, startApp, type TestApp } from './harness.ts'
 import { pgbouncer, startPgBouncer } from './pgbouncer.ts'
 
+// bounded in time: requests with the time-outs of a database at their worst
+
 /*
  * A role, a database and a server have defaults for what a connection does not say, and their administrators change them. What
  * the product answers must not depend on them.

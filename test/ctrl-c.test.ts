@@ -10,6 +10,8 @@ import { findEmbeddedUrl } from '../db/embedded.ts'
 import { serializeError } from '../src/error-log.ts'
 import { eventually, password, startServer } from './harness.ts'
 
+// bounded in time: how long a process takes to end
+
 /*
  * Ctrl-C in a terminal: all of the process group get it, and npm passes it on besides.
  */

@@ -10,6 +10,8 @@ import { createSandbox, JobRefused, type Limits } from '../src/sandbox.ts'
 import { form } from './forms.ts'
 import { createTestDatabase, eventually, password, root, type Server, startServer, testEnvironment } from './harness.ts'
 
+// bounded in time: how long one who decodes may take
+
 /*
  * The processes that read bytes of strangers: what passes a limit ends there, and who serves goes on.
  */

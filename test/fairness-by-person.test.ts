@@ -3,6 +3,8 @@ import t from 'tap'
 import { createShares } from '../src/shares.ts'
 import { createTenant, eventually, post, send, startApp, type Tenant } from './harness.ts'
 
+// bounded in time: what others wait for beside who asks a lot
+
 /*
  * Agencies cost nothing to make, so whoever has several of them is one person all the same.
  */

@@ -5,6 +5,8 @@ import t, { type Test } from 'tap'
 import { type FaultProxy, startFaultProxy, type Toxic } from './fault-proxy.ts'
 import { eventually } from './harness.ts'
 
+// bounded in time: how long a fault lasts
+
 /*
  * The proxy that other tests trust: each of its faults by what the two ends see of it.
  */

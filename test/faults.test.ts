@@ -9,6 +9,8 @@ import { stopwatch } from './machine.ts'
 import { type Answer, ask, prepareAgency, registerAgency } from './oracle.ts'
 import { commitAnswered, type FaultName, startStand, tryFaults, urlsOf } from './stand.ts'
 
+// bounded in time: the slowest answer, and how soon a process recovers
+
 /*
  * Processes that lose their database, in every way that a database can be lost, while clients keep books of what they were told
  * (test/oracle.ts). `npm run faults` tries the same for as long as one likes.

@@ -20,6 +20,8 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: answers to honest clients during an attack
+
 /*
  * The product as a process that somebody wants to bring down: every size, shape and speed that a client can choose. Two
  * processes are attacked. One gets what is malformed and too much; the other is held by slow connections meanwhile, which

@@ -277,7 +277,7 @@ export async function freePort(): Promise<number> {
 }
 
 /** Waits until `check` says yes. Fails loudly and not by the file's time-out. Gives the milliseconds of a stopwatch. */
-export async function eventually(check: () => Promise<boolean> | boolean, withinMs = 5000): Promise<number> {
+export async function eventually(check: () => Promise<boolean> | boolean, withinMs = 20_000): Promise<number> {
   const elapsed = stopwatch()
   while (!(await check())) {
     if (elapsed() > withinMs) throw new Error(`not within ${withinMs} ms`)

@@ -23,6 +23,8 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: answers while passwords are hashed
+
 /*
  * The process of lower priority that hashes: that it does what the package does, that its death is nobody's trouble, and that
  * it never outlives who started it.

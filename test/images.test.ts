@@ -5,6 +5,8 @@ import t from 'tap'
 import { form, storedObjects } from './forms.ts'
 import { addMember, allRows, createTenant, password, post, type Reply, startApp, type Tenant } from './harness.ts'
 
+// bounded in time: how long an image may take
+
 const avatar = '/api/v1/users/me/avatar'
 const logo = '/api/v1/tenant/logo'
 const put = (url: string, content: Buffer | string, filename = 'face.png', type = 'image/png') =>

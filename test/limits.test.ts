@@ -41,6 +41,8 @@ import * as supervisor from '../src/workers/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
 
+// bounded in time: how long one may wait
+
 /*
  * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here, and
  * every limit in the sources has a row.

@@ -13,6 +13,8 @@ import { form } from './forms.ts'
 import { createTenant, post, startApp } from './harness.ts'
 import { asRoot, bucket, createMinioAdmin, encrypt, objectStores, type StartedStore } from './object-stores.ts'
 
+// bounded in time: how long a store may take
+
 /*
  * The same promises of every store: what src/objects/store.ts says, and the product on top of it.
  */

@@ -27,6 +27,8 @@ import {
 import { stopwatch } from './machine.ts'
 import { fingerprint } from './tokens.ts'
 
+// bounded in time: that signing in takes the same time for all
+
 const me = '/api/v1/users/me'
 
 const login = (app: TestApp, email: string, word: unknown, options: object = {}): Promise<Reply> =>

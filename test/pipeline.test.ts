@@ -9,6 +9,8 @@ import { codeOf, foreign, inA, inB, message, prepare, type Row } from './gate-tr
 import { eventually } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: when a connection counts as dead
+
 /*
  * The pipeline by itself, without the gate that asks again: what PostgreSQL says unasked, or does not say, and its end.
  */

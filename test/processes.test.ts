@@ -23,6 +23,8 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how soon a process starts and ends
+
 /*
  * The product as what it is in the end: processes, which are started, killed and cut off from their database.
  */

@@ -15,6 +15,8 @@ import {
 } from './harness.ts'
 import { callsOf, keysOf, needsRedis, startRedis } from './redis.ts'
 
+// bounded in time: windows of limits
+
 const me = '/api/v1/users/me'
 const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
 

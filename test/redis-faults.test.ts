@@ -13,6 +13,8 @@ import {
 import { stopwatch } from './machine.ts'
 import { needsRedis, type RedisServer, startRedis, unusedRedisUrl } from './redis.ts'
 
+// bounded in time: answers while Redis does not answer
+
 /*
  * Redis away, frozen, flushed, read-only or full: nothing fails, nothing becomes unlimited, nothing that was revoked revives,
  * and all is as before when it is back. Processes are never restarted here.

@@ -15,6 +15,8 @@ import { type DatabaseUrls, withClient } from './databases.ts'
 import { createTenant, eventually, post, startApp, type Tenant, type TestApp } from './harness.ts'
 import { makeStandby, type Standby } from './standby.ts'
 
+// bounded in time: when a replica is left
+
 /*
  * With a streaming replica of a server of its own: what is asked there, what never is, and what happens when it is away or
  * behind.

@@ -22,6 +22,8 @@ import { ask, prepareAgency, registerAgency } from './oracle.ts'
 import { findFakeClock, findProgram } from './parts.ts'
 import { createRandom, decode, makeToken } from './tokens.ts'
 
+// bounded in time: when a replica is left
+
 /*
  * Replicas that do not agree, on the time or on the keys; replies that do not arrive; processes that have too little of
  * something.

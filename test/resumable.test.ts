@@ -19,6 +19,8 @@ import {
   type TestApp
 } from './harness.ts'
 
+// bounded in time: how long an upload may take
+
 const mebibyte = 1024 * 1024
 const endpoint = '/api/v1/files/resumable'
 const version = { 'tus-resumable': '1.0.0' }

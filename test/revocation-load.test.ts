@@ -5,6 +5,8 @@ import t from 'tap'
 import { allRows, asOwner, createTenant, eventually, startApp } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how soon a process starts
+
 /*
  * What many living revocations cost: the start of a process, its memory, and its event loop.
  *

@@ -18,6 +18,8 @@ import {
   type Tokens
 } from './harness.ts'
 
+// bounded in time: how soon a revocation is in force
+
 /*
  * What a process knows of revocations is what the database has, whatever has become of either meanwhile.
  */

@@ -19,6 +19,8 @@ import {
 import { findProgram } from './parts.ts'
 import { ask, startTraefik } from './traefik.ts'
 
+// bounded in time: how long a deploy takes
+
 /*
  * A deploy of a new version, twenty times: each process in its turn is told to stop and is started again, while clients go on
  * as if nothing were happening.

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -12,12 +12,18 @@ import { startPgBouncer } from './pgbouncer.ts'
 
 /*
  * Starts one PostgreSQL for the whole run, makes the database that every test copies, and runs tap on the files that are
- * named, or on all. What failed is told again at the end; the last line counts. With TEST_PGBOUNCER=1 the product reaches it
+ * named, or on all; `--changed` on those that load what has changed since they ran. What failed is told again at the end; the last
+ * line counts. With TEST_PGBOUNCER=1 the product reaches it
  * through PgBouncer in transaction mode.
  */
 
-/** What one file came to, in assertions. */
-type Outcome = { passed: number; failed: number; skipped: number; failures: string[] }
+/** What one file came to, in assertions, and how long it took. */
+type Outcome = { passed: number; failed: number; skipped: number; ms: number; failures: string[] }
+
+/** A file whose bounds in time a busy machine may break says so in a line of its own, with what it bounds. */
+const bounded = /^\/\/ bounded in time: \S/m
+/** More than so many files that needed a second run are no accident. */
+const mostSecondRuns = 3
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
 const server = await startEmbedded(dir, { durable: false })
@@ -38,16 +44,20 @@ await migrate(urls.owner.replace('DATABASE', templateDatabase))
 const lastRerunMs = 55 * 60_000
 
 const named = process.argv.slice(2)
+const files =
+  named.length === 0 ? readdirSync(import.meta.dirname).filter((name) => name.endsWith('.test.ts')).length : 0
 const wasShortOfTime = watchMachine()
-const outcomes = await runTap(named)
+const outcomes = await runTap(named, files)
 const broken = () => [...outcomes].filter(([, { failed }]) => failed > 0)
-// bounds in time are for a machine that has time: a file that failed beside others is decided by a run of its own. Many are no
-// accident, unless there was no time for any
+const secondRuns: string[] = []
+// bounds in time are for a machine that has time: a file that has some and failed beside others is decided by a run of its own.
+// Many are no accident, unless there was no time for any
 if (named.length === 0 && (broken().length <= 6 || wasShortOfTime())) {
   for (const [file, { failures }] of broken()) {
-    // what tap says of the whole run is no file
-    if (!file.startsWith('test/')) continue
+    if (!file.startsWith('test/') || !bounded.test(readFileSync(join(import.meta.dirname, '..', file), 'utf8')))
+      continue
     tell(`${file} failed beside others and runs once more, alone`, failures)
+    secondRuns.push(file)
     await decide(file)
   }
 }
@@ -56,9 +66,19 @@ await server.stop()
 rmSync(dir, { recursive: true, force: true })
 
 for (const [file, { failures }] of broken()) tell(`${file} failed`, failures)
+const slowest = [...outcomes].sort(([, one], [, other]) => other.ms - one.ms).slice(0, 10)
+if (files > 0)
+  tell(
+    'the slowest',
+    slowest.map(([file, { ms }]) => `${(ms / 1000).toFixed(0).padStart(5)} s  ${file}`)
+  )
+tell(`${secondRuns.length} needed a second run`, secondRuns)
 const sum = (key: 'passed' | 'failed' | 'skipped') => [...outcomes.values()].reduce((all, each) => all + each[key], 0)
 const skipped = sum('skipped')
-const failed = outcomes.size === 0 ? 1 : sum('failed')
+const excess = process.env.CI && secondRuns.length > mostSecondRuns ? 1 : 0
+if (excess) tell(`more than ${mostSecondRuns} needed a second run, which counts as a failure`, [])
+// nothing that has changed is nothing to test, but nothing at all is a mistake
+const failed = outcomes.size === 0 && !named.includes('--changed') ? 1 : sum('failed') + excess
 process.stdout.write(`\n${sum('passed')} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
 process.exitCode = failed > 0 ? 1 : 0
 
@@ -76,14 +96,18 @@ function tell(what: string, failures: string[]): void {
   process.stdout.write(`\n# ${what}\n${failures.slice(0, 150).join('\n')}\n`)
 }
 
-/** Runs tap and reads what it prints: an assertion is a line without a time, what is indented belongs to the file below it. */
-async function runTap(args: string[]): Promise<Map<string, Outcome>> {
+/**
+ * Runs tap and reads what it prints: an assertion is a line without a time, what is indented belongs to the file below it. Of so many
+ * files it says how far it is.
+ */
+async function runTap(args: string[], total = 0): Promise<Map<string, Outcome>> {
   // by this Node and not by the one of PATH, which may be too old to read the tests
   const program = join(import.meta.dirname, '..', 'node_modules', '.bin', 'tap')
   const tap = spawn(process.execPath, [program, ...args], { stdio: ['inherit', 'pipe', 'inherit'] })
   const ended = once(tap, 'close')
-  const files = new Map<string, Outcome>()
-  const none = (): Outcome => ({ passed: 0, failed: 0, skipped: 0, failures: [] })
+  const done = new Map<string, Outcome>()
+  const none = (): Outcome => ({ passed: 0, failed: 0, skipped: 0, ms: 0, failures: [] })
+  const startedAt = performance.now()
   let current = none()
   let failing = false
   for await (const line of createInterface({ input: tap.stdout })) {
@@ -96,13 +120,25 @@ async function runTap(args: string[]): Promise<Map<string, Outcome>> {
     }
     if (failing) current.failures.push(line)
     if (verdict === undefined || indent !== '') continue
-    const file = rest.match(/ - (\S+)/)?.[1] ?? rest
+    const [, file = rest, ms = '0'] = rest.match(/ - (\S+)(?: # time=([\d.]+)ms)?/) ?? []
+    // what tap says after a file that took too long, and has failed by that, is no file
+    if (file === 'timeout!') continue
     // one that ended before it could say what was wrong
     if (verdict === 'not ok') current.failed = Math.max(1, current.failed)
-    files.set(file, current)
+    current.ms = Number(ms)
+    done.set(file, current)
+    if (done.size < total) tellProgress(done, total, performance.now() - startedAt)
     current = none()
     failing = false
   }
   await ended
-  return files
+  return done
+}
+
+/** How far a run is. Some files take much longer than others, so what it says of the time left is a guess. */
+function tellProgress(done: Map<string, Outcome>, total: number, ms: number): void {
+  const failing = [...done.values()].filter(({ failed }) => failed > 0).length
+  const minutes = Math.ceil(((ms / done.size) * (total - done.size)) / 60_000)
+  const verdict = failing > 0 ? `, ${failing} failed` : ''
+  process.stdout.write(`# ${done.size} of ${total} files${verdict}, about ${minutes} min left\n`)
 }

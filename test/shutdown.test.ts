@@ -8,6 +8,8 @@ import { spareReplies } from '../src/workers/idle-connections.ts'
 import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how long a shutdown takes
+
 /*
  * Replies that are on their way to a slow client when the process is told to stop.
  */

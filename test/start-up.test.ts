@@ -22,6 +22,8 @@ import {
   waitUntilReady
 } from './harness.ts'
 
+// bounded in time: how long a database is waited for
+
 /*
  * What somebody meets who starts the product, or a command of it, where something is in the way: one line with what to do, an
  * exit code, and nothing left behind.

@@ -10,6 +10,8 @@ import { createTenant, createTestDatabase, freePort, post, startApp, startServer
 import { type Fault, lostReply, refusal, reset, startScriptedS3 } from './scripted-s3.ts'
 import { large, matchesAfterSweep, servesTheRest, small, upload } from './store-checks.ts'
 
+// bounded in time: how long a store may take
+
 /*
  * A store that is away, slow, full, wrong or gone in the middle: a problem in bounded time, nothing half visible, and whatever
  * else the product does goes on.

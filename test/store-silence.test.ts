@@ -12,6 +12,8 @@ import { stopwatch } from './machine.ts'
 import { type Fault, silence, startScriptedS3 } from './scripted-s3.ts'
 import { large, matchesAfterSweep, servesTheRest, small, upload } from './store-checks.ts'
 
+// bounded in time: how long a store that says nothing is waited for
+
 /*
  * A store that takes connections and says nothing. Most of it is waiting, so all of it waits at once.
  */

@@ -31,6 +31,8 @@ import {
 import { allRows, eventually, startApp, type TestApp, withoutPooler } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how long one may wait for a connection
+
 const slowRead = statement(
   'test_slow_read',
   (_, $: { seconds: number }) => sql<{ tenant_id: string }>`

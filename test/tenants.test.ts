@@ -20,6 +20,8 @@ import {
 import { stopwatch } from './machine.ts'
 import { decode, fingerprint, makeToken, rawRequest, seconds, sendRaw } from './tokens.ts'
 
+// bounded in time: how soon a change is in force
+
 type Method = 'DELETE' | 'GET' | 'HEAD' | 'OPTIONS' | 'PATCH' | 'POST' | 'PUT'
 
 const me = '/api/v1/users/me'

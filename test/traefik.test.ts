@@ -25,6 +25,8 @@ import {
 import { findProgram } from './parts.ts'
 import { ask, complaints, exchange, makeCertificate, type Question, readStatic, startTraefik } from './traefik.ts'
 
+// bounded in time: how soon a proxy notices
+
 /*
  * Traefik in front of the real product. Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.
  */

@@ -14,6 +14,8 @@ import {
   type TestApp
 } from './harness.ts'
 
+// bounded in time: how long an upload may take
+
 const mebibyte = 1024 * 1024
 const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 

@@ -9,6 +9,8 @@ import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './d
 import { allRows, eventually, root, type Server, startServer, testEnvironment } from './harness.ts'
 import { ask, registerAgency } from './oracle.ts'
 
+// bounded in time: how long old and new processes work together
+
 /*
  * A new version arrives: every process of it finds an older schema at the same moment, one of them dies over it, and those of
  * the old version go on with the new schema until they are replaced.

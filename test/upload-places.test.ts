@@ -6,6 +6,8 @@ import { createPace } from '../src/pace.ts'
 import { boundary, fileForm } from './forms.ts'
 import { allRows, createTenant, eventually, post, startApp, type Tenant } from './harness.ts'
 
+// bounded in time: how long one waits for a place
+
 /*
  * Places for uploads are for people, however many agencies they have; who waits for one is told in time; and who comes slowly
  * makes room for who waits.

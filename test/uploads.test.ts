@@ -18,6 +18,8 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: how long an upload may take
+
 const kib = 1024
 const sha256 = (content: string | Buffer) => createHash('sha256').update(content).digest('hex')
 const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes

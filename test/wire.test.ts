@@ -24,6 +24,8 @@ import {
 import { eventually, startApp, withoutPooler } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
+// bounded in time: when a connection counts as dead
+
 t.test('messages to PostgreSQL', async (t) => {
   const bound = (name: string, values: (string | Buffer | null)[]) =>
     Buffer.concat([serialize.bind({ statement: name, values }), serialize.execute({})])

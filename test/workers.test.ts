@@ -23,6 +23,8 @@ import {
 import { stopwatch } from './machine.ts'
 import { findProgram } from './parts.ts'
 
+// bounded in time: how soon a worker is replaced
+
 /*
  * Several workers on one port: that all of them serve, that the death of one is the trouble of nobody else, and that the end
  * of all of them is in good order.

@@ -1,5 +1,9 @@
+import { mkdir, open, rm } from 'node:fs/promises'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { settings } from '../../src/config.ts'
+import { partBytes } from '../../src/objects/writing.ts'
+import { content, createFileClient } from '../../test/large-file.ts'
 import type { Bench, Scenario } from '../bench.ts'
 import { type NextRequest, runCallers } from '../callers.ts'
 import { ask, pick, productReads } from '../contenders.ts'
@@ -7,7 +11,7 @@ import type { Dataset } from '../database.ts'
 import { undisturbed } from '../disturbance.ts'
 import { liveBytes } from '../heap.ts'
 import { comparePair, measure, warmUp } from '../pairs.ts'
-import { freePort, removeUploads, startProduct } from '../servers.ts'
+import { filesFolder, freePort, removeUploads, startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
 
 /** The server as a whole: how many processes, how soon it is there, what it keeps in memory. */
@@ -120,4 +124,62 @@ export const upload: Scenario = {
     await product.stop()
     await removeUploads(dataset)
   }
+}
+
+const largeMebibytes = 256
+const largeRounds = 4
+
+export const largeFile: Scenario = {
+  name: 'large-file',
+  about: 'a file of 256 MiB by POST /files, against a program that writes the same bytes to the same disk',
+  inQuick: false,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset, { MAX_FILE_SIZE: '1GiB' })
+    const [user] = pick(dataset.users, 1)
+    if (!user) throw new Error('the set of data has no users')
+    const client = createFileClient(product.port, { host: user.host, authorization: `Bearer ${user.access_token}` })
+    await client.remove(await client.upload(8))
+    const shares: number[] = []
+    const speeds: number[] = []
+    // in turns, so that both see the same machine
+    for (let round = 0; round < largeRounds; round++) {
+      const raw = await timeOf(() => writeToDisk(largeMebibytes))
+      let file = ''
+      const uploading = await timeOf(async () => {
+        file = await client.upload(largeMebibytes)
+      })
+      await client.remove(file)
+      shares.push(raw / uploading)
+      speeds.push((largeMebibytes / uploading) * 1000)
+    }
+    bench.figure({ name: 'large-file/raw', value: median(shares), unit: 'ratio' })
+    bench.figure({ name: 'large-file', value: median(speeds), unit: '/s', detail: 'MiB' })
+    await product.stop()
+    await removeUploads(dataset)
+  }
+}
+
+async function timeOf(work: () => Promise<void>): Promise<number> {
+  const startedAt = performance.now()
+  await work()
+  return performance.now() - startedAt
+}
+
+/** As the product does, and nothing besides: what is written is on the disk when it resolves. */
+async function writeToDisk(mebibytes: number): Promise<void> {
+  const folder = join(filesFolder, 'raw')
+  await mkdir(folder, { recursive: true })
+  const file = await open(join(folder, 'raw'), 'w')
+  let unsynced = 0
+  for (const each of content(mebibytes)) {
+    await file.write(each)
+    unsynced += each.length
+    if (unsynced < partBytes) continue
+    await file.datasync()
+    unsynced = 0
+  }
+  await file.sync()
+  await file.close()
+  await rm(folder, { recursive: true })
 }
