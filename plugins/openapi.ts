@@ -193,6 +193,7 @@ function nameSchemas(document: Schema): Schema {
     // a body that may be null may be left out
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
+    for (const parameter of parameters) keepEmpty(parameter)
     for (const [status, response] of Object.entries(responses)) describe(status, response, { repeatable, limited })
   }
   return { ...document, paths }
@@ -213,8 +214,22 @@ function eitherNull({ description, ...schema }: Schema): Schema {
   }
 }
 
+/**
+ * A page to try operations on fills a field with the example that stands at a parameter, and leaves it empty when the example stands in
+ * the schema. Filled is only what the operation can't do without and what is good as it is, which an id made up here is not.
+ */
+function keepEmpty(parameter: Parameter): void {
+  // tus demands it of every request; a validator can't, because its absence is a 412 of tus
+  if (parameter.name === 'tus-resumable') parameter.required = true
+  const { required, schema, example } = parameter
+  if (example === undefined || (required && schema.format !== 'uuid')) return
+  delete parameter.example
+  parameter.schema = { ...schema, examples: [example] }
+}
+
+type Parameter = { name: string; required?: boolean; schema: Schema; example?: unknown }
 type Operation = {
-  parameters?: { name: string }[]
+  parameters?: Parameter[]
   operationId: string
   requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
   responses: Record<string, Response>

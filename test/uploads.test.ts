@@ -97,7 +97,8 @@ t.test('a form', async (t) => {
   t.test('may have its fields before and after the file', async (t) => {
     for (const parts of [
       [purpose, file, { name: 'sha256', content: sha256('hello') }],
-      [{ name: 'sha256', content: sha256('hello') }, file, purpose]
+      [{ name: 'sha256', content: sha256('hello') }, file, purpose],
+      [{ name: 'sha256', content: '' }, file, purpose]
     ]) {
       const reply = await ask(parts)
       t.match(reply.json(), { purpose: 'contract', sha256: sha256('hello') })

@@ -1071,7 +1071,7 @@ export interface components {
     }
     RegistrationInput: {
       tenant: {
-        /** @example Ada Lovelace */
+        /** @example Acme */
         name: string
         /** @example acme */
         slug: string
@@ -1261,7 +1261,7 @@ export interface components {
       refresh_token?: string
     } | null
     SwitchTenant: {
-      /** @example other-agency */
+      /** @example another-agency */
       tenant: string
     }
     UserPatch: {
@@ -1275,7 +1275,7 @@ export interface components {
     PasswordChange: {
       /** @example correct horse battery staple */
       current_password: string
-      /** @example correct horse battery staple */
+      /** @example another correct horse battery */
       new_password: string
     }
     /** @description A device that is signed in */
@@ -1338,7 +1338,7 @@ export interface components {
       next_cursor: string | null
     }
     TenantPatch: {
-      /** @example Ada Lovelace */
+      /** @example Acme */
       name?: string
       settings?: {
         /**
@@ -1374,9 +1374,9 @@ export interface components {
       user_id: string
     }
     TenantInput: {
-      /** @example Ada Lovelace */
+      /** @example Another agency */
       name: string
-      /** @example acme */
+      /** @example another-agency */
       slug: string
     }
     /** @description A person in the agency */
@@ -1458,7 +1458,7 @@ export interface components {
     InvitationInput: {
       /**
        * Format: email
-       * @example ada@example.com
+       * @example grace@example.com
        */
       email: string
       /**
@@ -1483,7 +1483,10 @@ export interface components {
       file: string
       /** @example contract */
       purpose?: string
-      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      /**
+       * @description Of the file, in hex; empty for none
+       * @example
+       */
       sha256?: string
     }
     FileMetadata: {
@@ -1551,10 +1554,10 @@ export interface components {
       content_type: string
       /**
        * Format: int64
-       * @example 1024
+       * @example 8
        */
       size: number
-      /** @example 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 */
+      /** @example 86edbaa24831badfa0a8b04bb410141e2ee4182b6d0014493fe262a7a331c20b */
       sha256: string
       /** @example contract */
       purpose?: string
@@ -2588,6 +2591,7 @@ export interface operations {
     }
     requestBody?: {
       content: {
+        /** @example {} */
         'application/json': components['schemas']['SignOut']
       }
     }
@@ -2928,10 +2932,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what is known
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what is known */
         'if-none-match'?: string
       }
       path?: never
@@ -3274,10 +3275,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what was read, weak or not
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what was read, weak or not */
         'if-match'?: string
       }
       path?: never
@@ -3959,7 +3957,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -4282,10 +4279,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what is known
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what is known */
         'if-none-match'?: string
       }
       path?: never
@@ -4620,10 +4614,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what was read, weak or not
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what was read, weak or not */
         'if-match'?: string
       }
       path?: never
@@ -5136,10 +5127,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
-         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
-         */
+        /** @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice. */
         'idempotency-key'?: string
       }
       path?: never
@@ -5495,7 +5483,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         user_id: string
       }
       cookie?: never
@@ -5647,7 +5634,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         user_id: string
       }
       cookie?: never
@@ -5833,7 +5819,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         user_id: string
       }
       cookie?: never
@@ -6026,7 +6011,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         user_id: string
       }
       cookie?: never
@@ -6351,10 +6335,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.
-         * @example "019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"
-         */
+        /** @description Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice. */
         'idempotency-key'?: string
       }
       path?: never
@@ -6560,7 +6541,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -6737,7 +6717,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -7113,7 +7092,6 @@ export interface operations {
         limit?: number
         /** @description `next_cursor` of the page before */
         cursor?: string
-        /** @example contract */
         purpose?: string
         /** @description Part of the name, whatever its case and accents */
         q?: string
@@ -7469,7 +7447,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -7624,7 +7601,6 @@ export interface operations {
       }
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -7799,7 +7775,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -7986,21 +7961,14 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what is known
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what is known */
         'if-none-match'?: string
-        /**
-         * @description One range of bytes
-         * @example bytes=0-1023
-         */
+        /** @description One range of bytes */
         range?: string
         /** @description ETag for which the range is meant */
         'if-range'?: string
       }
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -8185,7 +8153,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -8336,15 +8303,9 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what is known
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what is known */
         'if-none-match'?: string
-        /**
-         * @description One range of bytes
-         * @example bytes=0-1023
-         */
+        /** @description One range of bytes */
         range?: string
         /** @description ETag for which the range is meant */
         'if-range'?: string
@@ -9022,7 +8983,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -9221,7 +9181,6 @@ export interface operations {
       query?: never
       header?: never
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -9396,16 +9355,13 @@ export interface operations {
       query?: never
       header: {
         /** @example 1.0.0 */
-        'tus-resumable'?: string
+        'tus-resumable': string
         /**
          * @description Bytes of the whole file
          * @example 1024
          */
         'upload-length': string
-        /**
-         * @description Keys with values in base64: `filename`, `filetype`, `purpose`, `sha256`
-         * @example filename Q29udHJhY3QucGRm
-         */
+        /** @description Keys with values in base64: `filename`, `filetype`, `purpose`, `sha256` */
         'upload-metadata'?: string
       }
       path?: never
@@ -9601,12 +9557,11 @@ export interface operations {
   cancelResumableUpload: {
     parameters: {
       query?: never
-      header?: {
+      header: {
         /** @example 1.0.0 */
-        'tus-resumable'?: string
+        'tus-resumable': string
       }
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -9790,12 +9745,11 @@ export interface operations {
   getResumableUpload: {
     parameters: {
       query?: never
-      header?: {
+      header: {
         /** @example 1.0.0 */
-        'tus-resumable'?: string
+        'tus-resumable': string
       }
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -9981,7 +9935,7 @@ export interface operations {
       query?: never
       header: {
         /** @example 1.0.0 */
-        'tus-resumable'?: string
+        'tus-resumable': string
         /**
          * @description Bytes that the server has
          * @example 0
@@ -9989,7 +9943,6 @@ export interface operations {
         'upload-offset': string
       }
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -10917,16 +10870,11 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /**
-         * @description ETag of what is known
-         * @example "1.1-441d7c9db9ee"
-         */
+        /** @description ETag of what is known */
         'if-none-match'?: string
       }
       path: {
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         owner_id: string
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         id: string
       }
       cookie?: never
@@ -11057,19 +11005,11 @@ export interface operations {
         limit?: number
         /** @description `next_cursor` of the page before */
         cursor?: string
-        /** @example member.removed */
         action?: string
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         actor_id?: string
-        /**
-         * @description At or after
-         * @example 2026-11-01T00:00:00Z
-         */
+        /** @description At or after */
         from?: string
-        /**
-         * @description Before
-         * @example 2026-12-01T00:00:00Z
-         */
+        /** @description Before */
         to?: string
       }
       header?: never
@@ -11219,19 +11159,11 @@ export interface operations {
   exportAuditEvents: {
     parameters: {
       query?: {
-        /** @example member.removed */
         action?: string
-        /** @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e */
         actor_id?: string
-        /**
-         * @description At or after
-         * @example 2026-11-01T00:00:00Z
-         */
+        /** @description At or after */
         from?: string
-        /**
-         * @description Before
-         * @example 2026-12-01T00:00:00Z
-         */
+        /** @description Before */
         to?: string
       }
       header?: never

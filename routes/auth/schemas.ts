@@ -4,7 +4,12 @@ import { Email, Name, NewPassword, Password, Slug } from '../schemas.ts'
 const strict = { additionalProperties: false }
 
 export const RegistrationInput = Type.Object(
-  { tenant: Type.Object({ name: Name, slug: Slug }, strict), name: Name, email: Email, password: NewPassword },
+  {
+    tenant: Type.Object({ name: { ...Name, examples: ['Acme'] }, slug: Slug }, strict),
+    name: Name,
+    email: Email,
+    password: NewPassword
+  },
   { ...strict, title: 'RegistrationInput' }
 )
 export type RegistrationInput = Static<typeof RegistrationInput>
@@ -36,11 +41,12 @@ export const SignOut = Type.Unsafe<{ refresh_token?: string } | null>({
   type: ['object', 'null'],
   properties: { refresh_token: refreshToken },
   additionalProperties: false,
+  examples: [{}],
   title: 'SignOut'
 })
 
 export const Switch = Type.Object(
-  { tenant: Type.String({ minLength: 1, maxLength: 63, examples: ['other-agency'] }) },
+  { tenant: Type.String({ minLength: 1, maxLength: 63, examples: ['another-agency'] }) },
   { ...strict, title: 'SwitchTenant' }
 )
 export type Switch = Static<typeof Switch>

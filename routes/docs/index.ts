@@ -1,13 +1,15 @@
 import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
+import { downloadDocument, tryItOut } from './try-it-out.ts'
 
 const contentSecurityPolicy = [
   "default-src 'none'",
   "script-src 'self'",
   // the page's own styles are set by script; some are attributes
   "style-src 'self' 'unsafe-inline'",
-  "img-src 'self' data:",
+  // what it shows of an image that it has read
+  "img-src 'self' data: blob:",
   "font-src 'self'",
   "connect-src 'self'",
   "base-uri 'none'",
@@ -79,7 +81,13 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
       // where the page looks for its own assets
       indexPrefix: '/api/v1',
       // a token that somebody tries is in the page's memory only
-      uiConfig: { deepLinking: true, persistAuthorization: false, tryItOutEnabled: true, displayRequestDuration: true },
+      uiConfig: {
+        deepLinking: true,
+        persistAuthorization: false,
+        tryItOutEnabled: true,
+        displayRequestDuration: true,
+        plugins: [downloadDocument, tryItOut]
+      },
       theme: { title: 'Aggios API' },
       logo: { type: 'image/svg+xml', content: logo, href: '/api/v1/docs' }
     })

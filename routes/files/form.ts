@@ -34,7 +34,8 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
     await readFields()
     return {
       purpose: (fields.get('purpose') as string | undefined) ?? null,
-      sha256: fields.get('sha256') as string | undefined
+      // a field that nobody has filled in
+      sha256: (fields.get('sha256') as string | undefined) || undefined
     }
   })
 }

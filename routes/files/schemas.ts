@@ -29,6 +29,13 @@ export const Sha256 = Type.String({
   [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
 })
+/** Of a file in a form, where a field that nobody has filled in is sent empty, and any example would be wrong for the file. */
+export const FormSha256 = Type.String({
+  pattern: '^([0-9a-f]{64})?$',
+  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
+  description: 'Of the file, in hex; empty for none',
+  examples: ['']
+})
 const Size = Type.Integer({ format: 'int64', minimum: 0, maximum: 2 ** 50, examples: [1024] })
 
 export const File = Type.Object(
@@ -47,7 +54,11 @@ export const File = Type.Object(
 )
 /** Names the parts of a form; `form.ts` reads them. */
 export const FileForm = Type.Object(
-  { file: Bytes, purpose: Type.Optional(Purpose), sha256: Type.Optional(Sha256) },
+  {
+    file: Bytes,
+    purpose: Type.Optional(Purpose),
+    sha256: Type.Optional(FormSha256)
+  },
   { ...strict, title: 'FileForm' }
 )
 export const FilePage = Page(File, 'FilePage')
@@ -80,7 +91,14 @@ export const FileLink = Type.Object(
 )
 
 export const UploadInput = Type.Object(
-  { name: FileName, content_type: ContentType, size: Size, sha256: Sha256, purpose: Type.Optional(Purpose) },
+  {
+    name: FileName,
+    content_type: ContentType,
+    // of the bytes that the document gives as an example
+    size: { ...Size, examples: [8] },
+    sha256: { ...Sha256, examples: ['86edbaa24831badfa0a8b04bb410141e2ee4182b6d0014493fe262a7a331c20b'] },
+    purpose: Type.Optional(Purpose)
+  },
   { ...strict, title: 'UploadInput' }
 )
 export type UploadInput = Static<typeof UploadInput>

@@ -6,7 +6,7 @@ import { Email, Id, Name, Page, Password, StringEnum, Timestamp } from '../schem
 const InvitableRole = StringEnum(invitableRoles, { examples: ['member'] })
 
 export const InvitationInput = Type.Object(
-  { email: Email, role: InvitableRole },
+  { email: { ...Email, examples: ['grace@example.com'] }, role: InvitableRole },
   { additionalProperties: false, title: 'InvitationInput' }
 )
 

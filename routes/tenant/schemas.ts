@@ -6,7 +6,7 @@ const strict = { additionalProperties: false }
 
 export const TenantPatch = Type.Object(
   {
-    name: Type.Optional(Name),
+    name: Type.Optional({ ...Name, examples: ['Acme'] }),
     settings: Type.Optional(
       Type.Object(
         {

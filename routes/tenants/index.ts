@@ -9,7 +9,10 @@ import { tenantTag } from '../../src/etags.ts'
 import { requireUnreserved } from '../../src/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
-const TenantInput = Type.Object({ name: Name, slug: Slug }, { additionalProperties: false, title: 'TenantInput' })
+const TenantInput = Type.Object(
+  { name: { ...Name, examples: ['Another agency'] }, slug: { ...Slug, examples: ['another-agency'] } },
+  { additionalProperties: false, title: 'TenantInput' }
+)
 
 /** More agencies for people who have an account. */
 const tenants: FastifyPluginAsyncTypebox = async (app) => {

@@ -7,7 +7,7 @@ export const UserPatch = Type.Object({ name: Type.Optional(Name) }, { ...strict,
 
 export const Confirmation = Type.Object({ password: Password }, { ...strict, title: 'Confirmation' })
 export const PasswordChange = Type.Object(
-  { current_password: Password, new_password: NewPassword },
+  { current_password: Password, new_password: { ...NewPassword, examples: ['another correct horse battery'] } },
   { ...strict, title: 'PasswordChange' }
 )
 

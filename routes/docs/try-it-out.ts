@@ -1,0 +1,124 @@
+/*
+ * Runs in the browser, within the page that shows the document: the function's text is sent there, so it may refer to nothing
+ * outside itself.
+ */
+
+type Fields = { getIn(way: string[]): unknown; toJS(): Document }
+type Document = { paths: Record<string, Record<string, { parameters?: { name: string; in: string }[] }>> }
+type System = {
+  authSelectors: { authorized(): Fields }
+  specSelectors: { specJson(): Fields }
+  specActions: {
+    changeParam(operation: [path: string, method: string], name: string, where: string, value: string): void
+  }
+}
+type Reply = { ok?: boolean; text?: unknown; headers?: Record<string, string> }
+type Listed = Record<string, string> & { current?: string }
+type Action<T extends unknown[]> = (...given: T) => unknown
+
+declare const SwaggerUIBundle: { plugins: { DownloadUrl(system: unknown): object } }
+
+/** The plugin that reads the document, which a page with plugins of its own must name. */
+export const downloadDocument = (system: unknown) => SwaggerUIBundle.plugins.DownloadUrl(system)
+
+/**
+ * A plugin of Swagger UI that fills the ids in paths with those of objects that exist: of lists, once somebody is signed in
+ * and again after each change, and of links in replies. What a person has typed stays. Without any such object the field stays
+ * empty, and the page says that it is required.
+ */
+export function tryItOut() {
+  const root = '/api/v1'
+  // the first whose beginning fits a path
+  const lists: [beginning: string, list: string, member: string][] = [
+    ['/members/{user_id}', '/members', 'user_id'],
+    ['/invitations/{id}', '/invitations', 'id'],
+    ['/users/me/sessions/{id}', '/users/me/sessions', 'id'],
+    ['/files/{id}/complete', '/files/uploads', 'id'],
+    ['/files/uploads/{id}', '/files/uploads', 'id'],
+    ['/files/{id}/restore', '/files?deleted=true', 'id'],
+    ['/files/{id}', '/files', 'id']
+  ]
+
+  let runs = 0
+  let paths: Document['paths'] | undefined
+  const pathsOf = (system: System) => {
+    paths ??= system.specSelectors.specJson().toJS().paths
+    return paths
+  }
+
+  // each change of a field renders the page again, so none is made that changes nothing
+  const filled = new Map<string, string>()
+  function fill(system: System, path: string, values: Record<string, string>): void {
+    for (const [method, { parameters = [] }] of Object.entries(pathsOf(system)[path] ?? {})) {
+      for (const { name, in: where } of parameters) {
+        const value = values[name]
+        const field = `${method} ${path} ${name}`
+        if (where !== 'path' || value === undefined || value === (filled.get(field) ?? '')) continue
+        filled.set(field, value)
+        system.specActions.changeParam([path, method], name, where, value)
+      }
+    }
+  }
+
+  async function fillFromLists(system: System): Promise<void> {
+    const token = system.authSelectors.authorized().getIn(['bearer', 'value'])
+    if (!token) return
+    const run = ++runs
+    const last = new Map<string, Listed | undefined>()
+    for (const list of new Set(lists.map(([, each]) => each))) {
+      const reply = await fetch(root + list, { headers: { authorization: `Bearer ${token}` } })
+      if (reply.ok)
+        last.set(
+          list,
+          ((await reply.json()) as { data: Listed[] }).data.findLast(({ current }) => !current)
+        )
+    }
+    if (run !== runs) return
+    for (const path of Object.keys(pathsOf(system))) {
+      const found = lists.find(([beginning]) => path.startsWith(root + beginning))
+      if (!found || !last.has(found[1])) continue
+      fill(system, path, { [found[2]]: last.get(found[1])?.[found[2]] ?? '' })
+    }
+  }
+
+  /** Addresses of what a reply speaks of, such as where an upload goes on, fit the paths of the document. */
+  function fillFromLinks(system: System, { text, headers = {} }: Reply): void {
+    // bytes are no text
+    const addresses = typeof text === 'string' ? text.matchAll(/"(?:[a-z]+:\/\/[^"/]+)?(\/api\/v1\/[^"?]+)/g) : []
+    const links = [...addresses].map(([, link]) => link as string)
+    if (headers.location) links.push(new URL(headers.location, 'http://this.host').pathname)
+    for (const path of Object.keys(pathsOf(system))) {
+      const expression = new RegExp(`^${path.replaceAll(/\{(\w+)\}/g, '(?<$1>[^/]+)')}$`)
+      for (const link of links) {
+        const values = expression.exec(link)?.groups
+        if (values) fill(system, path, values)
+      }
+    }
+  }
+
+  return {
+    statePlugins: {
+      auth: {
+        wrapActions: {
+          authorize: (original: Action<[unknown]>, system: System) => (given: unknown) => {
+            const done = original(given)
+            void fillFromLists(system)
+            return done
+          }
+        }
+      },
+      spec: {
+        wrapActions: {
+          setResponse:
+            (original: Action<[string, string, Reply]>, system: System) =>
+            (path: string, method: string, reply: Reply) => {
+              const done = original(path, method, reply)
+              if (reply.ok) fillFromLinks(system, reply)
+              if (reply.ok && method !== 'get') void fillFromLists(system)
+              return done
+            }
+        }
+      }
+    }
+  }
+}
