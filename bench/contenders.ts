@@ -105,6 +105,25 @@ export async function productUnchanged(server: Server, dataset: Dataset): Promis
   }
 }
 
+/** The same by nobody, or by somebody who has made up a token: what a flood consists of. */
+export function productRefusals(server: Server, dataset: Dataset, token: 'no token' | 'a forged token'): Contender {
+  const requests = pick(dataset.users, spread).map((user, index) => {
+    const { authorization, ...bare } = signedIn(user)
+    const [head, claims] = authorization.split('.')
+    const forged = `${head}.${claims}.${String(index).padStart(43, 'A')}`
+    return get('/api/v1/users/me', token === 'no token' ? bare : { ...bare, authorization: forged })
+  })
+  return {
+    label: `aggios 401, ${token}`,
+    server,
+    requests,
+    refuses: true,
+    async check() {
+      for (const request of requests.slice(0, 5)) strictEqual((await ask(server, request)).status, 401)
+    }
+  }
+}
+
 /** `GET /api/v1/members` of the product: the first 25 people of an agency. */
 export function productLists(server: Server, dataset: Dataset): Contender {
   const requestFor = (user: SeededUser) => get('/api/v1/members', signedIn(user))

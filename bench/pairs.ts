@@ -5,7 +5,14 @@ import type { Server } from './servers.ts'
 import { median, type Spread, spreadOf } from './statistics.ts'
 
 /** A server with what it is asked, and a check that its replies are right. */
-export type Contender = { label: string; server: Server; requests: HttpRequest[]; check(): Promise<void> }
+export type Contender = {
+  label: string
+  server: Server
+  requests: HttpRequest[]
+  check(): Promise<void>
+  /** That it refuses is what is measured. */
+  refuses?: boolean
+}
 
 /** Rates by second, latencies in milliseconds, CPU in microseconds a request. */
 export type Sample = {
@@ -93,15 +100,16 @@ export async function warmUp({ load, connections, seconds }: Conditions, contend
   }
 }
 
-/** One drive, with what it cost the server and PostgreSQL. Fails when a request was refused. */
+/** One drive, with what it cost the server and PostgreSQL. Fails when a request was refused that should not be. */
 export async function measure(
   { load, databasePid, connections, seconds }: Conditions,
-  { label, server, requests }: Contender
+  { label, server, requests, refuses = false }: Contender
 ): Promise<Sample> {
   const before = [usageOf(server.pid), usageOf(databasePid)] as const
   const driven = await load.drive({ port: server.port, requests, connections, seconds })
   const after = [usageOf(server.pid), usageOf(databasePid)] as const
-  if (driven.refused > 0) throw new Error(`${label} refused ${driven.refused} of ${driven.replies} requests`)
+  if (driven.refused > 0 && !refuses)
+    throw new Error(`${label} refused ${driven.refused} of ${driven.replies} requests`)
   return {
     perSecond: driven.perSecond,
     p50: driven.p50,

@@ -6,7 +6,7 @@ import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { hashing } from './scenarios/hashing.ts'
 import { profile } from './scenarios/profile.ts'
-import { concurrency, isolation, me, replies, tenants } from './scenarios/reads.ts'
+import { concurrency, isolation, me, refusals, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
 import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
@@ -22,6 +22,7 @@ const usage = 'usage: npm run bench -- [--quick] [--only <scenario>]... [--pairs
 const scenarios: Scenario[] = [
   me,
   replies,
+  refusals,
   isolation,
   refresh,
   pressure,

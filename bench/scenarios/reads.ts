@@ -1,5 +1,5 @@
 import type { Scenario } from '../bench.ts'
-import { peerLists, peerReads, productLists, productReads, productUnchanged } from '../contenders.ts'
+import { peerLists, peerReads, productLists, productReads, productRefusals, productUnchanged } from '../contenders.ts'
 import { comparePair } from '../pairs.ts'
 import { missingPart, type PeerName, startPeer, startProduct, startRedis } from '../servers.ts'
 
@@ -28,6 +28,23 @@ export const me: Scenario = {
       await peer.stop()
     }
     await redis?.stop()
+    await product.stop()
+  }
+}
+
+/** Refusals, of which a flood consists: each must cost less than an answer. */
+export const refusals: Scenario = {
+  name: 'refusals',
+  about: 'GET /users/me without a token, and with a forged one, against the same answered',
+  inQuick: false,
+  async run(bench) {
+    const dataset = await bench.thousand()
+    const product = await startProduct(bench.database, dataset)
+    const reads = productReads(product, dataset)
+    for (const token of ['no token', 'a forged token'] as const) {
+      const pair = await comparePair(bench.conditions(), productRefusals(product, dataset, token), reads)
+      bench.pair(`refusals/${token}`, pair)
+    }
     await product.stop()
   }
 }
