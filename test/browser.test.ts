@@ -7,7 +7,7 @@ import type { BrowserContext, Page, Request } from 'playwright-core'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
 import type { DatabaseUrls } from './databases.ts'
-import { allRows, createTestDatabase, password, root, startServer, testEnvironment } from './harness.ts'
+import { allRows, createTestDatabase, eventually, password, root, startServer, testEnvironment } from './harness.ts'
 import { findProgram } from './parts.ts'
 
 // bounded in time: how long a page takes
@@ -240,17 +240,22 @@ async function tryOperation(
     await file.setInputFiles({ name: 'file', mimeType: 'application/octet-stream', buffer: content })
   for (const { name, in: where } of parameters.filter((parameter) => parameter.in === 'path')) {
     const field = operation.locator(`tr[data-param-name="${name}"][data-param-in="${where}"] input`)
-    for (let waited = 0; (await field.inputValue()) === '' && waited < 5000; waited += 50) await sleep(50)
+    await eventually(async () => (await field.inputValue()) !== '', 60_000)
   }
   const expression = new RegExp(`^${path.replaceAll(/\{\w+\}/g, '[^/]+')}$`)
-  const replied = page.waitForResponse(
-    (reply) =>
-      reply.request().method() === method.toUpperCase() &&
-      expression.test(new URL(reply.url()).pathname) &&
-      !isOfPage(reply.request())
-  )
+  const isOurs = (request: Request) =>
+    request.method() === method.toUpperCase() && expression.test(new URL(request.url()).pathname) && !isOfPage(request)
+  const replied = page.waitForResponse((reply) => isOurs(reply.request()))
   const filled = method === 'get' || !isSignedIn ? undefined : listsAreRead(page).catch(() => {})
-  await execute.dispatchEvent('click')
+  // a click is lost where the page renders its button anew just then
+  for (let asked = false; !asked; ) {
+    const sent = page.waitForRequest(isOurs, { timeout: 10_000 })
+    await execute.dispatchEvent('click')
+    asked = await sent.then(
+      () => true,
+      () => false
+    )
+  }
   const reply = await replied
   const status = reply.status()
   const body = status === 204 || method === 'head' ? '' : await reply.text()
