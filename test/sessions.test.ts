@@ -671,7 +671,7 @@ t.test('another agency of the same person', async (t) => {
     const unknown = await go('nobody-has-this')
     t.match(unknown.json(), { status: 404, code: 'not_found' })
     t.strictSame(fingerprint(await go('closed')), fingerprint(unknown))
-    for (const odd of ['ACME', '../rival', 'a'.repeat(63), "rival'--", 'rival ', '__proto__']) {
+    for (const odd of ['../rival', 'a'.repeat(63), "rival'--", 'rival ', '__proto__']) {
       t.strictSame(fingerprint(await go(odd)), fingerprint(unknown), odd)
     }
     for (const odd of ['', 7, null, ['rival'], 'a'.repeat(64)])
