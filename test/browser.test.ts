@@ -246,9 +246,13 @@ async function tryOperation(
   const isOurs = (request: Request) =>
     request.method() === method.toUpperCase() && expression.test(new URL(request.url()).pathname) && !isOfPage(request)
   const replied = page.waitForResponse((reply) => isOurs(reply.request()))
+  // said by who waits for it below
+  replied.catch(() => {})
   const filled = method === 'get' || !isSignedIn ? undefined : listsAreRead(page).catch(() => {})
+  // what fills the form is shown by then
+  await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))')
   // a click is lost where the page renders its button anew just then
-  for (let asked = false; !asked; ) {
+  for (let asked = false, attempts = 0; !asked && attempts < 6; attempts++) {
     const sent = page.waitForRequest(isOurs, { timeout: 10_000 })
     await execute.dispatchEvent('click')
     asked = await sent.then(
