@@ -739,7 +739,8 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       for (const socket of sockets) socket.destroy()
       const replies = await Promise.all(Array.from({ length: room }, (_, i) => attempt(i)))
       const refused = replies.filter(({ status }) => status === 503).length
-      t.ok(refused > room / 4, `${refused} of ${room} found no place`)
+      // as many as have places: if those had been given up, all would have found one
+      t.ok(refused > 0, `${refused} of ${room} found no place`)
       t.ok(replies.every(({ status }) => status === 401 || status === 503))
     })
 
