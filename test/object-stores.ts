@@ -1,7 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createCipheriv, pbkdf2Sync, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AwsClient } from 'aws4fetch'
@@ -65,8 +66,9 @@ const appKey = { access_key: 'aggios-app', secret_key: 'a secret of the tests, o
 
 async function startMinio(t: Test): Promise<StartedStore> {
   const port = await freePort()
-  const args = ['server', '--quiet', '--address', `127.0.0.1:${port}`, '--console-address', '127.0.0.1:0', t.testdir()]
-  const child = run(t, minio.path, args, {
+  const folder = makeFolder()
+  const args = ['server', '--quiet', '--address', `127.0.0.1:${port}`, '--console-address', '127.0.0.1:0', folder]
+  const child = run(t, minio.path, args, folder, {
     MINIO_ROOT_USER: rootKey.access_key,
     MINIO_ROOT_PASSWORD: rootKey.secret_key,
     MINIO_BROWSER: 'off',
@@ -84,7 +86,7 @@ async function startMinio(t: Test): Promise<StartedStore> {
 }
 
 async function startSeaweed(t: Test): Promise<StartedStore> {
-  const folder = t.testdir()
+  const folder = makeFolder()
   const [port = 0, ...others] = await freePorts(8)
   const identity = (name: string, key: typeof rootKey, actions: string[]) => ({
     name,
@@ -98,23 +100,26 @@ async function startSeaweed(t: Test): Promise<StartedStore> {
   const data = join(folder, 'data')
   mkdirSync(data)
   const ports = ['master.port', 'master.port.grpc', 'volume.port', 'volume.port.grpc', 'filer.port', 'filer.port.grpc']
-  const child = run(t, weed.path, [
+  const args = [
     ...['server', `-dir=${data}`, '-ip=127.0.0.1', '-ip.bind=127.0.0.1', '-master.volumeSizeLimitMB=1024'],
     ...['-volume.max=40', '-master.telemetry=false', '-s3', `-s3.config=${settings}`, `-s3.port=${port}`],
     ...['-s3.port.iceberg=0', '-s3.port.lance=0', ...ports.map((name, index) => `-${name}=${others[index]}`)],
     `-s3.port.grpc=${others.at(-1)}`
-  ])
-  return startedS3(t, child, port)
+  ]
+  return startedS3(t, run(t, weed.path, args, folder), port)
 }
 
-/** A program that ends with the test. */
-function run(t: Test, path: string, args: string[], env: Record<string, string> = {}): ChildProcess {
+const makeFolder = () => mkdtempSync(join(tmpdir(), 'aggios-store-'))
+
+/** A program that ends with the test, and its folder once it has ended: a store moves files about until then. */
+function run(t: Test, path: string, args: string[], folder: string, env: Record<string, string> = {}): ChildProcess {
   const child = spawn(path, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'ignore'] })
   const exited = once(child, 'exit')
   t.teardown(async () => {
     child.kill('SIGKILL')
     // a process that is stopped dies too, but not of everything
     await exited
+    rmSync(folder, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 })
   })
   return child
 }
