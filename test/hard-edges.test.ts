@@ -317,7 +317,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       // the machine may be busy: one of a few has to show how fast it can be. Who still writes when the refusal comes may
       // find the connection reset and the refusal lost
       const replies: Raw[] = []
-      for (let attempt = 0; attempt < 20 && !replies.some(({ ms }) => ms < 200); attempt++) {
+      for (let attempt = 0; attempt < 5 && !replies.some(({ ms }) => ms < 200); attempt++) {
         const reply = await sendBytes(server, parts)
         t.ok(reply.closed, `${what}: closed`)
         if (reply.status !== 0 || body.length < bodyLimit) replies.push(reply)
@@ -397,9 +397,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       ['a sign-in that is packed', encoded(small, 'gzip'), 415, 'unsupported_media_type']
     ]
     for (const [what, parts, status, code] of cases) {
-      let reply = await sendBytes(server, parts)
-      // who still writes when the refusal comes may find the connection reset and the refusal lost
-      for (let again = 0; again < 20 && reply.status === 0; again++) reply = await sendBytes(server, parts)
+      const reply = await sendBytes(server, parts)
       if (code === '') t.ok(reply.status >= 400 && reply.status < 500, `${what}: ${reply.status}`)
       else t.match(reply, { status, code }, what)
       t.ok(reply.closed, `${what}: closed`)
@@ -739,8 +737,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       for (const socket of sockets) socket.destroy()
       const replies = await Promise.all(Array.from({ length: room }, (_, i) => attempt(i)))
       const refused = replies.filter(({ status }) => status === 503).length
-      // as many as have places: if those had been given up, all would have found one
-      t.ok(refused > 0, `${refused} of ${room} found no place`)
+      t.ok(refused > room / 4, `${refused} of ${room} found no place`)
       t.ok(replies.every(({ status }) => status === 401 || status === 503))
     })
 

@@ -5,6 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import type { Environment } from '../src/config.ts'
 import { startFaultProxy } from './fault-proxy.ts'
+import { terminate } from './gate-trials.ts'
 import {
   allRows,
   createTenant,
@@ -296,10 +297,7 @@ t.test('a process that may open few files', { skip: prlimit.skip }, async (t) =>
   t.strictSame(new Set((await all('GET', '/users/me')).map(({ status }) => status)), new Set([200]))
 
   // its idle connections to the database are gone: what needs one has to open it
-  await allRows(
-    database,
-    "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'aggios-pool'"
-  )
+  await terminate(database, 'aggios-pool')
   const crowd: Socket[] = []
   t.teardown(() => {
     for (const socket of crowd) socket.destroy()
