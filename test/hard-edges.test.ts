@@ -29,7 +29,6 @@ import { stopwatch } from './machine.ts'
  */
 
 const api = '/api/v1'
-const bodyLimit = 64 * 1024
 /** The longest reply that there is for everybody. */
 const largest = `${api}/docs/static/swagger-ui-bundle.js`
 /** Nothing else in the run is spelled like this, so that it can be looked for everywhere. */
@@ -314,15 +313,13 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const resident = residentMiB(server)
     for (const [what, body, status, code] of shapes) {
       const parts = [login(`Content-Length: ${body.length}\r\nConnection: close\r\n`), Buffer.from(body, 'latin1')]
-      // the machine may be busy: one of a few has to show how fast it can be. Who still writes when the refusal comes may
-      // find the connection reset and the refusal lost
+      // the machine may be busy: one of a few has to show how fast it can be
       const replies: Raw[] = []
       for (let attempt = 0; attempt < 5 && !replies.some(({ ms }) => ms < 200); attempt++) {
         const reply = await sendBytes(server, parts)
         t.ok(reply.closed, `${what}: closed`)
-        if (reply.status !== 0 || body.length < bodyLimit) replies.push(reply)
+        replies.push(reply)
       }
-      t.ok(replies.length > 0, `${what}: answered`)
       for (const reply of replies) t.match(reply, { status, code }, what)
       t.ok(Math.min(...replies.map(({ ms }) => ms)) < 200, `${what}: ${replies.map(({ ms }) => Math.round(ms))} ms`)
       t.ok(Math.max(...replies.map(({ ms }) => ms)) < 3000, `${what}: never long`)
@@ -407,15 +404,38 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const flood = await Promise.all(
       Array.from({ length: 30 }, () => sendBytes(server, [login(`Content-Length: ${2 ** 30}\r\n`), () => megabyte]))
     )
-    // a reset connection loses the refusal, but is closed all the same
+    // also who still writes when the refusal comes can read it: no connection is reset before
     t.strictSame(
-      flood.filter(
-        ({ status, closed, sent }) => !closed || (status !== 413 && status !== 0) || sent >= 32 * 1024 * 1024
-      ),
+      flood.filter(({ status, closed, sent }) => !closed || status !== 413 || sent >= 32 * 1024 * 1024),
       []
     )
     const growth = residentMiB(server) - resident
     t.ok(growth < 100, `grew by ${Math.round(growth)} MiB`)
+  })
+
+  t.test('what comes after a refusal that closes the connection is not done', async (t) => {
+    const long = 70_000
+    const body = 'x'.repeat(long)
+    const next = JSON.stringify({ name: 'Smuggled' })
+    const bearer = `Authorization: Bearer ${acme.access_token}\r\n`
+    const smuggled = `PATCH ${api}/users/me HTTP/1.1\r\nHost: localhost\r\n${bearer}${json}Content-Length: ${next.length}\r\n\r\n${next}`
+    const socket = connect({ port: server.port, host: '127.0.0.1', allowHalfOpen: true })
+    let text = ''
+    socket.setEncoding('latin1').on('data', (chunk: string) => {
+      text += chunk
+    })
+    socket.on('error', () => {})
+    const closed = once(socket, 'close')
+    socket.write(login(`Content-Length: ${long}\r\n`) + body.slice(0, 10))
+    // the refusal is there, and with it the end of what the server has to say
+    await once(socket, 'end')
+    socket.end(body.slice(10) + smuggled)
+    await closed
+    t.match(text, /^HTTP\/1\.1 413 /)
+    t.equal(text.split('HTTP/1.1 ').length, 2, 'one reply')
+    // longer than it would take
+    await sleep(500)
+    t.strictSame(await allRows(database, "select id from users where name = 'Smuggled'"), [])
   })
 
   t.test('who goes away in the middle of a request is forgotten', async (t) => {
