@@ -1,9 +1,9 @@
 import type pg from 'pg'
 import { ExpectedError } from '../src/expected-error.ts'
 import { createTurns } from '../src/turns.ts'
+import { Connection } from './connection.ts'
 import { connectionTo, type TimeOuts } from './connection-settings.ts'
 import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
-import { Connection } from './pool-dialect.ts'
 import { createRead, type Read, takeOver, type Wire } from './wire.ts'
 
 export const connectTimeoutMs = 2000
