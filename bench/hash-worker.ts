@@ -2,7 +2,7 @@ import { setPriority } from 'node:os'
 import { argv } from 'node:process'
 import { hash as hashByRust } from '@node-rs/argon2'
 import argon2 from 'argon2'
-import { parameters } from '../src/passwords.ts'
+import { parameters } from '../src/auth/passwords.ts'
 
 /*
  * Hashes without a pause until it is told to end, two at once, and then says how many it made.

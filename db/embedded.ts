@@ -4,9 +4,9 @@ import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import { developmentSecret, explainFolder } from '../src/config.ts'
-import { connectionTo } from './connection-settings.ts'
+import { developmentSecret, explainFolder } from '../src/config/config.ts'
 import { claimFolder } from './folder-claim.ts'
+import { connectionTo } from './gate/connection-settings.ts'
 import { clearPostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {

@@ -1,6 +1,6 @@
 import type { ColumnType, Generated, JSONColumnType } from 'kysely'
-import type { Locale } from '../src/mails.ts'
-import type { InvitableRole, Role } from '../src/roles.ts'
+import type { InvitableRole, Role } from '../src/auth/roles.ts'
+import type { Locale } from '../src/mail/mails.ts'
 
 /** A column that PostgreSQL fills and nobody writes: `tenant_id` comes from the transaction's setting. */
 type ByDatabase<T> = ColumnType<T, never, never>

@@ -1,8 +1,8 @@
 import { type Static, type StringOptions, type TSchema, Type } from '@sinclair/typebox'
-import { notOneLine, sentenceKeyword } from '../src/field-errors.ts'
-import { locales } from '../src/mails.ts'
-import { type Role as RoleName, roles } from '../src/roles.ts'
-import { slugPattern } from '../src/slugs.ts'
+import { type Role as RoleName, roles } from '../src/auth/roles.ts'
+import { notOneLine, sentenceKeyword } from '../src/http/field-errors.ts'
+import { locales } from '../src/mail/mails.ts'
+import { slugPattern } from '../src/tenancy/slugs.ts'
 
 /** A real `enum`, which generators turn into one; a union of literals would become a list of constants. */
 export function StringEnum<const T extends readonly string[]>(values: T, options: object = {}) {
@@ -63,7 +63,7 @@ const password = { minLength: 1, maxLength: 1024, 'x-max-bytes': 1024, examples:
 /** Wide on purpose: signing in takes any. */
 export const Password = Type.String(password)
 
-/** What is acceptable depends on a setting and on what stands beside it: `plugins/validation.ts` knows. */
+/** What is acceptable depends on a setting and on what stands beside it: `plugins/http/validation.ts` knows. */
 export const NewPassword = Type.String({ ...password, 'x-new-password': true })
 
 export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })

@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { readAddress } from '../src/addresses.ts'
+import { readAddress } from '../src/http/addresses.ts'
 import { allRows, createTenant, password, post, root, send, startApp } from './harness.ts'
 
 /*
@@ -96,5 +96,5 @@ t.test('nothing but the one reader asks where a request is from', async (t) => {
       readFileSync(join(root, file), 'utf8')
     )
   )
-  t.strictSame(asking, ['plugins/addresses.ts'])
+  t.strictSame(asking, ['plugins/http/addresses.ts'])
 })

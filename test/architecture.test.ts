@@ -27,7 +27,7 @@ function importsOf(source: string): Import[] {
 }
 
 function zoneOf(file: string): Zone {
-  if (/^src\/(?:app\.ts$|(?:server|main)\.ts$|cli\/|workers\/)/.test(file)) return 'wiring'
+  if (/^src\/(?:app\.ts$|(?:server|main)\.ts$|cli\/|processes\/)/.test(file)) return 'wiring'
   if (file.startsWith('src/')) return 'pure'
   if (file.startsWith('plugins/')) return 'plugin'
   if (file.startsWith('routes/')) return 'route'
@@ -128,7 +128,7 @@ const product = sourcesIn('src', 'plugins', 'routes', 'db')
 const everything = [...product, ...sourcesIn('test').filter(([file]) => file !== 'test/architecture.test.ts')]
 
 t.test('the sources keep to the table of the layout', async (t) => {
-  for (const folder of ['src/', 'plugins/', 'routes/', 'db/', 'db/migrations/']) {
+  for (const folder of ['src/', 'plugins/', 'routes/', 'db/gate/', 'db/queries/', 'db/migrations/']) {
     t.ok(
       product.some(([file]) => file.startsWith(folder)),
       `there is something in ${folder}`
@@ -208,52 +208,55 @@ t.test('a planted import is found, however it is spelled', async (t) => {
 
 t.test('each row of the table refuses what is not on it', async (t) => {
   const refused: [file: string, source: string][] = [
-    ['src/keys.ts', "import { buildApp } from './app.ts'"],
-    ['src/keys.ts', "import type { Gate } from '../db/gate.ts'"],
-    ['src/keys.ts', "import auth from '../plugins/authentication.ts'"],
-    ['src/keys.ts', "import { User } from '../routes/schemas.ts'"],
-    ['src/keys.ts', "import type { FastifyRequest } from 'fastify'"],
-    ['src/stores/s3.ts', "import { start } from '../workers/sweeper.ts'"],
-    ['db/gate.ts', "import type { FastifyInstance } from 'fastify'"],
-    ['db/gate.ts', "import fp from 'fastify-plugin'"],
-    ['db/gate.ts', "import jwt from '@fastify/jwt'"],
-    ['db/gate.ts', "import { buildApp } from '../src/app.ts'"],
-    ['db/gate.ts', "import type { AccessClaims } from '../plugins/authentication.ts'"],
-    ['db/gate.ts', "import { User } from '../routes/schemas.ts'"],
-    ['plugins/cors.ts', "import tenants from './tenants.ts'"],
-    ['plugins/cors.ts', "import { type Tenants } from './tenants.ts'"],
-    ['plugins/cors.ts', "import { Role } from '../routes/schemas.ts'"],
-    ['plugins/cors.ts', "import type { buildApp } from '../src/app.ts'"],
+    ['src/auth/keys.ts', "import { buildApp } from '../app.ts'"],
+    ['src/auth/keys.ts', "import type { Gate } from '../../db/gate/gate.ts'"],
+    ['src/auth/keys.ts', "import auth from '../../plugins/auth/authentication.ts'"],
+    ['src/auth/keys.ts', "import { User } from '../../routes/schemas.ts'"],
+    ['src/auth/keys.ts', "import type { FastifyRequest } from 'fastify'"],
+    ['src/files/store/s3.ts', "import { start } from '../../processes/worker.ts'"],
+    ['db/gate/gate.ts', "import type { FastifyInstance } from 'fastify'"],
+    ['db/gate/gate.ts', "import fp from 'fastify-plugin'"],
+    ['db/gate/gate.ts', "import jwt from '@fastify/jwt'"],
+    ['db/gate/gate.ts', "import { buildApp } from '../../src/app.ts'"],
+    ['db/gate/gate.ts', "import type { AccessClaims } from '../../plugins/auth/authentication.ts'"],
+    ['db/gate/gate.ts', "import { User } from '../../routes/schemas.ts'"],
+    ['plugins/http/cors.ts', "import tenants from '../tenancy/tenants.ts'"],
+    ['plugins/http/cors.ts', "import { type Tenants } from '../tenancy/tenants.ts'"],
+    ['plugins/http/cors.ts', "import { Role } from '../../routes/schemas.ts'"],
+    ['plugins/http/cors.ts', "import type { buildApp } from '../../src/app.ts'"],
     ['routes/users/index.ts', "import { User } from '../tenant/schemas.ts'"],
-    ['routes/users/index.ts', "import type { AccessClaims } from '../../plugins/authentication.ts'"],
+    ['routes/users/index.ts', "import type { AccessClaims } from '../../plugins/auth/authentication.ts'"],
     ['routes/users/index.ts', "import fp from 'fastify-plugin'"],
     ['routes/users/index.ts', "import { start } from '../../src/server.ts'"],
     ['routes/users/index.ts', "import { up } from '../../db/migrations/0001_core.ts'"],
     ['routes/schemas.ts', "import { User } from './users/schemas.ts'"],
     ['db/migrations/0002_more.ts', "import { randomUUID } from 'node:crypto'"],
-    ['db/migrations/0002_more.ts', "import { roles } from '../../src/roles.ts'"],
+    ['db/migrations/0002_more.ts', "import { roles } from '../../src/auth/roles.ts'"],
     ['db/migrations/0002_more.ts', "import { up } from './0001_core.ts'"],
     ['db/migrations/0002_more.ts', "import pg from 'pg'"],
-    ['src/keys.ts', "import { a } from './errors'"],
-    ['src/keys.ts', "import { a } from './errors.js'"],
-    ['plugins/cors.ts', 'const plugin = await import(name)']
+    ['src/auth/keys.ts', "import { a } from './errors'"],
+    ['src/auth/keys.ts', "import { a } from './errors.js'"],
+    ['plugins/http/cors.ts', 'const plugin = await import(name)']
   ]
   for (const [file, source] of refused) t.equal(importFaults(file, source).length > 0, true, `${file}: ${source}`)
 
   const accepted: [file: string, source: string][] = [
-    ['src/keys.ts', "import { a } from './errors.ts'"],
-    ['src/app.ts', "import cors from '../plugins/cors.ts'"],
-    ['src/cli/keys.ts', "import { gate } from '../../db/gate.ts'"],
+    ['src/auth/keys.ts', "import { a } from './errors.ts'"],
+    ['src/app.ts', "import cors from '../plugins/http/cors.ts'"],
+    ['src/cli/keys.ts', "import { gate } from '../../db/gate/gate.ts'"],
     [
-      'db/gate.ts',
-      "import { a } from '../src/roles.ts'\nimport { sql } from 'kysely'\nimport { b } from './tables.ts'"
+      'db/gate/gate.ts',
+      "import { a } from '../../src/auth/roles.ts'\nimport { sql } from 'kysely'\nimport { b } from '../tables.ts'"
     ],
-    ['plugins/cors.ts', "import type { Tenants } from './tenants.ts'\nimport fp from 'fastify-plugin'"],
-    ['plugins/cors.ts', "import { a } from '../db/gate.ts'"],
+    ['plugins/http/cors.ts', "import type { Tenants } from '../tenancy/tenants.ts'\nimport fp from 'fastify-plugin'"],
+    ['plugins/http/cors.ts', "import { a } from '../../db/gate/gate.ts'"],
     ['routes/users/index.ts', "import { a } from './queries.ts'\nimport { b } from '../schemas.ts'"],
-    ['routes/users/index.ts', "import { a } from '../../db/users.ts'\nimport { b } from '../../src/errors.ts'"],
+    [
+      'routes/users/index.ts',
+      "import { a } from '../../db/queries/users.ts'\nimport { b } from '../../src/http/problems.ts'"
+    ],
     ['db/migrations/0002_more.ts', "import { type Kysely, sql } from 'kysely'"],
-    ['test/any.test.ts', "import { a } from '../plugins/cors.ts'"]
+    ['test/any.test.ts', "import { a } from '../plugins/http/cors.ts'"]
   ]
   for (const [file, source] of accepted) t.strictSame(importFaults(file, source), [], `${file}: ${source}`)
 })

@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { type Access, allows, type Role, roles } from '../src/roles.ts'
+import { type Access, allows, type Role, roles } from '../src/auth/roles.ts'
 import { form } from './forms.ts'
 import { password } from './harness.ts'
 import type { Person, Side, World } from './isolation.ts'

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { startUpOptions } from '../db/connection-settings.ts'
+import { startUpOptions } from '../db/gate/connection-settings.ts'
 import { migrate } from '../db/migrate.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './databases.ts'
 import { fileForm } from './forms.ts'

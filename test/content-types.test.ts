@@ -1,5 +1,5 @@
 import t from 'tap'
-import { mediaTypePattern } from '../src/media-types.ts'
+import { mediaTypePattern } from '../src/http/media-types.ts'
 import { createFile } from './forms.ts'
 import { allRows, createTenant, post, startApp } from './harness.ts'
 import { startScriptedS3 } from './scripted-s3.ts'

@@ -5,7 +5,7 @@ import { promisify } from 'node:util'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
 import t, { type Test } from 'tap'
-import { catalogue } from '../src/errors.ts'
+import { catalogue } from '../src/http/problems.ts'
 import { root, send, startApp } from './harness.ts'
 
 type Json = Record<string, unknown>

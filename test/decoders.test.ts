@@ -4,9 +4,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { crc32, deflateSync } from 'node:zlib'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
-import { Problem } from '../src/errors.ts'
-import { usageOfPs } from '../src/process-usage.ts'
-import { createSandbox, JobRefused, type Limits } from '../src/sandbox.ts'
+import { Problem } from '../src/http/problems.ts'
+import { usageOfPs } from '../src/subprocesses/process-usage.ts'
+import { createSandbox, JobRefused, type Limits } from '../src/subprocesses/sandbox.ts'
 import { form } from './forms.ts'
 import { createTestDatabase, eventually, password, root, type Server, startServer, testEnvironment } from './harness.ts'
 
@@ -42,7 +42,7 @@ function decodersOf(pid: number | undefined, kind: string): number[] {
 
 /** A program whose jobs are what a stranger's bytes might make of it. */
 const program = `
-  import { serveJobs } from ${JSON.stringify(join(root, 'src/helper-loop.ts'))}
+  import { serveJobs } from ${JSON.stringify(join(root, 'src/subprocesses/job-loop.ts'))}
   const kept = []
   serveJobs(async (job) => {
     if (job === 'loop') for (;;);

@@ -1,6 +1,6 @@
 import t from 'tap'
-import { listMembers } from '../db/members.ts'
-import type { Statement } from '../db/statement.ts'
+import type { Statement } from '../db/gate/statement.ts'
+import { listMembers } from '../db/queries/members.ts'
 import { auditEventsBy, auditLinesBy } from '../routes/audit-events/queries.ts'
 import { filesBy } from '../routes/files/queries.ts'
 import { listInvitations } from '../routes/invitations/queries.ts'

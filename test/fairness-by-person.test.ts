@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { createShares } from '../src/shares.ts'
+import { createShares } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, eventually, post, send, startApp, type Tenant } from './harness.ts'
 
 // bounded in time: what others wait for beside who asks a lot

@@ -4,8 +4,8 @@ import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
-import { purgeTenant } from '../db/directory.ts'
-import { fileKey, imageKey, uploadKey } from '../src/objects/keys.ts'
+import { purgeTenant } from '../db/queries/directory.ts'
+import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
 import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
 import {
   allRows,

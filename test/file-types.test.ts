@@ -1,8 +1,8 @@
 import sharp from 'sharp'
 import t from 'tap'
-import { Problem } from '../src/errors.ts'
-import { findTypeOf } from '../src/file-type-detection.ts'
-import { requireFileType } from '../src/file-types.ts'
+import { findTypeOf } from '../src/files/file-type-detection.ts'
+import { requireFileType } from '../src/files/file-types.ts'
+import { Problem } from '../src/http/problems.ts'
 
 /*
  * What an agency's people send, as their browsers and programs call it, and what nobody may send. Each sample is what a file of

@@ -1,6 +1,6 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { markKey } from '../src/objects/keys.ts'
+import { markKey } from '../src/files/store/keys.ts'
 import { allRows, type Tenant, type TestApp } from './harness.ts'
 
 export type FormPart = { name: string; filename?: string; type?: string; content: Buffer | string }

@@ -5,9 +5,9 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
-import { createHasher } from '../src/hasher.ts'
-import { createKeyRing } from '../src/keys.ts'
-import { createPasswords, parameters } from '../src/passwords.ts'
+import { createHasher } from '../src/auth/hasher.ts'
+import { createKeyRing } from '../src/auth/keys.ts'
+import { createPasswords, parameters } from '../src/auth/passwords.ts'
 import {
   createTenant,
   createTestDatabase,
@@ -205,7 +205,7 @@ t.test('a process that has nothing else to do ends', async (t) => {
   const program = join(t.testdir(), 'asks.mjs')
   writeFileSync(
     program,
-    `import { createHasher } from ${JSON.stringify(join(root, 'src/hasher.ts'))}
+    `import { createHasher } from ${JSON.stringify(join(root, 'src/auth/hasher.ts'))}
     const hasher = createHasher({ width: 1, log: { warn: (details) => process.stdout.write(JSON.stringify(details)) } })
     for (const end = Date.now() + 1500; Date.now() < end;) await hasher.hash('a password', {})
     process.stdout.write('done')`

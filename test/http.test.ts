@@ -3,7 +3,7 @@ import { METHODS } from 'node:http'
 import { connect } from 'node:net'
 import type { InjectOptions } from 'fastify'
 import t, { type Test } from 'tap'
-import { catalogue } from '../src/errors.ts'
+import { catalogue } from '../src/http/problems.ts'
 import {
   allRows,
   createTenant,

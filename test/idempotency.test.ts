@@ -377,7 +377,7 @@ t.test('after a day', async (t) => {
     await acme.send(invitation('bob@example.com', 'alive'))
     await expire('dead')
     const nobody = { tenant_id: null, user_id: null, request: '' }
-    const { sweepIdempotencyKeys } = await import('../db/directory.ts')
+    const { sweepIdempotencyKeys } = await import('../db/queries/directory.ts')
     t.strictSame(await app.gate.query(nobody, sweepIdempotencyKeys, { batch: 100 }), [{ removed: 1 }])
     t.strictSame(
       (await keys(app)).map(({ key }) => key),
@@ -387,7 +387,7 @@ t.test('after a day', async (t) => {
   t.test('and with its agency it goes at once', async (t) => {
     t.equal((await acme.send({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug: 'acme' } })).statusCode, 202)
     await sleep(10)
-    const { purgeTenant } = await import('../db/directory.ts')
+    const { purgeTenant } = await import('../db/queries/directory.ts')
     const nobody = { tenant_id: null, user_id: null, request: '' }
     await app.gate.query(nobody, purgeTenant, {})
     t.strictSame(await keys(app), [])

@@ -7,37 +7,37 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
 import t from 'tap'
-import * as gate from '../db/gate.ts'
-import * as pipeline from '../db/pipeline.ts'
-import * as replica from '../db/replica.ts'
-import { startPatienceMs } from '../db/start-up.ts'
-import { statement } from '../db/statement.ts'
-import * as pool from '../plugins/database.ts'
-import * as requests from '../plugins/limits.ts'
-import * as uploads from '../plugins/objects.ts'
-import * as redis from '../plugins/redis.ts'
-import * as revocations from '../plugins/revocations.ts'
-import * as tenants from '../plugins/tenants.ts'
+import * as gate from '../db/gate/gate.ts'
+import * as pipeline from '../db/gate/pipeline.ts'
+import * as replica from '../db/gate/replica.ts'
+import { startPatienceMs } from '../db/gate/start-up.ts'
+import { statement } from '../db/gate/statement.ts'
+import * as revocations from '../plugins/auth/revocations.ts'
+import * as uploads from '../plugins/files/objects.ts'
+import * as pool from '../plugins/infrastructure/database.ts'
+import * as redis from '../plugins/infrastructure/redis.ts'
+import * as requests from '../plugins/limits/limits.ts'
+import * as tenants from '../plugins/tenancy/tenants.ts'
 import * as resumable from '../routes/files/appending.ts'
 import * as direct from '../routes/files/direct.ts'
 import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
-import { settings } from '../src/config.ts'
-import { depths, imageLimits, typeLimits } from '../src/decoders.ts'
-import { catalogue } from '../src/errors.ts'
-import { linkSeconds } from '../src/file-links.ts'
-import * as hasher from '../src/hasher.ts'
-import { maxPixels, maxSide } from '../src/image-decoding.ts'
-import { maxImageBytes } from '../src/images.ts'
-import { createKeyRing } from '../src/keys.ts'
-import { createDiskStore } from '../src/objects/disk.ts'
-import { assemblyPatienceMs } from '../src/objects/s3.ts'
-import { patienceMs } from '../src/objects/store.ts'
-import { floor, slowest } from '../src/pace.ts'
-import { createPasswords } from '../src/passwords.ts'
-import { lookMs } from '../src/upload-places.ts'
-import { lastBreathMs } from '../src/workers/serving.ts'
-import * as supervisor from '../src/workers/supervisor.ts'
+import * as hasher from '../src/auth/hasher.ts'
+import { createKeyRing } from '../src/auth/keys.ts'
+import { createPasswords } from '../src/auth/passwords.ts'
+import { settings } from '../src/config/config.ts'
+import { depths, imageLimits, typeLimits } from '../src/files/decoders.ts'
+import { linkSeconds } from '../src/files/file-links.ts'
+import { maxPixels, maxSide } from '../src/files/image-decoding.ts'
+import { maxImageBytes } from '../src/files/images.ts'
+import { floor, slowest } from '../src/files/minimum-rate.ts'
+import { createDiskStore } from '../src/files/store/disk.ts'
+import { patienceMs } from '../src/files/store/object-store.ts'
+import { assemblyPatienceMs } from '../src/files/store/s3.ts'
+import { lookMs } from '../src/files/upload-places.ts'
+import { catalogue } from '../src/http/problems.ts'
+import { lastBreathMs } from '../src/processes/serving.ts'
+import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
 
@@ -502,19 +502,24 @@ t.test('every row is read here, and names codes that there are', (t) => {
 })
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {
-  const found = ['src/app.ts', 'src/workers/serving.ts', 'src/workers/supervisor.ts', 'src/passwords.ts']
-    .concat('src/hasher.ts', 'src/decoders.ts')
+  const found = ['src/app.ts', 'src/processes/serving.ts', 'src/processes/supervisor.ts', 'src/auth/passwords.ts']
+    .concat('src/auth/hasher.ts', 'src/files/decoders.ts')
     .concat([
-      'db/pipeline.ts',
-      'db/gate.ts',
-      'db/replica.ts',
-      'db/start-up.ts',
-      'plugins/database.ts',
-      'plugins/revocations.ts'
+      'db/gate/pipeline.ts',
+      'db/gate/gate.ts',
+      'db/gate/replica.ts',
+      'db/gate/start-up.ts',
+      'plugins/infrastructure/database.ts',
+      'plugins/auth/revocations.ts'
     ])
-    .concat(['plugins/health.ts', 'plugins/tenants.ts', 'plugins/limits.ts', 'plugins/redis.ts'])
-    .concat(['plugins/objects.ts', 'plugins/request-body.ts', 'plugins/object-sweep.ts'])
-    .concat(['src/objects/store.ts', 'src/objects/s3.ts', 'src/objects/disk.ts'])
+    .concat([
+      'plugins/observability/health.ts',
+      'plugins/tenancy/tenants.ts',
+      'plugins/limits/limits.ts',
+      'plugins/infrastructure/redis.ts'
+    ])
+    .concat(['plugins/files/objects.ts', 'plugins/http/request-body.ts', 'plugins/maintenance/object-sweep.ts'])
+    .concat(['src/files/store/object-store.ts', 'src/files/store/s3.ts', 'src/files/store/disk.ts'])
     .flatMap((path) =>
       [
         ...source(path).matchAll(
@@ -524,7 +529,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     )
   const inTable = [
     ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
-    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/passwords.ts depth'],
+    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/auth/passwords.ts depth'],
     ...[
       'connectTimeoutMs',
       'silenceLimitMs',
@@ -533,45 +538,65 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'maxPauseMs',
       'statement_timeout',
       'lock_timeout'
-    ].map((name) => `db/pipeline.ts ${name}`),
+    ].map((name) => `db/gate/pipeline.ts ${name}`),
     ...['acquireTimeoutMs', 'idleTimeoutMs', 'queryTimeoutMs', 'statement_timeout', 'lock_timeout'].map(
-      (name) => `plugins/database.ts ${name}`
+      (name) => `plugins/infrastructure/database.ts ${name}`
     ),
-    ...['plugins/database.ts idle_in_transaction_session_timeout', 'plugins/revocations.ts staleAfterMs'],
-    ...['plugins/redis.ts commandTimeoutMs', 'plugins/redis.ts connectTimeoutMs', 'plugins/redis.ts restMs'],
-    ...['db/gate.ts sharePatienceMs', 'db/replica.ts staleAfterMs', 'db/start-up.ts startPatienceMs'],
-    ...['src/workers/serving.ts lastBreathMs', 'src/workers/supervisor.ts answerMs'],
-    ...['src/hasher.ts answerMs', 'src/hasher.ts restMs', 'src/decoders.ts cpuMs', 'src/decoders.ts wallMs'],
     ...[
-      'plugins/objects.ts shareMs',
-      'plugins/objects.ts placeMs',
-      'plugins/request-body.ts bodyTimeoutMs',
-      'src/objects/store.ts patienceMs'
+      'plugins/infrastructure/database.ts idle_in_transaction_session_timeout',
+      'plugins/auth/revocations.ts staleAfterMs'
     ],
-    ...['src/objects/s3.ts assemblyPatienceMs', 'src/objects/disk.ts forgottenAfterMs']
+    ...[
+      'plugins/infrastructure/redis.ts commandTimeoutMs',
+      'plugins/infrastructure/redis.ts connectTimeoutMs',
+      'plugins/infrastructure/redis.ts restMs'
+    ],
+    ...['db/gate/gate.ts sharePatienceMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startPatienceMs'],
+    ...['src/processes/serving.ts lastBreathMs', 'src/processes/supervisor.ts answerMs'],
+    ...[
+      'src/auth/hasher.ts answerMs',
+      'src/auth/hasher.ts restMs',
+      'src/files/decoders.ts cpuMs',
+      'src/files/decoders.ts wallMs'
+    ],
+    ...[
+      'plugins/files/objects.ts shareMs',
+      'plugins/files/objects.ts placeMs',
+      'plugins/http/request-body.ts bodyTimeoutMs',
+      'src/files/store/object-store.ts patienceMs'
+    ],
+    ...['src/files/store/s3.ts assemblyPatienceMs', 'src/files/store/disk.ts forgottenAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
     ...[
-      'src/workers/serving.ts noticeMs',
-      'src/workers/serving.ts doorMs',
-      'src/workers/serving.ts lingerMs',
-      'src/workers/serving.ts quietMs',
-      'src/workers/serving.ts turnMs',
-      'src/workers/supervisor.ts settledMs',
-      'src/workers/supervisor.ts maxPauseMs'
+      'src/processes/serving.ts noticeMs',
+      'src/processes/serving.ts doorMs',
+      'src/processes/serving.ts lingerMs',
+      'src/processes/serving.ts quietMs',
+      'src/processes/serving.ts turnMs',
+      'src/processes/supervisor.ts settledMs',
+      'src/processes/supervisor.ts maxPauseMs'
     ],
-    'db/gate.ts togetherMs',
-    ...['db/start-up.ts firstPauseMs', 'db/start-up.ts longestPauseMs'],
-    ...['plugins/revocations.ts intervalMs', 'plugins/tenants.ts unknownForMs'],
-    ...['plugins/health.ts freshForMs', 'plugins/health.ts patienceMs', 'plugins/request-body.ts lingerMs'],
-    ...['plugins/objects.ts tidyIntervalMs', 'plugins/object-sweep.ts intervalMs'],
-    // off: plugins/request-body.ts bounds it by route
+    'db/gate/gate.ts togetherMs',
+    ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
+    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownForMs'],
+    ...[
+      'plugins/observability/health.ts freshForMs',
+      'plugins/observability/health.ts patienceMs',
+      'plugins/http/request-body.ts lingerMs'
+    ],
+    ...['plugins/files/objects.ts tidyIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
+    // off: plugins/http/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
     // a start that reads a million revocations
     'src/app.ts pluginTimeout',
-    'plugins/limits.ts dayMs',
-    ...['plugins/redis.ts maxReconnectMs', 'db/replica.ts intervalMs', 'db/pipeline.ts batchMs']
+    'plugins/limits/limits.ts dayMs',
+    ...[
+      'plugins/infrastructure/redis.ts maxReconnectMs',
+      'db/gate/replica.ts intervalMs',
+      'db/gate/pipeline.ts batchMs'
+    ]
   ]
   t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()

@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { SMTPServer } from 'smtp-server'
 import t, { type Test } from 'tap'
-import { mailboxOf } from '../src/emails.ts'
+import { mailboxOf } from '../src/mail/mailboxes.ts'
 import { nameInMail, nameInSubject, trimName } from '../src/names.ts'
 import {
   allRows,

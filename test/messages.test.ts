@@ -1,8 +1,8 @@
 import { Ajv } from 'ajv'
 import addFormats from 'ajv-formats'
 import t from 'tap'
-import { sentence, sentenceKeyword } from '../src/field-errors.ts'
-import { requireFileType } from '../src/file-types.ts'
+import { requireFileType } from '../src/files/file-types.ts'
+import { sentence, sentenceKeyword } from '../src/http/field-errors.ts'
 import { createTenant, password, post, send, startApp } from './harness.ts'
 
 /*

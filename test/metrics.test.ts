@@ -4,9 +4,9 @@ import { request as httpRequest } from 'node:http'
 import { connect } from 'node:net'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { readConfig } from '../src/config.ts'
+import { readConfig } from '../src/config/config.ts'
 import { createHistogram, type Family, render } from '../src/metrics.ts'
-import { buildInternal } from '../src/workers/internal.ts'
+import { buildInternal } from '../src/processes/internal-listener.ts'
 import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,

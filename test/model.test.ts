@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import t from 'tap'
-import type { Role } from '../src/roles.ts'
+import type { Role } from '../src/auth/roles.ts'
 import { unknownId } from './authz-policy.ts'
 import { post, type Reply, send } from './harness.ts'
 import { createWorld, type Side, type World } from './isolation.ts'

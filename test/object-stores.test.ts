@@ -5,9 +5,9 @@ import type { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { fileKey, markKey, uploadKey } from '../src/objects/keys.ts'
-import type { DirectRequest, ObjectStore, Part } from '../src/objects/store.ts'
-import { partBytes, writeObject } from '../src/objects/writing.ts'
+import { fileKey, markKey, uploadKey } from '../src/files/store/keys.ts'
+import type { DirectRequest, ObjectStore, Part } from '../src/files/store/object-store.ts'
+import { partBytes, writeObject } from '../src/files/store/writing.ts'
 import { uploadResumably } from './file-requests.ts'
 import { form } from './forms.ts'
 import { createTenant, post, startApp } from './harness.ts'
@@ -16,7 +16,7 @@ import { asRoot, bucket, createMinioAdmin, encrypt, objectStores, type StartedSt
 // bounded in time: how long a store may take
 
 /*
- * The same promises of every store: what src/objects/store.ts says, and the product on top of it.
+ * The same promises of every store: what src/files/store/object-store.ts says, and the product on top of it.
  */
 
 const tenant = (letter: string) => `${letter.repeat(8)}-0000-7000-8000-000000000000`

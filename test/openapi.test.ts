@@ -4,8 +4,8 @@ import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { buildApp } from '../src/app.ts'
-import { readConfig } from '../src/config.ts'
-import { catalogue } from '../src/errors.ts'
+import { readConfig } from '../src/config/config.ts'
+import { catalogue } from '../src/http/problems.ts'
 import { createTestDatabase, send, startApp, testEnvironment } from './harness.ts'
 
 type Json = Record<string, unknown>

@@ -3,11 +3,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
 import { buildApp } from '../src/app.ts'
-import { createBoundedQueue, QueueFull } from '../src/bounded-queue.ts'
-import { readConfig } from '../src/config.ts'
-import { Problem } from '../src/errors.ts'
-import { createKeyRing } from '../src/keys.ts'
-import { createPasswords, parameters } from '../src/passwords.ts'
+import { createKeyRing } from '../src/auth/keys.ts'
+import { createPasswords, parameters } from '../src/auth/passwords.ts'
+import { readConfig } from '../src/config/config.ts'
+import { Problem } from '../src/http/problems.ts'
+import { createBoundedQueue, QueueFull } from '../src/limits/bounded-queue.ts'
 import {
   addMember,
   allRows,

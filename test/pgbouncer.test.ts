@@ -1,9 +1,9 @@
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import type { TimeOuts } from '../db/connection-settings.ts'
-import { GateQuery } from '../db/gate-query.ts'
-import { keyedTimeOuts } from '../db/pipeline.ts'
-import { statement } from '../db/statement.ts'
+import type { TimeOuts } from '../db/gate/connection-settings.ts'
+import { GateQuery } from '../db/gate/gate-query.ts'
+import { keyedTimeOuts } from '../db/gate/pipeline.ts'
+import { statement } from '../db/gate/statement.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import {
   codeOf,

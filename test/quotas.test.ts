@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { CircuitOpen, createCircuitBreaker } from '../src/circuit-breaker.ts'
-import { createQuotas, type QuotaStore, type Quotas } from '../src/quotas.ts'
-import { createShares } from '../src/shares.ts'
+import { CircuitOpen, createCircuitBreaker } from '../src/limits/circuit-breaker.ts'
+import { createShares } from '../src/limits/keyed-semaphore.ts'
+import { createQuotas, type QuotaStore, type Quotas } from '../src/limits/quotas.ts'
 
 const hour = (max: number) => ({ max, window_ms: 3_600_000 })
 

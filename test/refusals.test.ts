@@ -1,12 +1,12 @@
 import type { FastifyRequest } from 'fastify'
 import t from 'tap'
-import { PipelineFull } from '../db/pipeline.ts'
+import { PipelineFull } from '../db/gate/pipeline.ts'
 import { buildApp } from '../src/app.ts'
-import { QueueFull } from '../src/bounded-queue.ts'
-import { CircuitOpen } from '../src/circuit-breaker.ts'
-import { readConfig } from '../src/config.ts'
-import { catalogue, Problem } from '../src/errors.ts'
-import { ShareExhausted } from '../src/shares.ts'
+import { readConfig } from '../src/config/config.ts'
+import { catalogue, Problem } from '../src/http/problems.ts'
+import { QueueFull } from '../src/limits/bounded-queue.ts'
+import { CircuitOpen } from '../src/limits/circuit-breaker.ts'
+import { ShareExhausted } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, createTestDatabase, testEnvironment } from './harness.ts'
 
 /*

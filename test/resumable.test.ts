@@ -5,7 +5,7 @@ import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import * as tus from 'tus-js-client'
-import { StoreFailure } from '../src/objects/store.ts'
+import { StoreFailure } from '../src/files/store/object-store.ts'
 import { disagreements, storedObjects } from './forms.ts'
 import {
   allRows,

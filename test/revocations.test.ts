@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
-import { revocationsUnseen } from '../db/directory.ts'
-import { changePlan, setPlan } from '../db/plans.ts'
-import { endSession } from '../db/sessions.ts'
-import { changeTenant, setTenantStatus } from '../db/tenant-status.ts'
+import { revocationsUnseen } from '../db/queries/directory.ts'
+import { changePlan, setPlan } from '../db/queries/plans.ts'
+import { endSession } from '../db/queries/sessions.ts'
+import { changeTenant, setTenantStatus } from '../db/queries/tenant-status.ts'
 import { withClient } from './databases.ts'
 import {
   allRows,

@@ -1,16 +1,16 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { cachedTokens } from '../plugins/authentication.ts'
-import { pipelineCount, replicaPool } from '../plugins/database.ts'
-import { batch } from '../plugins/housekeeping.ts'
-import { maxUnderWay } from '../plugins/limits.ts'
-import { maxOfTenant, maxUploads } from '../plugins/objects.ts'
-import { maxTenants } from '../plugins/tenants.ts'
-import { settings } from '../src/config.ts'
-import { partBytes } from '../src/objects/writing.ts'
-import { parameters } from '../src/passwords.ts'
-import { spareShare } from '../src/quotas.ts'
+import { cachedTokens } from '../plugins/auth/authentication.ts'
+import { maxOfTenant, maxUploads } from '../plugins/files/objects.ts'
+import { pipelineCount, replicaPool } from '../plugins/infrastructure/database.ts'
+import { maxUnderWay } from '../plugins/limits/limits.ts'
+import { batch } from '../plugins/maintenance/housekeeping.ts'
+import { maxTenants } from '../plugins/tenancy/tenants.ts'
+import { parameters } from '../src/auth/passwords.ts'
+import { settings } from '../src/config/config.ts'
+import { partBytes } from '../src/files/store/writing.ts'
+import { spareShare } from '../src/limits/quotas.ts'
 import { definerFunctions } from './catalogue.ts'
 import { allRows, createTestDatabase, root } from './harness.ts'
 
@@ -86,9 +86,9 @@ t.test('every command and every page that is named exists', async (t) => {
   for (const [, path = ''] of page.matchAll(/`(test\/[\w.-]+|db\/[\w.-]+)`/g)) t.ok(existsSync(join(root, path)), path)
   for (const [, path = ''] of page.matchAll(/\]\((\S+\.md)\)/g)) t.ok(existsSync(join(root, 'docs', path)), path)
   const metrics = ['plugins', 'src'].flatMap((folder) =>
-    readdirSync(join(root, folder), { withFileTypes: true }).flatMap((entry) =>
-      entry.isFile() ? source(`${folder}/${entry.name}`) : []
-    )
+    readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+      .filter((name) => name.endsWith('.ts'))
+      .map((name) => source(`${folder}/${name}`))
   )
   for (const [name] of page.matchAll(/\baggios_\w+_\w+|\baggios_revocations\b/g)) {
     t.ok(

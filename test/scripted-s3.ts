@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import type { Test } from 'tap'
-import type { Environment } from '../src/config.ts'
-import type { S3Settings } from '../src/objects/s3.ts'
+import type { Environment } from '../src/config/config.ts'
+import type { S3Settings } from '../src/files/store/s3.ts'
 
 /*
  * An S3 server that keeps objects in memory, checks no signature, and fails as it is told.

@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
-import { createDiskStore } from '../src/objects/disk.ts'
+import { createDiskStore } from '../src/files/store/disk.ts'
 import { form } from './forms.ts'
 import { createTenant, root, send, startApp } from './harness.ts'
 

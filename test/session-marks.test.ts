@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { openSession } from '../db/sessions.ts'
+import { openSession } from '../db/queries/sessions.ts'
 import { withClient } from './databases.ts'
 import {
   addMember,

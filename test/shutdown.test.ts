@@ -4,7 +4,7 @@ import http from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { spareReplies } from '../src/workers/idle-connections.ts'
+import { spareReplies } from '../src/processes/idle-connections.ts'
 import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
 import { stopwatch } from './machine.ts'
 

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { createSlugCache } from '../src/slug-cache.ts'
+import { createSlugCache } from '../src/tenancy/slug-cache.ts'
 
 t.test('entries are kept by id and by slug', async (t) => {
   const acme = { id: '1', slug: 'acme' }

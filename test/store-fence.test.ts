@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
-import { fileKey, imageKey, markKey } from '../src/objects/keys.ts'
+import { fileKey, imageKey, markKey } from '../src/files/store/keys.ts'
 import { createDatabase, dropDatabase } from './databases.ts'
 import { createFile, type FileReply, fileForm, form, storedObjects } from './forms.ts'
 import {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { purgeTenant } from '../db/directory.ts'
+import { purgeTenant } from '../db/queries/directory.ts'
 import { createFile } from './forms.ts'
 import {
   allRows,

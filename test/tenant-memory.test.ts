@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
-import { changePlan, setPlan } from '../db/plans.ts'
-import type { TenantEntry } from '../plugins/tenants.ts'
+import { changePlan, setPlan } from '../db/queries/plans.ts'
+import type { TenantEntry } from '../plugins/tenancy/tenants.ts'
 import {
   createTenant,
   createTestDatabase,

@@ -3,23 +3,23 @@ import { join } from 'node:path'
 import { fullFormats } from 'ajv-formats/dist/formats.js'
 import fc from 'fast-check'
 import t from 'tap'
-import { readAddress } from '../src/addresses.ts'
-import { findRange } from '../src/byte-ranges.ts'
-import { createCursors } from '../src/cursors.ts'
-import { mailboxOf } from '../src/emails.ts'
-import { matchesTag, tenantTag } from '../src/etags.ts'
-import { createFileLinks } from '../src/file-links.ts'
-import { attachment, cleanFileName, extensionOf, foldText } from '../src/file-names.ts'
-import { findTypeOf } from '../src/file-type-detection.ts'
-import { requireFileType } from '../src/file-types.ts'
-import { parseHost } from '../src/hosts.ts'
-import { canonicalJson, hasDuplicateMembers } from '../src/json.ts'
-import { createKeyRing } from '../src/keys.ts'
+import { createKeyRing } from '../src/auth/keys.ts'
+import { createOneTimeTokens } from '../src/auth/one-time-tokens.ts'
+import { createRefreshTokens } from '../src/auth/refresh-tokens.ts'
+import { createFileLinks } from '../src/files/file-links.ts'
+import { attachment, cleanFileName, extensionOf, foldText } from '../src/files/file-names.ts'
+import { findTypeOf } from '../src/files/file-type-detection.ts'
+import { requireFileType } from '../src/files/file-types.ts'
+import { readAddress } from '../src/http/addresses.ts'
+import { findRange } from '../src/http/byte-ranges.ts'
+import { createCursors } from '../src/http/cursors.ts'
+import { matchesTag, tenantTag } from '../src/http/etags.ts'
+import { parseHost } from '../src/http/hosts.ts'
+import { canonicalJson, hasDuplicateMembers } from '../src/http/json.ts'
+import { isDecodable } from '../src/http/paths.ts'
+import { mailboxOf } from '../src/mail/mailboxes.ts'
 import { nameInMail, nameInSubject, trimName } from '../src/names.ts'
-import { createOneTimeTokens } from '../src/one-time-tokens.ts'
-import { isDecodable } from '../src/paths.ts'
-import { createRefreshTokens } from '../src/refresh-tokens.ts'
-import { isReservedSlug } from '../src/slugs.ts'
+import { isReservedSlug } from '../src/tenancy/slugs.ts'
 import { truncateText } from '../src/text.ts'
 import { fileForm } from './forms.ts'
 import { createTenant, post, root, startApp } from './harness.ts'
@@ -102,9 +102,9 @@ for (const name of ['email', 'uuid', 'date-time', 'uri'] as const) {
 }
 /** The regular expressions of the sources that are not within one of the functions above. */
 for (const file of [
-  'plugins/authentication.ts',
-  'plugins/cors.ts',
-  'plugins/idempotency.ts',
+  'plugins/auth/authentication.ts',
+  'plugins/http/cors.ts',
+  'plugins/http/idempotency.ts',
   'src/app.ts',
   'routes/files/form.ts'
 ]) {

@@ -1,6 +1,6 @@
 import pg from 'pg'
 import t from 'tap'
-import { readTimestamp } from '../db/timestamps.ts'
+import { readTimestamp } from '../db/gate/timestamps.ts'
 import { withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
 

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { createTokenMemory } from '../src/token-memory.ts'
+import { createTokenMemory } from '../src/auth/token-memory.ts'
 
 const signature = 'S'.repeat(43)
 

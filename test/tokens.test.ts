@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { InvalidConfiguration, readConfig } from '../src/config.ts'
+import { InvalidConfiguration, readConfig } from '../src/config/config.ts'
 import {
   addMember,
   asOwner,

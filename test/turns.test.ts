@@ -1,5 +1,5 @@
 import t from 'tap'
-import { createTurns } from '../src/turns.ts'
+import { createTurns } from '../src/limits/round-robin-queue.ts'
 
 const drain = (turns: ReturnType<typeof createTurns<string>>) => {
   const taken: string[] = []

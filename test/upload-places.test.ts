@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto'
 import { type AddressInfo, connect } from 'node:net'
 import t, { type Test } from 'tap'
+import { createPace } from '../src/files/minimum-rate.ts'
 import { render } from '../src/metrics.ts'
-import { createPace } from '../src/pace.ts'
 import { boundary, fileForm } from './forms.ts'
 import { allRows, createTenant, eventually, post, startApp, type Tenant } from './harness.ts'
 

@@ -543,7 +543,7 @@ t.test('a store that cannot complete an upload now leaves it for later', async (
     headers: { 'content-type': 'text/plain' }
   })
   const { move } = app.objects
-  const { StoreFailure } = await import('../src/objects/store.ts')
+  const { StoreFailure } = await import('../src/files/store/object-store.ts')
   app.objects.move = () => Promise.reject(new StoreFailure('away', new Error('unplugged')))
   const complete = () => acme.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
   t.match((await complete()).json(), { status: 503, code: 'unavailable' })

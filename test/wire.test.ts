@@ -4,8 +4,8 @@ import pg from 'pg'
 import { serialize } from 'pg-protocol'
 import { Parser } from 'pg-protocol/dist/parser.js'
 import t, { type Test } from 'tap'
-import { statement } from '../db/statement.ts'
-import { createBatchWriter, createFramer, readRow } from '../db/wire-format.ts'
+import { statement } from '../db/gate/statement.ts'
+import { createBatchWriter, createFramer, readRow } from '../db/gate/wire-format.ts'
 import { withClient } from './databases.ts'
 import {
   codeOf,

@@ -1,5 +1,5 @@
 import { type RawBuilder, sql } from 'kysely'
-import { statement } from '../../db/statement.ts'
+import { statement } from '../../db/gate/statement.ts'
 
 /** Where a row stands: created_at with its microseconds, which a Date has not, and the id. */
 type Position = { at: string; id: string }

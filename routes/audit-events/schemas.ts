@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/field-errors.ts'
+import { sentenceKeyword } from '../../src/http/field-errors.ts'
 import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const filters = {

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { Statement } from '../../db/gate/statement.ts'
 import {
   type Broken,
   checkNextSeal,
@@ -7,11 +8,10 @@ import {
   readAuditState,
   readAuditTail,
   readStatements
-} from '../../db/audit-seals.ts'
-import type { Statement } from '../../db/statement.ts'
-import { createAuditKeys } from '../../src/audit-keys.ts'
-import { createBoundedQueue, QueueFull } from '../../src/bounded-queue.ts'
-import { overloaded, rateLimited } from '../../src/errors.ts'
+} from '../../db/queries/audit-seals.ts'
+import { createAuditKeys } from '../../src/auth/audit-keys.ts'
+import { overloaded, rateLimited } from '../../src/http/problems.ts'
+import { createBoundedQueue, QueueFull } from '../../src/limits/bounded-queue.ts'
 
 /** For so long the database works for one request, and so long a request takes at most where others wait too. */
 const workMs = 500

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { type Rotation, rotateSession } from '../../db/sessions.ts'
+import { type Rotation, rotateSession } from '../../db/queries/sessions.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
   invalidRefreshToken,
   type Problem,
@@ -7,8 +8,7 @@ import {
   sessionRevoked,
   tenantMismatch,
   tenantSuspended
-} from '../../src/errors.ts'
-import { revocationSeconds } from '../../src/token-life.ts'
+} from '../../src/http/problems.ts'
 import type { Refresh } from './schemas.ts'
 
 const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () => Problem> = {

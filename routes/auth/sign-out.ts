@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { endSession } from '../../db/sessions.ts'
-import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/errors.ts'
-import { revocationSeconds } from '../../src/token-life.ts'
+import { endSession } from '../../db/queries/sessions.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
+import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 

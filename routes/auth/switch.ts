@@ -1,8 +1,8 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { findOpenSession, openSession } from '../../db/sessions.ts'
-import { notFound, sessionRevoked, tenantSuspended } from '../../src/errors.ts'
-import { readSlug } from '../../src/slugs.ts'
-import { revocationSeconds } from '../../src/token-life.ts'
+import { findOpenSession, openSession } from '../../db/queries/sessions.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
+import { notFound, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
+import { readSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
 /** A session in another tenant of the same person. That there is such a tenant is said to its members only. */

@@ -1,9 +1,9 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
-import { conflict, payloadTooLarge } from '../../src/errors.ts'
-import { headBytes, requireFileType } from '../../src/file-types.ts'
-import { fileKey } from '../../src/objects/keys.ts'
-import { inParts, partBytes } from '../../src/objects/writing.ts'
+import { headBytes, requireFileType } from '../../src/files/file-types.ts'
+import { fileKey } from '../../src/files/store/keys.ts'
+import { inParts, partBytes } from '../../src/files/store/writing.ts'
+import { conflict, payloadTooLarge } from '../../src/http/problems.ts'
 import { bodyOf, undo } from './receiving.ts'
 import {
   advanceUpload,

@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { type FileRow, readFile } from '../../db/files.ts'
-import { conflict, Problem } from '../../src/errors.ts'
-import { headBytes, requireFileType } from '../../src/file-types.ts'
-import { fileKey } from '../../src/objects/keys.ts'
+import { type FileRow, readFile } from '../../db/queries/files.ts'
+import { headBytes, requireFileType } from '../../src/files/file-types.ts'
+import { fileKey } from '../../src/files/store/keys.ts'
+import { conflict, Problem } from '../../src/http/problems.ts'
 import { finish, requireSum, undo } from './receiving.ts'
 import { concludeUpload, releaseUpload, renewConclusion, type UploadRow } from './upload-queries.ts'
 

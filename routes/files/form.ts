@@ -1,9 +1,9 @@
 import type { MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { FileRow } from '../../db/files.ts'
-import { malformedRequest } from '../../src/errors.ts'
-import { readable } from '../../src/forms.ts'
-import { unlessEnded } from '../../src/pace.ts'
+import type { FileRow } from '../../db/queries/files.ts'
+import { unlessEnded } from '../../src/files/minimum-rate.ts'
+import { readable } from '../../src/http/forms.ts'
+import { malformedRequest } from '../../src/http/problems.ts'
 import { receiveFile } from './receiving.ts'
 import { FileForm } from './schemas.ts'
 

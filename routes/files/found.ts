@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
-import { type FileRow, readFile, readLinkedFile } from '../../db/files.ts'
-import { notFound } from '../../src/errors.ts'
-import type { FileLink } from '../../src/file-links.ts'
+import { type FileRow, readFile, readLinkedFile } from '../../db/queries/files.ts'
+import type { FileLink } from '../../src/files/file-links.ts'
+import { notFound } from '../../src/http/problems.ts'
 
 /** The file as it is shown. Throws `not_found` for one that is not whole, deleted, or another agency's. */
 export async function requireFile(request: FastifyRequest, id: string): Promise<FileRow> {

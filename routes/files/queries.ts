@@ -1,7 +1,7 @@
 import { type RawBuilder, sql } from 'kysely'
-import type { FileRow } from '../../db/files.ts'
-import type { TenantTransaction } from '../../db/gate.ts'
-import { statement } from '../../db/statement.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
+import { statement } from '../../db/gate/statement.ts'
+import type { FileRow } from '../../db/queries/files.ts'
 
 type Filter = {
   tenant_id: string

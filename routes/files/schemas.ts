@@ -1,6 +1,6 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/field-errors.ts'
-import { mediaTypePattern } from '../../src/media-types.ts'
+import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { mediaTypePattern } from '../../src/http/media-types.ts'
 import { Bytes, Id, Line, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }

@@ -1,7 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import type { Problem } from '../../src/errors.ts'
-import { invalidMembers, sentenceKeyword } from '../../src/field-errors.ts'
+import { invalidMembers, sentenceKeyword } from '../../src/http/field-errors.ts'
+import type { Problem } from '../../src/http/problems.ts'
 import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
 

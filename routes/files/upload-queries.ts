@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../db/gate.ts'
-import { statement } from '../../db/statement.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
+import { statement } from '../../db/gate/statement.ts'
 
 /*
  * Uploads that outlive a request: direct and resumable ones.

@@ -1,6 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type Static, Type } from '@sinclair/typebox'
-import { shuttingDown, unavailable } from '../../src/errors.ts'
+import { shuttingDown, unavailable } from '../../src/http/problems.ts'
 import { StringEnum } from '../schemas.ts'
 
 const Check = Type.Object({ status: StringEnum(['ok', 'down'], { examples: ['ok'] }) })

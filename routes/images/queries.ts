@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../db/gate.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
 
 /** Sets the gate's user's avatar, or removes it. Resolves to the address of the one before. */
 export async function setAvatar(

@@ -1,11 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
-import { recordAudit } from '../../db/audit.ts'
-import { findAccount, type Identity } from '../../db/directory.ts'
-import { insertMember } from '../../db/members.ts'
-import { publishMember } from '../../db/revocations.ts'
-import { openFirstSession } from '../../db/sessions.ts'
-import { insertUser } from '../../db/users.ts'
+import { recordAudit } from '../../db/queries/audit.ts'
+import { findAccount, type Identity } from '../../db/queries/directory.ts'
+import { insertMember } from '../../db/queries/members.ts'
+import { publishMember } from '../../db/queries/revocations.ts'
+import { openFirstSession } from '../../db/queries/sessions.ts'
+import { insertUser } from '../../db/queries/users.ts'
+import { passwordFault, storedHash } from '../../src/auth/passwords.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
+import { invalidMembers } from '../../src/http/field-errors.ts'
 import {
   alreadyAMember,
   emailTaken,
@@ -14,10 +17,7 @@ import {
   invitationExpired,
   notFound,
   tenantSuspended
-} from '../../src/errors.ts'
-import { invalidMembers } from '../../src/field-errors.ts'
-import { passwordFault, storedHash } from '../../src/passwords.ts'
-import { revocationSeconds } from '../../src/token-life.ts'
+} from '../../src/http/problems.ts'
 import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 

@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../db/gate.ts'
-import { isVouchedFor } from '../../db/members.ts'
-import { statement } from '../../db/statement.ts'
-import type { InvitableRole } from '../../src/roles.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
+import { statement } from '../../db/gate/statement.ts'
+import { isVouchedFor } from '../../db/queries/members.ts'
+import type { InvitableRole } from '../../src/auth/roles.ts'
 
 const columns = ['id', 'email', 'role', 'invited_by', 'created_at', 'expires_at'] as const
 

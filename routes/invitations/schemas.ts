@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { invitableRoles } from '../../src/roles.ts'
+import { invitableRoles } from '../../src/auth/roles.ts'
 import { Email, Id, Name, Page, Password, StringEnum, Timestamp } from '../schemas.ts'
 
 // without a title: an enum of its own that shares words with `Role` is two constants of one name in Go

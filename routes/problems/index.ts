@@ -1,6 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import { catalogue, notFound, type ProblemKind } from '../../src/errors.ts'
+import { catalogue, notFound, type ProblemKind } from '../../src/http/problems.ts'
 
 const Params = Type.Object({ code: Type.String({ maxLength: 64, examples: ['validation_failed'] }) })
 

@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
-import { type Statement, statement } from '../../db/statement.ts'
+import { type Statement, statement } from '../../db/gate/statement.ts'
 import { firstId } from '../../src/uuids.ts'
 
 type Line = { position: string; line: string }

@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../db/gate.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
+import { changeTenant } from '../../db/queries/tenant-status.ts'
 import type { TenantSettings } from '../../db/tables.ts'
-import { changeTenant } from '../../db/tenant-status.ts'
 
 /** What a change is compared with; the tenant's row stays locked until the transaction ends. */
 export function lockTenant(trx: TenantTransaction, tenantId: string) {

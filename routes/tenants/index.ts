@@ -1,12 +1,12 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { v7 as uuidv7 } from 'uuid'
-import { recordAudit } from '../../db/audit.ts'
-import { queryIn, type TenantTransaction } from '../../db/gate.ts'
-import { foundingWait, insertOwner, insertTenant, readTenant } from '../../db/tenants.ts'
-import { notFound, rateLimited, slugTaken } from '../../src/errors.ts'
-import { tenantTag } from '../../src/etags.ts'
-import { requireUnreserved } from '../../src/slugs.ts'
+import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
+import { recordAudit } from '../../db/queries/audit.ts'
+import { foundingWait, insertOwner, insertTenant, readTenant } from '../../db/queries/tenants.ts'
+import { tenantTag } from '../../src/http/etags.ts'
+import { notFound, rateLimited, slugTaken } from '../../src/http/problems.ts'
+import { requireUnreserved } from '../../src/tenancy/slugs.ts'
 import { Name, presentTenant, Slug, Tenant } from '../schemas.ts'
 
 const TenantInput = Type.Object(

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { myCredentials } from '../../db/directory.ts'
-import { invalidCredentials, sessionRevoked } from '../../src/errors.ts'
-import { storedHash } from '../../src/passwords.ts'
+import { myCredentials } from '../../db/queries/directory.ts'
+import { storedHash } from '../../src/auth/passwords.ts'
+import { invalidCredentials, sessionRevoked } from '../../src/http/problems.ts'
 
 /**
  * Demands the person's password once more before something grave, however good the token is. Throws `invalid_credentials`.

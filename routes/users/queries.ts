@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../db/gate.ts'
-import type { PasswordHash } from '../../src/passwords.ts'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
+import type { PasswordHash } from '../../src/auth/passwords.ts'
 
 /** The versions behind the ETag of the signed-in person, whose row stays locked until the transaction ends. */
 export function lockUser(trx: TenantTransaction, user: { tenant_id: string; user_id: string }) {

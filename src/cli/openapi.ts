@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { startEmbedded } from '../../db/embedded.ts'
 import { migrate } from '../../db/migrate.ts'
 import { buildApp } from '../app.ts'
-import { readConfig } from '../config.ts'
+import { readConfig } from '../config/config.ts'
 import { createCommand, readOptions } from './command.ts'
 
 readOptions(

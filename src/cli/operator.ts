@@ -1,13 +1,13 @@
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { connectionTo } from '../../db/connection-settings.ts'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
-import { createTenantGate, type TenantGate } from '../../db/gate.ts'
-import { PoolDialect } from '../../db/pool-dialect.ts'
+import { connectionTo } from '../../db/gate/connection-settings.ts'
+import { createTenantGate, type TenantGate } from '../../db/gate/gate.ts'
+import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
-import { type Config, InvalidConfiguration, readConfig } from '../config.ts'
-import { readEnvironment } from '../env-file.ts'
-import { describe } from '../reasons.ts'
+import { type Config, InvalidConfiguration, readConfig } from '../config/config.ts'
+import { readEnvironment } from '../config/env-file.ts'
+import { describe } from '../error-text.ts'
 
 /** For statements of the directory, which need no tenant. */
 export const nobody = { tenant_id: null, user_id: null, request: '' }

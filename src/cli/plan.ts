@@ -1,6 +1,6 @@
 import { InvalidArgumentError } from 'commander'
-import { listPlans, type PlanLimits, setPlan } from '../../db/plans.ts'
-import { rate, size, Unreadable } from '../config.ts'
+import { listPlans, type PlanLimits, setPlan } from '../../db/queries/plans.ts'
+import { rate, size, Unreadable } from '../config/config.ts'
 import { createCommand } from './command.ts'
 import { nobody, operate } from './operator.ts'
 

@@ -1,0 +1,242 @@
+import { sql } from 'kysely'
+import type { Role } from '../../src/auth/roles.ts'
+import { statement } from '../gate/statement.ts'
+import type { TenantSettings, TenantStatus } from '../tables.ts'
+import type { PlanLimits } from './plans.ts'
+
+/*
+ * What answers before, or across, tenants: calls of the functions that `aggios_directory` owns. Those of "my" things take
+ * the user from the gate's settings.
+ */
+
+/** A tenant as every request meets it. */
+export type TenantRow = { id: string; slug: string; status: TenantStatus; settings: TenantSettings } & PlanLimits
+
+/** The tenant of a host name. */
+export const findTenant = statement(
+  'find_tenant',
+  (_, $: { slug: string }) => sql<TenantRow>`
+  select id, slug, status, settings, requests, window_seconds, storage_quota::float8 as storage_quota
+  from find_tenant(${$.slug}) t cross join lateral tenant_limits(t.id)`
+)
+
+/** The same of a token: most requests have one, so it costs one function and not two. */
+export const readTenantEntry = statement(
+  'tenant_entry',
+  (_, $: { tenant_id: string }) => sql<TenantRow>`
+  select id, slug, status, settings, requests, window_seconds, storage_quota::float8 as storage_quota
+  from tenant_entry(${$.tenant_id})`
+)
+
+export type Credentials = { password_hash: string | null; pepper_id: string | null; password_version: number }
+export type Identity = Credentials & { id: string; disabled_at: Date | null; email_verified_at: Date | null }
+/** Without an id nobody has the address. */
+export type AccountRow = Omit<Identity, 'id'> & { id: string | null; failures: number }
+
+/** What is needed to check a password, for one address; always one row. */
+export const findAccount = statement(
+  'find_account',
+  (_, $: { email: string }) => sql<AccountRow>`
+  select id, password_hash, pepper_id, password_version, disabled_at, email_verified_at, failures
+  from find_account(${$.email})`
+)
+
+/** Whether the person opened a session lately from the network of this address. */
+export const isKnownNetwork = statement(
+  'is_known_network',
+  (_, $: { email: string; address: string }) => sql<{ known: boolean }>`
+  select is_known_network(${$.email}, ${$.address}::inet) as known`
+)
+
+/** One more wrong password in a row, for an address that somebody has and for one that nobody has. */
+export const countFailure = statement(
+  'count_sign_in_failure',
+  (_, $: { email: string }) => sql<{ failures: number }>`select count_sign_in_failure(${$.email}) as failures`,
+  { writes: true }
+)
+
+export const forgetFailures = statement(
+  'forget_sign_in_failures',
+  (_, $: { email: string }) => sql<{ done: unknown }>`select forget_sign_in_failures(${$.email}) as done`,
+  { writes: true }
+)
+
+export const sweepFailures = statement(
+  'sweep_sign_in_failures',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_sign_in_failures(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+export const myCredentials = statement(
+  'my_credentials',
+  (_, __: Record<never, never>) => sql<Credentials & { email: string }>`
+  select email, password_hash, pepper_id, password_version from my_credentials()`
+)
+
+export type MyTenant = { id: string; slug: string; name: string; status: TenantStatus; role: Role }
+
+/** The tenants of a user, the one used last first. */
+export const myTenantsByUse = statement(
+  'my_tenants_by_use',
+  (_, __: Record<never, never>) => sql<MyTenant>`
+  select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
+)
+
+/** The tenants of a user by slug, after the last one on the page before. */
+export const myTenantsPage = statement(
+  'my_tenants_page',
+  (_, $: { after_slug: string; limit: number }) => sql<MyTenant>`
+  select id, slug, name, status, role from my_tenants()
+  where slug > ${$.after_slug} order by slug limit ${$.limit}`,
+  { slow: true }
+)
+
+export type MySession = {
+  id: string
+  tenant_id: string
+  tenant_slug: string
+  user_agent: string | null
+  ip: string | null
+  created_at: Date
+  last_used_at: Date
+  expires_at: Date
+}
+
+/** Open sessions, the newest first; ids are made in order of time, so the id alone is the position. */
+export const mySessionsPage = statement(
+  'my_sessions_page',
+  (_, $: { idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
+  select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
+  from my_sessions(make_interval(secs => ${$.idle_seconds}))
+  where id < ${$.after_id} order by id desc limit ${$.limit}`,
+  { slow: true }
+)
+
+/** Ends one session of the user (`one`), or all but one (`keep`) by one mark in each tenant; publishes and audits it. */
+export const endMySessions = statement(
+  'end_my_sessions',
+  (_, $: { one: string | null; keep: string | null; token_seconds: number }) => sql<{ ended: number }>`
+  select end_my_sessions(${$.one}, ${$.keep}, make_interval(secs => ${$.token_seconds}))::int as ended`,
+  { writes: true }
+)
+
+/** Ends the user, everywhere. `last_owner`: an agency would be left without one, and nothing has changed. */
+export const endMyIdentity = statement(
+  'end_my_identity',
+  (_, $: { token_seconds: number }) => sql<{ outcome: 'ended' | 'last_owner' }>`
+  select end_my_identity(make_interval(secs => ${$.token_seconds})) as outcome`,
+  { writes: true }
+)
+
+/**
+ * What must no longer be believed, for `seconds_left` more. `member`: the role that the person now has, or null for none.
+ * `sessions`: `<through>` or `<through> <kept>`, see db/migrations/0009_session_marks.ts. `tenant`: its status.
+ */
+export type Revocation = {
+  tenant_id: string
+  kind: 'session' | 'sessions' | 'member' | 'tenant' | 'plan'
+  subject: string
+  state: string | null
+  seconds_left: number
+}
+
+/** What the next reader has seen already if it reads all living revocations after this. */
+export const revocationsSnapshot = statement(
+  'revocations_snapshot',
+  (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
+)
+
+/**
+ * A page of the living revocations, by tenant and id: a line for each, with its kind, tenant, subject, seconds left and state, and
+ * a space between them. No state is null.
+ */
+export const revocationsPage = statement(
+  'revocations_page',
+  (_, $: { after_tenant: string; after_id: number; limit: number }) => sql<{
+    found: number
+    last_tenant: string
+    last_id: number
+    entries: string
+  }>`
+  select found, last_tenant, last_id::float8 as last_id, entries
+  from revocations_page(${$.after_tenant}, ${$.after_id}::bigint, ${$.limit}::int)`,
+  { slow: true }
+)
+
+/** The snapshot of this read, then each revocation that was not visible in the snapshot `seen`, once. */
+export const revocationsUnseen = statement(
+  'revocations_unseen',
+  (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & Revocation)>`
+  select snapshot, tenant_id, kind, subject, state, seconds_left from revocations_unseen(${$.seen}::text::pg_snapshot)`
+)
+
+export const peppersInUse = statement(
+  'peppers_in_use',
+  (_, __: Record<never, never>) => sql<{ id: string }>`
+  select id from peppers_in_use() as id`
+)
+
+export const sweep = statement(
+  'sweep',
+  (_, $: { batch: number }) => sql<{ removed: number }>`
+  select sweep(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+/** Removes sessions that were ended so long ago. */
+export const sweepSessions = statement(
+  'sweep_sessions',
+  (_, $: { batch: number; age_seconds: number }) => sql<{ removed: number }>`
+  select sweep_sessions(${$.batch}, make_interval(secs => ${$.age_seconds}))::int as removed`,
+  { writes: true }
+)
+
+export const ensureAuditPartitions = statement(
+  'ensure_audit_partitions',
+  (_, __: Record<never, never>) => sql<{ ensured: unknown }>`select ensure_audit_partitions() as ensured`,
+  { writes: true }
+)
+
+/** A statement that only proves that the database answers. */
+export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)
+
+/** Up to where the primary's log is safe, in bytes: no replica gets more, and no commit is acknowledged before. */
+export const walPosition = statement(
+  'wal_position',
+  (_, __: Record<never, never>) => sql<{ position: number }>`
+  select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::float8 as position`
+)
+
+/** The next mails to send, leased to the caller for a while. */
+export const claimMail = statement(
+  'claim_mail',
+  (_, $: { batch: number; lease_seconds: number }) => sql<{ tenant_id: string; id: string }>`
+  select tenant_id, id from claim_mail(${$.batch}, make_interval(secs => ${$.lease_seconds}))`,
+  { writes: true }
+)
+
+export const sweepOutbox = statement(
+  'sweep_outbox',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_outbox(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+export const sweepIdempotencyKeys = statement(
+  'sweep_idempotency_keys',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_idempotency_keys(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+/** Removes invitations, and the addresses in them, thirty days after their end. */
+export const sweepInvitations = statement(
+  'sweep_invitations',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_invitations(${$.batch})::int as removed`,
+  { writes: true }
+)
+
+/** Removes one tenant whose time has come; null when there is none. */
+export const purgeTenant = statement(
+  'purge_tenant',
+  (_, __: Record<never, never>) => sql<{ id: string | null }>`select purge_tenant() as id`,
+  { writes: true }
+)

@@ -1,0 +1,90 @@
+import { mayManage, type Role } from '../../src/auth/roles.ts'
+import type { TenantTransaction } from '../gate/gate.ts'
+import { recordAudit } from './audit.ts'
+import { deleteMember, lockRoles, updateRole } from './members.ts'
+import { endMemberSessions, publishMember } from './revocations.ts'
+
+/** Who acts on whom, and how long the tokens live that must no longer be believed. */
+type Act = { actor_id: string; user_id: string; token_seconds: number }
+
+/**
+ * How an act on a member ended. Decided by the roles as they are in the database now, not by those in the token; everything
+ * but `done` has changed nothing. `gone`: who acts is no longer a member.
+ */
+export type MemberOutcome = 'done' | 'forbidden' | 'last_owner' | 'not_found' | 'gone'
+
+/** Gives a member another role. */
+export async function changeRole(trx: TenantTransaction, act: Act, role: Role): Promise<MemberOutcome> {
+  const found = await lockPair(trx, act)
+  if (typeof found === 'string') return found
+  const { actor, target, owners } = found
+  if (!mayManage(actor, 'admin') || !mayManage(actor, target) || !mayManage(actor, role)) return 'forbidden'
+  if (target === role) return 'done'
+  if (target === 'owner' && owners === 1) return 'last_owner'
+  await updateRole(trx, act.user_id, role)
+  await publishMember(trx, act.user_id, role, act.token_seconds)
+  await recordAudit(trx, {
+    action: 'member.role_changed',
+    target_id: act.user_id,
+    detail: { before: { role: target }, after: { role } }
+  })
+  return 'done'
+}
+
+/** Removes a member, or oneself. */
+export async function removeMember(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
+  const found = await lockPair(trx, act)
+  if (typeof found === 'string') return found
+  const { actor, target, owners } = found
+  const oneself = act.actor_id === act.user_id
+  if (!oneself && (!mayManage(actor, 'admin') || !mayManage(actor, target))) return 'forbidden'
+  if (target === 'owner' && owners === 1) return 'last_owner'
+  // the mark as well: somebody who comes back in the same role must not bring old tokens back to life
+  await endMemberSessions(trx, act.user_id, act.token_seconds)
+  await deleteMember(trx, act.user_id)
+  await publishMember(trx, act.user_id, null, act.token_seconds)
+  await recordAudit(trx, { action: 'member.removed', target_id: act.user_id, detail: { before: { role: target } } })
+  return 'done'
+}
+
+/** Signs a member out of this agency. */
+export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
+  const found = await lockPair(trx, act)
+  if (typeof found === 'string') return found
+  if (!mayManage(found.actor, 'admin') || !mayManage(found.actor, found.target)) return 'forbidden'
+  const ended = await endMemberSessions(trx, act.user_id, act.token_seconds)
+  await recordAudit(trx, { action: 'member.sessions_ended', target_id: act.user_id, detail: { ended } })
+  return 'done'
+}
+
+/** Makes a member an owner, and the owner who acts an admin, in one step. */
+export async function transferOwnership(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
+  const found = await lockPair(trx, act)
+  if (typeof found === 'string') return found
+  const { actor, target } = found
+  if (actor !== 'owner') return 'forbidden'
+  if (act.actor_id === act.user_id) return 'done'
+  for (const [userId, before, after] of [
+    [act.user_id, target, 'owner'],
+    [act.actor_id, actor, 'admin']
+  ] as const) {
+    if (before === after) continue
+    await updateRole(trx, userId, after)
+    await publishMember(trx, userId, after, act.token_seconds)
+  }
+  await recordAudit(trx, { action: 'tenant.transferred', target_id: act.user_id, detail: { before: { role: target } } })
+  return 'done'
+}
+
+async function lockPair(
+  trx: TenantTransaction,
+  { actor_id, user_id }: Act
+): Promise<'gone' | 'not_found' | { actor: Role; target: Role; owners: number }> {
+  const rows = await lockRoles(trx, [actor_id, user_id])
+  const roleOf = (id: string) => rows.find((row) => row.user_id === id)?.role
+  const actor = roleOf(actor_id)
+  const target = roleOf(user_id)
+  if (!actor) return 'gone'
+  if (!target) return 'not_found'
+  return { actor, target, owners: rows.filter(({ role }) => role === 'owner').length }
+}

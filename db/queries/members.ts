@@ -1,0 +1,79 @@
+import { type RawBuilder, sql } from 'kysely'
+import { allows, type Role, roles } from '../../src/auth/roles.ts'
+import type { TenantTransaction } from '../gate/gate.ts'
+import { statement } from '../gate/statement.ts'
+
+export type Member = { user_id: string; email: string; name: string; role: Role; joined_at: Date }
+
+const columns = ['m.user_id', 'u.email', 'u.name', 'm.role', 'm.joined_at'] as const
+
+export const readMember = statement('read_member', (db, $: { tenant_id: string; user_id: string }) =>
+  db
+    .selectFrom('memberships as m')
+    .innerJoin('users as u', 'u.id', 'm.user_id')
+    .where('m.tenant_id', '=', $.tenant_id)
+    .where('m.user_id', '=', $.user_id)
+    .select(columns)
+)
+
+/**
+ * The people of a tenant, by id: the order in which their accounts were made. Each row that is looked at is one of the page, so it
+ * is as good as keyed.
+ */
+export const listMembers = statement(
+  'list_members',
+  (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Member>`
+  select m.user_id, u.email, u.name, m.role, m.joined_at
+  from memberships m join users u on u.id = m.user_id
+  where m.tenant_id = ${$.tenant_id} and m.user_id > ${$.after_id}
+  order by m.user_id limit ${$.limit}`
+)
+
+/**
+ * Locks the owners and the people named, always in the same order, and resolves to who they are now. Whoever decides by these
+ * rows decides alone: two owners who demote each other in the same moment wait for each other.
+ */
+export function lockRoles(trx: TenantTransaction, userIds: string[]): Promise<{ user_id: string; role: Role }[]> {
+  return trx
+    .selectFrom('memberships')
+    .where((eb) => eb.or([eb('role', '=', 'owner'), eb('user_id', 'in', userIds)]))
+    .select(['user_id', 'role'])
+    .orderBy('user_id')
+    .forUpdate()
+    .execute()
+}
+
+export async function updateRole(trx: TenantTransaction, userId: string, role: Role): Promise<void> {
+  await trx
+    .updateTable('memberships')
+    .set({ role, version: sql`version + 1`, updated_at: sql`now()` })
+    .where('user_id', '=', userId)
+    .execute()
+}
+
+/** The membership and, by a trigger, up to 1,000 sessions in this tenant; the sweep removes others. */
+export async function deleteMember(trx: TenantTransaction, userId: string): Promise<void> {
+  await trx.deleteFrom('memberships').where('user_id', '=', userId).execute()
+}
+
+/** Makes the gate's user a member of the gate's tenant. False: is one already. */
+export async function insertMember(trx: TenantTransaction, userId: string, role: Role): Promise<boolean> {
+  const { numInsertedOrUpdatedRows } = await trx
+    .insertInto('memberships')
+    .values({ user_id: userId, role, last_used_at: sql`now()` })
+    .onConflict((conflict) => conflict.columns(['tenant_id', 'user_id']).doNothing())
+    .executeTakeFirstOrThrow()
+  return numInsertedOrUpdatedRows === 1n
+}
+
+const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((role) => sql.lit(role)))
+
+/**
+ * Whether who made an invitation, the row of the alias, may still invite. It ends with what its author may give, by demotion, removal
+ * or being disabled, and is good again when somebody who may invite sends it again.
+ */
+export function isVouchedFor(invitation: string): RawBuilder<boolean> {
+  const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
+  return sql`exists (select from memberships as author join users on users.id = author.user_id
+    where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)`
+}

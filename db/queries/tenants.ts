@@ -1,0 +1,59 @@
+import { sql } from 'kysely'
+import type { TenantTransaction } from '../gate/gate.ts'
+import { statement } from '../gate/statement.ts'
+
+/** A tenant as its members see it. */
+export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
+  db
+    .selectFrom('tenants as t')
+    .where('t.id', '=', $.tenant_id)
+    .select([
+      't.id',
+      't.name',
+      't.slug',
+      't.status',
+      't.plan',
+      't.settings',
+      't.logo_url',
+      't.created_at',
+      't.updated_at',
+      't.version',
+      sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members'),
+      sql<number>`coalesce((select u.bytes from storage_usage u where u.tenant_id = t.id), 0)::float8`.as(
+        'storage_bytes'
+      )
+    ])
+)
+
+/**
+ * A new tenant with the gate's user as its owner, in the gate of the tenant that is about to exist. False: the slug is taken,
+ * and nothing was written.
+ */
+export async function insertTenant(
+  trx: TenantTransaction,
+  tenant: { id: string; slug: string; name: string }
+): Promise<boolean> {
+  const inserted = await trx
+    .insertInto('tenants')
+    .values(tenant)
+    .onConflict((conflict) => conflict.column('slug').doNothing())
+    .returning('id')
+    .executeTakeFirst()
+  return inserted !== undefined
+}
+
+/**
+ * Seconds until the gate's user may make one more tenant where so many a day are allowed; null: now. Holds off whoever asks as the
+ * same user until this transaction ends, so it stands before the insert.
+ */
+export const foundingWait = statement(
+  'founding_wait',
+  (_, $: { most: number }) =>
+    sql<{ seconds: number | null }>`select founding_wait(${$.most}, interval '1 day') as seconds`,
+  { writes: true }
+)
+
+/** Makes the gate's user the owner of the gate's tenant. */
+export async function insertOwner(trx: TenantTransaction, userId: string): Promise<void> {
+  await trx.insertInto('memberships').values({ user_id: userId, role: 'owner', last_used_at: sql`now()` }).execute()
+}

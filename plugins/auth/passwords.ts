@@ -1,0 +1,44 @@
+import { availableParallelism } from 'node:os'
+import type { FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { peppersInUse } from '../../db/queries/directory.ts'
+import { createHasher } from '../../src/auth/hasher.ts'
+import { createKeyRing } from '../../src/auth/keys.ts'
+import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    passwords: Passwords
+  }
+  interface FastifyRequest {
+    /** Who takes turns where much waits: the agency that is known, or a stranger's network. */
+    readonly party: string
+  }
+}
+
+/** Hashes passwords, and refuses to start where a stored one needs a pepper that is not configured. */
+export default fp(
+  async (app) => {
+    const peppers = createKeyRing(app.config.passwordPepper, 'pepper')
+    const stored = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, peppersInUse, {})
+    const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
+    if (missing.length > 0) {
+      throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
+    }
+    // the cores are shared with the other workers
+    const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
+    const hasher = createHasher({ width, log: app.log })
+    app.addHook('onClose', async () => hasher.close())
+    app.decorate('passwords', await createPasswords(peppers, hasher, width))
+    app.decorateRequest('party', {
+      getter(this: FastifyRequest) {
+        return this.tenant?.id ?? this.user?.tenant_id ?? this.network
+      }
+    })
+    const { stats } = app.passwords
+    app.metrics.gauge('aggios_password_hashes_running', 'Password hashes under way', () => stats().running)
+    app.metrics.gauge('aggios_password_hashes_waiting', 'Password hashes that wait', () => stats().waiting)
+    app.metrics.counter('aggios_password_hashes_refused_total', 'Refused: too many waited', () => stats().refused)
+  },
+  { name: 'passwords', dependencies: ['addresses', 'database', 'metrics', 'tenants'] }
+)

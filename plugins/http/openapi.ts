@@ -1,0 +1,280 @@
+import { readFileSync } from 'node:fs'
+import swagger from '@fastify/swagger'
+import type { TSchema } from '@sinclair/typebox'
+import fp from 'fastify-plugin'
+import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
+import { maxFieldErrors } from '../../src/http/field-errors.ts'
+import { acceptedTypes } from '../../src/http/media-types.ts'
+import { catalogue } from '../../src/http/problems.ts'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
+    problems?: string[]
+    /** A body that the handler reads by itself. `anyType`: whatever its media type, of which the document names one. */
+    receives?: { type: string; anyType?: boolean; schema: TSchema }
+  }
+}
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+
+/** `x-authz` at an operation is the lowest of these words, or `public` or `user` (any signed-in person). */
+const rolesText = `Roles, highest first; each may do what those below it may:\n\n${roles
+  .map((role) => `- \`${role}\`: ${roleTable[role].may}`)
+  .join('\n')}`
+
+const anyRoute = [
+  'malformed_request',
+  'tenant_not_found',
+  'request_timeout',
+  'unknown_host',
+  'headers_too_large',
+  'internal_error',
+  'unavailable',
+  'overloaded'
+]
+const signedIn = [
+  'unauthenticated',
+  'invalid_token',
+  'token_expired',
+  'session_revoked',
+  'tenant_mismatch',
+  'tenant_suspended'
+]
+
+type Schema = Record<string, unknown>
+
+/** The OpenAPI 3.1 document, made from the schemas and declarations of the routes and from nothing else. */
+export default fp(
+  async (app) => {
+    await app.register(swagger, {
+      openapi: {
+        openapi: '3.1.0',
+        info: {
+          title: 'Aggios API',
+          version,
+          description:
+            'The multi-tenant back end of Aggios. A tenant (agency) lives at its own host, `<slug>.<BASE_DOMAIN>`; on the general host `api.<BASE_DOMAIN>` the tenant comes from the token. Every error is an RFC 9457 problem document with a stable `code`.\n\n' +
+            rolesText,
+          contact: { name: 'Aggios', url: 'https://aggios.app' },
+          license: { name: 'Proprietary', url: 'https://aggios.app' }
+        },
+        servers: [{ url: '/', description: 'this host' }],
+        tags: [
+          { name: 'auth', description: 'Sign up, sign in, stay signed in, sign out' },
+          { name: 'me', description: 'The signed-in person' },
+          { name: 'tenant', description: 'Agencies' },
+          { name: 'people', description: 'Members and invitations' },
+          { name: 'files', description: 'Documents and images' },
+          { name: 'audit', description: 'Who did what' },
+          { name: 'health', description: 'Whether the service can serve' },
+          { name: 'docs', description: 'What you are reading' }
+        ],
+        components: {
+          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+          schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never },
+          headers: headers as never
+        }
+      },
+      hideUntagged: false,
+      transform({ schema, url, route }) {
+        if (!schema || schema.hide) return { schema: { ...schema, hide: true } as never, url }
+        const config = route.config ?? {}
+        const access = config.access as Access
+        const codes = [...anyRoute, ...(config.problems ?? [])]
+        if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
+        // also where there is nothing to send: what is sent all the same is read
+        if (route.method !== 'GET') codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
+        if (config.limited !== false) codes.push('rate_limited')
+        if (config.receives) codes.push('malformed_request')
+        if (access !== 'public') codes.push(...signedIn)
+        if (access !== 'public' && access !== 'user') codes.push('forbidden')
+        return {
+          url,
+          schema: {
+            ...schema,
+            consumes: acceptedTypes(route),
+            ...(config.receives && { body: config.receives.schema, consumes: [config.receives.type] }),
+            security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
+            'x-authz': access,
+            response: { ...(schema.response as object), ...problemResponses(codes) }
+          } as never
+        }
+      },
+      transformObject: (document) => ('openapiObject' in document ? nameSchemas(document.openapiObject) : {}) as never
+    })
+  },
+  { name: 'openapi', dependencies: ['config'] }
+)
+
+const fieldErrorSchema: Schema = {
+  type: 'object',
+  required: ['path', 'message'],
+  properties: { path: { type: 'string' }, message: { type: 'string' } }
+}
+
+const problemSchema: Schema = {
+  type: 'object',
+  description: 'Why a request failed (RFC 9457). Switch on `code`.',
+  required: ['type', 'title', 'status', 'code'],
+  properties: {
+    type: { type: 'string', format: 'uri-reference', description: 'A page that says what it means and what to do' },
+    title: { type: 'string' },
+    status: { type: 'integer', minimum: 400, maximum: 599 },
+    detail: { type: 'string' },
+    code: { type: 'string', enum: [...catalogue.keys()] },
+    request_id: { type: 'string' },
+    errors: {
+      type: 'array',
+      maxItems: maxFieldErrors,
+      description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
+      items: { $ref: '#/components/schemas/FieldError' }
+    }
+  },
+  examples: [
+    {
+      type: '/api/v1/problems/validation_failed',
+      title: 'Validation failed',
+      status: 400,
+      detail: 'body/email must be an e-mail address',
+      code: 'validation_failed',
+      request_id: '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63',
+      errors: [{ path: '/body/email', message: 'must be an e-mail address' }]
+    }
+  ]
+}
+
+/** One response a status, with its codes in the description. */
+function problemResponses(codes: string[]): Record<number, Schema> {
+  const byStatus = new Map<number, string[]>()
+  for (const code of new Set(codes)) {
+    const kind = catalogue.get(code)
+    if (!kind) throw new Error(`the catalogue has no ${code}`)
+    byStatus.set(kind.status, [...(byStatus.get(kind.status) ?? []), code])
+  }
+  return Object.fromEntries(
+    [...byStatus].map(([status, each]) => [
+      status,
+      {
+        description: each.map((code) => `\`${code}\`: ${catalogue.get(code)?.title}`).join('  \n'),
+        content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } }
+      }
+    ])
+  )
+}
+
+/**
+ * Moves every schema that has a title into `components`, so that generated clients get the names that we use. Two different
+ * schemas under one title are a mistake.
+ */
+function nameSchemas(document: Schema): Schema {
+  const components = document.components as { schemas: Record<string, Schema> }
+  const visit = (node: unknown): unknown => {
+    if (Array.isArray(node)) return node.map(visit)
+    if (node === null || typeof node !== 'object') return node
+    if (isNullableEnum(node)) return visit(eitherNull(node))
+    const copy = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, visit(value)])) as Schema
+    const { title } = copy
+    const isSchema = typeof title === 'string' && (copy.type !== undefined || copy.anyOf !== undefined)
+    if (!isSchema) return copy
+    const { title: _, ...schema } = copy
+    const known = components.schemas[title]
+    if (known && JSON.stringify(known) !== JSON.stringify(schema)) throw new Error(`two schemas are called ${title}`)
+    components.schemas[title] = schema
+    return { $ref: `#/components/schemas/${title}` }
+  }
+  const paths = visit(document.paths) as Record<string, Record<string, Operation>>
+  for (const operation of Object.values(paths).flatMap((path) => Object.values(path))) {
+    const { parameters = [], requestBody, responses } = operation
+    const limited = responses[429] !== undefined
+    const repeatable = parameters.some(({ name }) => name === 'idempotency-key')
+    // a HEAD that is an operation of its own has its name to itself
+    operation.operationId = operation.operationId.replace(/-head$/, '')
+    // a body that may be null may be left out
+    const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
+    if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
+    for (const parameter of parameters) keepEmpty(parameter)
+    for (const [status, response] of Object.entries(responses)) describe(status, response, { repeatable, limited })
+  }
+  return { ...document, paths }
+}
+
+function isNullableEnum(node: object): node is Schema {
+  return 'enum' in node && 'type' in node && Array.isArray(node.type) && node.type.includes('null')
+}
+
+/** An enum beside null: generators that make a type of an enum's words have none for a null among them. */
+function eitherNull({ description, ...schema }: Schema): Schema {
+  const type = (schema.type as string[]).find((each) => each !== 'null')
+  const words = (schema.enum as unknown[]).filter((word) => word !== null)
+  return {
+    ...(description !== undefined && { description }),
+    ...(schema.examples !== undefined && { examples: schema.examples }),
+    anyOf: [{ ...schema, type, enum: words }, { type: 'null' }]
+  }
+}
+
+/**
+ * A page to try operations on fills a field with the example that stands at a parameter, and leaves it empty when the example stands in
+ * the schema. Filled is only what the operation can't do without and what is good as it is, which an id made up here is not.
+ */
+function keepEmpty(parameter: Parameter): void {
+  // tus demands it of every request; a validator can't, because its absence is a 412 of tus
+  if (parameter.name === 'tus-resumable') parameter.required = true
+  const { required, schema, example } = parameter
+  if (example === undefined || (required && schema.format !== 'uuid')) return
+  delete parameter.example
+  parameter.schema = { ...schema, examples: [example] }
+}
+
+type Parameter = { name: string; required?: boolean; schema: Schema; example?: unknown }
+type Operation = {
+  parameters?: Parameter[]
+  operationId: string
+  requestBody?: { required: boolean; content: Record<string, { schema?: { $ref?: string } }> }
+  responses: Record<string, Response>
+}
+type Response = { description: string; headers?: Schema; content?: Record<string, { schema?: { $ref?: string } }> }
+
+const text = (description: string, example: string): Schema => ({
+  description,
+  schema: { type: 'string', examples: [example] }
+})
+const headers = {
+  Accept: text('The media types that are taken', 'application/json'),
+  'Accept-Encoding': text('How a body may be encoded', 'identity'),
+  'Content-Range': text('How many bytes there are', 'bytes */1024'),
+  ETag: text('The version of what was sent, for `If-None-Match` and `If-Match`', '"1.1-441d7c9db9ee"'),
+  'Idempotency-Replayed': text('`true` on the reply that is given again', 'true'),
+  RateLimit: text(
+    'How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off',
+    '"user";r=299;t=60'
+  ),
+  'RateLimit-Policy': text('The limits: `q` requests in `w` seconds', '"user";q=300;w=60'),
+  'Retry-After': text('Seconds to wait', '5'),
+  'WWW-Authenticate': text('What is wrong with the token (RFC 6750)', 'Bearer error="invalid_token"')
+}
+type Header = keyof typeof headers
+const headersByStatus: Record<string, Header[]> = {
+  304: ['ETag'],
+  401: ['WWW-Authenticate'],
+  415: ['Accept', 'Accept-Encoding'],
+  416: ['Content-Range'],
+  429: ['Retry-After'],
+  503: ['Retry-After']
+}
+/** Answered before anything is counted. */
+const uncounted = ['408', '431']
+
+/** Says what no route says itself: which schema it is, and the headers that go with a status. */
+function describe(status: string, response: Response, { repeatable = false, limited = false }): void {
+  const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
+  if (response.description === 'Default Response') response.description = schema ?? 'Success'
+  const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag' as const] : []))]
+  if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
+  if (limited && !uncounted.includes(status)) names.push('RateLimit-Policy', 'RateLimit')
+  if (names.length === 0) return
+  response.headers = Object.fromEntries(names.map((name) => [name, { $ref: `#/components/headers/${name}` }]))
+}

@@ -1,0 +1,27 @@
+import fp from 'fastify-plugin'
+import { createKeyRing } from '../../src/auth/keys.ts'
+import { createOneTimeTokens, type OneTimeTokens } from '../../src/auth/one-time-tokens.ts'
+import type { Config } from '../../src/config/config.ts'
+import { createFileLinks, type FileLinks } from '../../src/files/file-links.ts'
+import { type Cursors, createCursors } from '../../src/http/cursors.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    config: Config
+    cursors: Cursors
+    oneTimeTokens: OneTimeTokens
+    fileLinks: FileLinks
+  }
+}
+
+/** What the process runs with. */
+export default fp<{ config: Config }>(
+  async (app, { config }) => {
+    app.decorate('config', config)
+    const keys = createKeyRing(config.jwtSecret, 'access token')
+    app.decorate('cursors', createCursors(keys))
+    app.decorate('oneTimeTokens', createOneTimeTokens(keys))
+    app.decorate('fileLinks', createFileLinks(keys))
+  },
+  { name: 'config' }
+)

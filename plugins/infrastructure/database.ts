@@ -1,0 +1,171 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { Kysely } from 'kysely'
+import pg from 'pg'
+import { ImpatientClient } from '../../db/gate/connection.ts'
+import { connectionTo, type TimeOuts } from '../../db/gate/connection-settings.ts'
+import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
+import { prepareGate, type RequestFacts, type Scope } from '../../db/gate/gate-query.ts'
+import { createPipeline, keyedTimeOuts } from '../../db/gate/pipeline.ts'
+import { PoolDialect } from '../../db/gate/pool-dialect.ts'
+import { createReplica } from '../../db/gate/replica.ts'
+import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
+import { connectWhenUp } from '../../db/gate/start-up.ts'
+import type { Statement } from '../../db/gate/statement.ts'
+import { checkSchema } from '../../db/migrate.ts'
+import { walPosition } from '../../db/queries/directory.ts'
+import type { SharedTables, TenantTables } from '../../db/tables.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** The connection pool. Tenant tables are reached through the tenant gate. */
+    db: Kysely<SharedTables>
+    /** For what no request stands behind; a route uses the two doors of its request. */
+    gate: TenantGate
+  }
+  interface FastifyRequest {
+    /**
+     * One statement as the signed-in user in the token's tenant, in one network flush. `scope` names another tenant or user
+     * where there is no token: one that the server has verified or created itself, never input.
+     */
+    tenantQuery<Values extends object, Row>(
+      statement: Statement<Values, Row>,
+      values: Values,
+      scope?: Scope
+    ): Promise<Row[]>
+    /** A transaction under the same rules. Only queries belong inside. */
+    withTenant<T>(work: (trx: TenantTransaction) => Promise<T>, scope?: Scope): Promise<T>
+  }
+}
+
+export const pipelineCount = 2
+export const replicaPool = 4
+export const acquireTimeoutMs = 2000
+export const idleTimeoutMs = 60_000
+export const queryTimeoutMs = 4000
+/** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
+const timeOuts: TimeOuts = {
+  statement_timeout: 3000,
+  lock_timeout: 2000,
+  idle_in_transaction_session_timeout: 10_000
+}
+const nobody = { tenant_id: null, user_id: null, request: '' }
+
+/** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that it can't serve. */
+export default fp(
+  async (app) => {
+    const { databaseUrl, databaseReplicaUrl, databasePool } = app.config
+    if (!databaseUrl) throw new Error('there is no database to connect to')
+    // a pooler in transaction mode refuses start-up options, and forgets what was prepared
+    const pooled = app.config.databasePooler === 'transaction'
+    const carried = pooled ? { all: timeOuts, keyed: keyedTimeOuts } : undefined
+    const log = (err: Error, text: string) => app.log.warn({ err }, text)
+
+    function openPool(url: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
+      const pool = new pg.Pool({
+        ...connectionTo(url, pooled ? undefined : timeOuts),
+        max,
+        connectionTimeoutMillis: acquireTimeoutMs,
+        idleTimeoutMillis: idleTimeoutMs,
+        keepAlive: true,
+        application_name: 'aggios-pool',
+        query_timeout: queryTimeoutMs,
+        Client: ImpatientClient,
+        async onConnect(client) {
+          await onConnect(client)
+          if (!pooled) await prepareGate(client)
+        }
+      })
+      pool.on('error', (err) => log(err, 'idle database connection lost'))
+      // one that is lost while somebody holds it: the pool listens to idle ones only
+      pool.on('connect', (client) => client.on('error', (err) => log(err, 'database connection lost')))
+      return pool
+    }
+
+    const pool = openPool(databaseUrl, databasePool, async () => {})
+    const pipeline = pooled
+      ? undefined
+      : createPipeline(databaseUrl, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
+    // one pool under two types: the tables of tenants are in the gate's only
+    const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
+    const gate = createTenantGate(db, pool, pipeline, carried)
+    const replica =
+      databaseReplicaUrl === undefined
+        ? undefined
+        : createReplica({
+            pool: openPool(databaseReplicaUrl, replicaPool, (client) =>
+              refuseUnsafeRole(client, 'DATABASE_REPLICA_URL')
+            ),
+            carried: carried?.all,
+            async primaryPosition() {
+              const [row] = await gate.query(nobody, walPosition, {})
+              return row?.position ?? Number.POSITIVE_INFINITY
+            },
+            onChange: (usable, err) =>
+              usable ? app.log.info('the replica is used') : app.log.warn({ err }, 'the replica is away or behind')
+          })
+
+    app.addHook('onClose', async () => {
+      await replica?.close()
+      await Promise.all([db.destroy(), pipeline?.close()])
+    })
+    app.decorate('db', db as unknown as Kysely<SharedTables>)
+    app.decorate('gate', gate)
+    observe(app, gate)
+    app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
+      const { tenant_id, user_id } = scope
+      const settings = { tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }
+      if (!replica || !statement.replica) return gate.query(settings, statement, values)
+      return replica
+        .query(this, settings, statement, values)
+        .then((rows) => rows ?? gate.query(settings, statement, values))
+    })
+    app.decorateRequest('withTenant', function (this: FastifyRequest, work, scope = this.user) {
+      const { tenant_id, user_id } = scope
+      return gate.transaction({ tenant_id, user_id, request: factsOf(this) }, work)
+    })
+
+    const client = await connectWhenUp(
+      () => pool.connect(),
+      (err) => app.log.warn({ err }, 'waiting for the database')
+    )
+    await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
+    await gate.transaction(nobody, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
+    await replica?.start()
+  },
+  { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }
+)
+
+function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
+  metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {
+    const { total, idle } = gate.stats().pool
+    return [
+      { labels: { state: 'idle' }, value: idle },
+      { labels: { state: 'busy' }, value: total - idle }
+    ]
+  })
+  metrics.gauge('aggios_pool_waiting', 'Who waits for a connection of the pool', () => gate.stats().pool.waiting)
+  metrics.gauge(
+    'aggios_pipeline_waiting',
+    'Keyed reads that wait for a pipelined connection',
+    () => gate.stats().waiting
+  )
+  const eachPipeline = (read: (stats: PipelineStats) => number) => () =>
+    gate.stats().pipelines.map((stats, i) => ({ labels: { pipeline: String(i + 1) }, value: read(stats) }))
+  const inFlight = eachPipeline((stats) => stats.in_flight)
+  metrics.gauge('aggios_pipeline_in_flight', 'Queries under way on a pipelined connection', inFlight)
+  const connected = eachPipeline((stats) => Number(stats.connected))
+  metrics.gauge('aggios_pipeline_connected', 'Whether a pipelined connection is open', connected)
+  const connects = eachPipeline((stats) => stats.connects)
+  metrics.counter('aggios_pipeline_connects_total', 'How often a pipelined connection was opened', connects)
+}
+
+/** Who asked, for the audit log. What a client makes up goes in as text and at a bounded length. */
+function factsOf(request: FastifyRequest): RequestFacts {
+  return JSON.stringify({
+    id: request.id,
+    // of a connection that is gone nobody knows it any more
+    ip: request.address ?? null,
+    user_agent: request.headers['user-agent']?.slice(0, 512)
+  })
+}

@@ -1,0 +1,49 @@
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import { bytesToUuid, uuidToBytes } from '../uuids.ts'
+import { deriveKey, type KeyRing } from './keys.ts'
+
+/** What a mailed token is for. A token of one purpose is nothing to another. */
+export type Purpose = 'invitation'
+
+export type OneTimeToken = { tenant_id: string; id: string; generation: number }
+
+export type OneTimeTokens = {
+  issue(purpose: Purpose, token: OneTimeToken): string
+  /** The content of a token that was issued for this purpose, or undefined. Whether it is still good the row says. */
+  verify(purpose: Purpose, token: string): OneTimeToken | undefined
+}
+
+const bodySize = 11 + 16 + 16 + 4
+const macSize = 32
+
+/** Tokens for mails: recomputable when the mail is sent, so that neither they nor a hash of them rests anywhere. */
+export function createOneTimeTokens(ring: KeyRing): OneTimeTokens {
+  function sign(purpose: Purpose, keyId: string, body: Buffer): Buffer | undefined {
+    const key = ring.byId.get(keyId)
+    return (
+      key &&
+      createHmac('sha256', deriveKey(key.secret, `one-time ${purpose}`))
+        .update(body)
+        .digest()
+    )
+  }
+
+  return {
+    issue(purpose, { tenant_id, id, generation }) {
+      const body = Buffer.alloc(bodySize)
+      body.write(ring.first.id, 0, 'latin1')
+      uuidToBytes(tenant_id).copy(body, 11)
+      uuidToBytes(id).copy(body, 27)
+      body.writeUInt32BE(generation, 43)
+      return Buffer.concat([body, sign(purpose, ring.first.id, body) as Buffer]).toString('base64url')
+    },
+    verify(purpose, token) {
+      const bytes = Buffer.from(token, 'base64url')
+      if (bytes.length !== bodySize + macSize || bytes.toString('base64url') !== token) return undefined
+      const body = bytes.subarray(0, bodySize)
+      const expected = sign(purpose, body.toString('latin1', 0, 11), body)
+      if (!expected || !timingSafeEqual(expected, bytes.subarray(bodySize))) return undefined
+      return { tenant_id: bytesToUuid(body, 11), id: bytesToUuid(body, 27), generation: body.readUInt32BE(43) }
+    }
+  }
+}

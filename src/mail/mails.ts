@@ -1,0 +1,72 @@
+import { nameInMail, nameInSubject } from '../names.ts'
+
+export const locales = ['en', 'pt-BR'] as const
+export type Locale = (typeof locales)[number]
+
+/** A mail, ready to be sent. Every text that came from people is made safe, and in `html` it is escaped. */
+export type Mail = { to: string; subject: string; text: string; html: string }
+
+export type InvitationFacts = {
+  to: string
+  locale: Locale
+  tenant: string
+  inviter: string
+  slug: string
+  role: string
+  link: string
+  expires_at: Date
+}
+
+type InvitationWords = { tenant: string; inviter: string; role: string }
+
+const invitationTexts = {
+  en: {
+    subject: (f: InvitationWords) => `${f.inviter} invites you to ${f.tenant}`,
+    greeting: 'Hello,',
+    body: (f: InvitationWords) => `${f.inviter} invites you to join ${f.tenant} as ${f.role}.`,
+    action: 'Accept the invitation',
+    validity: (day: string) =>
+      `The link is good until ${day}. If you did not expect this mail, there is nothing to do.`,
+    roles: { admin: 'an admin', member: 'a member', viewer: 'a viewer' } as Record<string, string>
+  },
+  'pt-BR': {
+    subject: (f: InvitationWords) => `${f.inviter} convida você para ${f.tenant}`,
+    greeting: 'Olá,',
+    body: (f: InvitationWords) => `${f.inviter} convida você para participar de ${f.tenant} como ${f.role}.`,
+    action: 'Aceitar o convite',
+    validity: (day: string) => `O link vale até ${day}. Se você não esperava este e-mail, não é preciso fazer nada.`,
+    roles: { admin: 'administrador', member: 'membro', viewer: 'leitor' } as Record<string, string>
+  }
+}
+
+/** The mail that carries an invitation's token. */
+export function invitationMail(facts: InvitationFacts): Mail {
+  const texts = invitationTexts[facts.locale]
+  const wordsOf = (safe: (name: string) => string): InvitationWords => {
+    const tenant = safe(facts.tenant) || facts.slug
+    return { tenant, inviter: safe(facts.inviter) || tenant, role: texts.roles[facts.role] ?? facts.role }
+  }
+  const said = wordsOf(nameInMail)
+  const day = new Intl.DateTimeFormat(facts.locale, { dateStyle: 'long', timeZone: 'UTC' }).format(facts.expires_at)
+  return {
+    to: facts.to,
+    subject: texts.subject(wordsOf(nameInSubject)),
+    text: `${texts.greeting}\n\n${texts.body(said)}\n\n${texts.action}:\n${facts.link}\n\n${texts.validity(day)}\n`,
+    html: `<!doctype html>
+<html lang="${facts.locale}">
+<meta charset="utf-8">
+<meta name="format-detection" content="telephone=no, date=no, address=no, email=no, url=no">
+<p>${texts.greeting}</p>
+<p>${escapeHtml(texts.body(said))}</p>
+<p><a href="${escapeHtml(facts.link)}">${texts.action}</a></p>
+<p>${texts.validity(day)}</p>
+</html>
+`
+  }
+}
+
+const entities: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' }
+
+function escapeHtml(text: string): string {
+  return text.replaceAll(/[&<>"']/g, (character) => entities[character] as string)
+}

@@ -1,0 +1,110 @@
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import Fastify, { type FastifyInstance, LogController } from 'fastify'
+import { v4 as randomUuid } from 'uuid'
+import errors from '../../plugins/http/errors.ts'
+import headers from '../../plugins/http/headers.ts'
+import methods from '../../plugins/http/methods.ts'
+import configPlugin from '../../plugins/infrastructure/config.ts'
+import metrics from '../../plugins/observability/metrics.ts'
+import type { Config } from '../config/config.ts'
+import { serializeError } from '../error-log.ts'
+import { unavailable, unknownHost } from '../http/problems.ts'
+import { type Family, render } from '../metrics.ts'
+import type { Processes } from './serving.ts'
+
+const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+  /** Where npm keeps the revision of a package; the Dockerfile puts it there. */
+  gitHead?: string
+}
+
+/**
+ * What operators see, on an address of its own: Prometheus at `/metrics`, and how each process is at `/health`. One for all
+ * workers, in the primary process. `processes` is undefined until something serves.
+ */
+export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
+  const app = Fastify({
+    logger: { level: config.logLevel, serializers: { err: (err: unknown) => serializeError(err) } },
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
+    genReqId: () => randomUuid(),
+    requestTimeout: 10_000,
+    forceCloseConnections: true
+  })
+  app.register(configPlugin, { config })
+  app.register(metrics)
+  app.register(errors)
+  app.register(methods)
+  app.register(headers)
+
+  // a page of a stranger can make a browser ask here by a name that it lets lead here; what it can't do is send an address or a
+  // name of one word as the host
+  app.addHook('onRequest', (request, _reply, done) => {
+    const name = request.hostname.toLowerCase()
+    done(
+      isIP(name.replace(/^\[|\]$/g, '')) || !name.includes('.') || name === config.metricsHost
+        ? undefined
+        : unknownHost()
+    )
+  })
+
+  app.register(async (internal) => {
+    const access = 'internal'
+
+    internal.get('/metrics', { config: { access } }, async (_request, reply) => {
+      const answers = (await processes()?.ask('metrics')) ?? []
+      const each = answers.map(({ worker, report = [] }) => ({ worker, families: report }))
+      const known = answers.map(({ worker, report }) => ({ worker, families: [workerUp(report !== undefined)] }))
+      reply.type('text/plain; version=0.0.4; charset=utf-8')
+      return render([...known, ...each, ...(config.webConcurrency > 1 ? ofPrimary() : [])])
+    })
+
+    internal.get('/health', { config: { access } }, async () => {
+      const answers = (await processes()?.ask('health')) ?? []
+      const workers = answers.map(({ worker, report }) => ({ worker, status: statusOf(report), ...report }))
+      const serving = workers.filter(({ status }) => status === 'ok').length
+      const report = {
+        version: manifest.version,
+        revision: manifest.gitHead ?? 'unknown',
+        node: process.version,
+        uptime_seconds: Math.round(process.uptime()),
+        workers
+      }
+      if (serving === 0) throw unavailable({ headers: { 'retry-after': '1' }, extensions: report })
+      const whole = workers.every(({ status, checks }) => status === 'ok' && checks?.storage.status === 'ok')
+      return { status: whole ? 'ok' : 'degraded', ...report }
+    })
+  })
+
+  function ofPrimary() {
+    const restarts = processes()?.restarts() ?? []
+    return [
+      // it serves nobody but who asks here
+      { worker: 'primary', families: app.metrics.collect().filter(({ name }) => !name.startsWith('http_')) },
+      ...restarts.map(({ worker, count }) => ({ worker, families: [workerRestarts(count)] }))
+    ]
+  }
+  return app
+}
+
+const workerUp = (up: boolean): Family => ({
+  name: 'aggios_worker_up',
+  help: 'Whether the process answered when it was asked for this page; nothing else of one that did not is on it',
+  type: 'gauge',
+  samples: [{ value: Number(up) }]
+})
+
+const workerRestarts = (count: number): Family => ({
+  name: 'aggios_worker_restarts_total',
+  help: 'How often the process was replaced',
+  type: 'counter',
+  samples: [{ value: count }]
+})
+
+function statusOf(
+  report: { draining: boolean; checks: Record<string, { status: string }> } | undefined
+): 'ok' | 'draining' | 'down' | 'silent' {
+  if (!report) return 'silent'
+  if (report.draining) return 'draining'
+  return Object.values(report.checks).some(({ status }) => status === 'down') ? 'down' : 'ok'
+}

@@ -1,0 +1,16 @@
+import type { Config } from '../config/config.ts'
+import type { Reports } from './serving.ts'
+
+/*
+ * What the primary process and its workers say to each other.
+ */
+
+export type ToWorker =
+  | { type: 'start'; config: Config }
+  | { type: 'drain'; reason: object }
+  | { type: 'report'; id: number; what: keyof Reports }
+
+export type ToPrimary =
+  | { type: 'hello' }
+  | { type: 'ready'; port: number }
+  | { type: 'report'; id: number; report: Reports[keyof Reports] | undefined }

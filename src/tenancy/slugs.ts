@@ -1,0 +1,29 @@
+import { slugTaken } from '../http/problems.ts'
+
+/** What a tenant may be called: its slug is a host name. */
+export const slugPattern = '^[a-z][a-z0-9-]{1,38}[a-z0-9]$'
+
+/** A slug as it is stored, of one that somebody names: like the host that it is, in any case. */
+export const readSlug = (given: string) => given.toLowerCase()
+
+/** Names of the platform's own hosts, of mail and infrastructure, and of what a visitor would take for the operator. */
+const reserved = new Set(
+  `about abuse account accounts admin administrator aggios alertmanager api app apps assets auth autoconfig autodiscover
+  backend billing blog careers cdn console contact dashboard db demo dev dns docs download email example files ftp git
+  grafana graphql health help host hostmaster imap info internal intranet jaeger jobs kibana legal live localhost login
+  logout loki mail mailer master media metrics minio minio-console mobile monitor monitoring mta-sts mx news noc ns ns1
+  ns2 ns3 oauth ops owner pgadmin pop pop3 portal postgres postmaster preview privacy prod production prometheus proxy
+  public redis register root s3 secure security sentry server signin signup smtp sso staging static stats status storage
+  store superuser support sys sysadmin system test testing tempo traefik upload uploads usenet vault vpn web webmail
+  webmaster wpad ws www www1 www2 xn--`.split(/\s+/)
+)
+
+/** Whether nobody may register this slug. Punycode labels are refused as a whole: they can look like any other name. */
+export function isReservedSlug(slug: string): boolean {
+  return reserved.has(slug) || slug.startsWith('xn--')
+}
+
+/** Throws `slug_taken` for a slug that nobody may register. */
+export function requireUnreserved(slug: string): void {
+  if (isReservedSlug(slug)) throw slugTaken({ detail: 'this slug is reserved: no agency can have it' })
+}
