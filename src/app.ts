@@ -3,9 +3,12 @@ import type { Socket } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
 import accounts from '../plugins/auth/accounts.ts'
-import authentication from '../plugins/auth/authentication.ts'
+import bearer from '../plugins/auth/bearer.ts'
+import deniedAttempts from '../plugins/auth/denied-attempts.ts'
+import guard from '../plugins/auth/guard.ts'
 import passwords from '../plugins/auth/passwords.ts'
 import revocations from '../plugins/auth/revocations.ts'
+import tokens from '../plugins/auth/tokens.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
 import addresses from '../plugins/http/addresses.ts'
@@ -23,7 +26,10 @@ import config from '../plugins/infrastructure/config.ts'
 import database from '../plugins/infrastructure/database.ts'
 import mail from '../plugins/infrastructure/mail.ts'
 import redis from '../plugins/infrastructure/redis.ts'
-import limits from '../plugins/limits/limits.ts'
+import attempts from '../plugins/limits/attempts.ts'
+import concurrency from '../plugins/limits/concurrency.ts'
+import counters from '../plugins/limits/counters.ts'
+import rates from '../plugins/limits/rates.ts'
 import housekeeping from '../plugins/maintenance/housekeeping.ts'
 import objectSweep from '../plugins/maintenance/object-sweep.ts'
 import storeFence from '../plugins/maintenance/store-fence.ts'
@@ -31,6 +37,7 @@ import health from '../plugins/observability/health.ts'
 import metrics from '../plugins/observability/metrics.ts'
 import requestLog from '../plugins/observability/request-log.ts'
 import hosts from '../plugins/tenancy/hosts.ts'
+import tenantLookup from '../plugins/tenancy/tenant-lookup.ts'
 import tenants from '../plugins/tenancy/tenants.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
@@ -129,10 +136,19 @@ export function buildApp(
   app.register(health)
   app.register(revocations)
   app.register(tenants)
-  app.register(authentication)
-  app.register(limits)
-  app.register(methods)
+  app.register(tokens)
+  app.register(counters)
+  // these state facts about a request
+  app.register(bearer)
   app.register(hosts)
+  app.register(rates)
+  app.register(concurrency)
+  app.register(tenantLookup)
+  // and these decide from them
+  app.register(deniedAttempts)
+  app.register(guard)
+  app.register(attempts)
+  app.register(methods)
   app.register(cors)
   app.register(passwords)
   app.register(accounts)

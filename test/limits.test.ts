@@ -16,7 +16,7 @@ import * as revocations from '../plugins/auth/revocations.ts'
 import * as uploads from '../plugins/files/objects.ts'
 import * as pool from '../plugins/infrastructure/database.ts'
 import * as redis from '../plugins/infrastructure/redis.ts'
-import * as requests from '../plugins/limits/limits.ts'
+import * as requests from '../plugins/limits/rates.ts'
 import * as tenants from '../plugins/tenancy/tenants.ts'
 import * as resumable from '../routes/files/appending.ts'
 import * as direct from '../routes/files/direct.ts'
@@ -515,7 +515,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     .concat([
       'plugins/observability/health.ts',
       'plugins/tenancy/tenants.ts',
-      'plugins/limits/limits.ts',
+      'plugins/limits/attempts.ts',
       'plugins/infrastructure/redis.ts'
     ])
     .concat(['plugins/files/objects.ts', 'plugins/http/request-body.ts', 'plugins/maintenance/object-sweep.ts'])

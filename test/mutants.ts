@@ -1,7 +1,7 @@
 import { createHmac } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import pg from 'pg'
-import type { AccessClaims } from '../plugins/auth/authentication.ts'
+import type { AccessClaims } from '../src/auth/claims.ts'
 import { fileKey } from '../src/files/store/keys.ts'
 import { forbidden } from '../src/http/problems.ts'
 import { checks } from './catalogue.ts'

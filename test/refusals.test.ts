@@ -59,9 +59,9 @@ t.test('nor does what refuses a request', async (t) => {
   await app.inject({ url: '/api/v1/tenant', headers: { host: 'example.com' } })
   t.equal(last?.hostProblem?.kind.code, 'unknown_host')
   t.strictSame(frames(last?.hostProblem), [])
-  for (let i = 0; i < 13 && !last?.refused; i++) {
+  for (let i = 0; i < 13 && !last?.overLimit; i++) {
     await app.inject({ url: '/api/v1/tenant', headers: { host: acme.host, authorization: `Bearer ${token}` } })
   }
-  t.equal(last?.refused?.kind.code, 'rate_limited')
-  t.strictSame(frames(last?.refused), [])
+  t.equal(last?.overLimit?.kind.code, 'rate_limited')
+  t.strictSame(frames(last?.overLimit), [])
 })

@@ -102,7 +102,7 @@ for (const name of ['email', 'uuid', 'date-time', 'uri'] as const) {
 }
 /** The regular expressions of the sources that are not within one of the functions above. */
 for (const file of [
-  'plugins/auth/authentication.ts',
+  'plugins/auth/bearer.ts',
   'plugins/http/cors.ts',
   'plugins/http/idempotency.ts',
   'src/app.ts',

@@ -62,7 +62,7 @@ export default fp(
     app.decorate('accounts', {
       async find(request: FastifyRequest, reply: FastifyReply, email: string, { proven = false } = {}) {
         const known = isKnown(request, email)
-        await app.limits.account(request, reply, email, known)
+        await app.attempts.countAccount(request, reply, email, known)
         const [account] = await request.tenantQuery(findAccount, { email }, nobody)
         const { failures, ...row } = account as AccountRow
         const identity = isIdentity(row) ? row : undefined
@@ -87,7 +87,7 @@ export default fp(
       () => refused
     )
   },
-  { name: 'accounts', dependencies: ['addresses', 'limits', 'database', 'metrics'] }
+  { name: 'accounts', dependencies: ['addresses', 'attempts', 'database', 'metrics'] }
 )
 
 const isIdentity = (row: { id: string | null }): row is Identity => row.id !== null

@@ -1,10 +1,10 @@
 import { setImmediate as breathe } from 'node:timers/promises'
 import fp from 'fastify-plugin'
 import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../../db/queries/directory.ts'
+import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createRevocationMemory } from '../../src/auth/revocation-memory.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../../src/http/problems.ts'
 import { firstId } from '../../src/uuids.ts'
-import type { AccessClaims } from './authentication.ts'
 
 type TenantListener = (tenantId: string | undefined) => void
 

@@ -36,7 +36,7 @@ export default fp(
       const slug = slugOf(origin)
       if (tenant) return slug === tenant.slug || (tenant.settings.allowed_origins ?? []).includes(origin)
       if (slug === undefined || request.hostProblem) return false
-      const found = request.refused ? app.tenants.peek(slug) : await app.tenants.find(slug)
+      const found = request.overLimit ? app.tenants.peek(slug) : await app.tenants.find(slug)
       return found?.status === 'active'
     }
 
@@ -49,16 +49,17 @@ export default fp(
       delegator(request, done) {
         const { origin } = request.headers
         // an OPTIONS that asks for no method is a question to the route, such as what tus it speaks
-        const preflight = request.headers['access-control-request-method'] !== undefined
+        const asks = request.headers['access-control-request-method'] !== undefined
         const options = {
           methods,
           allowedHeaders: `${allowedHeaders}, ${traceHeaders}`,
           exposedHeaders,
           maxAge: 600,
           strictPreflight: false,
-          preflight
+          // a request that can be read in two ways gets no answer but the guard's
+          preflight: asks && !request.malformed
         }
-        if (origin === undefined) return done(null, { ...options, origin: false })
+        if (origin === undefined || request.malformed) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),
           // without a database nothing is known about the origin; the request gets its own 503 later

@@ -19,18 +19,14 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
  */
 export default fp(
   async (app) => {
-    app.setErrorHandler((err, request, reply) =>
-      sendProblem(maskSuspended(toProblem(err, request), request, reply), err, request, reply)
-    )
-
-    /** A suspended tenant's host must look like one that is not there, whatever else is wrong with the request. */
-    function maskSuspended(problem: Problem, request: FastifyRequest, reply: FastifyReply): Problem {
-      const { code, status } = problem.kind
-      const suspended = request.tenant?.status === 'suspended' && request.routeOptions.config?.host !== 'any'
-      if (!suspended || status >= 500 || code === 'tenant_suspended' || problem === request.refused) return problem
-      app.limits.showGeneral(request, reply)
-      return app.refuseSuspended(request)
-    }
+    app.setErrorHandler((err, request, reply) => {
+      const problem = toProblem(err, request)
+      // a suspended tenant's host must look like one that is not there, whatever else is wrong with the request; only a handler
+      // that has seen a token of the tenant says `tenant_suspended`
+      const { status, code } = problem.kind
+      const shown = status < 500 && code !== 'tenant_suspended' ? (request.disguise ?? problem) : problem
+      return sendProblem(shown, err, request, reply)
+    })
   },
   { name: 'errors', dependencies: ['config'] }
 )

@@ -45,9 +45,8 @@ export default fp(
 
     /** Undefined for OPTIONS of a path that there is. */
     function problemOf(request: FastifyRequest, methods: string[]): Problem | undefined {
-      if (request.refused) return request.refused
-      if (request.hostProblem) return request.hostProblem
-      if (request.tenant?.status === 'suspended') return app.refuseSuspended(request)
+      const refusal = app.findRefusal(request, { access: 'public' })
+      if (refusal) return refusal
       if (!isDecodable(request.originalUrl)) return malformedRequest()
       if (methods.length === 0) {
         const detail = `the API is described at ${page}, and for programs at ${document}`

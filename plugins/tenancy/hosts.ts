@@ -1,27 +1,36 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { generalHosts, parseHost } from '../../src/http/hosts.ts'
-import { malformedRequest, type Problem, tenantNotFound, unknownHost } from '../../src/http/problems.ts'
+import { malformedRequest, type Problem, unknownHost } from '../../src/http/problems.ts'
 import type { TenantEntry } from './tenants.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The tenant of the host name, suspended or not; undefined on the general host. */
-    tenant: TenantEntry | undefined
-    /** Why this host is not served. Thrown by the guard of every route that does not answer on any host. */
+    /** The request could be read in two ways. The guard refuses it. */
+    malformed: Problem | undefined
+    /** Why the request's host is not served. The guard refuses it, but on routes that answer on any host. */
     hostProblem: Problem | undefined
+    /** The slug in the host name of a tenant; undefined on the general host. */
+    slug: string | undefined
+    /** The tenant of the host name, suspended or not; undefined on the general host, and until `tenant-lookup` where memory lacks it. */
+    tenant: TenantEntry | undefined
     /** Scheme and host under which the client has reached this server, for links back to it. */
     readonly origin: string
   }
 }
 
-/** Resolves the tenant of a request from its Host header, and from nothing else. */
+/**
+ * Reads the Host header, and finds its tenant in memory. The tenant of a request comes from there and from nothing else. States
+ * facts and refuses nothing.
+ */
 export default fp(
   async (app) => {
     const { baseDomain, extraHosts, nodeEnv } = app.config
     const isGeneral = generalHosts(extraHosts, nodeEnv === 'development')
-    app.decorateRequest('tenant', undefined)
+    app.decorateRequest('malformed', undefined)
     app.decorateRequest('hostProblem', undefined)
+    app.decorateRequest('slug', undefined)
+    app.decorateRequest('tenant', undefined)
     app.decorateRequest('origin', {
       // the Host header alone: no X-Forwarded-Host is ever checked, and what stands in X-Forwarded-Proto may be any scheme
       getter(this: FastifyRequest) {
@@ -31,41 +40,19 @@ export default fp(
 
     app.addHook('onRequest', (request, _reply, done) => {
       const host = hostOf(request)
-      if (host === undefined) return done(malformedRequest())
-      // not remembered: among 100,000 names it would take longer to find than to parse
-      const name = parseHost(host, baseDomain, isGeneral)
-      if (!name) return done(malformedRequest())
-      if (name.kind === 'general') return done()
-      if (name.kind === 'unknown') {
-        request.hostProblem = unknownHost()
-        return done()
+      // parsed each time: among 100,000 names it would take longer to find one in memory
+      const name = host === undefined ? undefined : parseHost(host, baseDomain, isGeneral)
+      if (!name) request.malformed = malformedRequest()
+      else if (name.kind === 'unknown') request.hostProblem = unknownHost()
+      else if (name.kind === 'tenant') {
+        request.slug = name.slug
+        request.tenant = app.tenants.peek(name.slug)
       }
-      // for who asks too often nobody looks anything up
-      const tenant = request.refused ? app.tenants.peek(name.slug) : app.tenants.find(name.slug)
-      if (!(tenant instanceof Promise)) {
-        settle(request, tenant)
-        return done()
-      }
-      tenant.then(
-        (found) => {
-          settle(request, found)
-          done()
-        },
-        (err) => {
-          // the routes that answer on any host do so without a database too
-          request.hostProblem = err
-          done()
-        }
-      )
+      done()
     })
   },
-  { name: 'hosts', dependencies: ['tenants', 'limits'] }
+  { name: 'hosts', dependencies: ['tenants'] }
 )
-
-function settle(request: FastifyRequest, tenant: TenantEntry | undefined): void {
-  request.tenant = tenant
-  if (!tenant) request.hostProblem = tenantNotFound()
-}
 
 /**
  * The one Host header, or undefined for a request that could be read in two ways: none or several of it, several

@@ -24,11 +24,11 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
 export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
   const token = app.tokens.verifyRefresh(request.body.refresh_token)
   if (!token) {
-    await app.limits.attempt(request, reply)
+    await app.attempts.countAddress(request, reply)
     throw invalidRefreshToken()
   }
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
-  await app.limits.account(request, reply, `refresh ${token.family}`)
+  await app.attempts.countAccount(request, reply, `refresh ${token.family}`)
 
   const { refreshGrace, refreshTokenTtl } = app.config
   const [rotation] = await request.tenantQuery(

@@ -30,7 +30,7 @@ export async function register(
     if (!(await insertTenant(trx, { id: scope.tenant_id, ...tenant })))
       throw slugTaken({ detail: 'another agency has this slug' })
     if (!(await insertUser(trx, { id: scope.user_id, email, name, ...hash }))) throw emailTaken()
-    await app.limits.tenant(request, reply)
+    await app.attempts.countTenant(request, reply)
     await insertOwner(trx, scope.user_id)
     const session_id = await openFirstSession(trx, {
       user_id: scope.user_id,

@@ -25,7 +25,7 @@ function requireSession(app: FastifyInstance, request: SignOutRequest) {
 function shownSession(app: FastifyInstance, request: SignOutRequest) {
   const shown = request.body?.refresh_token
   if (shown === undefined) {
-    const claims = app.tokens.findSigned(request)
+    const claims = app.bearers.findSigned(request)
     if (!claims) throw unauthenticated()
     const live = claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
     if (live && request.tenant && request.tenant.id !== claims.tenant_id) request.denied = claims

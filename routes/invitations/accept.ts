@@ -90,7 +90,7 @@ async function requireAcceptor(
 ): Promise<Acceptor> {
   const { name, password } = request.body
   const [found] = await request.tenantQuery(findAccount, { email }, { tenant_id: null, user_id: null })
-  const bearer = app.tokens.findLive(request)
+  const bearer = app.bearers.findLive(request)
   if (bearer) {
     if (!found || bearer.user_id !== found.id) {
       request.denied = bearer

@@ -91,7 +91,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       // so that nobody's mailbox is filled
-      await app.limits.account(request, reply, `resend ${request.user.tenant_id} ${request.params.id}`)
+      await app.attempts.countAccount(request, reply, `resend ${request.user.tenant_id} ${request.params.id}`)
       const renewed = await request.withTenant(async (trx) => {
         const invitation = await renewInvitation(trx, request.params.id)
         if (!invitation) return undefined

@@ -42,7 +42,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
           if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body })))
             throw slugTaken({ detail: 'another agency has this slug' })
           await insertOwner(trx, scope.user_id)
-          await app.limits.tenant(request, reply)
+          await app.attempts.countTenant(request, reply)
           await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id })
           const [row] = await queryIn(trx, readTenant, scope)
           if (!row) throw notFound()

@@ -7,9 +7,9 @@ import { v7 as uuidv7 } from 'uuid'
 import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
 import { FolderInUse } from '../../db/folder-claim.ts'
 import { migrate } from '../../db/migrate.ts'
-import authentication from '../../plugins/auth/authentication.ts'
 import passwords from '../../plugins/auth/passwords.ts'
 import revocations from '../../plugins/auth/revocations.ts'
+import tokens from '../../plugins/auth/tokens.ts'
 import addresses from '../../plugins/http/addresses.ts'
 import configPlugin from '../../plugins/infrastructure/config.ts'
 import database from '../../plugins/infrastructure/database.ts'
@@ -138,7 +138,7 @@ async function openProduct(config: Config): Promise<FastifyInstance> {
   app.register(database)
   app.register(revocations)
   app.register(tenants)
-  app.register(authentication)
+  app.register(tokens)
   app.register(passwords)
   await app.ready()
   return app

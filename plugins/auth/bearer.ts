@@ -1,0 +1,94 @@
+import type { FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import type { Bearer } from '../../src/auth/admission.ts'
+import type { AccessClaims } from '../../src/auth/claims.ts'
+import { createTokenMemory } from '../../src/auth/token-memory.ts'
+import { Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    bearers: {
+      /**
+       * The claims of a good bearer token, for a public route that treats signed-in people differently. The host need not be
+       * the token's tenant. Undefined without a token; throws like any other route for a token that is not good.
+       */
+      findLive(request: FastifyRequest): AccessClaims | undefined
+      /** The claims of a bearer token that this server signed, even if expired or revoked; undefined without a token. */
+      findSigned(request: FastifyRequest): AccessClaims | undefined
+    }
+  }
+  interface FastifyRequest {
+    /** The bearer token of the request, verified once and remembered; undefined where there is none. */
+    bearer: Bearer | undefined
+  }
+}
+
+export const cachedTokens = 20_000
+const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
+
+/**
+ * Reads the bearer token of each request (RFC 6750, 2.1). States a fact and refuses nothing: `src/auth/admission.ts` decides.
+ *
+ * Verified tokens are remembered, because verifying costs more than the rest of a request. Expiry and revocation, which can
+ * change, are checked on every hit.
+ */
+export default fp(
+  async (app) => {
+    const verified = createTokenMemory<AccessClaims>(cachedTokens)
+    const lookups = { hit: 0, miss: 0 }
+    app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', verified.size)
+    app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>
+      Object.entries(lookups).map(([result, value]) => ({ labels: { result }, value }))
+    )
+
+    function claimsIn(authorization: string): AccessClaims | undefined {
+      const known = verified.find(authorization)
+      if (known) {
+        lookups.hit++
+        if (known.exp * 1000 <= Date.now()) throw tokenExpired()
+        return known
+      }
+      const token = bearer.exec(authorization)?.[1]
+      if (token === undefined) return undefined
+      lookups.miss++
+      const claims = app.tokens.verify(token, { expired: 'refused' })
+      verified.set(token, claims)
+      return claims
+    }
+
+    function readBearer(authorization: string): Bearer | undefined {
+      try {
+        const claims = claimsIn(authorization)
+        return claims && { claims, problem: app.revocations.find(claims) }
+      } catch (err) {
+        if (!(err instanceof Problem)) throw err
+        return { claims: undefined, problem: err }
+      }
+    }
+
+    app.decorateRequest('bearer', undefined)
+    app.addHook('onRequest', (request, _reply, done) => {
+      const { authorization } = request.headers
+      if (authorization !== undefined) request.bearer = readBearer(authorization)
+      done()
+    })
+
+    app.decorate('bearers', {
+      findLive(request: FastifyRequest) {
+        if (request.headers.authorization === undefined) return undefined
+        if (!request.bearer) throw unauthenticated()
+        const { claims, problem } = request.bearer
+        if (problem) throw problem
+        return claims
+      },
+      findSigned(request: FastifyRequest) {
+        const { authorization } = request.headers
+        if (authorization === undefined) return undefined
+        const token = bearer.exec(authorization)?.[1]
+        if (token === undefined) throw unauthenticated()
+        return app.tokens.verify(token, { expired: 'accepted' })
+      }
+    })
+  },
+  { name: 'bearer', dependencies: ['tokens', 'revocations', 'metrics'] }
+)

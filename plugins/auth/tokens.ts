@@ -1,0 +1,121 @@
+import jwt from '@fastify/jwt'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
+import fp from 'fastify-plugin'
+import { v4 as randomUuid } from 'uuid'
+import { AccessClaims, type TokenSubject } from '../../src/auth/claims.ts'
+import { createKeyRing } from '../../src/auth/keys.ts'
+import { createRefreshTokens, type RefreshToken } from '../../src/auth/refresh-tokens.ts'
+import { clockToleranceSeconds } from '../../src/auth/token-life.ts'
+import { withoutStacks } from '../../src/expected-error.ts'
+import { invalidToken, tokenExpired } from '../../src/http/problems.ts'
+
+export type TokenReply = { access_token: string; refresh_token: string; token_type: 'Bearer'; expires_in: number }
+
+declare module '@fastify/jwt' {
+  interface FastifyJWT {
+    namespaces: string
+    user: AccessClaims
+  }
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    tokens: {
+      /** An access token and the `counter`-th refresh token of the session. */
+      issue(subject: TokenSubject, counter: number): TokenReply
+      /**
+       * The claims of an access token that this server signed. Whether it was revoked is not asked. Throws `invalid_token`, and
+       * `token_expired` unless expired ones are accepted.
+       */
+      verify(token: string, options: { expired: 'refused' | 'accepted' }): AccessClaims
+      /** The content of a refresh token that this server issued, or undefined. */
+      verifyRefresh(token: string): RefreshToken | undefined
+    }
+  }
+}
+
+const maxTokenLength = 4096
+
+/** Signs and verifies access tokens (JWT, HS256, RFC 9068) and refresh tokens, with the keys of one ring. */
+export default fp(
+  async (app) => {
+    const { accessTokenTtl, baseDomain, jwtSecret } = app.config
+    const keys = createKeyRing(jwtSecret, 'access token')
+    const refreshTokens = createRefreshTokens(keys)
+    const issuer = `https://api.${baseDomain}`
+    const claimsSchema = TypeCompiler.Compile(AccessClaims)
+    const verifyOptions = {
+      algorithms: ['HS256' as const],
+      allowedIss: issuer,
+      allowedAud: baseDomain,
+      requiredClaims: Object.keys(AccessClaims.properties),
+      cache: false
+    }
+
+    for (const { id, secret } of keys.byId.values()) {
+      const sign = { algorithm: 'HS256' as const, kid: id, header: { alg: 'HS256', typ: 'at+jwt' } }
+      await app.register(jwt, { namespace: id, secret, sign, verify: verifyOptions })
+    }
+    const signer = app.jwt[keys.first.id] as NonNullable<(typeof app.jwt)[string]>
+
+    function verify(token: string, { expired }: { expired: 'refused' | 'accepted' }): AccessClaims {
+      const keyId = token.length <= maxTokenLength ? findKeyId(token) : undefined
+      const verifier = keyId === undefined || !keys.byId.has(keyId) ? undefined : app.jwt[keyId]
+      if (!verifier || !isCanonical(token)) throw invalidToken()
+      let claims: unknown
+      try {
+        claims = withoutStacks(() =>
+          // with options of its own a verifier is made anew, which the common case must not pay for
+          expired === 'accepted'
+            ? verifier.verify(token, { ...verifyOptions, ignoreExpiration: true })
+            : verifier.verify(token)
+        )
+      } catch (err) {
+        const { code } = err as { code?: string }
+        throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
+      }
+      if (!claimsSchema.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
+      // revocations live as long as tokens do now, so one that was made to live longer must not outlive them
+      claims.exp = Math.min(claims.exp, claims.iat + accessTokenTtl)
+      if (expired === 'refused' && claims.exp * 1000 <= Date.now()) throw tokenExpired()
+      return claims
+    }
+
+    app.decorate('tokens', {
+      issue(subject: TokenSubject, counter: number): TokenReply {
+        const issuedAt = Math.floor(Date.now() / 1000)
+        const { user_id, email, tenant_id, role, sid } = subject
+        const claims = {
+          ...{ user_id, email, tenant_id, role, sid },
+          ...{ iss: issuer, aud: baseDomain, iat: issuedAt, exp: issuedAt + accessTokenTtl, jti: randomUuid() }
+        }
+        return {
+          access_token: signer.sign(claims),
+          refresh_token: refreshTokens.issue({ tenant_id, family: sid, counter }),
+          token_type: 'Bearer',
+          expires_in: accessTokenTtl
+        }
+      },
+      verify,
+      verifyRefresh: refreshTokens.verify
+    })
+  },
+  { name: 'tokens', dependencies: ['config'] }
+)
+
+/** base64url has several spellings of the same bytes where they don't fill the last character; only ours is the token. */
+function isCanonical(token: string): boolean {
+  return token.split('.').every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
+}
+
+/** The header may hold alg, typ and kid and nothing else: we would ignore what another member (crit, jku, jwk, …) asks for. */
+function findKeyId(token: string): string | undefined {
+  try {
+    const header = JSON.parse(Buffer.from(token.slice(0, token.indexOf('.')), 'base64url').toString())
+    const { alg, typ, kid, ...others } = header
+    const ours = alg === 'HS256' && typ === 'at+jwt' && typeof kid === 'string' && Object.keys(others).length === 0
+    return ours ? kid : undefined
+  } catch {
+    return undefined
+  }
+}
