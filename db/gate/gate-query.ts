@@ -14,6 +14,9 @@ export type RequestFacts = string
 
 export type GateSettings = Scope & { request: RequestFacts }
 
+/** The scope of work that is done for no tenant and no user: look-ups before a tenant is known, workers, the operator's commands. */
+export const systemScope: GateSettings = { tenant_id: null, user_id: null, request: '' }
+
 /** `writes`: only where it does is it told so behind a pooler, whose connections may be read-only otherwise. */
 export type QueryConfig = { name: string; text: string; values: unknown[]; writes?: boolean }
 

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { sql } from 'kysely'
 import type { AuditKeys, Signature } from '../../src/auth/audit-keys.ts'
 import type { TenantGate, TenantTransaction } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { statement } from '../gate/statement.ts'
 import {
   type AuditState,
@@ -18,7 +19,6 @@ import {
  * signed, so one good signature at the end vouches for all of it.
  */
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const pageOfTenants = 500
 /** Of a log of which nothing was sealed before it was signed. */
 const beginning = '1970-01-01T00:00:00.000000Z'
@@ -79,7 +79,7 @@ export async function stateSigning(
   gate: TenantGate,
   keys: AuditKeys
 ): Promise<{ signed_from: string; first: boolean }> {
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state) throw new Error('the audit log has no state')
   const { signed_from, kept_from } = readStatements(keys, state)
   const first = signed_from === null
@@ -101,7 +101,11 @@ export async function stateSigning(
 }
 
 async function makeStatement(gate: TenantGate, keys: AuditKeys, made: Statement): Promise<void> {
-  await gate.query(nobody, addStatement, { ...made, key_id: keys.first, signature: keys.sign(factsOfStatement(made)) })
+  await gate.query(systemScope, addStatement, {
+    ...made,
+    key_id: keys.first,
+    signature: keys.sign(factsOfStatement(made))
+  })
 }
 
 /**
@@ -120,9 +124,9 @@ export async function sealAudit(
       factsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
       signatures
     )
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state) throw new Error('the audit log has no state')
-  const heads = await gate.transaction(nobody, async (trx) => {
+  const heads = await gate.transaction(systemScope, async (trx) => {
     const fresh = await sealNext(trx, ticketOf(keys, state))
     const { tenants, seqs, key_id, signatures } = signaturesOf(keys, fresh.filter(continues))
     if (tenants.length > 0) {
@@ -173,13 +177,13 @@ function signaturesOf(keys: AuditKeys, heads: readonly Head[]) {
 /** Signs every head whose signature is by an older key of the list: the older one may be gone tomorrow. */
 export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise<void> {
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
-    const page = await gate.query(nobody, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
+    const page = await gate.query(systemScope, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
     const heads = page.flatMap((row) =>
       row.seq !== null && keys.holds(factsOf({ ...row, seq: row.seq }), row.signatures)
         ? [{ ...row, seq: row.seq }]
         : []
     )
-    if (heads.length > 0) await gate.query(nobody, addSignatures, signaturesOf(keys, heads))
+    if (heads.length > 0) await gate.query(systemScope, addSignatures, signaturesOf(keys, heads))
     const last = page.at(-1)
     if (!last || page.length < pageOfTenants) return
     after = last.tenant_id
@@ -194,12 +198,12 @@ export async function dropAuditMonths(
   gate: TenantGate,
   keys: AuditKeys
 ): Promise<{ dropped: number; busy: boolean; to: string | null }> {
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state?.due_to) return { dropped: 0, busy: false, to: null }
   const { kept_from } = readStatements(keys, state)
   if (state.due_to > kept_from) {
     await makeStatement(gate, keys, { kind: 'dropped_to', at: state.due_to, keep_days: state.keep_days })
   }
-  const [result] = await gate.query(nobody, dropMonths, {})
+  const [result] = await gate.query(systemScope, dropMonths, {})
   return { dropped: result?.dropped ?? 0, busy: result?.busy ?? false, to: state.due_to }
 }

@@ -1,6 +1,7 @@
 import { fileKey } from '../../src/files/store/keys.ts'
 import type { ObjectStore, StoredObject } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { recordAudit } from './audit.ts'
 import {
   filesAfter,
@@ -24,7 +25,6 @@ export type Comparison = {
 
 export type Findings = { lost: number; orphans: number; miscounted: number }
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const inTenant = (tenant_id: string) => ({ tenant_id, user_id: null, request: '' })
 const noId = '00000000-0000-0000-0000-000000000000'
 const page = 1000
@@ -49,7 +49,7 @@ async function compareRows({ gate, store, repair, say }: Comparison): Promise<nu
   let count = 0
   let position = { after_tenant: noId, after_id: noId }
   for (let before = ''; ; ) {
-    const rows = await gate.query(nobody, filesAfter, { ...position, batch: page })
+    const rows = await gate.query(systemScope, filesAfter, { ...position, batch: page })
     const last = rows.at(-1)
     if (!last) return count
     const lastKey = fileKey(last.tenant_id, last.id)
@@ -130,7 +130,7 @@ async function compareObjects({ gate, store, repair, say }: Comparison): Promise
 }
 
 async function compareCounts({ gate, repair, say }: Comparison): Promise<number> {
-  const wrong = await gate.query(nobody, miscountedStorage, {})
+  const wrong = await gate.query(systemScope, miscountedStorage, {})
   for (const { tenant_id, counted, actual } of wrong) {
     say(`agency ${tenant_id} is counted with ${counted} bytes and has ${actual}`)
     if (repair) await gate.transaction(inTenant(tenant_id), (trx) => recountStorage(trx, tenant_id))

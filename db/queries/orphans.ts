@@ -1,9 +1,8 @@
 import { isOurKey } from '../../src/files/store/keys.ts'
 import type { StoredObject } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { knownObjects, settledAfterSeconds } from './files.ts'
-
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
  * The keys of those objects that no row refers to. What is younger than an hour may belong to a row that is about to be written:
@@ -21,7 +20,7 @@ export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]):
 /** Of these keys of the product, those that no row refers to. */
 async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
   const parts = keys.map((key) => key.split('/') as [string, string, string])
-  const known = await gate.query(nobody, knownObjects, {
+  const known = await gate.query(systemScope, knownObjects, {
     owners: parts.map(([owner]) => owner),
     kinds: parts.map(([, kind]) => kind),
     ids: parts.map(([, , id]) => id)

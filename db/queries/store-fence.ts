@@ -4,6 +4,7 @@ import { sql } from 'kysely'
 import { isOurKey, markKey } from '../../src/files/store/keys.ts'
 import type { ObjectStore } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { statement } from '../gate/statement.ts'
 import { findOrphans } from './orphans.ts'
 
@@ -34,7 +35,6 @@ export type Verdict =
   | 'another database'
   | 'older database'
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 /** So many objects decide whose a store is that has no mark. */
 const sample = 1000
 const maxMarkBytes = 1024
@@ -86,13 +86,13 @@ export async function acceptStore(gate: TenantGate, store: ObjectStore): Promise
 
 /** The database first: after a crash in between it is ahead of the store, which is no harm. */
 async function advanceAfter(gate: TenantGate, store: ObjectStore, own: Mark, after: number): Promise<void> {
-  const [next] = await gate.query(nobody, advanceFence, { after })
+  const [next] = await gate.query(systemScope, advanceFence, { after })
   if (!next) throw new Error('the database has no row of its sweep')
   await writeMark(store, { ...own, generation: next.generation })
 }
 
 async function readOwn(gate: TenantGate): Promise<Mark> {
-  const [own] = await gate.query(nobody, readFence, {})
+  const [own] = await gate.query(systemScope, readFence, {})
   if (!own) throw new Error('the database has no row of its sweep')
   return own
 }

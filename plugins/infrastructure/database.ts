@@ -5,7 +5,7 @@ import pg from 'pg'
 import { ImpatientClient } from '../../db/gate/connection.ts'
 import { connectionTo, type TimeOuts } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
-import { prepareGate, type RequestFacts, type Scope } from '../../db/gate/gate-query.ts'
+import { prepareGate, type RequestFacts, type Scope, systemScope } from '../../db/gate/gate-query.ts'
 import { createPipeline, keyedTimeOuts } from '../../db/gate/pipeline.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import { createReplica } from '../../db/gate/replica.ts'
@@ -49,7 +49,6 @@ const timeOuts: TimeOuts = {
   lock_timeout: 2000,
   idle_in_transaction_session_timeout: 10_000
 }
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that it can't serve. */
 export default fp(
@@ -98,7 +97,7 @@ export default fp(
             ),
             carried: carried?.all,
             async primaryPosition() {
-              const [row] = await gate.query(nobody, walPosition, {})
+              const [row] = await gate.query(systemScope, walPosition, {})
               return row?.position ?? Number.POSITIVE_INFINITY
             },
             onChange: (usable, err) =>
@@ -130,7 +129,7 @@ export default fp(
       (err) => app.log.warn({ err }, 'waiting for the database')
     )
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
-    await gate.transaction(nobody, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
+    await gate.transaction(systemScope, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
     await replica?.start()
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }

@@ -1,4 +1,5 @@
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import type { Statement } from '../../db/gate/statement.ts'
 import {
   dropAuditMonths,
@@ -30,7 +31,6 @@ declare module 'fastify' {
 
 const intervalMs = 60_000
 export const batch = 1000
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Removes what is dead and prepares the audit log's next months. On several processes one works and the others find nothing. */
 export default fp(
@@ -70,7 +70,7 @@ export default fp(
 
     async function purge(): Promise<void> {
       for (;;) {
-        const [purged] = await app.gate.query(nobody, purgeTenant, {})
+        const [purged] = await app.gate.query(systemScope, purgeTenant, {})
         if (!purged?.id || closed) return
         app.log.info({ tenant_id: purged.id }, 'tenant purged')
       }
@@ -83,14 +83,14 @@ export default fp(
     ): () => Promise<void> {
       return async () => {
         for (;;) {
-          const [swept] = await app.gate.query(nobody, sweeping, { ...values, batch })
+          const [swept] = await app.gate.query(systemScope, sweeping, { ...values, batch })
           if (!swept || swept.removed < batch || closed) return
         }
       }
     }
 
     const jobs = {
-      partitions: () => app.gate.query(nobody, ensureAuditPartitions, {}),
+      partitions: () => app.gate.query(systemScope, ensureAuditPartitions, {}),
       purge,
       seal,
       drop,
