@@ -5,9 +5,9 @@ import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { developmentSecret, explainFolder } from '../src/config/config.ts'
-import { claimFolder } from './folder-claim.ts'
+import { lockFolder } from './folder-lock.ts'
 import { connectionTo } from './gate/connection-settings.ts'
-import { clearPostmaster } from './postmaster.ts'
+import { clearStalePostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {
   /** A connection string for one of the roles, `postgres` being the superuser. */
@@ -23,15 +23,15 @@ export type EmbeddedOptions = {
 
 // PostgreSQL refuses to run as root. A user namespace makes root look like nobody to it while files stay root's, so a
 // checkout in a private folder works too; where that is forbidden, drop to nobody for real.
-const nobody = 65_534
+const nobodyUid = 65_534
 const asRoot = process.getuid?.() === 0
-const namespace = ['unshare', '--user', `--map-user=${nobody}`, `--map-group=${nobody}`]
+const namespace = ['unshare', '--user', `--map-user=${nobodyUid}`, `--map-group=${nobodyUid}`]
 const canUnshare = asRoot && spawnSync('unshare', [...namespace.slice(1), 'true']).status === 0
 const canSetPriv = process.platform === 'linux' && spawnSync('setpriv', ['--pdeathsig=SIGINT', 'true']).status === 0
 
 /** The command that runs a server binary as somebody PostgreSQL accepts, and ends it when this process ends. */
 export function wrap(binary: string, args: string[]): [command: string, args: string[]] {
-  const drop = asRoot && !canUnshare ? [`--reuid=${nobody}`, `--regid=${nobody}`, '--clear-groups'] : []
+  const drop = asRoot && !canUnshare ? [`--reuid=${nobodyUid}`, `--regid=${nobodyUid}`, '--clear-groups'] : []
   const words = [
     ...(canUnshare ? namespace : []),
     // a fast shutdown also when this process dies by SIGKILL
@@ -54,7 +54,7 @@ export async function startEmbedded(
 ): Promise<EmbeddedServer> {
   const dir = resolve(folder)
   const { postgres, initdb } = await findBinaries()
-  const releaseFolder = await claimDataFolder(dir).catch((err) => {
+  const unlockFolder = await lockDataFolder(dir).catch((err) => {
     throw explainFolder(dir, err)
   })
   let started: ChildProcess | undefined
@@ -69,7 +69,7 @@ export async function startEmbedded(
       progress('creating the database (first start only) …')
       createCluster(initdb, dir, data, durable)
     }
-    await clearPostmaster(data, progress)
+    await clearStalePostmaster(data, progress)
     const { port, child } = await launch(postgres, data, durable)
     started = child
     const url: EmbeddedServer['url'] = (role, database = 'aggios') =>
@@ -80,19 +80,19 @@ export async function startEmbedded(
       url,
       async stop() {
         await stopChild(child)
-        releaseFolder()
+        unlockFolder()
       }
     }
   } catch (err) {
     if (started) await stopChild(started)
-    releaseFolder()
+    unlockFolder()
     throw err
   }
 }
 
-async function claimDataFolder(dir: string): Promise<() => void> {
+async function lockDataFolder(dir: string): Promise<() => void> {
   mkdirSync(dir, { recursive: true, mode: 0o700 })
-  return claimFolder(dir)
+  return lockFolder(dir)
 }
 
 /** How to reach the server that another process runs in this folder, as the serving role; undefined when none does. */
@@ -124,7 +124,7 @@ function createCluster(initdb: string, dir: string, data: string, durable: boole
   rmSync(unfinished, { recursive: true, force: true })
   mkdirSync(unfinished, { mode: 0o700 })
   if (asRoot && !canUnshare) {
-    execFileSync('chown', ['-R', `${nobody}:${nobody}`, dir])
+    execFileSync('chown', ['-R', `${nobodyUid}:${nobodyUid}`, dir])
   }
   const [command, args] = wrap(initdb, [
     ...['-D', unfinished, '-U', 'postgres', `--pwfile=${join(dir, 'secrets', 'postgres_password')}`],
@@ -137,22 +137,22 @@ function createCluster(initdb: string, dir: string, data: string, durable: boole
     encoding: 'utf8'
   })
   if (error || status !== 0) {
-    const said = error?.message ?? stderr.trim().split('\n').slice(-3).join('; ')
-    throw new Error(`the database could not be made in ${dir}: ${said}; mend that and start again`)
+    const reason = error?.message ?? stderr.trim().split('\n').slice(-3).join('; ')
+    throw new Error(`the database could not be made in ${dir}: ${reason}; mend that and start again`)
   }
   renameSync(unfinished, data)
 }
 
-const launchPatienceMs = 15_000
+const launchTimeoutMs = 15_000
 /** After a crash PostgreSQL replays its log before it answers. */
-const recoveryPatienceMs = 120_000
+const recoveryTimeoutMs = 120_000
 
 async function launch(
   postgres: string,
   data: string,
   durable: boolean
 ): Promise<{ port: number; child: ChildProcess }> {
-  const deadline = Date.now() + launchPatienceMs
+  const deadline = Date.now() + launchTimeoutMs
   for (;;) {
     const port = await freePort()
     const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
@@ -163,8 +163,10 @@ async function launch(
       return { port, child: await launchOnce(...wrap(postgres, flags)) }
     } catch (err) {
       // the last of a server that was just killed are still ending, or the port was taken meanwhile
-      const passing = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test((err as Error).message)
-      if (!passing || Date.now() > deadline) throw err
+      const isTransient = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test(
+        (err as Error).message
+      )
+      if (!isTransient || Date.now() > deadline) throw err
       await sleep(200)
     }
   }
@@ -178,17 +180,17 @@ function launchOnce(command: string, args: string[]): Promise<ChildProcess> {
   child.once('exit', () => process.off('exit', end))
   return new Promise((ready, fail) => {
     let log = ''
-    const patience = setTimeout(() => {
+    const timer = setTimeout(() => {
       child.kill('SIGINT')
       fail(new Error(`PostgreSQL did not come up: ${log.trim()}`))
-    }, recoveryPatienceMs)
-    patience.unref()
+    }, recoveryTimeoutMs)
+    timer.unref()
     child.once('error', fail)
     child.once('exit', (code, signal) => fail(new Error(`PostgreSQL ended (${code ?? signal}): ${log.trim()}`)))
     child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       log = (log + text).slice(-8192)
       if (!log.includes('database system is ready to accept connections')) return
-      clearTimeout(patience)
+      clearTimeout(timer)
       ready(child)
     })
   })
@@ -230,10 +232,10 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
   })
 }
 
-const adminTimeOuts = { statement_timeout: 60_000, lock_timeout: 30_000 }
+const adminTimeouts = { statement_timeout: 60_000, lock_timeout: 30_000 }
 
 async function withClient(url: string, work: (client: pg.Client) => Promise<void>): Promise<void> {
-  const client = new pg.Client(connectionTo(url, adminTimeOuts))
+  const client = new pg.Client(connectionTo(url, adminTimeouts))
   await client.connect()
   try {
     await work(client)

@@ -11,7 +11,7 @@ import type { SharedTables } from './tables.ts'
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000
 /** A step takes as long as there are rows to change, whatever the role's own time-outs are. */
-const noTimeOuts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
+const noTimeouts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
 const migrationFolder = path.join(import.meta.dirname, 'migrations')
 
 /** Kysely waits an hour for its lock; a replica that waits that long is better restarted. */
@@ -58,7 +58,7 @@ export class ProgramTooOld extends Error {}
  */
 export async function migrate(ownerUrl: string, progress: (line: string) => void = () => {}): Promise<string[]> {
   await waitForServer(ownerUrl, progress)
-  const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeOuts), max: 1, connectionTimeoutMillis: 5000 })
+  const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeouts), max: 1, connectionTimeoutMillis: 5000 })
   // one that is lost while nobody uses it is replaced by the next that is needed
   pool.on('error', () => {})
   const applied: string[] = []
@@ -87,7 +87,7 @@ export async function migrate(ownerUrl: string, progress: (line: string) => void
  * what it is now; what is undefined stays as it is.
  */
 export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
-  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeOuts), connectionTimeoutMillis: 5000 })
+  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeouts), connectionTimeoutMillis: 5000 })
   client.on('error', () => {})
   await client.connect()
   try {
@@ -164,7 +164,7 @@ async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]
 function waitForServer(url: string, progress: (line: string) => void): Promise<void> {
   return connectWhenUp(
     async () => {
-      const client = new pg.Client({ ...connectionTo(url, noTimeOuts), connectionTimeoutMillis: 5000 })
+      const client = new pg.Client({ ...connectionTo(url, noTimeouts), connectionTimeoutMillis: 5000 })
       client.on('error', () => {})
       try {
         await client.connect()

@@ -125,7 +125,7 @@ t.test('a replica', async (t) => {
     pool.on('error', () => {})
     const replica = createReplica({
       pool,
-      carried: undefined,
+      inlineTimeouts: undefined,
       async primaryPosition() {
         const [row] = await app.gate.query(systemScope, walPosition, {})
         return Number(row?.position)

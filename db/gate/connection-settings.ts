@@ -1,11 +1,11 @@
 /** PostgreSQL's own limits, in milliseconds. */
-export type TimeOuts = { statement_timeout: number; lock_timeout: number; idle_in_transaction_session_timeout?: number }
+export type Timeouts = { statement_timeout: number; lock_timeout: number; idle_in_transaction_session_timeout?: number }
 
 /**
  * How PostgreSQL reads what the product writes, and writes what it reads. A role, a database and a server may have other
  * defaults, so nothing is left to them. What only makes the server slower or more talkative is its operator's.
  */
-const asWritten = {
+const fixedSettings = {
   client_encoding: 'UTF8',
   DateStyle: 'ISO, MDY',
   TimeZone: 'UTC',
@@ -28,7 +28,7 @@ const asWritten = {
  * These hold from the next transaction on, so they can't be set inside of one. `default_transaction_read_only` is none of ours:
  * by it operators, and hosts whose disks are full, keep a database from being written, and we answer 503.
  */
-const ofConnection = {
+const sessionOnlySettings = {
   default_transaction_isolation: 'read committed',
   default_transaction_deferrable: 'off',
   idle_session_timeout: '0'
@@ -43,25 +43,25 @@ const ofConnection = {
  */
 export function connectionTo(
   databaseUrl: string,
-  timeOuts: TimeOuts | undefined
+  timeouts: Timeouts | undefined
 ): { connectionString: string; options?: string } {
   const url = new URL(databaseUrl)
   // pg would take the URL's instead of ours
   const given = url.searchParams.get('options') ?? ''
   url.searchParams.delete('options')
-  const ours = timeOuts ? startUpOptions(timeOuts) : ''
+  const ours = timeouts ? startUpOptions(timeouts) : ''
   const options = `${given} ${ours}`.trim()
   return { connectionString: url.href, ...(options !== '' && { options }) }
 }
 
 /** All settings, as an argument of the server for each. */
-export function startUpOptions(timeOuts: TimeOuts): string {
-  return Object.entries({ ...asWritten, ...ofConnection, ...timeOuts })
+export function startUpOptions(timeouts: Timeouts): string {
+  return Object.entries({ ...fixedSettings, ...sessionOnlySettings, ...timeouts })
     .map(([name, value]) => `-c ${name}=${String(value).replaceAll(' ', '\\ ')}`)
     .join(' ')
 }
 
-const rows = Object.entries(asWritten).map(([name, value]) => `('${name}', '${value}')`)
+const rows = Object.entries(fixedSettings).map(([name, value]) => `('${name}', '${value}')`)
 
 /**
  * The same as a condition of a select that is never true, for the transaction that it stands in. It looks before it sets, and

@@ -19,7 +19,7 @@ export class Connection extends pg.Client {
  * Ends its connection when a query got no answer in time. pg only stops waiting; a rollback on the same connection would wait
  * as long again.
  */
-export class ImpatientClient extends Connection {
+export class TimeoutClosingClient extends Connection {
   // one of many signatures; pg's types name them all
   override query(...args: unknown[]): never {
     const result: unknown = (super.query as (...args: unknown[]) => unknown)(...args)

@@ -1,7 +1,7 @@
 import { ShareExhausted } from '../../src/limits/keyed-semaphore.ts'
 
 /** What a failed query means for who asked, read from PostgreSQL's SQLSTATE or the driver's own complaint. */
-export type Failure = 'connection' | 'timeout' | 'crowded' | 'conflict' | 'invalid_text' | undefined
+export type Failure = 'connection' | 'timeout' | 'overloaded' | 'conflict' | 'invalid_text' | undefined
 
 /**
  * Thrown where a connection could not be made, whatever the reason: a changed password, a role or database that is gone, a server
@@ -15,11 +15,11 @@ export class ConnectFailure extends Error {
   }
 }
 
-const byState: Record<string, Failure> = {
+const failureBySqlState: Record<string, Failure> = {
   '40001': 'conflict',
   '40P01': 'conflict',
-  '55P03': 'crowded',
-  '53300': 'crowded',
+  '55P03': 'overloaded',
+  '53300': 'overloaded',
   '57014': 'timeout',
   '57P01': 'connection',
   '57P02': 'connection',
@@ -41,7 +41,7 @@ const byState: Record<string, Failure> = {
   '22009': 'invalid_text'
 }
 
-const fromSystem = new Set([
+const systemErrorCodes = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
   'EPIPE',
@@ -55,19 +55,19 @@ const fromSystem = new Set([
   'ENFILE'
 ])
 
-const fromDriver =
+const driverMessages =
   /^(Connection terminated|Client has encountered a connection error|Client was closed|timeout expired|Query read timeout|the pipeline is closed|Cannot use a pool after calling end)/
 
 /** undefined: nothing that the database or the way to it can be blamed for. */
 export function classifyFailure(err: unknown): Failure {
   if (!(err instanceof Error)) return undefined
-  if (err instanceof ShareExhausted) return 'crowded'
+  if (err instanceof ShareExhausted) return 'overloaded'
   const { code, syscall } = err as { code?: string; syscall?: string }
-  if (code !== undefined && byState[code]) return byState[code]
+  if (code !== undefined && failureBySqlState[code]) return failureBySqlState[code]
   if (code?.startsWith('08')) return 'connection'
-  if (code !== undefined && fromSystem.has(code) && syscall !== undefined) return 'connection'
-  if (err.message.startsWith('timeout exceeded when trying to connect')) return 'crowded'
-  return err instanceof ConnectFailure || fromDriver.test(err.message) ? 'connection' : undefined
+  if (code !== undefined && systemErrorCodes.has(code) && syscall !== undefined) return 'connection'
+  if (err.message.startsWith('timeout exceeded when trying to connect')) return 'overloaded'
+  return err instanceof ConnectFailure || driverMessages.test(err.message) ? 'connection' : undefined
 }
 
 /** PostgreSQL's "cached plan must not change result type" and "prepared statement does not exist". */

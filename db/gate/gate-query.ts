@@ -1,6 +1,6 @@
 import pg from 'pg'
 import { prepareValue } from 'pg/lib/utils.js'
-import { localSettings, type TimeOuts, transactionIsolation } from './connection-settings.ts'
+import { localSettings, type Timeouts, transactionIsolation } from './connection-settings.ts'
 import { readTimestamp } from './timestamps.ts'
 
 /**
@@ -32,24 +32,24 @@ function setLocal(setting: string, parameter: number): string {
 }
 
 /** The text does not change with the settings, and is as long as all of them. */
-const carriedTexts = new WeakMap<TimeOuts, string>()
+const textsWithTimeouts = new WeakMap<Timeouts, string>()
 
-function carriedText(carried: TimeOuts): string {
-  const known = carriedTexts.get(carried)
+function textWithTimeouts(inlineTimeouts: Timeouts): string {
+  const known = textsWithTimeouts.get(inlineTimeouts)
   if (known !== undefined) return known
-  const limits = Object.entries(carried).map(([name, ms]) => `set_config('${name}', '${ms}', true) is null`)
+  const limits = Object.entries(inlineTimeouts).map(([name, ms]) => `set_config('${name}', '${ms}', true) is null`)
   const text = [gateText, ...limits, localSettings].join(' or ')
-  carriedTexts.set(carried, text)
+  textsWithTimeouts.set(inlineTimeouts, text)
   return text
 }
 
 /** The gate's settings and, where the connection does not keep them, the time-outs and all else that a connection is opened with. */
 export function gateStatement(
   settings: GateSettings,
-  carried: TimeOuts | undefined
+  inlineTimeouts: Timeouts | undefined
 ): { text: string; values: string[] } {
   const values = [settings.tenant_id ?? '', settings.user_id ?? '', settings.request]
-  return { text: carried ? carriedText(carried) : gateText, values }
+  return { text: inlineTimeouts ? textWithTimeouts(inlineTimeouts) : gateText, values }
 }
 
 /** Parses the settings' statement on a fresh connection, so that in a flush only the main statement can need a Parse. */
@@ -87,7 +87,7 @@ export function shapeOf(fields: readonly Field[]): Shape {
  */
 const shapes = new WeakMap<Connection, Map<string, Shape>>()
 
-export type Done = (err: Error | null, rows: unknown[]) => void
+export type QueryCallback = (err: Error | null, rows: unknown[]) => void
 
 /**
  * The settings and one statement in one network flush, on a connection of the pool. Keyed reads have a way of their own
@@ -110,7 +110,7 @@ export class GateQuery {
   readonly name: string
   readonly text: string
   /** pg replaces it where a query has a time-out. */
-  callback: Done
+  callback: QueryCallback
   readonly #values: unknown[]
   readonly #settings: { text: string; values: string[] }
   readonly #named: boolean
@@ -125,17 +125,17 @@ export class GateQuery {
   constructor(
     settings: GateSettings,
     { name, text, values, writes = false }: QueryConfig,
-    done: Done,
-    carried?: TimeOuts
+    done: QueryCallback,
+    inlineTimeouts?: Timeouts
   ) {
-    this.name = carried ? '' : name
+    this.name = inlineTimeouts ? '' : name
     this.text = text
     this.callback = done
     // before anything is sent: a value that can't be written must not leave half a flush behind
-    this.#values = values.map(written)
-    this.#settings = gateStatement(settings, carried)
-    this.#named = carried === undefined
-    this.#setsIsolation = carried !== undefined && writes
+    this.#values = values.map(serializeValue)
+    this.#settings = gateStatement(settings, inlineTimeouts)
+    this.#named = inlineTimeouts === undefined
+    this.#setsIsolation = inlineTimeouts !== undefined && writes
     this.#inSettings = this.#setsIsolation ? 2 : 1
   }
 
@@ -199,6 +199,6 @@ export class GateQuery {
 }
 
 /** A value as text or bytes. Most are text already. Of an object that has no JSON pg makes undefined, and means null. */
-export function written(value: unknown): string | Buffer | null {
+export function serializeValue(value: unknown): string | Buffer | null {
   return typeof value === 'string' ? value : (prepareValue(value) ?? null)
 }

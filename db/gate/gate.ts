@@ -3,7 +3,7 @@ import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql 
 import type pg from 'pg'
 import { createShares } from '../../src/limits/keyed-semaphore.ts'
 import type { TenantTables } from '../tables.ts'
-import type { TimeOuts } from './connection-settings.ts'
+import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
@@ -64,56 +64,56 @@ export async function queryIn<Values extends object, Row>(
  * Also after a rejection the scope is `own` again, or the transaction has failed and takes no more statements.
  */
 export async function inScope<T>(trx: TenantTransaction, scope: Scope, own: Scope, work: () => Promise<T>): Promise<T> {
-  await enter(trx, scope)
+  await setScope(trx, scope)
   try {
     const result = await work()
-    await enter(trx, own)
+    await setScope(trx, own)
     return result
   } catch (err) {
-    await enter(trx, own).catch(() => {})
+    await setScope(trx, own).catch(() => {})
     throw err
   }
 }
 
-async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
+async function setScope(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
   await sql`select set_config('app.tenant_id', ${tenant_id ?? ''}, true), set_config('app.user_id', ${user_id ?? ''}, true)`.execute(
     trx
   )
 }
 
-const attempts = 4
+const maxAttempts = 4
 
 /** When PostgreSQL ends, its connections do within so long of each other. */
-const togetherMs = 1000
+const disconnectWindowMs = 1000
 
 /** How many queries of one tenant, or of one person, may wait for their share of the pool, and for how long. */
-export const shareDepth = 256
-export const sharePatienceMs = 2000
+export const maxWaitingPerKey = 256
+export const semaphoreTimeoutMs = 2000
 
 /**
  * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. All
  * other settings of a connection go with them. It may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
  */
-export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
+export type InlineTimeouts = { all: Timeouts; keyed: Timeouts }
 
 export function createTenantGate(
   db: Kysely<TenantTables>,
   pool: pg.Pool,
   pipeline: Pipeline | undefined,
-  carried?: CarriedTimeOuts
+  inlineTimeouts?: InlineTimeouts
 ): TenantGate {
   // so that the slow queries of one tenant, or of one person in several of them, leave the others connections
-  const width = Math.max(1, Math.floor(pool.options.max / 2))
-  const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
+  const maxPerKey = Math.max(1, Math.floor(pool.options.max / 2))
+  const semaphore = createShares({ width: maxPerKey, depth: maxWaitingPerKey, patienceMs: semaphoreTimeoutMs })
 
-  function withinShare<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
+  function withinSemaphore<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
     // who waits for themselves holds nothing of their tenant meanwhile
-    if (user_id !== null) return shares.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
-    return tenant_id === null ? work() : shares.run([tenant_id], work)
+    if (user_id !== null) return semaphore.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
+    return tenant_id === null ? work() : semaphore.run([tenant_id], work)
   }
 
-  function onPool(settings: GateSettings, config: QueryConfig, timeOuts: TimeOuts | undefined): Promise<unknown[]> {
-    return withinShare(settings, () => queryOnPool(pool, settings, config, timeOuts))
+  function onPool(settings: GateSettings, config: QueryConfig, timeouts: Timeouts | undefined): Promise<unknown[]> {
+    return withinSemaphore(settings, () => queryOnPool(pool, settings, config, timeouts))
   }
 
   /** For keyed reads. Asked again when the answer was lost, and once more when the next connection ended with the first. */
@@ -128,8 +128,8 @@ export function createTenantGate(
         if (classifyFailure(err) !== 'connection') return reject(err)
         losses++
         if (losses === 1) firstAt = performance.now()
-        else if (losses > 2 || performance.now() - firstAt > togetherMs) return reject(err)
-        pipeline.queryAgain(settings, config, answer)
+        else if (losses > 2 || performance.now() - firstAt > disconnectWindowMs) return reject(err)
+        pipeline.retryQuery(settings, config, answer)
       }
       pipeline.query(settings, config, answer)
     })
@@ -138,49 +138,49 @@ export function createTenantGate(
   /** The same behind a pooler, and where the pipeline is full. Where one connection has a stale plan the next may have it too. */
   async function keyedReadOnPool(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     try {
-      return await onPool(settings, config, carried?.keyed)
+      return await onPool(settings, config, inlineTimeouts?.keyed)
     } catch (err) {
       if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' }, carried?.keyed)
+      return onPool(settings, { ...config, name: '' }, inlineTimeouts?.keyed)
     }
   }
 
   /** For writes and lists. Not repeated, but for a stale plan, which PostgreSQL refuses before it runs anything. */
-  async function ownConnection(settings: GateSettings, config: QueryConfig) {
+  async function queryOnOwnConnection(settings: GateSettings, config: QueryConfig) {
     try {
-      return await onPool(settings, config, carried?.all)
+      return await onPool(settings, config, inlineTimeouts?.all)
     } catch (err) {
       if (!isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' }, carried?.all)
+      return onPool(settings, { ...config, name: '' }, inlineTimeouts?.all)
     }
   }
 
   /** Behind a pooler what a transaction is like by default is not known. */
-  function begin() {
+  function startTransaction() {
     const transaction = db.transaction()
-    return carried ? transaction.setIsolationLevel('read committed') : transaction
+    return inlineTimeouts ? transaction.setIsolationLevel('read committed') : transaction
   }
 
   return {
     query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
       const { name, text, writes, slow } = statement
       const config = { name, text, values: valuesOf(statement, values), writes }
-      const rows = writes || slow ? ownConnection(settings, config) : keyedRead(settings, config)
+      const rows = writes || slow ? queryOnOwnConnection(settings, config) : keyedRead(settings, config)
       return rows as Promise<Row[]>
     },
 
     async transaction(settings, work) {
       for (let attempt = 1; ; attempt++) {
         try {
-          return await withinShare(settings, () =>
-            begin().execute(async (trx) => {
-              const { text, values } = gateStatement(settings, carried?.all)
+          return await withinSemaphore(settings, () =>
+            startTransaction().execute(async (trx) => {
+              const { text, values } = gateStatement(settings, inlineTimeouts?.all)
               await trx.executeQuery(CompiledQuery.raw(text, values))
               return work(trx)
             })
           )
         } catch (err) {
-          if (attempt === attempts || classifyFailure(err) !== 'conflict') throw err
+          if (attempt === maxAttempts || classifyFailure(err) !== 'conflict') throw err
           await sleep(Math.random() * 20 * 2 ** attempt)
         }
       }

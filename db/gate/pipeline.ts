@@ -2,15 +2,15 @@ import type pg from 'pg'
 import { ExpectedError } from '../../src/expected-error.ts'
 import { createTurns } from '../../src/limits/round-robin-queue.ts'
 import { Connection } from './connection.ts'
-import { connectionTo, type TimeOuts } from './connection-settings.ts'
-import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
-import { createRead, type Read, takeOver, type Wire } from './wire.ts'
+import { connectionTo, type Timeouts } from './connection-settings.ts'
+import { type GateSettings, prepareGate, type QueryCallback, type QueryConfig } from './gate-query.ts'
+import { createRead, createWire, type Read, type Wire } from './wire.ts'
 
 export const connectTimeoutMs = 2000
 /** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
 export const silenceLimitMs = 3000
 /** While another one serves, a connection that could not be opened is left alone for so long. */
-export const restMs = 500
+export const reconnectDelayMs = 500
 /** For each connection: reads that are under way, or wait. A bound of memory: so many take a tenth of a second. */
 export const maxInFlight = 1000
 /** Where nothing that waits is taken for so long, every connection has something slow to do. */
@@ -23,7 +23,7 @@ const maxBatch = 16
  */
 const batchMs = 1000
 /** A slow statement stands in front of others. */
-export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
+export const keyedTimeouts: Timeouts = { statement_timeout: 1000, lock_timeout: 250 }
 
 /** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
 export class PipelineFull extends ExpectedError {}
@@ -41,7 +41,7 @@ type Slot = {
   sentAt: number
   sent: number
   /** Not to be opened before. */
-  restsUntil: number
+  reconnectAt: number
 }
 
 /**
@@ -57,37 +57,42 @@ type Slot = {
 export function createPipeline(databaseUrl: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
     ...{ client: undefined, wire: undefined, opening: undefined },
-    ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
+    ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, reconnectAt: 0 }
   }))
   const waiting = createTurns<Read>()
   /** What was lost once, before all others. */
-  const lost: Read[] = []
+  const retries: Read[] = []
   /** When the first began to wait, or one was taken. */
-  let movedAt = 0
+  let lastTakenAt = 0
   /** Milliseconds for each read of the batch that was answered last. */
-  let pace = 0
+  let msPerRead = 0
   let inFlight = 0
   let scheduled = false
   let closed = false
 
   /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
-  function query(settings: GateSettings, config: QueryConfig, done: Done): void {
-    ask(settings, config, done, wait)
+  function query(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
+    submit(settings, config, done, addWaiting)
   }
 
   /** The same for one whose connection was lost: sent by itself, so that nothing but its own time-outs decides how long it takes. */
-  function queryAgain(settings: GateSettings, config: QueryConfig, done: Done): void {
-    ask(settings, config, done, (read) => lost.push(read))
+  function retryQuery(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
+    submit(settings, config, done, (read) => retries.push(read))
   }
 
-  function ask(settings: GateSettings, config: QueryConfig, done: Done, enqueue: (read: Read) => void): void {
+  function submit(
+    settings: GateSettings,
+    config: QueryConfig,
+    done: QueryCallback,
+    enqueue: (read: Read) => void
+  ): void {
     if (closed) {
       done(pipelineClosed(), [])
       return
     }
     const now = performance.now()
-    if (waiting.size() === 0) movedAt = now
-    if (inFlight >= maxInFlight * count || now - movedAt > maxPauseMs) {
+    if (waiting.size() === 0) lastTakenAt = now
+    if (inFlight >= maxInFlight * count || now - lastTakenAt > maxPauseMs) {
       done(new PipelineFull(), [])
       return
     }
@@ -100,12 +105,12 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     schedule()
   }
 
-  const wait = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
-  const size = () => lost.length + waiting.size()
+  const addWaiting = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
+  const queueLength = () => retries.length + waiting.size()
 
   /** At the end of this turn of the event loop, with all that it brings. */
   function schedule(): void {
-    if (scheduled || size() === 0) return
+    if (scheduled || queueLength() === 0) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -116,25 +121,26 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   function dispatch(): void {
     if (closed) return
     for (const slot of slots) {
-      if (slot.wire) give(slot)
-      else if (!slot.opening && (performance.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
+      if (slot.wire) sendBatch(slot)
+      else if (!slot.opening && (performance.now() >= slot.reconnectAt || isOnlyCandidate(slot)))
+        slot.opening = open(slot)
     }
   }
 
-  const isAlone = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
+  const isOnlyCandidate = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
 
-  function give(slot: Slot): void {
-    if (size() === 0 || !slot.wire?.isIdle()) return
-    const most = Math.min(maxBatch, Math.max(1, Math.floor(batchMs / pace)))
-    const reads = lost.length > 0 ? lost.splice(0, 1) : takeWaiting(most)
-    movedAt = slot.lastAnswer = slot.sentAt = performance.now()
+  function sendBatch(slot: Slot): void {
+    if (queueLength() === 0 || !slot.wire?.isIdle()) return
+    const limit = Math.min(maxBatch, Math.max(1, Math.floor(batchMs / msPerRead)))
+    const reads = retries.length > 0 ? retries.splice(0, 1) : takeWaiting(limit)
+    lastTakenAt = slot.lastAnswer = slot.sentAt = performance.now()
     slot.sent = reads.length
     slot.wire.send(reads)
   }
 
-  function takeWaiting(most: number): Read[] {
+  function takeWaiting(limit: number): Read[] {
     const reads: Read[] = []
-    while (reads.length < most) {
+    while (reads.length < limit) {
       const read = waiting.take()
       if (!read) break
       reads.push(read)
@@ -147,81 +153,81 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     try {
       await connect(slot)
     } catch (err) {
-      slot.restsUntil = performance.now() + restMs
+      slot.reconnectAt = performance.now() + reconnectDelayMs
       if (slots.some(({ wire }) => wire)) onError(err as Error)
-      else refuse(err as Error)
+      else failAfterLastAttempt(err as Error)
     }
     slot.opening = undefined
     schedule()
   }
 
-  function refuse(err: Error): void {
-    const stays = (read: Read) => ++read.failedOpenings < count
+  function failAfterLastAttempt(err: Error): void {
+    const hasAttemptsLeft = (read: Read) => ++read.failedOpenings < count
     for (const read of takeWaiting(waiting.size())) {
-      if (stays(read)) wait(read)
+      if (hasAttemptsLeft(read)) addWaiting(read)
       else read.done(err, [])
     }
-    for (const read of lost.splice(0)) {
-      if (stays(read)) lost.push(read)
+    for (const read of retries.splice(0)) {
+      if (hasAttemptsLeft(read)) retries.push(read)
       else read.done(err, [])
     }
   }
 
   async function connect(slot: Slot): Promise<void> {
     const client = new Connection({
-      ...connectionTo(databaseUrl, keyedTimeOuts),
+      ...connectionTo(databaseUrl, keyedTimeouts),
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
       application_name: 'aggios-pipeline'
     })
     let wire: Wire | undefined
-    function lose(err: Error): void {
-      leave(slot, client)
+    function handleLoss(err: Error): void {
+      detach(slot, client)
       wire?.fail(err)
     }
     client.on('error', (err) => {
-      lose(err)
+      handleLoss(err)
       if (!closed) onError(err)
     })
-    client.on('end', () => lose(new Error('Connection terminated')))
+    client.on('end', () => handleLoss(new Error('Connection terminated')))
     await client.connect()
     // a database that falls silent now is not seen by the watch yet
-    const patience = setTimeout(destroy, connectTimeoutMs, client)
+    const timer = setTimeout(destroy, connectTimeoutMs, client)
     try {
       await prepareGate(client)
     } catch (err) {
       await client.end().catch(() => {})
       throw err
     } finally {
-      clearTimeout(patience)
+      clearTimeout(timer)
     }
-    wire = takeOver(client, {
-      onAnswer() {
+    wire = createWire(client, {
+      onData() {
         slot.lastAnswer = performance.now()
       },
       onIdle() {
-        pace = (performance.now() - slot.sentAt) / slot.sent
-        give(slot)
+        msPerRead = (performance.now() - slot.sentAt) / slot.sent
+        sendBatch(slot)
       },
-      onBroken: () => drop(slot, client)
+      onConnectionError: () => destroyConnection(slot, client)
     })
     slot.connects++
     slot.client = client
     slot.wire = wire
   }
 
-  function leave(slot: Slot, client: pg.Client): void {
+  function detach(slot: Slot, client: pg.Client): void {
     if (slot.client !== client) return
     slot.client = undefined
     slot.wire = undefined
     if (closed) return
     // another one that has said nothing because nobody asked is no better way to the same place
-    for (const other of slots) if (other.client && other.wire?.isIdle()) drop(other, other.client)
+    for (const other of slots) if (other.client && other.wire?.isIdle()) destroyConnection(other, other.client)
     schedule()
   }
 
-  function drop(slot: Slot, client: pg.Client): void {
-    leave(slot, client)
+  function destroyConnection(slot: Slot, client: pg.Client): void {
+    detach(slot, client)
     destroy(client)
   }
 
@@ -229,8 +235,8 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     for (const slot of slots) {
       const { client, wire, lastAnswer } = slot
       if (!client || !wire || wire.isIdle() || performance.now() - lastAnswer <= silenceLimitMs) continue
-      pace = silenceLimitMs
-      drop(slot, client)
+      msPerRead = silenceLimitMs
+      destroyConnection(slot, client)
     }
   }, 500)
   watch.unref()
@@ -239,33 +245,37 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
-    for (const read of [...lost.splice(0), ...takeWaiting(waiting.size())]) read.done(pipelineClosed(), [])
+    for (const read of [...retries.splice(0), ...takeWaiting(waiting.size())]) read.done(pipelineClosed(), [])
     await Promise.all(
       slots.map(async (slot) => {
         await slot.opening
-        if (slot.client) await end(slot.client)
+        if (slot.client) await endWithTimeout(slot.client)
       })
     )
   }
 
   return {
     query,
-    queryAgain,
+    retryQuery,
     close,
     /** Reads that no connection has taken yet. */
-    waiting: size,
+    waiting: queueLength,
     stats: () =>
-      slots.map(({ wire, connects }) => ({ in_flight: wire?.underWay() ?? 0, connected: wire !== undefined, connects }))
+      slots.map(({ wire, connects }) => ({
+        in_flight: wire?.readsInFlight() ?? 0,
+        connected: wire !== undefined,
+        connects
+      }))
   }
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>
 
 /** Says good-bye. Who does not answer that is left. */
-async function end(client: pg.Client): Promise<void> {
-  const patience = setTimeout(destroy, silenceLimitMs, client)
+async function endWithTimeout(client: pg.Client): Promise<void> {
+  const timer = setTimeout(destroy, silenceLimitMs, client)
   await client.end()
-  clearTimeout(patience)
+  clearTimeout(timer)
 }
 
 /** Without a word to the other side, which may not be there. Whoever waits is told when the socket is closed. */

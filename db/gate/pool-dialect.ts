@@ -10,7 +10,7 @@ import {
  * Kysely gives a connection back to the pool when its BEGIN got no answer. Should the BEGIN arrive later after all, whoever
  * gets the connection next is told that writes are done which never commit. A rollback that fails too discards the connection.
  */
-class CarefulDriver extends PostgresDriver {
+class RollbackDriver extends PostgresDriver {
   override async beginTransaction(connection: DatabaseConnection, settings: TransactionSettings): Promise<void> {
     try {
       await super.beginTransaction(connection, settings)
@@ -28,6 +28,6 @@ export class PoolDialect extends PostgresDialect {
     this.#config = config
   }
   override createDriver(): PostgresDriver {
-    return new CarefulDriver(this.#config)
+    return new RollbackDriver(this.#config)
   }
 }

@@ -1,5 +1,5 @@
 import type pg from 'pg'
-import type { TimeOuts } from './connection-settings.ts'
+import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
 import type { GateSettings } from './gate-query.ts'
 import { queryOnPool } from './pool-query.ts'
@@ -10,7 +10,7 @@ const intervalMs = 1000
 export const staleAfterMs = 10_000
 
 /** Where the primary's log ended, and when it was asked. */
-type Mark = { position: number; at: number }
+type PrimaryPosition = { position: number; at: number }
 
 export type Replica = ReturnType<typeof createReplica>
 
@@ -23,17 +23,17 @@ export type Replica = ReturnType<typeof createReplica>
  */
 export function createReplica({
   pool,
-  carried,
+  inlineTimeouts,
   primaryPosition,
   onChange
 }: {
   pool: pg.Pool
-  carried: TimeOuts | undefined
+  inlineTimeouts: Timeouts | undefined
   primaryPosition: () => Promise<number>
   onChange: (usable: boolean, err?: Error) => void
 }) {
-  const leftBy = new WeakSet<object>()
-  let marks: Mark[] = []
+  const movedToPrimary = new WeakSet<object>()
+  let positions: PrimaryPosition[] = []
   let completeUntil = Number.NEGATIVE_INFINITY
   let timer: NodeJS.Timeout | undefined
   let running: Promise<void> | undefined
@@ -51,11 +51,11 @@ export function createReplica({
     return position === null ? null : Number(position)
   }
 
-  async function look(): Promise<void> {
+  async function measure(): Promise<void> {
     const at = performance.now()
-    marks = [...marks.filter((mark) => at - mark.at < staleAfterMs), { position: await primaryPosition(), at }]
+    positions = [...positions.filter((mark) => at - mark.at < staleAfterMs), { position: await primaryPosition(), at }]
     const replayed = await replayedPosition()
-    const reached = marks.findLast((mark) => replayed !== null && mark.position <= replayed)
+    const reached = positions.findLast((mark) => replayed !== null && mark.position <= replayed)
     completeUntil = reached?.at ?? Number.NEGATIVE_INFINITY
   }
 
@@ -63,7 +63,7 @@ export function createReplica({
   async function refresh(): Promise<void> {
     let failure: Error | undefined
     try {
-      await look()
+      await measure()
     } catch (err) {
       if (err instanceof UnsafeRole) throw err
       failure = err as Error
@@ -101,10 +101,10 @@ export function createReplica({
       statement: Statement<Values, Row>,
       values: Values
     ): Promise<Row[] | undefined> {
-      if (isUsable() && !leftBy.has(reader)) {
+      if (isUsable() && !movedToPrimary.has(reader)) {
         try {
           const config = { name: statement.name, text: statement.text, values: valuesOf(statement, values) }
-          return (await queryOnPool(pool, settings, config, carried)) as Row[]
+          return (await queryOnPool(pool, settings, config, inlineTimeouts)) as Row[]
         } catch (err) {
           const failure = classifyFailure(err)
           // what takes too long here would there too, and others wait there
@@ -112,7 +112,7 @@ export function createReplica({
           if (failure === 'connection') completeUntil = Number.NEGATIVE_INFINITY
         }
       }
-      leftBy.add(reader)
+      movedToPrimary.add(reader)
       return undefined
     },
 

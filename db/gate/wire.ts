@@ -4,15 +4,15 @@ import { serialize } from 'pg-protocol'
 import { Parser } from 'pg-protocol/dist/parser.js'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import {
-  type Done,
   type Field,
   type GateSettings,
   gateName,
   gateStatement,
+  type QueryCallback,
   type QueryConfig,
   type Shape,
-  shapeOf,
-  written
+  serializeValue,
+  shapeOf
 } from './gate-query.ts'
 import { createBatchWriter, createFramer, messageType, readRow } from './wire-format.ts'
 
@@ -26,7 +26,7 @@ export type Read = {
   name: string
   text: string
   values: (string | Buffer | null)[]
-  done: Done
+  done: QueryCallback
   shape: Shape
   rows: unknown[]
   failure: Error | null
@@ -36,8 +36,8 @@ export type Read = {
 }
 
 /** Throws when a value can't be written. */
-export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: Done): Read {
-  const asked = { settings, name, text, values: values.map(written), done }
+export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: QueryCallback): Read {
+  const asked = { settings, name, text, values: values.map(serializeValue), done }
   return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0, failedOpenings: 0 }
 }
 
@@ -45,19 +45,19 @@ export function createRead(settings: GateSettings, { name, text, values }: Query
 type Prepared = { shape: Shape; waiting: Read[] | undefined }
 
 /** What was sent before one Sync. Of the reads `next` is the one that is being answered. */
-type Batch = { reads: Read[]; next: number; inSettings: boolean; again: Read[] }
+type Batch = { reads: Read[]; next: number; inSettings: boolean; retries: Read[] }
 type Preparation = { prepares: string; statement: Prepared; failure: Error | undefined }
 
-export type Wire = ReturnType<typeof takeOver>
+export type Wire = ReturnType<typeof createWire>
 
 /** What a connection tells who uses it. */
 type Listener = {
   /** PostgreSQL has said something. */
-  onAnswer(): void
+  onData(): void
   /** Nothing is under way any more. */
   onIdle(): void
   /** It has said that it will say nothing more, before whoever was told so is told. */
-  onBroken(): void
+  onConnectionError(): void
 }
 
 /**
@@ -71,17 +71,17 @@ type Listener = {
  * another's is left when it runs, and the Sync ends the last ones. Each sees what is committed when it begins, as ever. When
  * one fails, PostgreSQL skips what stands behind it up to the Sync: those have not begun, and are sent again.
  */
-export function takeOver(client: pg.ClientBase, listener: Listener) {
+export function createWire(client: pg.ClientBase, listener: Listener) {
   const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
   const prepared = new Map<string, Prepared>()
-  const flights: (Batch | Preparation)[] = []
+  const exchanges: (Batch | Preparation)[] = []
   const writer = createBatchWriter()
   // for what comes seldom
   const parser = new Parser()
-  let lost: Error | undefined
+  let lossError: Error | undefined
 
   stream.removeAllListeners('data')
-  stream.on('data', listener.onAnswer)
+  stream.on('data', listener.onData)
   const frame = createFramer(receive)
   stream.on('data', (chunk) => {
     try {
@@ -96,9 +96,9 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
 
   function send(given: readonly Read[]): void {
     // what is sent again may find it being closed
-    const gone = lost ?? (stream.writable ? undefined : new Error('Connection terminated'))
-    if (gone) {
-      for (const { done } of given) done(gone, [])
+    const closed = lossError ?? (stream.writable ? undefined : new Error('Connection terminated'))
+    if (closed) {
+      for (const { done } of given) done(closed, [])
       return
     }
     const reads: Read[] = []
@@ -114,7 +114,7 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
       reads.push(read)
     }
     if (reads.length === 0) return
-    flights.push({ reads, next: 0, inSettings: true, again: [] })
+    exchanges.push({ reads, next: 0, inSettings: true, retries: [] })
     stream.write(writer.take())
   }
 
@@ -122,7 +122,7 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
   function prepare({ name, text }: Read): Prepared {
     const statement: Prepared = { shape: unknownShape, waiting: [] }
     prepared.set(name, statement)
-    flights.push({ prepares: name, statement, failure: undefined })
+    exchanges.push({ prepares: name, statement, failure: undefined })
     // PostgreSQL closes what it does not know without a word
     const messages = [serialize.close({ type: 'S', name }), serialize.parse({ name, text, types: [] })]
     stream.write(Buffer.concat([...messages, serialize.describe({ type: 'S', name }), serialize.sync()]))
@@ -132,30 +132,30 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
   // == what is answered ==============================================================================================
 
   function receive(bytes: Buffer, start: number, end: number): void {
-    const flight = flights[0]
+    const exchange = exchanges[0]
     switch (bytes[start]) {
       case messageType.dataRow:
-        keepRow(flight as Batch, bytes, start)
+        handleDataRow(exchange as Batch, bytes, start)
         break
       case messageType.commandComplete:
       case messageType.emptyQueryResponse:
-        complete(flight as Batch)
+        handleCommandComplete(exchange as Batch)
         break
       case messageType.readyForQuery:
-        flights.shift()
-        if (flight) ended(flight)
+        exchanges.shift()
+        if (exchange) handleReadyForQuery(exchange)
         break
       case messageType.errorResponse:
-        parser.parse(bytes.subarray(start, end), (message) => refused(flight, message as unknown as Error))
+        parser.parse(bytes.subarray(start, end), (message) => handleError(exchange, message as unknown as Error))
         break
       case messageType.rowDescription:
         parser.parse(bytes.subarray(start, end), (message) => {
-          ;(flight as Preparation).statement.shape = shapeOf((message as unknown as { fields: Field[] }).fields)
+          ;(exchange as Preparation).statement.shape = shapeOf((message as unknown as { fields: Field[] }).fields)
         })
     }
   }
 
-  function keepRow(batch: Batch, bytes: Buffer, start: number): void {
+  function handleDataRow(batch: Batch, bytes: Buffer, start: number): void {
     if (batch.inSettings) throw new Error('a row that belongs to no read')
     const read = batch.reads[batch.next] as Read
     try {
@@ -165,7 +165,7 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     }
   }
 
-  function complete(batch: Batch): void {
+  function handleCommandComplete(batch: Batch): void {
     if (batch.inSettings) {
       batch.inSettings = false
       return
@@ -175,15 +175,15 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     done(failure, rows)
   }
 
-  function refused(flight: Batch | Preparation | undefined, err: Error): void {
-    if (classifyFailure(err) === 'connection') listener.onBroken()
+  function handleError(exchange: Batch | Preparation | undefined, err: Error): void {
+    if (classifyFailure(err) === 'connection') listener.onConnectionError()
     // outside of everything: the end of the connection follows, and is told to all
-    if (!flight) return
-    if ('prepares' in flight) {
-      flight.failure = err
+    if (!exchange) return
+    if ('prepares' in exchange) {
+      exchange.failure = err
       return
     }
-    const read = flight.reads[flight.next++]
+    const read = exchange.reads[exchange.next++]
     if (!read) return
     if (!isStalePlan(err) || read.preparations === maxPreparations) {
       read.done(err, [])
@@ -193,18 +193,18 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     read.rows = []
     // unless another read has had it prepared again since
     if (prepared.get(read.name)?.shape === read.shape) prepared.delete(read.name)
-    flight.again.push(read)
+    exchange.retries.push(read)
   }
 
-  function ended(flight: Batch | Preparation): void {
-    if ('prepares' in flight) settle(flight)
-    else if (flight.next < flight.reads.length || flight.again.length > 0) {
-      send([...flight.again, ...flight.reads.slice(flight.next)])
+  function handleReadyForQuery(exchange: Batch | Preparation): void {
+    if ('prepares' in exchange) finishPreparation(exchange)
+    else if (exchange.next < exchange.reads.length || exchange.retries.length > 0) {
+      send([...exchange.retries, ...exchange.reads.slice(exchange.next)])
     }
-    if (flights.length === 0) listener.onIdle()
+    if (exchanges.length === 0) listener.onIdle()
   }
 
-  function settle({ prepares, statement, failure }: Preparation): void {
+  function finishPreparation({ prepares, statement, failure }: Preparation): void {
     const reads = statement.waiting ?? []
     statement.waiting = undefined
     if (!failure) {
@@ -215,9 +215,11 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     for (const { done } of reads) done(failure, [])
   }
 
-  function underWay(): Read[] {
-    return flights.flatMap((flight) =>
-      'prepares' in flight ? (flight.statement.waiting ?? []) : [...flight.again, ...flight.reads.slice(flight.next)]
+  function readsInFlight(): Read[] {
+    return exchanges.flatMap((exchange) =>
+      'prepares' in exchange
+        ? (exchange.statement.waiting ?? [])
+        : [...exchange.retries, ...exchange.reads.slice(exchange.next)]
     )
   }
 
@@ -225,14 +227,14 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     /** Sends reads, all of them together. */
     send,
     /** Takes reads. One that is being closed takes none any more. */
-    isIdle: () => flights.length === 0 && stream.writable,
-    underWay: () => underWay().length,
+    isIdle: () => exchanges.length === 0 && stream.writable,
+    readsInFlight: () => readsInFlight().length,
     /** To be called when the connection is gone: nobody waits on it any longer. */
     fail(err: Error): void {
-      if (lost) return
-      lost = err
-      const reads = underWay()
-      flights.length = 0
+      if (lossError) return
+      lossError = err
+      const reads = readsInFlight()
+      exchanges.length = 0
       for (const { done } of reads) done(err, [])
     }
   }

@@ -10,7 +10,7 @@ import { statement } from '../gate/statement.ts'
 export type Head = { tenant_id: string; seq: number; digest: string; bounds: string | null; to_at: string }
 
 /** What is signed of a head. It covers all segments before, each of whose digests goes into the next. */
-export const factsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
+export const signedFieldsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
   'head',
   tenant_id,
   seq,
@@ -20,7 +20,7 @@ export const factsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
 ]
 
 export type Statement = { kind: 'signed_from' | 'dropped_to'; at: string; keep_days: number }
-export const factsOfStatement = ({ kind, at, keep_days }: Statement) => ['statement', kind, at, keep_days]
+export const signedFieldsOfStatement = ({ kind, at, keep_days }: Statement) => ['statement', kind, at, keep_days]
 
 export type AuditState = {
   sealed_to: string
@@ -49,7 +49,7 @@ const laterOf = (one: string, other: string) => (one > other ? one : other)
  * when nothing was signed yet. `kept_from`: events before were dropped by the retention.
  */
 export function readStatements(keys: AuditKeys, { statements }: Pick<AuditState, 'statements'>) {
-  const good = (statements ?? []).filter((each) => keys.holds(factsOfStatement(each), [each]))
+  const good = (statements ?? []).filter((each) => keys.holds(signedFieldsOfStatement(each), [each]))
   const times = (kind: Statement['kind']) => good.flatMap((each) => (each.kind === kind ? each.at : [])).sort()
   return {
     signed_from: times('signed_from')[0] ?? null,
@@ -142,7 +142,7 @@ export const readAuditTail = statement(
 export type Broken = { segment: number; id: string | null; reason: string }
 
 /** What is wrong with the end of a chain whose segments fit each other: null when nothing is. */
-export function judgeTail(
+export function checkTail(
   keys: AuditKeys,
   tenant_id: string,
   tail: AuditTail,
@@ -152,7 +152,7 @@ export function judgeTail(
   const last = seq ?? 0
   if (signed_seq !== null && signed_seq > last) return { segment: signed_seq, id: null, reason: 'removed' }
   const mustBeSigned = seq !== null && signed_from !== null && to_at > signed_from
-  if (mustBeSigned && !keys.holds(factsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
+  if (mustBeSigned && !keys.holds(signedFieldsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
     return { segment: seq, id: null, reason: 'unsigned' }
   }
   return added_id === null ? null : { segment: last + 1, id: added_id, reason: 'added' }

@@ -6,12 +6,12 @@ import { systemScope } from '../gate/gate-query.ts'
 import { statement } from '../gate/statement.ts'
 import {
   type AuditState,
-  factsOf,
-  factsOfStatement,
   type Head,
   readAuditState,
   readStatements,
-  type Statement
+  type Statement,
+  signedFieldsOf,
+  signedFieldsOfStatement
 } from './audit-seals.ts'
 
 /*
@@ -75,7 +75,7 @@ const headsToSign = statement(
  * States once from when on segments are signed, and again with each new key. Resolves to that time, and to whether it was stated
  * for the first time: what was dropped before that is taken over unseen.
  */
-export async function stateSigning(
+export async function declareSigning(
   gate: TenantGate,
   keys: AuditKeys
 ): Promise<{ signed_from: string; first: boolean }> {
@@ -91,7 +91,10 @@ export async function stateSigning(
   const isStated = (kind: string, at: string) =>
     state.statements?.some(
       (each) =>
-        each.kind === kind && each.at === at && each.key_id === keys.first && keys.holds(factsOfStatement(each), [each])
+        each.kind === kind &&
+        each.at === at &&
+        each.key_id === keys.first &&
+        keys.holds(signedFieldsOfStatement(each), [each])
     )
   if (!isStated('signed_from', from)) await makeStatement(gate, keys, { kind: 'signed_from', at: from, keep_days: 0 })
   if (dropped !== '-infinity' && !isStated('dropped_to', dropped)) {
@@ -104,7 +107,7 @@ async function makeStatement(gate: TenantGate, keys: AuditKeys, made: Statement)
   await gate.query(systemScope, addStatement, {
     ...made,
     key_id: keys.first,
-    signature: keys.sign(factsOfStatement(made))
+    signature: keys.sign(signedFieldsOfStatement(made))
   })
 }
 
@@ -121,7 +124,7 @@ export async function sealAudit(
     last_seq === null ||
     last_to <= signed_from ||
     keys.holds(
-      factsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
+      signedFieldsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
       signatures
     )
   const [state] = await gate.query(systemScope, readAuditState, {})
@@ -140,7 +143,7 @@ export async function sealAudit(
   return {
     sealed: signed.map(({ tenant_id, seq, digest, bounds, to_at, events }) => {
       const head = { tenant_id, seq, digest, bounds, to_at }
-      return { ...head, events, key_id: keys.first, signature: keys.sign(factsOf(head)).toString('hex') }
+      return { ...head, events, key_id: keys.first, signature: keys.sign(signedFieldsOf(head)).toString('hex') }
     }),
     refused: heads.filter((head) => !continues(head))
   }
@@ -170,7 +173,7 @@ function signaturesOf(keys: AuditKeys, heads: readonly Head[]) {
     tenants: heads.map(({ tenant_id }) => tenant_id),
     seqs: heads.map(({ seq }) => seq),
     key_id: keys.first,
-    signatures: heads.map((head) => keys.sign(factsOf(head)))
+    signatures: heads.map((head) => keys.sign(signedFieldsOf(head)))
   }
 }
 
@@ -179,7 +182,7 @@ export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
     const page = await gate.query(systemScope, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
     const heads = page.flatMap((row) =>
-      row.seq !== null && keys.holds(factsOf({ ...row, seq: row.seq }), row.signatures)
+      row.seq !== null && keys.holds(signedFieldsOf({ ...row, seq: row.seq }), row.signatures)
         ? [{ ...row, seq: row.seq }]
         : []
     )

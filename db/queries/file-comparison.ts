@@ -5,7 +5,7 @@ import { systemScope } from '../gate/gate-query.ts'
 import { recordAudit } from './audit.ts'
 import {
   filesAfter,
-  loseFile,
+  markFileLost,
   miscountedStorage,
   type ReadyFile,
   readSettledFile,
@@ -20,7 +20,7 @@ export type Comparison = {
   /** Also mends what does not match. */
   repair: boolean
   /** Hears one line for each thing that does not match. */
-  say: (line: string) => void
+  report: (line: string) => void
 }
 
 export type Findings = { lost: number; orphans: number; miscounted: number }
@@ -45,7 +45,7 @@ export async function compareFiles(comparison: Comparison): Promise<Findings> {
 }
 
 /** Rows and keys stand in one order, so a page of rows is held against the part of the listing that goes with it. */
-async function compareRows({ gate, store, repair, say }: Comparison): Promise<number> {
+async function compareRows({ gate, store, repair, report }: Comparison): Promise<number> {
   let count = 0
   let position = { after_tenant: noId, after_id: noId }
   for (let before = ''; ; ) {
@@ -58,11 +58,11 @@ async function compareRows({ gate, store, repair, say }: Comparison): Promise<nu
       if (!isWhole(row)) continue
       const key = fileKey(row.tenant_id, row.id)
       if (matches(row, sizes.get(key))) continue
-      const there = await findFault(gate, store, row)
-      if (there === 'none') continue
-      if (repair && !(await giveUp(gate, row))) continue
+      const storedSize = await findFault(gate, store, row)
+      if (storedSize === 'none') continue
+      if (repair && !(await markLost(gate, row))) continue
       count++
-      say(`${key} ${there === undefined ? 'has no bytes' : `has ${there} bytes and not ${row.size}`}`)
+      report(`${key} ${storedSize === undefined ? 'has no bytes' : `has ${storedSize} bytes and not ${row.size}`}`)
     }
     if (rows.length < page) return count
     position = { after_tenant: last.tenant_id, after_id: last.id }
@@ -75,20 +75,21 @@ type Row = { tenant_id: string; id: string; status: string; size: number }
 const isWhole = (row: Row): row is Row & ReadyFile => row.status === 'ready' || row.status === 'deleted'
 
 /** An empty file that was sent in parts has no object. */
-const matches = ({ size }: Row, there: number | undefined) => there === size || (size === 0 && there === undefined)
+const matches = ({ size }: Row, storedSize: number | undefined) =>
+  storedSize === size || (size === 0 && storedSize === undefined)
 
 /** What the store has of a file in place of its bytes, asked for this object alone. `none`: nothing is wrong. */
 async function findFault(gate: TenantGate, store: ObjectStore, row: ReadyFile): Promise<number | undefined | 'none'> {
-  const there = await store.size(fileKey(row.tenant_id, row.id))
-  if (matches(row, there)) return 'none'
+  const storedSize = await store.size(fileKey(row.tenant_id, row.id))
+  if (matches(row, storedSize)) return 'none'
   const unchanged = await gate.query(inTenant(row.tenant_id), readSettledFile, { ...row, settledAfterSeconds })
-  return unchanged.length === 0 ? 'none' : there
+  return unchanged.length === 0 ? 'none' : storedSize
 }
 
 /** False: the file has changed after it was looked at. */
-function giveUp(gate: TenantGate, row: ReadyFile): Promise<boolean> {
+function markLost(gate: TenantGate, row: ReadyFile): Promise<boolean> {
   return gate.transaction(inTenant(row.tenant_id), async (trx) => {
-    if (!(await loseFile(trx, row))) return false
+    if (!(await markFileLost(trx, row))) return false
     await recordAudit(trx, { action: 'file.lost', target_id: row.id })
     return true
   })
@@ -114,13 +115,13 @@ async function* objectsAfter(store: ObjectStore, from: string): AsyncGenerator<S
   }
 }
 
-async function compareObjects({ gate, store, repair, say }: Comparison): Promise<number> {
+async function compareObjects({ gate, store, repair, report }: Comparison): Promise<number> {
   let count = 0
   for (let after = ''; ; ) {
     const objects = await store.list(after, page)
     for (const key of await findOrphans(gate, objects)) {
       count++
-      say(`${key} belongs to no row`)
+      report(`${key} belongs to no row`)
       if (repair) await store.remove(key)
     }
     const last = objects.at(-1)
@@ -129,10 +130,10 @@ async function compareObjects({ gate, store, repair, say }: Comparison): Promise
   }
 }
 
-async function compareCounts({ gate, repair, say }: Comparison): Promise<number> {
+async function compareCounts({ gate, repair, report }: Comparison): Promise<number> {
   const wrong = await gate.query(systemScope, miscountedStorage, {})
   for (const { tenant_id, counted, actual } of wrong) {
-    say(`agency ${tenant_id} is counted with ${counted} bytes and has ${actual}`)
+    report(`agency ${tenant_id} is counted with ${counted} bytes and has ${actual}`)
     if (repair) await gate.transaction(inTenant(tenant_id), (trx) => recountStorage(trx, tenant_id))
   }
   return wrong.length

@@ -13,20 +13,20 @@ export type FileRow = {
   created_at: Date
 }
 
-const shown = sql`id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at`
+const fileColumns = sql`id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at`
 
 /** A file that is whole and not deleted. */
 export const readFile = statement(
   'read_file',
   (_, $: { tenant_id: string; id: string }) => sql<FileRow>`
-  select ${shown} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'`
+  select ${fileColumns} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'`
 )
 
 /** The same for a link, which nobody who could be suspended stands behind. */
 export const readLinkedFile = statement(
   'read_linked_file',
   (_, $: { tenant_id: string; id: string }) => sql<FileRow>`
-  select ${shown} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'
+  select ${fileColumns} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'
     and exists (select from tenants t where t.id = ${$.tenant_id} and t.status = 'active')`
 )
 
@@ -38,7 +38,7 @@ export type NewFile = {
   content_type: string
   /** Bytes that are reserved for it. */
   size: number
-  patience_seconds: number
+  timeout_seconds: number
 }
 
 /** A file whose bytes are about to arrive. No row: the tenant has not that much room, or as many files as it may have. */
@@ -53,7 +53,7 @@ export const reserveFile = statement(
   )
   insert into files (id, name, folded_name, purpose, content_type, size, expires_at)
   select ${$.id}, ${$.name}, ${$.folded_name}, ${$.purpose}, ${$.content_type}, ${$.size}::bigint,
-    now() + make_interval(secs => ${$.patience_seconds})
+    now() + make_interval(secs => ${$.timeout_seconds})
   from room returning id`,
   { writes: true }
 )
@@ -61,7 +61,7 @@ export const reserveFile = statement(
 /** Reserves more for a file that is arriving, and keeps it from being swept. No row: no room, or it was swept. */
 export const growFile = statement(
   'grow_file',
-  (_, $: { tenant_id: string; id: string; more: number; quota: number; patience_seconds: number }) => sql<{
+  (_, $: { tenant_id: string; id: string; more: number; quota: number; timeout_seconds: number }) => sql<{
     size: number
   }>`
   with file as (
@@ -70,7 +70,7 @@ export const growFile = statement(
     update storage_usage set bytes = bytes + ${$.more}::bigint from file
     where tenant_id = ${$.tenant_id} and bytes + ${$.more}::bigint <= ${$.quota}::bigint returning 1
   )
-  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.patience_seconds})
+  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.timeout_seconds})
   from room where f.tenant_id = ${$.tenant_id} and f.id = ${$.id} returning f.size::float8 as size`,
   { writes: true }
 )
@@ -93,12 +93,12 @@ export async function finishFile(
     )
     update files set status = 'ready', size = ${size}::bigint, sha256 = ${sha256}, content_type = ${content_type},
       purpose = ${purpose}, expires_at = null
-    from freed where tenant_id = ${tenantId} and id = ${id} returning ${shown}`.execute(trx)
+    from freed where tenant_id = ${tenantId} and id = ${id} returning ${fileColumns}`.execute(trx)
   return rows[0]
 }
 
 /** Takes a file that has not become one, so that nobody finishes it any more. No row: it is finished, or somebody else's to remove. */
-export const giveUpFile = statement(
+export const abandonFile = statement(
   'give_up_file',
   (_, $: { tenant_id: string; id: string; lease_seconds: number }) => sql<{ store_id: string | null }>`
   update files f set status = 'removing', expires_at = now() + make_interval(secs => ${$.lease_seconds})
@@ -194,7 +194,10 @@ export const readSettledFile = statement(
 )
 
 /** Gives up a file whose bytes are gone, unless it has changed; the sweep removes its row. */
-export async function loseFile(trx: TenantTransaction, { tenant_id, id, status, size }: ReadyFile): Promise<boolean> {
+export async function markFileLost(
+  trx: TenantTransaction,
+  { tenant_id, id, status, size }: ReadyFile
+): Promise<boolean> {
   const { rows } = await sql`
     update files set status = 'removing', expires_at = now()
     where tenant_id = ${tenant_id} and id = ${id} and status = ${status} and size = ${size}::bigint

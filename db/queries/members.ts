@@ -72,7 +72,7 @@ const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((rol
  * Whether who made an invitation, the row of the alias, may still invite. It ends with what its author may give, by demotion, removal
  * or being disabled, and is good again when somebody who may invite sends it again.
  */
-export function isVouchedFor(invitation: string): RawBuilder<boolean> {
+export function inviterMayInvite(invitation: string): RawBuilder<boolean> {
   const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
   return sql`exists (select from memberships as author join users on users.id = author.user_id
     where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)`

@@ -5,7 +5,7 @@ import type { Locale } from '../../src/mail/mails.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 import type { MailKind } from '../tables.ts'
-import { isVouchedFor } from './members.ts'
+import { inviterMayInvite } from './members.ts'
 
 /** Puts a mail into the outbox, in the transaction of what it is about. Sent once for each generation of its token. */
 export async function insertMail(
@@ -57,7 +57,7 @@ export const readOutboxEntry = statement(
   (_, $: { tenant_id: string; id: string }) => sql<InvitationToSend>`
   select o.kind, o.subject_id, o.generation, o.attempts,
     coalesce(i.accepted_at is null and i.generation = o.generation and i.expires_at > now()
-      and ${isVouchedFor('i')}, false)
+      and ${inviterMayInvite('i')}, false)
       and t.status = 'active' as wanted,
     i.email, i.role, i.expires_at, t.name as tenant, t.slug, t.settings ->> 'locale' as locale, u.name as inviter
   from outbox o

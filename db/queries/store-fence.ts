@@ -55,12 +55,12 @@ const advanceFence = statement(
  * Whether the store is this database's. A store that has no mark gets it if it has no objects either, or if no mark was ever
  * written and most objects are no orphans: after an upgrade from a version that knew no marks.
  */
-export async function judgeStore(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
+export async function checkStoreOwner(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
   // before the database, which others may advance meanwhile
   const mark = await readMark(store)
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   if (mark === undefined) {
-    if (!(await mayAdopt(gate, store, own))) return 'unmarked'
+    if (!(await mayAdoptUnmarked(gate, store, own))) return 'unmarked'
     await writeMark(store, own)
     return 'ours'
   }
@@ -72,14 +72,14 @@ export async function judgeStore(gate: TenantGate, store: ObjectStore): Promise<
 
 /** Moves the generation on. Only for the database whose store it is. */
 export async function advanceStore(gate: TenantGate, store: ObjectStore): Promise<void> {
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   await advanceAfter(gate, store, own, own.generation)
 }
 
 /** Takes the store for this database, whatever its mark says. Every other database finds it taken. */
 export async function acceptStore(gate: TenantGate, store: ObjectStore): Promise<void> {
   const mark = await readMark(store)
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   const before = typeof mark === 'object' ? mark.generation : 0
   await advanceAfter(gate, store, own, Math.max(before, own.generation))
 }
@@ -91,13 +91,13 @@ async function advanceAfter(gate: TenantGate, store: ObjectStore, own: Mark, aft
   await writeMark(store, { ...own, generation: next.generation })
 }
 
-async function readOwn(gate: TenantGate): Promise<Mark> {
+async function readDatabaseMark(gate: TenantGate): Promise<Mark> {
   const [own] = await gate.query(systemScope, readFence, {})
   if (!own) throw new Error('the database has no row of its sweep')
   return own
 }
 
-async function mayAdopt(gate: TenantGate, store: ObjectStore, own: Mark): Promise<boolean> {
+async function mayAdoptUnmarked(gate: TenantGate, store: ObjectStore, own: Mark): Promise<boolean> {
   const objects = (await store.list('', sample)).filter(({ key }) => isOurKey(key))
   if (objects.length === 0) return true
   if (own.generation > 0) return false

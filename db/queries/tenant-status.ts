@@ -4,7 +4,7 @@ import type { TenantStatus } from '../tables.ts'
 import { recordAudit } from './audit.ts'
 
 /** Long after each process has read it, or has given up serving. */
-const newsSeconds = 60
+const publishedSeconds = 60
 
 /**
  * Changes columns of the gate's tenant and publishes its status, so that every process forgets what it remembers of it.
@@ -18,7 +18,7 @@ export async function changeTenant(
   trx: TenantTransaction,
   tenantId: string,
   columns: RawBuilder<unknown>,
-  seconds = newsSeconds
+  seconds = publishedSeconds
 ): Promise<void> {
   await sql`
     with changed as (

@@ -48,8 +48,8 @@ export async function insertTenant(
  */
 export const foundingWait = statement(
   'founding_wait',
-  (_, $: { most: number }) =>
-    sql<{ seconds: number | null }>`select founding_wait(${$.most}, interval '1 day') as seconds`,
+  (_, $: { daily_limit: number }) =>
+    sql<{ seconds: number | null }>`select founding_wait(${$.daily_limit}, interval '1 day') as seconds`,
   { writes: true }
 )
 

@@ -2,11 +2,11 @@ import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import type { Statement } from '../../db/gate/statement.ts'
 import {
+  declareSigning,
   dropAuditMonths,
   pruneAuditSeals,
   sealAudit,
-  signWithNewKey,
-  stateSigning
+  signWithNewKey
 } from '../../db/queries/audit-signing.ts'
 import {
   ensureAuditPartitions,
@@ -46,7 +46,7 @@ export default fp(
 
     /** The heads go to the log: whoever puts an older chain back into the database can't take them back there. */
     async function seal(): Promise<void> {
-      const { signed_from, first } = await stateSigning(app.gate, auditKeys)
+      const { signed_from, first } = await declareSigning(app.gate, auditKeys)
       if (first) app.log.warn({ signed_from }, 'the signing of the audit log begins; this must not be seen again')
       for (;;) {
         const { sealed, refused } = await sealAudit(app.gate, auditKeys, signed_from)
