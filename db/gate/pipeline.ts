@@ -7,52 +7,52 @@ import { type GateSettings, prepareGate, type QueryCallback, type QueryConfig } 
 import { createRead, createWire, type Read, type Wire } from './wire.ts'
 
 export const connectTimeoutMs = 2000
-/** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
+/** A connection with a batch in flight and no answer for this long is dead, even if TCP still reports it open. */
 export const silenceLimitMs = 3000
-/** While another one serves, a connection that could not be opened is left alone for so long. */
+/** How long to wait after a failed connection attempt before the next, while another connection is open or opening. */
 export const reconnectDelayMs = 500
-/** For each connection: reads that are under way, or wait. A bound of memory: so many take a tenth of a second. */
+/** The most reads per connection, waiting and in flight together. It bounds memory; this many take a tenth of a second. */
 export const maxInFlight = 1000
-/** Where nothing that waits is taken for so long, every connection has something slow to do. */
+/** A queue that has not moved for this long: every connection is busy with a slow batch, so new reads go to the pool. */
 export const maxPauseMs = 250
-/** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
+/** The most reads in one batch. A slow read delays the other reads of its batch only. */
 const maxBatch = 16
 /**
- * And no more than take so long at the pace of the batch before: PostgreSQL keeps the answers to itself until the last one, or
- * until they fill 8 KB, and must not be taken for dead meanwhile.
+ * The longest estimated time of one batch, by the speed of the batch before. PostgreSQL holds answers back until the last one
+ * or until they fill 8 KB, and must not be taken for dead in the meantime.
  */
 const batchMs = 1000
-/** A slow statement stands in front of others. */
+/** Short, because the reads behind a slow statement wait for it. */
 export const keyedTimeouts: Timeouts = { statement_timeout: 1000, lock_timeout: 250 }
 
-/** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
+/** The queue is full or stalled; the caller takes a connection from the pool instead. */
 export class PipelineFull extends ExpectedError {}
 
 const pipelineClosed = () => new Error('the pipeline is closed')
 
-/** One of the connections, and the attempt to open it while it is not. */
+/** One connection of the pipeline, or the attempt to open it. */
 type Slot = {
   client: pg.Client | undefined
   wire: Wire | undefined
   opening: Promise<void> | undefined
   connects: number
   lastAnswer: number
-  /** The batch that is under way: when it was sent, and of how many reads. */
+  /** When the batch in flight was sent, and how many reads it has. */
   sentAt: number
   sent: number
-  /** Not to be opened before. */
+  /** The earliest time of the next connection attempt. */
   reconnectAt: number
 }
 
 /**
- * A few connections for keyed reads, and one queue before them.
+ * A few connections for keyed reads, and one queue in front of them.
  *
- * A connection that is free takes all that waits, up to a batch. So a lone read leaves at once, and the more there are at a
- * time, the more of them share a write, a Sync and a wake-up on either side; while PostgreSQL works on one batch the next one
- * gathers. Where more wait than fit, tenants take turns.
+ * An idle connection takes everything in the queue, up to one batch. So a single read is sent at once, and under load many
+ * reads share one write, one Sync and one wake-up on each side. While PostgreSQL works on one batch, the next one collects.
+ * The queue is round-robin over tenants.
  *
- * They reconnect by themselves, when there is something to read. A read that was in flight on a connection that broke rejects
- * with what was said last; it may be asked again.
+ * Connections reconnect by themselves when there is something to read. When a connection breaks, the reads in flight on it
+ * fail with its error; the caller may retry them.
  */
 export function createPipeline(databaseUrl: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
@@ -60,22 +60,25 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, reconnectAt: 0 }
   }))
   const waiting = createTurns<Read>()
-  /** What was lost once, before all others. */
+  /** Reads whose connection broke once; they are sent before all others. */
   const retries: Read[] = []
-  /** When the first began to wait, or one was taken. */
+  /** When the queue last moved: a read was taken, or one was added to the empty queue. */
   let lastTakenAt = 0
-  /** Milliseconds for each read of the batch that was answered last. */
+  /** Milliseconds per read in the batch that was answered last. */
   let msPerRead = 0
   let inFlight = 0
   let scheduled = false
   let closed = false
 
-  /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
+  /**
+   * Queues a read. `done` gets the rows, or PipelineFull, or the error of pg or PostgreSQL. It is a callback so that a keyed
+   * read costs one promise in all, the gate's.
+   */
   function query(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
     submit(settings, config, done, addWaiting)
   }
 
-  /** The same for one whose connection was lost: sent by itself, so that nothing but its own time-outs decides how long it takes. */
+  /** Queues a read whose connection broke. It is sent alone, so that only its own timeouts bound how long it takes. */
   function retryQuery(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
     submit(settings, config, done, (read) => retries.push(read))
   }
@@ -108,7 +111,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   const addWaiting = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
   const queueLength = () => retries.length + waiting.size()
 
-  /** At the end of this turn of the event loop, with all that it brings. */
+  /** Dispatches at the end of this iteration of the event loop, so that all reads of the iteration share a batch. */
   function schedule(): void {
     if (scheduled || queueLength() === 0) return
     scheduled = true
@@ -148,7 +151,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     return reads
   }
 
-  /** Never rejects. Who has waited for as many attempts as there are connections, all in vain, waits no longer. */
+  /** Opens a slot's connection. Never rejects: a failure is logged, or counted for the waiting reads if none is open. */
   async function open(slot: Slot): Promise<void> {
     try {
       await connect(slot)
@@ -161,6 +164,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     schedule()
   }
 
+  /** A read fails after one failed connection attempt per slot, so that an unreachable database answers in bounded time. */
   function failAfterLastAttempt(err: Error): void {
     const hasAttemptsLeft = (read: Read) => ++read.failedOpenings < count
     for (const read of takeWaiting(waiting.size())) {
@@ -191,7 +195,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     })
     client.on('end', () => handleLoss(new Error('Connection terminated')))
     await client.connect()
-    // a database that falls silent now is not seen by the watch yet
+    // the watch does not cover this connection yet, so a database that stops answering now needs a timer of its own
     const timer = setTimeout(destroy, connectTimeoutMs, client)
     try {
       await prepareGate(client)
@@ -221,7 +225,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     slot.client = undefined
     slot.wire = undefined
     if (closed) return
-    // another one that has said nothing because nobody asked is no better way to the same place
+    // drop idle connections too: a connection that has been quiet may be as dead as the one that just failed
     for (const other of slots) if (other.client && other.wire?.isIdle()) destroyConnection(other, other.client)
     schedule()
   }
@@ -241,7 +245,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   }, 500)
   watch.unref()
 
-  /** What is under way is answered; what waits, would have to be sent again or is asked from now on is refused. */
+  /** Waits for the reads in flight and fails all others: those in the queue, those to be resent, and any new ones. */
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
@@ -258,7 +262,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     query,
     retryQuery,
     close,
-    /** Reads that no connection has taken yet. */
+    /** How many reads no connection has taken yet. */
     waiting: queueLength,
     stats: () =>
       slots.map(({ wire, connects }) => ({
@@ -271,14 +275,14 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
 
 export type Pipeline = ReturnType<typeof createPipeline>
 
-/** Says good-bye. Who does not answer that is left. */
+/** Closes a connection gracefully, or destroys its socket when the server does not close it in time. */
 async function endWithTimeout(client: pg.Client): Promise<void> {
   const timer = setTimeout(destroy, silenceLimitMs, client)
   await client.end()
   clearTimeout(timer)
 }
 
-/** Without a word to the other side, which may not be there. Whoever waits is told when the socket is closed. */
+/** Destroys the socket without telling the server, which may be gone. The reads in flight fail when the socket closes. */
 function destroy(client: pg.Client): void {
   ;(client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
 }

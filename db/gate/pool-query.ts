@@ -3,7 +3,7 @@ import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { GateQuery, type GateSettings, type QueryCallback, type QueryConfig } from './gate-query.ts'
 
-/** One statement behind its settings on a connection of its own. `carried`: see GateQuery. */
+/** Runs one statement, with its settings, on a connection of the pool. `inlineTimeouts`: see GateQuery. */
 export async function queryOnPool(
   pool: pg.Pool,
   settings: GateSettings,

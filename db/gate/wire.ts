@@ -16,11 +16,11 @@ import {
 } from './gate-query.ts'
 import { createBatchWriter, createFramer, messageType, readRow } from './wire-format.ts'
 
-/** How often a statement is prepared for one read, when the schema outgrows its plan. */
+/** How many times a statement is prepared again for one read whose plan is stale after a schema change. */
 const maxPreparations = 3
 const unknownShape: Shape = { names: [], readers: [] }
 
-/** A read on its way. `done` is called once. */
+/** A read that waits or is in flight. `done` is called once. */
 export type Read = {
   settings: GateSettings
   name: string
@@ -31,52 +31,52 @@ export type Read = {
   rows: unknown[]
   failure: Error | null
   preparations: number
-  /** Attempts to open a connection that failed while it waited. */
+  /** How many attempts to open a connection failed while this read waited. */
   failedOpenings: number
 }
 
-/** Throws when a value can't be written. */
+/** Throws when a value can't be serialized. */
 export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: QueryCallback): Read {
   const asked = { settings, name, text, values: values.map(serializeValue), done }
   return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0, failedOpenings: 0 }
 }
 
-/** A statement that has a name on this connection. `waiting`: who waits until PostgreSQL has it. */
+/** A prepared statement of this connection. `waiting`: the reads to send once PostgreSQL has prepared it, then undefined. */
 type Prepared = { shape: Shape; waiting: Read[] | undefined }
 
-/** What was sent before one Sync. Of the reads `next` is the one that is being answered. */
+/** The reads sent before one Sync. `next` is the index of the read that is being answered. */
 type Batch = { reads: Read[]; next: number; inSettings: boolean; retries: Read[] }
 type Preparation = { prepares: string; statement: Prepared; failure: Error | undefined }
 
 export type Wire = ReturnType<typeof createWire>
 
-/** What a connection tells who uses it. */
+/** The events of a connection. */
 type Listener = {
-  /** PostgreSQL has said something. */
+  /** Bytes arrived from PostgreSQL. */
   onData(): void
-  /** Nothing is under way any more. */
+  /** The last exchange in flight has ended. */
   onIdle(): void
-  /** It has said that it will say nothing more, before whoever was told so is told. */
+  /** PostgreSQL reported that it can't serve this connection any more. Called before the affected read gets the error. */
   onConnectionError(): void
 }
 
 /**
- * Keyed reads on a connection of pg's, which only watches over its end from here on. The settings must have been prepared
- * (`prepareGate`).
+ * Sends batches of keyed reads over a connection that pg has opened. From here on pg only watches for the connection's end.
+ * The settings must have been prepared (`prepareGate`).
  *
  * pg sends a Sync with every query and makes an object and an event of every message. Here the reads of a batch share one
- * write and one Sync, and answers are read where they lie: docs/performance.md says what that saves.
+ * write and one Sync, and answers are parsed in place: docs/performance.md says what that saves.
  *
- * So the reads of a batch share one implicit transaction. In front of each stand its settings, all of them, so that none of
- * another's is left when it runs, and the Sync ends the last ones. Each sees what is committed when it begins, as ever. When
- * one fails, PostgreSQL skips what stands behind it up to the Sync: those have not begun, and are sent again.
+ * The reads of a batch therefore share one implicit transaction. Every read is preceded by all of its settings, so that no
+ * setting of another read is left when it runs; the Sync ends the last ones. Each read still sees what is committed when it
+ * begins. When one fails, PostgreSQL skips the rest up to the Sync: those reads have not begun, and are sent again.
  */
 export function createWire(client: pg.ClientBase, listener: Listener) {
   const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
   const prepared = new Map<string, Prepared>()
   const exchanges: (Batch | Preparation)[] = []
   const writer = createBatchWriter()
-  // for what comes seldom
+  // for the rare messages, which need not be fast
   const parser = new Parser()
   let lossError: Error | undefined
 
@@ -87,15 +87,15 @@ export function createWire(client: pg.ClientBase, listener: Listener) {
     try {
       frame(chunk)
     } catch (cause) {
-      // an answer that nobody asked for, or can read: what comes behind it would be taken for something else
+      // an unexpected or unreadable message: the answers after it could be matched to the wrong reads
       stream.destroy(new Error('Connection terminated: PostgreSQL was not understood', { cause }))
     }
   })
 
-  // == what is sent ==================================================================================================
+  // == sending =======================================================================================================
 
   function send(given: readonly Read[]): void {
-    // what is sent again may find it being closed
+    // reads that are resent may find the connection closing
     const closed = lossError ?? (stream.writable ? undefined : new Error('Connection terminated'))
     if (closed) {
       for (const { done } of given) done(closed, [])
@@ -118,18 +118,18 @@ export function createWire(client: pg.ClientBase, listener: Listener) {
     stream.write(writer.take())
   }
 
-  /** Before a Sync of its own, so that no batch is broken by what is wrong with a text. */
+  /** Prepares a statement, with a Sync of its own so that an error in its text fails no batch. */
   function prepare({ name, text }: Read): Prepared {
     const statement: Prepared = { shape: unknownShape, waiting: [] }
     prepared.set(name, statement)
     exchanges.push({ prepares: name, statement, failure: undefined })
-    // PostgreSQL closes what it does not know without a word
+    // closing a name that PostgreSQL does not know is no error
     const messages = [serialize.close({ type: 'S', name }), serialize.parse({ name, text, types: [] })]
     stream.write(Buffer.concat([...messages, serialize.describe({ type: 'S', name }), serialize.sync()]))
     return statement
   }
 
-  // == what is answered ==============================================================================================
+  // == receiving =====================================================================================================
 
   function receive(bytes: Buffer, start: number, end: number): void {
     const exchange = exchanges[0]
@@ -177,7 +177,7 @@ export function createWire(client: pg.ClientBase, listener: Listener) {
 
   function handleError(exchange: Batch | Preparation | undefined, err: Error): void {
     if (classifyFailure(err) === 'connection') listener.onConnectionError()
-    // outside of everything: the end of the connection follows, and is told to all
+    // not about any exchange: the connection ends next, and `fail` then rejects all reads
     if (!exchange) return
     if ('prepares' in exchange) {
       exchange.failure = err
@@ -191,7 +191,7 @@ export function createWire(client: pg.ClientBase, listener: Listener) {
     }
     read.preparations++
     read.rows = []
-    // unless another read has had it prepared again since
+    // unless another read has already had the statement prepared again
     if (prepared.get(read.name)?.shape === read.shape) prepared.delete(read.name)
     exchange.retries.push(read)
   }
@@ -224,12 +224,12 @@ export function createWire(client: pg.ClientBase, listener: Listener) {
   }
 
   return {
-    /** Sends reads, all of them together. */
+    /** Sends these reads as one batch; those whose statement is not prepared yet follow later. */
     send,
-    /** Takes reads. One that is being closed takes none any more. */
+    /** Whether a batch can be sent now. False also while the connection is closing. */
     isIdle: () => exchanges.length === 0 && stream.writable,
     readsInFlight: () => readsInFlight().length,
-    /** To be called when the connection is gone: nobody waits on it any longer. */
+    /** Fails all reads in flight. Call it when the connection has ended. */
     fail(err: Error): void {
       if (lossError) return
       lossError = err
