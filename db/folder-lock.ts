@@ -3,16 +3,18 @@ import { linkSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** A second server in one folder would be two servers in one database. */
+/** Another process serves from this folder. Two servers must not run on the same data. */
 export class FolderInUse extends Error {}
 
-/** How long a process that was killed may take to be gone. */
+/** How long a killed process may take to end. */
 const exitTimeoutMs = 10_000
 
 /**
- * One server process a folder. A claim whose process is gone, or is another one by now, is stale and moved away by exactly one
- * of those who find it; one whose process is just dying is waited for. A claim is linked into place whole, so nobody ever reads
- * half of one.
+ * Locks a folder for this process with the file `server.lock`. Resolves to the function that unlocks it. Throws FolderInUse
+ * when a living process holds the lock; waits while the holder is exiting.
+ *
+ * A lock is stale when its process has ended or its pid now belongs to another process. Of all processes that find a stale
+ * lock, exactly one removes it. A lock file is written first and then linked into place, so it is never read half written.
  */
 export async function lockFolder(dir: string): Promise<() => void> {
   const file = join(dir, 'server.lock')
@@ -46,7 +48,9 @@ export async function lockFolder(dir: string): Promise<() => void> {
   }
 }
 
-/** Put back when another process was faster and what was moved is its own claim. */
+/**
+ * Removes a stale lock by renaming it. If another process was faster and the renamed lock is its new one, puts it back.
+ */
 function moveStaleLock(file: string, temporaryFile: string, lock: string): void {
   try {
     renameSync(file, temporaryFile)
@@ -68,17 +72,17 @@ function readLock(file: string): string | undefined {
 }
 
 type Process = {
-  /** One that has ended, and waits only for its parent to ask, is gone: it holds nothing any more. */
+  /** A zombie counts as `gone`: it holds no resources any more. */
   state: 'alive' | 'exiting' | 'gone'
-  /** Tells it from a later one with the same pid. Empty when there is none. */
+  /** The start time, which distinguishes it from a later process with the same pid. Empty when there is no process. */
   started: string
 }
 
 const none: Process = { state: 'gone', started: '' }
 
-/** In the flags of /proc/<pid>/stat: it is on its way out. */
+/** PF_EXITING, in the flags of /proc/<pid>/stat: the process is exiting. */
 const exitingFlag = 0x4
-/** In the masks of /proc/<pid>/status: SIGKILL, which nobody can refuse, waits to be taken. */
+/** SIGKILL in the masks of pending signals of /proc/<pid>/status. The process can't ignore it and will end. */
 const sigkillMask = 1n << 8n
 
 function readProcess(pid: number): Process {
@@ -89,7 +93,7 @@ function readProcess(pid: number): Process {
 function readLinuxProcess(pid: number): Process {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    // the name before it may have spaces and brackets in it
+    // the process name before the last bracket may contain spaces and brackets
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
     const started = fields[19] ?? ''
     if (/^[ZXx]/.test(fields[0] ?? '')) return { state: 'gone', started }

@@ -1,7 +1,9 @@
 import pg from 'pg'
 import { ConnectFailure } from './failures.ts'
 
-/** Rejects with ConnectFailure when the connection can't be opened, so that callers can tell this from a later failure. */
+/**
+ * Rejects with ConnectFailure when the connection can't be opened, so that callers can tell this from a later failure.
+ */
 export class Connection extends pg.Client {
   // pg's pool passes a callback, all others await a promise
   override connect(...given: unknown[]): never {

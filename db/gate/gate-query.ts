@@ -124,7 +124,7 @@ export class GateQuery {
   readonly #named: boolean
   readonly #setsIsolation: boolean
   /** How many statements before the main one have not been answered yet. */
-  #inSettings: number
+  #unansweredSettings: number
   #connection: Connection | undefined
   #shape: Shape | undefined
   #rows: unknown[] = []
@@ -144,7 +144,7 @@ export class GateQuery {
     this.#settings = gateStatement(settings, inlineTimeouts)
     this.#named = inlineTimeouts === undefined
     this.#setsIsolation = inlineTimeouts !== undefined && writes
-    this.#inSettings = this.#setsIsolation ? 2 : 1
+    this.#unansweredSettings = this.#setsIsolation ? 2 : 1
   }
 
   /** Called by pg when the connection is free for this query. */
@@ -179,7 +179,7 @@ export class GateQuery {
   }
 
   handleDataRow({ fields }: { fields: (string | null)[] }): void {
-    if (this.#inSettings > 0 || this.#failure) return
+    if (this.#unansweredSettings > 0 || this.#failure) return
     const { names, readers } = this.#shape as Shape
     const row: Record<string, unknown> = {}
     try {
@@ -194,7 +194,7 @@ export class GateQuery {
   }
 
   handleCommandComplete(): void {
-    this.#inSettings--
+    this.#unansweredSettings--
   }
 
   handleError(err: Error): void {

@@ -10,7 +10,9 @@ import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
 import { type Statement, valuesOf } from './statement.ts'
 
-/** A transaction that sees one tenant's rows. Only the gate creates it, so a query that takes one can't bypass the gate. */
+/**
+ * A transaction that sees one tenant's rows. Only the gate creates it, so a query that takes one can't bypass the gate.
+ */
 export type TenantTransaction = KyselyTransaction<TenantTables>
 
 /** `connects`: how many times the connection was opened. */
@@ -45,7 +47,9 @@ export type TenantGate = {
    * serialization failure or a deadlock `work` runs again, up to three times.
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
-  /** The pool's connections and each pipelined one. The outer `waiting` counts keyed reads that are still in the queue. */
+  /**
+   * The pool's connections and each pipelined one. The outer `waiting` counts keyed reads that are still in the queue.
+   */
   stats(): {
     pool: { total: number; idle: number; waiting: number }
     pipelines: PipelineStats[]
@@ -160,7 +164,10 @@ export function createTenantGate(
     }
   }
 
-  /** Runs a write or a list on the pool. Retried after a stale plan only, which PostgreSQL refuses before it runs anything. */
+  /**
+   * Runs a write or a list on the pool. Retried after a stale plan only, which PostgreSQL refuses before it runs
+   * anything.
+   */
   async function queryOnOwnConnection(settings: GateSettings, config: QueryConfig) {
     try {
       return await onPool(settings, config, inlineTimeouts?.all)

@@ -11,7 +11,9 @@ export const connectTimeoutMs = 2000
 export const silenceLimitMs = 3000
 /** How long to wait after a failed connection attempt before the next, while another connection is open or opening. */
 export const reconnectDelayMs = 500
-/** The most reads per connection, waiting and in flight together. It bounds memory; this many take a tenth of a second. */
+/**
+ * The most reads per connection, waiting and in flight together. It bounds memory; this many take a tenth of a second.
+ */
 export const maxInFlight = 1000
 /** A queue that has not moved for this long: every connection is busy with a slow batch, so new reads go to the pool. */
 export const maxPauseMs = 250
@@ -164,7 +166,9 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     schedule()
   }
 
-  /** A read fails after one failed connection attempt per slot, so that an unreachable database answers in bounded time. */
+  /**
+   * A read fails after one failed connection attempt per slot, so that an unreachable database answers in bounded time.
+   */
   function failAfterLastAttempt(err: Error): void {
     const hasAttemptsLeft = (read: Read) => ++read.failedOpenings < count
     for (const read of takeWaiting(waiting.size())) {

@@ -41,7 +41,10 @@ export function createRead(settings: GateSettings, { name, text, values }: Query
   return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0, failedOpenings: 0 }
 }
 
-/** A prepared statement of this connection. `waiting`: the reads to send once PostgreSQL has prepared it, then undefined. */
+/**
+ * A prepared statement of this connection. `waiting`: the reads to send once PostgreSQL has prepared it, then
+ * undefined.
+ */
 type Prepared = { shape: Shape; waiting: Read[] | undefined }
 
 /** The reads sent before one Sync. `next` is the index of the read that is being answered. */

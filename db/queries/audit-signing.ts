@@ -15,12 +15,12 @@ import {
 } from './audit-seals.ts'
 
 /*
- * How the audit log is sealed, signed and shortened. A head is signed only when it continues a chain whose head before was
- * signed, so one good signature at the end vouches for all of it.
+ * Sealing, signing and retention of the audit log. A head is signed only when it continues a chain whose previous head was
+ * signed, so one valid signature at the end covers the whole chain.
  */
 
 const pageOfTenants = 500
-/** Of a log of which nothing was sealed before it was signed. */
+/** The start of signing for a log of which nothing had been sealed before. */
 const beginning = '1970-01-01T00:00:00.000000Z'
 
 export type SealedHead = Head & Signature & { events: number }
@@ -72,8 +72,10 @@ const headsToSign = statement(
 )
 
 /**
- * States once from when on segments are signed, and again with each new key. Resolves to that time, and to whether it was stated
- * for the first time: what was dropped before that is taken over unseen.
+ * Writes a signed statement of the time from which segments are signed: once, and again with each new key.
+ *
+ * Resolves to that time, and to whether this is the first statement. The first one accepts unchecked what the log had dropped
+ * before.
  */
 export async function declareSigning(
   gate: TenantGate,
@@ -83,7 +85,7 @@ export async function declareSigning(
   if (!state) throw new Error('the audit log has no state')
   const { signed_from, kept_from } = readStatements(keys, state)
   const first = signed_from === null
-  // not what lies ahead: it would excuse what is sealed until then
+  // never a time in the future: segments that are sealed until then would need no signature
   const now = new Date().toISOString().replace('Z', '000Z')
   const sealed = state.sealed_to < now ? state.sealed_to : now
   const from = signed_from ?? (sealed === '-infinity' ? beginning : sealed)
@@ -112,8 +114,8 @@ async function makeStatement(gate: TenantGate, keys: AuditKeys, made: Statement)
 }
 
 /**
- * Seals what is older than a minute, in all tenants, and signs the new heads in the same transaction. `refused` are heads that do
- * not continue what was signed: somebody has rewritten the chain, and they stay unsigned.
+ * Seals the events that are older than a minute, in all tenants, and signs the new heads in the same transaction. `refused`
+ * are the heads that do not continue a signed chain: the chain was rewritten, and they stay unsigned.
  */
 export async function sealAudit(
   gate: TenantGate,
@@ -151,7 +153,7 @@ export async function sealAudit(
 
 type Ticket = { number: string; ticket: Buffer; next_hash: Buffer }
 
-/** The ticket whose hash was announced at the last turn, by whichever key made it, and the hash of the next one. */
+/** The ticket whose hash was stored by the last run, whichever key made it, and the hash of the next ticket. */
 function ticketOf(keys: AuditKeys, { ticket_number: number, ticket_hash }: AuditState): Ticket {
   const hashOf = (ticket: Buffer) => createHash('sha256').update(ticket).digest()
   const tickets = keys.each(['ticket', number])
@@ -177,7 +179,7 @@ function signaturesOf(keys: AuditKeys, heads: readonly Head[]) {
   }
 }
 
-/** Signs every head whose signature is by an older key of the list: the older one may be gone tomorrow. */
+/** Signs with the first key every head that only an older key has signed, so that the older key can be retired. */
 export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise<void> {
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
     const page = await gate.query(systemScope, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
@@ -194,8 +196,8 @@ export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise
 }
 
 /**
- * Drops the months that are over by the owner's row. States so first: once they are gone nothing else tells that it was the
- * retention. `busy`: somebody reads the log, and the next turn tries again.
+ * Drops the months that have passed the retention. Writes a signed statement first, because afterwards nothing else proves
+ * that the retention removed them. `busy`: a reader holds a lock on the log, and the next run tries again.
  */
 export async function dropAuditMonths(
   gate: TenantGate,

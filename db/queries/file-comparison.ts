@@ -17,24 +17,24 @@ import { findOrphans } from './orphans.ts'
 export type Comparison = {
   gate: TenantGate
   store: ObjectStore
-  /** Also mends what does not match. */
+  /** Also repairs what does not match. */
   repair: boolean
-  /** Hears one line for each thing that does not match. */
+  /** Called with one line for each mismatch. */
   report: (line: string) => void
 }
 
 export type Findings = { lost: number; orphans: number; miscounted: number }
 
 const inTenant = (tenant_id: string) => ({ tenant_id, user_id: null, request: '' })
-const noId = '00000000-0000-0000-0000-000000000000'
+const nilUuid = '00000000-0000-0000-0000-000000000000'
 const page = 1000
 
 /**
- * Holds the rows of files against the objects of the store, while both change.
+ * Compares the rows of files with the objects of the store. Both may change meanwhile.
  *
- * A row becomes `ready` after its object is whole, and `removing` before its object is removed, and never goes back. So rows are
- * read before the objects, and what seems to be missing counts as lost only if the store is asked for that object and does not
- * have it, and the row is unchanged after that. Nothing younger than an hour is judged.
+ * A row becomes `ready` after its object is complete and `removing` before its object is removed, and never goes back. So
+ * rows are read before objects. A file counts as lost only if the store, asked for this one object, does not have it, and the
+ * row is unchanged afterwards. Rows and objects younger than an hour are skipped.
  */
 export async function compareFiles(comparison: Comparison): Promise<Findings> {
   return {
@@ -44,10 +44,10 @@ export async function compareFiles(comparison: Comparison): Promise<Findings> {
   }
 }
 
-/** Rows and keys stand in one order, so a page of rows is held against the part of the listing that goes with it. */
+/** Rows and keys have the same order, so each page of rows is compared with the same range of the store's listing. */
 async function compareRows({ gate, store, repair, report }: Comparison): Promise<number> {
   let count = 0
-  let position = { after_tenant: noId, after_id: noId }
+  let position = { after_tenant: nilUuid, after_id: nilUuid }
   for (let before = ''; ; ) {
     const rows = await gate.query(systemScope, filesAfter, { ...position, batch: page })
     const last = rows.at(-1)
@@ -74,11 +74,14 @@ type Row = { tenant_id: string; id: string; status: string; size: number }
 
 const isWhole = (row: Row): row is Row & ReadyFile => row.status === 'ready' || row.status === 'deleted'
 
-/** An empty file that was sent in parts has no object. */
+/** Whether the stored size is right. An empty file that was uploaded in parts has no object. */
 const matches = ({ size }: Row, storedSize: number | undefined) =>
   storedSize === size || (size === 0 && storedSize === undefined)
 
-/** What the store has of a file in place of its bytes, asked for this object alone. `none`: nothing is wrong. */
+/**
+ * Asks the store for this one object. Resolves to its wrong size, undefined if the object is missing, or `none` if all
+ * is well.
+ */
 async function findFault(gate: TenantGate, store: ObjectStore, row: ReadyFile): Promise<number | undefined | 'none'> {
   const storedSize = await store.size(fileKey(row.tenant_id, row.id))
   if (matches(row, storedSize)) return 'none'
@@ -86,7 +89,7 @@ async function findFault(gate: TenantGate, store: ObjectStore, row: ReadyFile): 
   return unchanged.length === 0 ? 'none' : storedSize
 }
 
-/** False: the file has changed after it was looked at. */
+/** Marks a file as lost and records it. Resolves to false when the row has changed since it was read. */
 function markLost(gate: TenantGate, row: ReadyFile): Promise<boolean> {
   return gate.transaction(inTenant(row.tenant_id), async (trx) => {
     if (!(await markFileLost(trx, row))) return false
@@ -95,7 +98,7 @@ function markLost(gate: TenantGate, row: ReadyFile): Promise<boolean> {
   })
 }
 
-/** The sizes of the objects whose keys come after one and not after another. */
+/** The sizes of the objects whose keys are greater than `after` and at most `last`. */
 async function sizesBetween(store: ObjectStore, after: string, last: string): Promise<Map<string, number>> {
   const sizes = new Map<string, number>()
   for await (const { key, size } of objectsAfter(store, after)) {

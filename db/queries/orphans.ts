@@ -5,8 +5,8 @@ import { systemScope } from '../gate/gate-query.ts'
 import { knownObjects, settledAfterSeconds } from './files.ts'
 
 /**
- * The keys of those objects that no row refers to. What is younger than an hour may belong to a row that is about to be written:
- * of an image the object comes first. An object that the product did not make is left alone.
+ * Finds the keys of the objects that no row refers to. Objects younger than an hour are skipped, because the row may not be
+ * written yet: for an image the object comes first. Objects that the product did not make are ignored.
  */
 export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]): Promise<string[]> {
   const settledBefore = Date.now() - settledAfterSeconds * 1000
@@ -17,7 +17,7 @@ export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]):
   )
 }
 
-/** Of these keys of the product, those that no row refers to. */
+/** Returns those of the keys that no row refers to. All keys must be the product's own. */
 async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
   const parts = keys.map((key) => key.split('/') as [string, string, string])
   const known = await gate.query(systemScope, knownObjects, {
