@@ -75,14 +75,14 @@ export const myCredentials = statement(
 
 export type MyTenant = { id: string; slug: string; name: string; status: TenantStatus; role: Role }
 
-/** The tenants of a user, the one used last first. */
+/** Lists the user's tenants, the most recently used first. */
 export const myTenantsByUse = statement(
   'my_tenants_by_use',
   (_, __: Record<never, never>) => sql<MyTenant>`
   select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
 )
 
-/** The tenants of a user by slug, after the last one on the page before. */
+/** Lists the user's tenants by slug, one page after `after_slug`. */
 export const myTenantsPage = statement(
   'my_tenants_page',
   (_, $: { after_slug: string; limit: number }) => sql<MyTenant>`
@@ -102,7 +102,7 @@ export type MySession = {
   expires_at: Date
 }
 
-/** Open sessions, the newest first; ids are made in order of time, so the id alone is the position. */
+/** Lists the user's open sessions, newest first. Ids increase with time, so the id alone is the page's position. */
 export const mySessionsPage = statement(
   'my_sessions_page',
   (_, $: { idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
@@ -145,8 +145,8 @@ export type Revocation = {
 }
 
 /**
- * The current snapshot. Read it before all unexpired revocations (`revocationsPage`): whatever is visible in it is then known,
- * and later reads ask for the rest only (`revocationsUnseen`).
+ * Reads the current snapshot. Call it before reading all unexpired revocations (`revocationsPage`). Every revocation that is
+ * visible in the snapshot is then known, so later reads ask for the rest only (`revocationsUnseen`).
  */
 export const revocationsSnapshot = statement(
   'revocations_snapshot',

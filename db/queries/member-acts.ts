@@ -13,7 +13,7 @@ type Act = { actor_id: string; user_id: string; token_seconds: number }
  */
 export type MemberOutcome = 'done' | 'forbidden' | 'last_owner' | 'not_found' | 'gone'
 
-/** Gives a member another role. */
+/** Changes the role of a member. */
 export async function changeRole(trx: TenantTransaction, act: Act, role: Role): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
@@ -47,7 +47,7 @@ export async function removeMember(trx: TenantTransaction, act: Act): Promise<Me
   return 'done'
 }
 
-/** Signs a member out of this agency. */
+/** Ends all sessions of a member in this tenant. */
 export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
@@ -57,7 +57,7 @@ export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<M
   return 'done'
 }
 
-/** Makes a member an owner, and the owner who acts an admin, in one step. */
+/** Makes a member an owner and the acting owner an admin, in one transaction. */
 export async function transferOwnership(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found

@@ -70,7 +70,7 @@ const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((rol
 
 /**
  * A SQL condition: whether the author of an invitation may still invite. `invitation` is the alias of its table. An invitation
- * becomes invalid when its author is demoted, removed or disabled; it is valid again once a member who may invite resends it.
+ * becomes invalid when its author is demoted, removed or disabled. Resending by a member who may invite makes it valid again.
  */
 export function inviterMayInvite(invitation: string): RawBuilder<boolean> {
   const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
