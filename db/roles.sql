@@ -1,21 +1,22 @@
--- The three roles, and who may connect. Run by an administrator in the product's database, once or any number of times: a
--- superuser, or a role with CREATEROLE and CREATEDB that owns the database.
+-- Creates the three roles and sets who may connect. An administrator runs it in the product's database, once or repeatedly,
+-- as a superuser or as a role with CREATEROLE and CREATEDB that owns the database.
 --
 --   psql --file db/roles.sql 'postgres://…/aggios'
 --
--- What can't be done is an error, nothing of it is left behind, and psql ends with 3. Then give the first two roles a way in:
+-- On an error nothing is changed and psql exits with status 3. Afterwards set passwords for the two login roles:
 --
 --   alter role aggios_owner login password '…';   -- migrates (DATABASE_OWNER_URL)
 --   alter role aggios_app   login password '…';   -- serves   (DATABASE_URL)
 --
--- None is a superuser or skips row security:
---   aggios_owner      owns the tables; FORCE ROW LEVEL SECURITY makes it obey the policies like everybody else
---   aggios_app        serves; owns, creates and truncates nothing
---   aggios_directory  nobody logs in as it; owns the few functions that answer before, or across, tenants
+-- No role is a superuser or bypasses row security:
+--   aggios_owner      owns the tables; FORCE ROW LEVEL SECURITY makes it obey the policies like every other role
+--   aggios_app        serves requests; owns, creates and truncates nothing
+--   aggios_directory  can't log in; owns the few functions that work before a tenant is known, or across tenants
 --
--- Roles belong to the cluster and not to a database, so several databases may race here: look first, forgive the loser.
+-- Roles belong to the whole cluster, so runs in several of its databases may race. The script therefore looks before it
+-- creates, and ignores the error of a role that another run has just created.
 
--- psql goes on after an error, and ends with 0, unless it is told; other clients leave this line out
+-- by default psql continues after an error and exits with 0; other clients must leave this line out
 \set ON_ERROR_STOP on
 
 do $$
@@ -31,14 +32,14 @@ begin
       end;
     end if;
   end loop;
-  -- the owner hands functions to the directory, and inherits nothing of what the directory sees
+  -- the owner may give functions to the directory role, but inherits none of its rights
   if not pg_has_role('aggios_owner', 'aggios_directory', 'set') then
     grant aggios_directory to aggios_owner with inherit false, set true;
   end if;
   if not pg_has_role(current_user, 'aggios_owner', 'set') then
     execute format('grant aggios_owner to %I with inherit false, set true', current_user);
   end if;
-  -- who owns the database owns its schema public
+  -- the owner of the database also owns its schema public
   if (select datdba <> 'aggios_owner'::regrole from pg_database where datname = current_database()) then
     begin
       execute format('alter database %I owner to aggios_owner', current_database());
@@ -48,8 +49,8 @@ begin
         hint = 'Run it as a superuser, or as a role with CREATEROLE and CREATEDB that owns the database.';
     end;
   end if;
-  -- connecting and temporary tables are everybody's by default; only who owns the database can revoke it, and for anybody else
-  -- PostgreSQL merely warns
+  -- by default PUBLIC may connect and create temporary tables; only the database's owner can revoke this, and for any other
+  -- role PostgreSQL only prints a warning
   perform set_config('role', 'aggios_owner', true);
   execute format('revoke all on database %I from public', current_database());
   execute format('grant connect on database %I to aggios_app, aggios_owner, %I', current_database(), session_user);

@@ -2,9 +2,9 @@ import type { ColumnType, Generated, JSONColumnType } from 'kysely'
 import type { InvitableRole, Role } from '../src/auth/roles.ts'
 import type { Locale } from '../src/mail/mails.ts'
 
-/** A column that PostgreSQL fills and nobody writes: `tenant_id` comes from the transaction's setting. */
+/** A column that only PostgreSQL writes, by default or trigger. `tenant_id` comes from the transaction's setting. */
 type ByDatabase<T> = ColumnType<T, never, never>
-/** Written once. */
+/** A column that is set on insert and never updated. */
 type Fixed<T> = ColumnType<T, T, never>
 
 export type TenantSettings = { allowed_origins?: string[]; locale?: Locale }
@@ -24,7 +24,7 @@ export type TenantsTable = {
   updated_at: ColumnType<Date, never, Date>
 }
 
-/** `password_hash` and `pepper_id` can be written and never selected: the server's role has no right to read them. */
+/** `password_hash` and `pepper_id` can be written but not selected: the server's role has no right to read them. */
 export type UsersTable = {
   id: Fixed<string>
   email: Fixed<string>
@@ -133,7 +133,7 @@ export type IdempotencyKeysTable = {
   expires_at: ByDatabase<Date>
 }
 
-/** What exists behind the tenant gate only. */
+/** The tables that are reached through the tenant gate only. */
 export type TenantTables = {
   tenants: TenantsTable
   users: UsersTable
@@ -147,7 +147,10 @@ export type TenantTables = {
   idempotency_keys: IdempotencyKeysTable
 }
 
-/** What is there without a tenant: the list of migrations. Everything else answers through the gate or the directory. */
+/**
+ * The tables that are readable without a tenant: the list of migrations. All others need the gate or the directory's
+ * functions.
+ */
 export type SharedTables = {
   kysely_migration: { name: Generated<string>; timestamp: string }
 }

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
-import { FolderInUse } from '../db/folder-claim.ts'
+import { FolderInUse } from '../db/folder-lock.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
 import { type Config, InvalidConfiguration, readConfig } from './config/config.ts'
 import { readEnvironment } from './config/env-file.ts'

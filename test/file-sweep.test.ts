@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
 import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
@@ -18,7 +19,6 @@ import {
   testEnvironment
 } from './harness.ts'
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const pathOf = (app: TestApp, key: string) => join(app.config.dataDir, 'files', 'objects', key)
 
 /** Puts bytes into the store behind the product's back, and makes them as old as that. */
@@ -171,11 +171,11 @@ t.test('with an agency go its files, and not before they are gone', async (t) =>
   await allRows(app.database, 'update tenants set purge_at = now() where id = $1', [acme.id])
   const there = async () => (await allRows(app.database, 'select from tenants where id = $1', [acme.id])).length === 1
 
-  await app.gate.query(nobody, purgeTenant, {})
+  await app.gate.query(systemScope, purgeTenant, {})
   t.ok(await there(), 'its files are given to the sweep')
-  t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }], 'and it waits for that')
+  t.strictSame(await app.gate.query(systemScope, purgeTenant, {}), [{ id: null }], 'and it waits for that')
   await sweep(app)
-  t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: acme.id }])
+  t.strictSame(await app.gate.query(systemScope, purgeTenant, {}), [{ id: acme.id }])
   t.notOk(await there())
   for (const table of ['files', 'uploads', 'storage_usage']) {
     t.strictSame(await allRows(app.database, `select from ${table} where tenant_id = $1`, [acme.id]), [], table)

@@ -130,7 +130,7 @@ t.test('a comparison beside servers that are at work', async (t) => {
   const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
   const lines: string[] = []
   const repair = (store: ObjectStore) =>
-    compareFiles({ gate: app.gate, store, repair: true, say: (line) => void lines.push(line) })
+    compareFiles({ gate: app.gate, store, repair: true, report: (line) => void lines.push(line) })
 
   await t.test('loses nothing that is uploaded or deleted meanwhile', async (t) => {
     const contents = new Map<string, string>()

@@ -27,7 +27,7 @@ export const gateOf = (tenant: string | null): GateSettings => ({
   user_id: tenant && memberOf(tenant, 1),
   request: ''
 })
-export const [inA, inB, nobody] = [gateOf(tenants[0]), gateOf(tenants[1]), gateOf(null)]
+export const [inA, inB] = [gateOf(tenants[0]), gateOf(tenants[1])]
 
 /** A database with two agencies of three members each. */
 export async function prepare(t: Test): Promise<DatabaseUrls> {

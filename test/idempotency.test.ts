@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { withClient } from './databases.ts'
 import {
   addMember,
@@ -376,9 +377,8 @@ t.test('after a day', async (t) => {
     await rival.send(invitation('ada@example.com', 'dead'))
     await acme.send(invitation('bob@example.com', 'alive'))
     await expire('dead')
-    const nobody = { tenant_id: null, user_id: null, request: '' }
     const { sweepIdempotencyKeys } = await import('../db/queries/directory.ts')
-    t.strictSame(await app.gate.query(nobody, sweepIdempotencyKeys, { batch: 100 }), [{ removed: 1 }])
+    t.strictSame(await app.gate.query(systemScope, sweepIdempotencyKeys, { batch: 100 }), [{ removed: 1 }])
     t.strictSame(
       (await keys(app)).map(({ key }) => key),
       ['alive', 'old']
@@ -388,8 +388,7 @@ t.test('after a day', async (t) => {
     t.equal((await acme.send({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug: 'acme' } })).statusCode, 202)
     await sleep(10)
     const { purgeTenant } = await import('../db/queries/directory.ts')
-    const nobody = { tenant_id: null, user_id: null, request: '' }
-    await app.gate.query(nobody, purgeTenant, {})
+    await app.gate.query(systemScope, purgeTenant, {})
     t.strictSame(await keys(app), [])
   })
 })

@@ -10,7 +10,7 @@ import t from 'tap'
 import * as gate from '../db/gate/gate.ts'
 import * as pipeline from '../db/gate/pipeline.ts'
 import * as replica from '../db/gate/replica.ts'
-import { startPatienceMs } from '../db/gate/start-up.ts'
+import { startTimeoutMs } from '../db/gate/start-up.ts'
 import { statement } from '../db/gate/statement.ts'
 import * as revocations from '../plugins/auth/revocations.ts'
 import * as uploads from '../plugins/files/objects.ts'
@@ -189,7 +189,7 @@ t.test('the limits of the database', async (t) => {
     const [limit = 0] = times(value)
     t.equal(limit, pool.acquireTimeoutMs)
     const start = rowAbout('a database that is not there yet when a process starts')
-    t.strictSame(times(start.value), [startPatienceMs])
+    t.strictSame(times(start.value), [startTimeoutMs])
     // the only connection is held for as long as it may be waited for
     const held = app.gate.transaction(scope, () => sleep(limit + 500))
     const startedAt = Date.now()
@@ -223,7 +223,7 @@ t.test('the limits of the database', async (t) => {
   t.test('how long connecting may take, and what nobody uses is kept', async (t) => {
     t.strictSame(times(rowAbout('connecting to the database').value), [pipeline.connectTimeoutMs])
     const unopened = rowAbout('a pipelined connection that could not be opened')
-    t.strictSame(times(unopened.value), [pipeline.restMs])
+    t.strictSame(times(unopened.value), [pipeline.reconnectDelayMs])
     const idle = pool.idleTimeoutMs
     t.strictSame(times(rowAbout('a pooled connection that nobody uses').value), [idle])
   })
@@ -332,9 +332,9 @@ t.test('the share of one agency', async (t) => {
     t.equal(rowAbout('connections of the pool that one person, or one agency,').value, 'half of them')
     const { value, over } = rowAbout('queries of one person, or of one agency, that wait')
     const [, depth] = /^(\d+);/.exec(value) ?? []
-    t.equal(Number(depth), gate.shareDepth)
+    t.equal(Number(depth), gate.maxWaitingPerKey)
     const [patience = 0] = times(value)
-    t.equal(patience, gate.sharePatienceMs)
+    t.equal(patience, gate.semaphoreTimeoutMs)
     t.match(over, '503 `overloaded`')
     const app = await startApp(t, { DATABASE_POOL: '4' })
     const acme = await createTenant(app, 'acme')
@@ -533,7 +533,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...[
       'connectTimeoutMs',
       'silenceLimitMs',
-      'restMs',
+      'reconnectDelayMs',
       'maxInFlight',
       'maxPauseMs',
       'statement_timeout',
@@ -551,7 +551,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'plugins/infrastructure/redis.ts connectTimeoutMs',
       'plugins/infrastructure/redis.ts restMs'
     ],
-    ...['db/gate/gate.ts sharePatienceMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startPatienceMs'],
+    ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
     ...['src/processes/serving.ts lastBreathMs', 'src/processes/supervisor.ts answerMs'],
     ...[
       'src/auth/hasher.ts answerMs',
@@ -578,7 +578,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/processes/supervisor.ts settledMs',
       'src/processes/supervisor.ts maxPauseMs'
     ],
-    'db/gate/gate.ts togetherMs',
+    'db/gate/gate.ts disconnectWindowMs',
     ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
     ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownForMs'],
     ...[

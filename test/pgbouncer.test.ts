@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import type { TimeOuts } from '../db/gate/connection-settings.ts'
+import type { Timeouts } from '../db/gate/connection-settings.ts'
 import { GateQuery } from '../db/gate/gate-query.ts'
-import { keyedTimeOuts } from '../db/gate/pipeline.ts'
+import { keyedTimeouts } from '../db/gate/pipeline.ts'
 import { statement } from '../db/gate/statement.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import {
@@ -178,13 +178,13 @@ t.test('what goes over the wire in one flush', async (t) => {
     parsedStatements: { [config.name]: config.text },
     submittedNamedStatements: {}
   }
-  function messagesOf(carried?: TimeOuts): string {
-    const query = new GateQuery(inA, config, () => {}, carried)
+  function messagesOf(inlineTimeouts?: Timeouts): string {
+    const query = new GateQuery(inA, config, () => {}, inlineTimeouts)
     query.submit(wire as never)
     query.handleRowDescription({ fields: [] })
     return sent.splice(0).join(' ')
   }
   t.equal(messagesOf(), 'bind execute bind describe execute sync', 'the first time the columns are asked for')
   t.equal(messagesOf(), 'bind execute bind execute sync', 'and nothing more after it')
-  t.equal(messagesOf(keyedTimeOuts), 'parse bind execute parse bind describe execute sync')
+  t.equal(messagesOf(keyedTimeouts), 'parse bind execute parse bind describe execute sync')
 })

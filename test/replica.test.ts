@@ -5,7 +5,7 @@ import { sql } from 'kysely'
 import pg from 'pg'
 import t, { type Test } from 'tap'
 import { startEmbedded } from '../db/embedded.ts'
-import { prepareGate } from '../db/gate/gate-query.ts'
+import { prepareGate, systemScope } from '../db/gate/gate-query.ts'
 import { createReplica } from '../db/gate/replica.ts'
 import { statement } from '../db/gate/statement.ts'
 import { migrate } from '../db/migrate.ts'
@@ -22,7 +22,6 @@ import { makeStandby, type Standby } from './standby.ts'
  * behind.
  */
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const countEvents = statement(
   'test_count_events',
   () => sql<{ n: number }>`select count(*)::int as n from audit_events`
@@ -126,9 +125,9 @@ t.test('a replica', async (t) => {
     pool.on('error', () => {})
     const replica = createReplica({
       pool,
-      carried: undefined,
+      inlineTimeouts: undefined,
       async primaryPosition() {
-        const [row] = await app.gate.query(nobody, walPosition, {})
+        const [row] = await app.gate.query(systemScope, walPosition, {})
         return Number(row?.position)
       },
       onChange: () => {}

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { revocationsUnseen } from '../db/queries/directory.ts'
 import { changePlan, setPlan } from '../db/queries/plans.ts'
 import { endSession } from '../db/queries/sessions.ts'
@@ -27,7 +28,6 @@ import {
 const me = '/api/v1/users/me'
 const sidOf = ({ access_token }: Tokens): string =>
   JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** What becomes of each further read of revocations. */
 function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): void {
@@ -84,7 +84,7 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const limit = (requests: number) => ({ name: 'slow', requests, window_seconds: 60, storage_quota: null })
-  await app.gate.query(nobody, setPlan, limit(10))
+  await app.gate.query(systemScope, setPlan, limit(10))
   await asOwner(app.database, acme.id, acme.owner.id, [["update tenants set plan = 'slow' where id = $1", [acme.id]]])
   await app.revocations.readNow()
   t.match(await app.tenants.limitsOf(acme.id), { requests: 10 })
@@ -93,7 +93,7 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
     await client.query('begin')
     await client.query("select set_plan('slow', 20, 60, null)")
     // has the later number, and is there earlier
-    await app.gate.query(nobody, setPlan, { ...limit(1), name: 'quick' })
+    await app.gate.query(systemScope, setPlan, { ...limit(1), name: 'quick' })
     await app.revocations.readNow()
     t.match(await app.tenants.limitsOf(acme.id), { requests: 10 })
     await client.query('commit')
@@ -130,7 +130,7 @@ t.test('a transaction that stays open makes nothing be read twice, and is read w
   const many = 100_000
   let seen = ''
   const read = async () => {
-    const rows = await app.gate.query(nobody, revocationsUnseen, { seen })
+    const rows = await app.gate.query(systemScope, revocationsUnseen, { seen })
     seen = rows[0]?.snapshot ?? ''
     return rows.length - 1
   }
@@ -220,7 +220,7 @@ t.test('a plan or a name that changes beside a suspension leaves the agency susp
   const acme = await createTenant(app, 'acme')
   const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
   const act = { action: 'tenant.suspended' as const, tokenSeconds: 1000 }
-  await app.gate.query(nobody, setPlan, { name: 'pro', requests: null, window_seconds: null, storage_quota: null })
+  await app.gate.query(systemScope, setPlan, { name: 'pro', requests: null, window_seconds: null, storage_quota: null })
   const changes = [
     () => app.gate.transaction(scope, (trx) => changePlan(trx, acme.id, 'pro')),
     () => app.gate.transaction(scope, (trx) => changeTenant(trx, acme.id, sql`name = 'Another name'`))

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
 import { createFile } from './forms.ts'
 import {
@@ -22,7 +23,6 @@ import {
 
 const run = promisify(execFile)
 const deletion = (slug: string) => ({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug } }) as const
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 t.test('an operator suspends and resumes an agency, and every process knows within a second', async (t) => {
   const app = await startApp(t)
@@ -125,10 +125,10 @@ t.test('an owner deletes the agency', async (t) => {
     t.equal((await rival.send('/api/v1/tenant')).statusCode, 200)
   })
   t.test('it is purged when its time has come, not before, and nothing else goes with it', async (t) => {
-    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }])
+    t.strictSame(await app.gate.query(systemScope, purgeTenant, {}), [{ id: null }])
     await allRows(app.database, 'update tenants set purge_at = now() where id = $1', [acme.id])
-    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: acme.id }])
-    t.strictSame(await app.gate.query(nobody, purgeTenant, {}), [{ id: null }])
+    t.strictSame(await app.gate.query(systemScope, purgeTenant, {}), [{ id: acme.id }])
+    t.strictSame(await app.gate.query(systemScope, purgeTenant, {}), [{ id: null }])
     for (const table of ['memberships', 'sessions', 'invitations', 'outbox']) {
       t.strictSame(await allRows(app.database, `select from ${table} where tenant_id = $1`, [acme.id]), [], table)
     }

@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { changePlan, setPlan } from '../db/queries/plans.ts'
 import type { TenantEntry } from '../plugins/tenancy/tenants.ts'
 import {
@@ -18,7 +19,6 @@ import { stopwatch } from './machine.ts'
  */
 
 const me = '/api/v1/users/me'
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const lookupNames = ['find_tenant', 'tenant_entry']
 
 /** What is asked of the database about tenants from now on; `hold` makes the answers wait for what it returns. */
@@ -119,11 +119,11 @@ t.test('what changes is in force in every process within a second, by id and by 
 
   t.test('another plan, and what it allows', async (t) => {
     const pro = { requests: 100, window_seconds: 60, storage_quota: 2 ** 30 }
-    await app.gate.query(nobody, setPlan, { name: 'pro', ...pro })
+    await app.gate.query(systemScope, setPlan, { name: 'pro', ...pro })
     await app.gate.transaction(scope, (trx) => changePlan(trx, acme.id, 'pro'))
     await isSoon(t, { limits: pro })
     const more = { ...pro, requests: 200 }
-    await app.gate.query(nobody, setPlan, { name: 'pro', ...more })
+    await app.gate.query(systemScope, setPlan, { name: 'pro', ...more })
     await isSoon(t, { limits: more })
     t.match(await other.tenants.limitsOf(rival.id), { requests: null })
   })
@@ -149,7 +149,7 @@ t.test('what cannot be remembered is read again', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const scope = { tenant_id: acme.id, user_id: null, request: '' }
-  await app.gate.query(nobody, setPlan, { name: 'pro', requests: 1, window_seconds: 60, storage_quota: null })
+  await app.gate.query(systemScope, setPlan, { name: 'pro', requests: 1, window_seconds: 60, storage_quota: null })
 
   for (const [by, look, plan, before] of [
     ['id', async () => app.tenants.limitsOf(acme.id), 'pro', null],

@@ -4,6 +4,7 @@ import pg from 'pg'
 import { serialize } from 'pg-protocol'
 import { Parser } from 'pg-protocol/dist/parser.js'
 import t, { type Test } from 'tap'
+import { systemScope } from '../db/gate/gate-query.ts'
 import { statement } from '../db/gate/statement.ts'
 import { createBatchWriter, createFramer, readRow } from '../db/gate/wire-format.ts'
 import { withClient } from './databases.ts'
@@ -172,7 +173,7 @@ t.test('reads that share a connection', withoutPooler, async (t) => {
       inA,
       { tenant_id: tenants[1], user_id: null, request: '' },
       { tenant_id: null, user_id: memberOf(tenants[0], 2), request: '' },
-      { tenant_id: null, user_id: null, request: '' },
+      systemScope,
       { ...inB, request: '{"id":"x"}' }
     ]
     const asked = Array.from({ length: 160 }, (_, index) => scopes[index % scopes.length] as (typeof scopes)[number])

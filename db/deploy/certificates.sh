@@ -1,5 +1,5 @@
 #!/bin/sh
-# A certificate authority and a server certificate for the PostgreSQL of compose.yaml, made once and kept in a volume.
+# Creates a certificate authority and a server certificate for the PostgreSQL of compose.yaml, once; a volume keeps them.
 #
 #   certificates.sh [folder] [host name of the server]
 set -eu
@@ -8,7 +8,7 @@ folder=${1:-/certificates}
 name=${2:-postgres}
 [ -f "$folder/server.crt" ] && exit 0
 
-# the authority's own key is thrown away: it signs this one certificate and nothing after it
+# the authority's private key is deleted on exit, so it signs this one certificate only
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -25,7 +25,7 @@ rm -f "$folder/server.key"
 cp server.key ca.crt "$folder"
 chmod 0644 "$folder/ca.crt"
 [ "$(id -u)" -ne 0 ] || chown 999:999 "$folder/server.key"
-# last, and at once: its presence says that all of it is done
+# last, and by an atomic rename: the presence of this file means that everything is done
 cp server.crt "$folder/server.crt.new"
 chmod 0644 "$folder/server.crt.new"
 mv "$folder/server.crt.new" "$folder/server.crt"

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
-# MinIO and its client for compose.yaml, compiled from source: no image has been published since what mends CVE-2025-62506. The
-# version is the one that the tests run (.ci/run), and Go's checksum database vouches for both.
+# Builds MinIO and its client for compose.yaml from source, because no image has been published since the fix for
+# CVE-2025-62506. The version is the one that the tests run (.ci/run); Go's checksum database verifies both.
 FROM golang:1.26-bookworm AS build
 ARG MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 ARG MC_VERSION=v0.0.0-20250313080218-cf909e1063a9

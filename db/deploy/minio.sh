@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the bucket and the key of the backend on MinIO, as the settings name them. Can be repeated: a key whose secret was
-# changed gets the new one. Any S3 will do with the same policy.
+# Creates the backend's bucket and key on MinIO, with the names from the settings. Can be repeated: a key whose secret has
+# changed gets the new one. Any other S3 store works with the same policy.
 #
 #   MINIO_ROOT_USER=… MINIO_ROOT_PASSWORD=… S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… minio.sh [address] [policy]
 set -eu

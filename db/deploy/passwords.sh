@@ -1,5 +1,5 @@
 #!/bin/sh
-# Gives the two roles that log in their passwords. Runs once, when the database of compose.yaml is made, after roles.sql.
+# Sets the passwords of the two login roles. Runs once, after roles.sql, when the database of compose.yaml is created.
 set -eu
 psql --set ON_ERROR_STOP=1 --username postgres --dbname "$POSTGRES_DB" \
   --set app="$AGGIOS_APP_PASSWORD" --set owner="$AGGIOS_OWNER_PASSWORD" <<'SQL'

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Starts the Redis of compose.yaml, which keeps nothing that may not be lost. Its one user can do what the product does: it
-# counts under keys of its own and speaks on channels of its own. It can't look for keys, read or change settings, or administer.
+# Starts the Redis of compose.yaml. It stores nothing on disk, because everything in it may be lost. Its one user may run only
+# the commands that the product needs, on the product's own keys and channels. This user can't list keys, read or change
+# settings, or administer the server.
 #
 #   REDIS_PASSWORD=… redis.sh [options of redis-server]
 set -eu
-# the password comes with the configuration, so that no list of processes shows it
+# the configuration comes on standard input, so that the password shows in no process list
 exec redis-server "$@" - <<CONFIGURATION
 save ""
 appendonly no

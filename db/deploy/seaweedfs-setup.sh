@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the bucket of the backend on SeaweedFS, whose key may not. Can be repeated.
+# Creates the backend's bucket on SeaweedFS, because the backend's key may not create it. Can be repeated.
 #
 #   S3_BUCKET=… seaweedfs-setup.sh [address of the master]
 set -eu

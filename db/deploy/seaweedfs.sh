@@ -1,10 +1,10 @@
 #!/bin/sh
-# Starts the SeaweedFS of compose.seaweedfs.yaml with one key, which reaches the objects of one bucket and nothing else.
+# Starts the SeaweedFS of compose.seaweedfs.yaml with one key that may access the objects of one bucket only.
 #
 #   S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… seaweedfs.sh [options of weed server]
 set -eu
 umask 077
-# no list of processes shows the secret
+# in a file, so that the secret shows in no process list
 settings=$(mktemp)
 cat > "$settings" <<SETTINGS
 {

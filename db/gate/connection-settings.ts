@@ -1,11 +1,12 @@
-/** PostgreSQL's own limits, in milliseconds. */
-export type TimeOuts = { statement_timeout: number; lock_timeout: number; idle_in_transaction_session_timeout?: number }
+/** Timeouts that PostgreSQL enforces itself, in milliseconds. */
+export type Timeouts = { statement_timeout: number; lock_timeout: number; idle_in_transaction_session_timeout?: number }
 
 /**
- * How PostgreSQL reads what the product writes, and writes what it reads. A role, a database and a server may have other
- * defaults, so nothing is left to them. What only makes the server slower or more talkative is its operator's.
+ * The settings that decide how PostgreSQL reads and writes values, and what a statement means. Role, database and server
+ * may have other defaults, so every connection sets them. Settings that only concern speed or logging are left to the
+ * operator.
  */
-const asWritten = {
+const fixedSettings = {
   client_encoding: 'UTF8',
   DateStyle: 'ISO, MDY',
   TimeZone: 'UTC',
@@ -17,7 +18,7 @@ const asWritten = {
   quote_all_identifiers: 'off',
   array_nulls: 'on',
   transform_null_equals: 'off',
-  // nobody's temporary table may stand in front of a table
+  // pg_temp comes last, so that a temporary table can't shadow one of ours
   search_path: 'public, pg_temp',
   row_security: 'on',
   exit_on_error: 'off',
@@ -25,50 +26,50 @@ const asWritten = {
 }
 
 /**
- * These hold from the next transaction on, so they can't be set inside of one. `default_transaction_read_only` is none of ours:
- * by it operators, and hosts whose disks are full, keep a database from being written, and we answer 503.
+ * Settings that take effect with the next transaction, so they can't be set inside one. `default_transaction_read_only` is
+ * left alone on purpose: operators, and hosts with a full disk, use it to stop writes, and the product then answers 503.
  */
-const ofConnection = {
+const sessionOnlySettings = {
   default_transaction_isolation: 'read committed',
   default_transaction_deferrable: 'off',
   idle_session_timeout: '0'
 }
 
 /**
- * How pg reaches a database, with all settings as start-up parameters: they come after, and win over, the defaults of role and
- * database and what the URL itself gives as `options`.
+ * Builds pg's connection options, with all settings as start-up parameters. Start-up parameters override the defaults of
+ * role and database; ours also come after, and override, the `options` in the URL.
  *
- * Without `timeOuts` it carries no settings. That is for a pooler in transaction mode, which refuses them and keeps nothing: there
- * they go along with each transaction (`localSettings`).
+ * Without `timeouts` no settings are sent. This is for a pooler in transaction mode, which refuses start-up parameters and
+ * keeps no session state. Behind such a pooler each transaction sets them again (`localSettings`).
  */
 export function connectionTo(
   databaseUrl: string,
-  timeOuts: TimeOuts | undefined
+  timeouts: Timeouts | undefined
 ): { connectionString: string; options?: string } {
   const url = new URL(databaseUrl)
-  // pg would take the URL's instead of ours
+  // pg would prefer the options of the URL to ours
   const given = url.searchParams.get('options') ?? ''
   url.searchParams.delete('options')
-  const ours = timeOuts ? startUpOptions(timeOuts) : ''
+  const ours = timeouts ? startUpOptions(timeouts) : ''
   const options = `${given} ${ours}`.trim()
   return { connectionString: url.href, ...(options !== '' && { options }) }
 }
 
-/** All settings, as an argument of the server for each. */
-export function startUpOptions(timeOuts: TimeOuts): string {
-  return Object.entries({ ...asWritten, ...ofConnection, ...timeOuts })
+/** All settings as command-line arguments of the server, one `-c name=value` each. */
+export function startUpOptions(timeouts: Timeouts): string {
+  return Object.entries({ ...fixedSettings, ...sessionOnlySettings, ...timeouts })
     .map(([name, value]) => `-c ${name}=${String(value).replaceAll(' ', '\\ ')}`)
     .join(' ')
 }
 
-const rows = Object.entries(asWritten).map(([name, value]) => `('${name}', '${value}')`)
+const rows = Object.entries(fixedSettings).map(([name, value]) => `('${name}', '${value}')`)
 
 /**
- * The same as a condition of a select that is never true, for the transaction that it stands in. It looks before it sets, and
- * names each function once: that takes a quarter of the time of a call for each.
+ * A SQL condition that applies the fixed settings to the current transaction; it is never true, so its select returns no
+ * row. It sets only what differs and names each function once, which takes a quarter of the time of one call per setting.
  */
 export const localSettings = `exists (select from (values ${rows.join(', ')}) as s (name, value)
   where current_setting(name, true) is distinct from value and set_config(name, value, true) is null)`
 
-/** Before anything else of a transaction that writes: the default of a pooler's connection may be another. */
+/** The first statement of a transaction that writes behind a pooler, whose connections may have another default. */
 export const transactionIsolation = "set transaction_isolation to 'read committed'"

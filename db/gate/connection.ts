@@ -1,9 +1,11 @@
 import pg from 'pg'
 import { ConnectFailure } from './failures.ts'
 
-/** A connection whose failure to be made is told from what fails on it later. */
+/**
+ * Rejects with ConnectFailure when the connection can't be opened, so that callers can tell this from a later failure.
+ */
 export class Connection extends pg.Client {
-  // a promise, or a callback as pg's pool has it
+  // pg's pool passes a callback, all others await a promise
   override connect(...given: unknown[]): never {
     const connect = super.connect as unknown as (callback?: (err: Error | null) => void) => unknown
     const [callback] = given as [((err: Error | null) => void)?]
@@ -16,11 +18,11 @@ export class Connection extends pg.Client {
 }
 
 /**
- * Ends its connection when a query got no answer in time. pg only stops waiting; a rollback on the same connection would wait
- * as long again.
+ * Closes its socket when a query exceeds pg's `query_timeout`. pg itself only stops waiting, and a rollback on the same
+ * connection would wait for another timeout.
  */
-export class ImpatientClient extends Connection {
-  // one of many signatures; pg's types name them all
+export class TimeoutClosingClient extends Connection {
+  // stands for the many overloads in pg's types
   override query(...args: unknown[]): never {
     const result: unknown = (super.query as (...args: unknown[]) => unknown)(...args)
     if (result instanceof Promise) {

@@ -1,11 +1,11 @@
 import { ShareExhausted } from '../../src/limits/keyed-semaphore.ts'
 
-/** What a failed query means for who asked, read from PostgreSQL's SQLSTATE or the driver's own complaint. */
-export type Failure = 'connection' | 'timeout' | 'crowded' | 'conflict' | 'invalid_text' | undefined
+/** What a failed query means for its caller, derived from PostgreSQL's SQLSTATE or from the driver's error. */
+export type Failure = 'connection' | 'timeout' | 'overloaded' | 'conflict' | 'invalid_text' | undefined
 
 /**
- * Thrown where a connection could not be made, whatever the reason: a changed password, a role or database that is gone, a server
- * that refuses TLS. For who asked it is the same as a server that is away. `code` is that of its cause.
+ * Thrown when a connection can't be opened, for any reason: a changed password, a missing role or database, a server that
+ * refuses TLS. Callers treat all of them like an unreachable server. `code` is the code of the cause.
  */
 export class ConnectFailure extends Error {
   readonly code: string | undefined
@@ -15,25 +15,25 @@ export class ConnectFailure extends Error {
   }
 }
 
-const byState: Record<string, Failure> = {
+const failureBySqlState: Record<string, Failure> = {
   '40001': 'conflict',
   '40P01': 'conflict',
-  '55P03': 'crowded',
-  '53300': 'crowded',
+  '55P03': 'overloaded',
+  '53300': 'overloaded',
   '57014': 'timeout',
   '57P01': 'connection',
   '57P02': 'connection',
   '57P03': 'connection',
-  // ended by PostgreSQL: the database was dropped, or nothing was asked for too long
+  // PostgreSQL closed the connection: the database was dropped, or the session or transaction was idle for too long
   '57P04': 'connection',
   '57P05': 'connection',
   '25P03': 'connection',
-  // its disk is full or broken, its memory is short, it must not be written
+  // the server's disk is full or broken, its memory is exhausted, or it is read-only
   '53100': 'connection',
   '53200': 'connection',
   '58030': 'connection',
   '25006': 'connection',
-  // a NUL or half a surrogate pair in a text; a time that no calendar has
+  // a NUL or half a surrogate pair in a text; a date or time that does not exist
   '22021': 'invalid_text',
   '22P05': 'invalid_text',
   '22007': 'invalid_text',
@@ -41,7 +41,7 @@ const byState: Record<string, Failure> = {
   '22009': 'invalid_text'
 }
 
-const fromSystem = new Set([
+const systemErrorCodes = new Set([
   'ECONNREFUSED',
   'ECONNRESET',
   'EPIPE',
@@ -55,22 +55,22 @@ const fromSystem = new Set([
   'ENFILE'
 ])
 
-const fromDriver =
+const driverMessages =
   /^(Connection terminated|Client has encountered a connection error|Client was closed|timeout expired|Query read timeout|the pipeline is closed|Cannot use a pool after calling end)/
 
-/** undefined: nothing that the database or the way to it can be blamed for. */
+/** Undefined when neither the database nor the connection caused the error. */
 export function classifyFailure(err: unknown): Failure {
   if (!(err instanceof Error)) return undefined
-  if (err instanceof ShareExhausted) return 'crowded'
+  if (err instanceof ShareExhausted) return 'overloaded'
   const { code, syscall } = err as { code?: string; syscall?: string }
-  if (code !== undefined && byState[code]) return byState[code]
+  if (code !== undefined && failureBySqlState[code]) return failureBySqlState[code]
   if (code?.startsWith('08')) return 'connection'
-  if (code !== undefined && fromSystem.has(code) && syscall !== undefined) return 'connection'
-  if (err.message.startsWith('timeout exceeded when trying to connect')) return 'crowded'
-  return err instanceof ConnectFailure || fromDriver.test(err.message) ? 'connection' : undefined
+  if (code !== undefined && systemErrorCodes.has(code) && syscall !== undefined) return 'connection'
+  if (err.message.startsWith('timeout exceeded when trying to connect')) return 'overloaded'
+  return err instanceof ConnectFailure || driverMessages.test(err.message) ? 'connection' : undefined
 }
 
-/** PostgreSQL's "cached plan must not change result type" and "prepared statement does not exist". */
+/** Whether PostgreSQL refused a prepared statement: "cached plan must not change result type" or "does not exist". */
 export function isStalePlan(err: unknown): boolean {
   const { code } = err as { code?: string }
   return code === '0A000' || code === '26000'

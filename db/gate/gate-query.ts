@@ -1,25 +1,32 @@
 import pg from 'pg'
 import { prepareValue } from 'pg/lib/utils.js'
-import { localSettings, type TimeOuts, transactionIsolation } from './connection-settings.ts'
+import { localSettings, type Timeouts, transactionIsolation } from './connection-settings.ts'
 import { readTimestamp } from './timestamps.ts'
 
 /**
- * Whose rows exist and whose identity may be changed, in the statement or transaction that follows. From a verified token,
- * or from what the server itself has verified or created; never from input. Null: nobody's.
+ * The tenant and the user that a statement or transaction runs as: row security shows the rows of this tenant only, and lets
+ * only this user's identity be changed. The values come from a verified token, or from what the server has verified or
+ * created itself; never from input. Null means none.
  */
 export type Scope = { tenant_id: string | null; user_id: string | null }
 
-/** Who asked, for the audit log: request id, address and user agent as JSON, or '' in a worker. */
+/** The origin of a request for the audit log: request id, address and user agent as JSON, or '' in a worker. */
 export type RequestFacts = string
 
 export type GateSettings = Scope & { request: RequestFacts }
 
-/** `writes`: only where it does is it told so behind a pooler, whose connections may be read-only otherwise. */
+/**
+ * The scope of work for no tenant and no user: look-ups before a tenant is known, workers, the operator's commands. Row
+ * security then shows no tenant's rows.
+ */
+export const systemScope: GateSettings = { tenant_id: null, user_id: null, request: '' }
+
+/** `writes`: the statement changes data, so behind a pooler its transaction sets the isolation level first. */
 export type QueryConfig = { name: string; text: string; values: unknown[]; writes?: boolean }
 
 /**
- * The settings of the gate, as one statement. All are local to the transaction, and gone when it ends. None is ever null, so all
- * of them are set and no row comes back.
+ * The statement that sets the gate's settings. Each is local to the transaction and ends with it. `set_config` never
+ * returns null, so all three conditions are evaluated and no row comes back.
  */
 const gateText = `select where ${setLocal('app.tenant_id', 1)} or ${setLocal('app.user_id', 2)} or ${setLocal('app.request', 3)}`
 export const gateName = 'gate'
@@ -28,35 +35,38 @@ function setLocal(setting: string, parameter: number): string {
   return `set_config('${setting}', $${parameter}, true) is null`
 }
 
-/** The text does not change with the settings, and is as long as all of them. */
-const carriedTexts = new WeakMap<TimeOuts, string>()
+/** Cached texts: a text is long and depends on the timeouts only, not on the gate's settings. */
+const textsWithTimeouts = new WeakMap<Timeouts, string>()
 
-function carriedText(carried: TimeOuts): string {
-  const known = carriedTexts.get(carried)
+function textWithTimeouts(inlineTimeouts: Timeouts): string {
+  const known = textsWithTimeouts.get(inlineTimeouts)
   if (known !== undefined) return known
-  const limits = Object.entries(carried).map(([name, ms]) => `set_config('${name}', '${ms}', true) is null`)
+  const limits = Object.entries(inlineTimeouts).map(([name, ms]) => `set_config('${name}', '${ms}', true) is null`)
   const text = [gateText, ...limits, localSettings].join(' or ')
-  carriedTexts.set(carried, text)
+  textsWithTimeouts.set(inlineTimeouts, text)
   return text
 }
 
-/** The gate's settings and, where the connection does not keep them, the time-outs and all else that a connection is opened with. */
+/**
+ * The statement that sets the gate's settings. With `inlineTimeouts`, for connections that keep no session state, it also
+ * sets the timeouts and the other settings that a direct connection is opened with.
+ */
 export function gateStatement(
   settings: GateSettings,
-  carried: TimeOuts | undefined
+  inlineTimeouts: Timeouts | undefined
 ): { text: string; values: string[] } {
   const values = [settings.tenant_id ?? '', settings.user_id ?? '', settings.request]
-  return { text: carried ? carriedText(carried) : gateText, values }
+  return { text: inlineTimeouts ? textWithTimeouts(inlineTimeouts) : gateText, values }
 }
 
-/** Parses the settings' statement on a fresh connection, so that in a flush only the main statement can need a Parse. */
+/** Prepares the settings' statement on a new connection, so that later only the main statement can need a Parse. */
 export async function prepareGate(client: pg.ClientBase): Promise<void> {
   await client.query({ name: gateName, text: gateText, values: ['', '', ''] })
 }
 
 export type Field = { name: string; dataTypeID: number }
 
-/** What pg hands to a query that submits itself; its own types leave it out. */
+/** The connection that pg passes to `submit`, which pg's types leave out. */
 type Connection = {
   parse(config: { name: string; text: string }): void
   bind(config: { statement: string; values: unknown[] }): void
@@ -64,11 +74,11 @@ type Connection = {
   execute(config: object): void
   sync(): void
   stream: { cork(): void; uncork(): void }
-  /** Names that PostgreSQL has. pg keeps them. */
+  /** The statements that are prepared on this connection, by name. Maintained by pg. */
   parsedStatements: Record<string, string>
 }
 
-/** The columns of a statement's rows, and how each is read. */
+/** The columns of a statement's rows, and the parser of each. */
 export type Shape = { names: string[]; readers: ((text: string) => unknown)[] }
 
 export function shapeOf(fields: readonly Field[]): Shape {
@@ -79,41 +89,42 @@ export function shapeOf(fields: readonly Field[]): Shape {
 }
 
 /**
- * What each connection has been told of the rows of a name. A statement whose rows change their columns is refused by
- * PostgreSQL as long as its name lives, so what was told once holds for the connection.
+ * The known row shapes per connection, by statement name. PostgreSQL refuses to run a prepared statement whose columns have
+ * changed, so a shape stays valid for as long as the connection.
  */
 const shapes = new WeakMap<Connection, Map<string, Shape>>()
 
-export type Done = (err: Error | null, rows: unknown[]) => void
+export type QueryCallback = (err: Error | null, rows: unknown[]) => void
 
 /**
- * The settings and one statement in one network flush, on a connection of the pool. Keyed reads have a way of their own
- * (`wire.ts`).
+ * Sends the gate's settings and one statement in one network flush, on a connection of the pool. Keyed reads use `wire.ts`
+ * instead.
  *
- * Bind and Execute of both stand before a single Sync, so PostgreSQL runs them as one implicit transaction: the settings
- * hold for this statement and can't outlive it, and the isolation costs no round trip. Answers arrive in order, so what
- * comes before the first CommandComplete belongs to the settings and is dropped.
+ * Bind and Execute of both precede a single Sync, so PostgreSQL runs them as one implicit transaction: the settings apply to
+ * this statement, can't outlive it, and cost no round trip. Answers arrive in order, so everything before the first
+ * CommandComplete belongs to the settings and is dropped.
  *
  * The settings must have been prepared (`prepareGate`): pg would take their ParseComplete for that of the main statement.
  *
- * Behind a pooler in transaction mode a connection keeps nothing from one flush to the next. Then the time-outs are `carried`
- * along as settings (the one of the statement counts from its own first message) together with all others, what writes begins
- * with the modes of its transaction, and every statement is parsed each time and has no name, so a ParseComplete marks none.
+ * Behind a pooler in transaction mode a connection keeps no state from one flush to the next. Then `inlineTimeouts` are set
+ * together with all other settings (`statement_timeout` counts from the statement's own first message). A statement that
+ * writes is preceded by its isolation level. Every statement is parsed each time and has no name, so pg records no
+ * ParseComplete as a prepared statement.
  *
- * It is a query of its own and not one of pg's, which is an event emitter with a result that knows everything: this one asks
- * for the columns of a name once a connection and makes plain rows, for three quarters of the CPU time.
+ * It replaces pg's own query class, an event emitter with a rich result. This class asks for the columns of a statement once
+ * per connection and makes plain rows, for three quarters of the CPU time.
  */
 export class GateQuery {
   readonly name: string
   readonly text: string
-  /** pg replaces it where a query has a time-out. */
-  callback: Done
+  /** pg replaces the callback when a query has a timeout. */
+  callback: QueryCallback
   readonly #values: unknown[]
   readonly #settings: { text: string; values: string[] }
   readonly #named: boolean
   readonly #setsIsolation: boolean
-  /** Of the statements before the main one: how many have not been answered yet. */
-  #inSettings: number
+  /** How many statements before the main one have not been answered yet. */
+  #unansweredSettings: number
   #connection: Connection | undefined
   #shape: Shape | undefined
   #rows: unknown[] = []
@@ -122,21 +133,21 @@ export class GateQuery {
   constructor(
     settings: GateSettings,
     { name, text, values, writes = false }: QueryConfig,
-    done: Done,
-    carried?: TimeOuts
+    done: QueryCallback,
+    inlineTimeouts?: Timeouts
   ) {
-    this.name = carried ? '' : name
+    this.name = inlineTimeouts ? '' : name
     this.text = text
     this.callback = done
-    // before anything is sent: a value that can't be written must not leave half a flush behind
-    this.#values = values.map(written)
-    this.#settings = gateStatement(settings, carried)
-    this.#named = carried === undefined
-    this.#setsIsolation = carried !== undefined && writes
-    this.#inSettings = this.#setsIsolation ? 2 : 1
+    // before anything is sent: a value that can't be serialized must not leave half a flush behind
+    this.#values = values.map(serializeValue)
+    this.#settings = gateStatement(settings, inlineTimeouts)
+    this.#named = inlineTimeouts === undefined
+    this.#setsIsolation = inlineTimeouts !== undefined && writes
+    this.#unansweredSettings = this.#setsIsolation ? 2 : 1
   }
 
-  /** Called by pg when it is this query's turn. */
+  /** Called by pg when the connection is free for this query. */
   submit(connection: Connection): null {
     this.#connection = connection
     this.#shape = this.name === '' ? undefined : shapes.get(connection)?.get(this.name)
@@ -168,7 +179,7 @@ export class GateQuery {
   }
 
   handleDataRow({ fields }: { fields: (string | null)[] }): void {
-    if (this.#inSettings > 0 || this.#failure) return
+    if (this.#unansweredSettings > 0 || this.#failure) return
     const { names, readers } = this.#shape as Shape
     const row: Record<string, unknown> = {}
     try {
@@ -183,7 +194,7 @@ export class GateQuery {
   }
 
   handleCommandComplete(): void {
-    this.#inSettings--
+    this.#unansweredSettings--
   }
 
   handleError(err: Error): void {
@@ -195,7 +206,7 @@ export class GateQuery {
   }
 }
 
-/** A value as text or bytes. Most are text already. Of an object that has no JSON pg makes undefined, and means null. */
-export function written(value: unknown): string | Buffer | null {
+/** Serializes a value as text or bytes. Where an object has no JSON form pg returns undefined, which is sent as null. */
+export function serializeValue(value: unknown): string | Buffer | null {
   return typeof value === 'string' ? value : (prepareValue(value) ?? null)
 }

@@ -3,26 +3,34 @@ import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql 
 import type pg from 'pg'
 import { createShares } from '../../src/limits/keyed-semaphore.ts'
 import type { TenantTables } from '../tables.ts'
-import type { TimeOuts } from './connection-settings.ts'
+import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
 import { type Statement, valuesOf } from './statement.ts'
 
-/** A transaction inside the gate of one tenant. Only the gate makes one, so a query that asks for it is behind the gate. */
+/**
+ * A transaction that sees one tenant's rows. Only the gate creates it, so a query that takes one can't bypass the gate.
+ */
 export type TenantTransaction = KyselyTransaction<TenantTables>
 
-/** `connects`: how often it was opened. */
+/** `connects`: how many times the connection was opened. */
 export type PipelineStats = { in_flight: number; connected: boolean; connects: number }
 
-/** The only way to the tables of the tenants: two doors, one lock. A tenant, and a person, hold at most half of the pool. */
+/**
+ * The only access to the tenants' tables: `query` for one statement, `transaction` for several. Both set the same
+ * transaction-local settings, on which row security depends.
+ *
+ * One tenant, and one user, use at most half of the pool at a time.
+ */
 export type TenantGate = {
   /**
-   * One statement, together with its settings in one network flush. Resolves to its rows.
+   * Runs one statement, together with its settings, in one network flush. Resolves to its rows.
    *
-   * Keyed reads share a few pipelined connections (but behind a pooler) and are asked once more if the connection broke. Lists
-   * and writes take a connection of their own, and a write is never repeated, because whether it was committed is not known.
+   * Keyed reads share a few pipelined connections (a pool connection behind a pooler) and are retried when the connection
+   * breaks. Lists and writes take a connection of the pool. They are not retried, because it is unknown whether a write was
+   * committed.
    */
   query<Values extends object, Row>(
     settings: GateSettings,
@@ -32,14 +40,16 @@ export type TenantGate = {
   /**
    * Runs `work` in a transaction that sees the rows of one tenant only.
    *
-   * The settings are local to the transaction, so a pooled connection never carries them into the next request. Without
+   * The settings are local to the transaction, so a pooled connection never keeps them for the next request. Without
    * them every policy compares against NULL and matches nothing.
    *
-   * Keep `work` to queries: it holds a connection until it settles, a rejection rolls everything back, and after a
-   * serialization failure or deadlock the whole runs again (three times at most).
+   * Keep `work` to queries: it holds a connection until it settles. A rejection rolls everything back. After a
+   * serialization failure or a deadlock `work` runs again, up to three times.
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
-  /** Its connections: those of the pool, and each pipelined one; `waiting`: keyed reads that none of these has taken yet. */
+  /**
+   * The pool's connections and each pipelined one. The outer `waiting` counts keyed reads that are still in the queue.
+   */
   stats(): {
     pool: { total: number; idle: number; waiting: number }
     pipelines: PipelineStats[]
@@ -47,7 +57,7 @@ export type TenantGate = {
   }
 }
 
-/** Runs a statement inside a transaction of the gate, so that it sees what the transaction has done and nobody else's after. */
+/** Runs a statement inside a transaction of the gate, so that it sees the transaction's own changes. */
 export async function queryIn<Values extends object, Row>(
   trx: TenantTransaction,
   statement: Statement<Values, Row>,
@@ -58,65 +68,71 @@ export async function queryIn<Values extends object, Row>(
 }
 
 /**
- * Runs `work` in another scope of the same transaction, then goes back to `own`: for one act in two tenants that must be done or
- * left undone together. Both scopes are the server's own words, as everywhere (`Scope`).
+ * Runs `work` under another scope in the same transaction, then restores the scope `own`. Use it for a change in two tenants
+ * that must be atomic. Neither scope may come from input (see `Scope`).
  *
- * Also after a rejection the scope is `own` again, or the transaction has failed and takes no more statements.
+ * After a rejection the scope is `own` again, or the transaction has failed and accepts no more statements.
  */
 export async function inScope<T>(trx: TenantTransaction, scope: Scope, own: Scope, work: () => Promise<T>): Promise<T> {
-  await enter(trx, scope)
+  await setScope(trx, scope)
   try {
     const result = await work()
-    await enter(trx, own)
+    await setScope(trx, own)
     return result
   } catch (err) {
-    await enter(trx, own).catch(() => {})
+    await setScope(trx, own).catch(() => {})
     throw err
   }
 }
 
-async function enter(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
+async function setScope(trx: TenantTransaction, { tenant_id, user_id }: Scope): Promise<void> {
   await sql`select set_config('app.tenant_id', ${tenant_id ?? ''}, true), set_config('app.user_id', ${user_id ?? ''}, true)`.execute(
     trx
   )
 }
 
-const attempts = 4
+const maxAttempts = 4
 
-/** When PostgreSQL ends, its connections do within so long of each other. */
-const togetherMs = 1000
+/** When PostgreSQL stops, all its connections close within this time of each other. */
+const disconnectWindowMs = 1000
 
-/** How many queries of one tenant, or of one person, may wait for their share of the pool, and for how long. */
-export const shareDepth = 256
-export const sharePatienceMs = 2000
+/** How many queries of one tenant, or of one user, may wait for a connection of the pool, and for how long. */
+export const maxWaitingPerKey = 256
+export const semaphoreTimeoutMs = 2000
 
 /**
- * Where a pooler stands between that keeps nothing on a connection, the time-outs that go along: for all, and for keyed reads. All
- * other settings of a connection go with them. It may also change the connection in the middle of a flush behind which others were sent, so there is no pipeline then.
+ * The timeouts to set in each transaction behind a pooler that keeps no session state: for keyed reads, and for all other
+ * statements. All other settings of a connection are then set with them.
+ *
+ * Such a pooler may also switch the server connection between flushes that were sent back to back. So there is no pipeline
+ * behind a pooler.
  */
-export type CarriedTimeOuts = { all: TimeOuts; keyed: TimeOuts }
+export type InlineTimeouts = { all: Timeouts; keyed: Timeouts }
 
 export function createTenantGate(
   db: Kysely<TenantTables>,
   pool: pg.Pool,
   pipeline: Pipeline | undefined,
-  carried?: CarriedTimeOuts
+  inlineTimeouts?: InlineTimeouts
 ): TenantGate {
-  // so that the slow queries of one tenant, or of one person in several of them, leave the others connections
-  const width = Math.max(1, Math.floor(pool.options.max / 2))
-  const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
+  // slow queries of one tenant, or of one user in several tenants, must leave connections for the others
+  const maxPerKey = Math.max(1, Math.floor(pool.options.max / 2))
+  const semaphore = createShares({ width: maxPerKey, depth: maxWaitingPerKey, patienceMs: semaphoreTimeoutMs })
 
-  function withinShare<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
-    // who waits for themselves holds nothing of their tenant meanwhile
-    if (user_id !== null) return shares.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
-    return tenant_id === null ? work() : shares.run([tenant_id], work)
+  function withinSemaphore<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
+    // the user's key first: a query that waits for its user must not occupy a place of its tenant
+    if (user_id !== null) return semaphore.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
+    return tenant_id === null ? work() : semaphore.run([tenant_id], work)
   }
 
-  function onPool(settings: GateSettings, config: QueryConfig, timeOuts: TimeOuts | undefined): Promise<unknown[]> {
-    return withinShare(settings, () => queryOnPool(pool, settings, config, timeOuts))
+  function onPool(settings: GateSettings, config: QueryConfig, timeouts: Timeouts | undefined): Promise<unknown[]> {
+    return withinSemaphore(settings, () => queryOnPool(pool, settings, config, timeouts))
   }
 
-  /** For keyed reads. Asked again when the answer was lost, and once more when the next connection ended with the first. */
+  /**
+   * Runs a keyed read on the pipeline. Retries when the connection breaks, and once more when the next connection breaks
+   * within `disconnectWindowMs` of the first.
+   */
   function keyedRead(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     if (!pipeline) return keyedReadOnPool(settings, config)
     return new Promise((resolve, reject) => {
@@ -128,59 +144,65 @@ export function createTenantGate(
         if (classifyFailure(err) !== 'connection') return reject(err)
         losses++
         if (losses === 1) firstAt = performance.now()
-        else if (losses > 2 || performance.now() - firstAt > togetherMs) return reject(err)
-        pipeline.queryAgain(settings, config, answer)
+        else if (losses > 2 || performance.now() - firstAt > disconnectWindowMs) return reject(err)
+        pipeline.retryQuery(settings, config, answer)
       }
       pipeline.query(settings, config, answer)
     })
   }
 
-  /** The same behind a pooler, and where the pipeline is full. Where one connection has a stale plan the next may have it too. */
+  /**
+   * Runs a keyed read on the pool: behind a pooler, or when the pipeline is full. The retry is unnamed, because after a
+   * schema change the next connection may hold a stale plan as well.
+   */
   async function keyedReadOnPool(settings: GateSettings, config: QueryConfig): Promise<unknown[]> {
     try {
-      return await onPool(settings, config, carried?.keyed)
+      return await onPool(settings, config, inlineTimeouts?.keyed)
     } catch (err) {
       if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' }, carried?.keyed)
+      return onPool(settings, { ...config, name: '' }, inlineTimeouts?.keyed)
     }
   }
 
-  /** For writes and lists. Not repeated, but for a stale plan, which PostgreSQL refuses before it runs anything. */
-  async function ownConnection(settings: GateSettings, config: QueryConfig) {
+  /**
+   * Runs a write or a list on the pool. Retried after a stale plan only, which PostgreSQL refuses before it runs
+   * anything.
+   */
+  async function queryOnOwnConnection(settings: GateSettings, config: QueryConfig) {
     try {
-      return await onPool(settings, config, carried?.all)
+      return await onPool(settings, config, inlineTimeouts?.all)
     } catch (err) {
       if (!isStalePlan(err)) throw err
-      return onPool(settings, { ...config, name: '' }, carried?.all)
+      return onPool(settings, { ...config, name: '' }, inlineTimeouts?.all)
     }
   }
 
-  /** Behind a pooler what a transaction is like by default is not known. */
-  function begin() {
+  /** Behind a pooler the default isolation level of a connection is unknown, so the transaction sets it. */
+  function startTransaction() {
     const transaction = db.transaction()
-    return carried ? transaction.setIsolationLevel('read committed') : transaction
+    return inlineTimeouts ? transaction.setIsolationLevel('read committed') : transaction
   }
 
   return {
     query<Values extends object, Row>(settings: GateSettings, statement: Statement<Values, Row>, values: Values) {
       const { name, text, writes, slow } = statement
       const config = { name, text, values: valuesOf(statement, values), writes }
-      const rows = writes || slow ? ownConnection(settings, config) : keyedRead(settings, config)
+      const rows = writes || slow ? queryOnOwnConnection(settings, config) : keyedRead(settings, config)
       return rows as Promise<Row[]>
     },
 
     async transaction(settings, work) {
       for (let attempt = 1; ; attempt++) {
         try {
-          return await withinShare(settings, () =>
-            begin().execute(async (trx) => {
-              const { text, values } = gateStatement(settings, carried?.all)
+          return await withinSemaphore(settings, () =>
+            startTransaction().execute(async (trx) => {
+              const { text, values } = gateStatement(settings, inlineTimeouts?.all)
               await trx.executeQuery(CompiledQuery.raw(text, values))
               return work(trx)
             })
           )
         } catch (err) {
-          if (attempt === attempts || classifyFailure(err) !== 'conflict') throw err
+          if (attempt === maxAttempts || classifyFailure(err) !== 'conflict') throw err
           await sleep(Math.random() * 20 * 2 ** attempt)
         }
       }

@@ -1,4 +1,4 @@
-/** pg's own way to write a value, which its types leave out. */
+/** pg's serialization of values, which its types leave out. */
 declare module 'pg/lib/utils.js' {
   export function prepareValue(value: unknown): string | Buffer | null
 }

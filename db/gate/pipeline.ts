@@ -2,92 +2,102 @@ import type pg from 'pg'
 import { ExpectedError } from '../../src/expected-error.ts'
 import { createTurns } from '../../src/limits/round-robin-queue.ts'
 import { Connection } from './connection.ts'
-import { connectionTo, type TimeOuts } from './connection-settings.ts'
-import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
-import { createRead, type Read, takeOver, type Wire } from './wire.ts'
+import { connectionTo, type Timeouts } from './connection-settings.ts'
+import { type GateSettings, prepareGate, type QueryCallback, type QueryConfig } from './gate-query.ts'
+import { createRead, createWire, type Read, type Wire } from './wire.ts'
 
 export const connectTimeoutMs = 2000
-/** With no answer for this long a connection counts as dead, whatever TCP thinks of it. */
+/** A connection with a batch in flight and no answer for this long is dead, even if TCP still reports it open. */
 export const silenceLimitMs = 3000
-/** While another one serves, a connection that could not be opened is left alone for so long. */
-export const restMs = 500
-/** For each connection: reads that are under way, or wait. A bound of memory: so many take a tenth of a second. */
+/** How long to wait after a failed connection attempt before the next, while another connection is open or opening. */
+export const reconnectDelayMs = 500
+/**
+ * The most reads per connection, waiting and in flight together. It bounds memory; this many take a tenth of a second.
+ */
 export const maxInFlight = 1000
-/** Where nothing that waits is taken for so long, every connection has something slow to do. */
+/** A queue that has not moved for this long: every connection is busy with a slow batch, so new reads go to the pool. */
 export const maxPauseMs = 250
-/** Reads that are sent together at most. A slow one keeps the others of its batch waiting, and nobody else. */
+/** The most reads in one batch. A slow read delays the other reads of its batch only. */
 const maxBatch = 16
 /**
- * And no more than take so long at the pace of the batch before: PostgreSQL keeps the answers to itself until the last one, or
- * until they fill 8 KB, and must not be taken for dead meanwhile.
+ * The longest estimated time of one batch, by the speed of the batch before. PostgreSQL holds answers back until the last one
+ * or until they fill 8 KB, and must not be taken for dead in the meantime.
  */
 const batchMs = 1000
-/** A slow statement stands in front of others. */
-export const keyedTimeOuts: TimeOuts = { statement_timeout: 1000, lock_timeout: 250 }
+/** Short, because the reads behind a slow statement wait for it. */
+export const keyedTimeouts: Timeouts = { statement_timeout: 1000, lock_timeout: 250 }
 
-/** Thrown when no more may wait here; the caller takes a connection from the pool instead. */
+/** The queue is full or stalled; the caller takes a connection from the pool instead. */
 export class PipelineFull extends ExpectedError {}
 
 const pipelineClosed = () => new Error('the pipeline is closed')
 
-/** One of the connections, and the attempt to open it while it is not. */
+/** One connection of the pipeline, or the attempt to open it. */
 type Slot = {
   client: pg.Client | undefined
   wire: Wire | undefined
   opening: Promise<void> | undefined
   connects: number
   lastAnswer: number
-  /** The batch that is under way: when it was sent, and of how many reads. */
+  /** When the batch in flight was sent, and how many reads it has. */
   sentAt: number
   sent: number
-  /** Not to be opened before. */
-  restsUntil: number
+  /** The earliest time of the next connection attempt. */
+  reconnectAt: number
 }
 
 /**
- * A few connections for keyed reads, and one queue before them.
+ * A few connections for keyed reads, and one queue in front of them.
  *
- * A connection that is free takes all that waits, up to a batch. So a lone read leaves at once, and the more there are at a
- * time, the more of them share a write, a Sync and a wake-up on either side; while PostgreSQL works on one batch the next one
- * gathers. Where more wait than fit, tenants take turns.
+ * An idle connection takes everything in the queue, up to one batch. So a single read is sent at once, and under load many
+ * reads share one write, one Sync and one wake-up on each side. While PostgreSQL works on one batch, the next one collects.
+ * The queue is round-robin over tenants.
  *
- * They reconnect by themselves, when there is something to read. A read that was in flight on a connection that broke rejects
- * with what was said last; it may be asked again.
+ * Connections reconnect by themselves when there is something to read. When a connection breaks, the reads in flight on it
+ * fail with its error; the caller may retry them.
  */
 export function createPipeline(databaseUrl: string, count: number, onError: (err: Error) => void) {
   const slots: Slot[] = Array.from({ length: count }, () => ({
     ...{ client: undefined, wire: undefined, opening: undefined },
-    ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
+    ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, reconnectAt: 0 }
   }))
   const waiting = createTurns<Read>()
-  /** What was lost once, before all others. */
-  const lost: Read[] = []
-  /** When the first began to wait, or one was taken. */
-  let movedAt = 0
-  /** Milliseconds for each read of the batch that was answered last. */
-  let pace = 0
+  /** Reads whose connection broke once; they are sent before all others. */
+  const retries: Read[] = []
+  /** When the queue last moved: a read was taken, or one was added to the empty queue. */
+  let lastTakenAt = 0
+  /** Milliseconds per read in the batch that was answered last. */
+  let msPerRead = 0
   let inFlight = 0
   let scheduled = false
   let closed = false
 
-  /** Asks; `done` gets PipelineFull, or what pg or PostgreSQL say. A callback: a keyed read is one promise in all, the gate's. */
-  function query(settings: GateSettings, config: QueryConfig, done: Done): void {
-    ask(settings, config, done, wait)
+  /**
+   * Queues a read. `done` gets the rows, or PipelineFull, or the error of pg or PostgreSQL. It is a callback so that a keyed
+   * read costs one promise in all, the gate's.
+   */
+  function query(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
+    submit(settings, config, done, addWaiting)
   }
 
-  /** The same for one whose connection was lost: sent by itself, so that nothing but its own time-outs decides how long it takes. */
-  function queryAgain(settings: GateSettings, config: QueryConfig, done: Done): void {
-    ask(settings, config, done, (read) => lost.push(read))
+  /** Queues a read whose connection broke. It is sent alone, so that only its own timeouts bound how long it takes. */
+  function retryQuery(settings: GateSettings, config: QueryConfig, done: QueryCallback): void {
+    submit(settings, config, done, (read) => retries.push(read))
   }
 
-  function ask(settings: GateSettings, config: QueryConfig, done: Done, enqueue: (read: Read) => void): void {
+  function submit(
+    settings: GateSettings,
+    config: QueryConfig,
+    done: QueryCallback,
+    enqueue: (read: Read) => void
+  ): void {
     if (closed) {
       done(pipelineClosed(), [])
       return
     }
     const now = performance.now()
-    if (waiting.size() === 0) movedAt = now
-    if (inFlight >= maxInFlight * count || now - movedAt > maxPauseMs) {
+    if (waiting.size() === 0) lastTakenAt = now
+    if (inFlight >= maxInFlight * count || now - lastTakenAt > maxPauseMs) {
       done(new PipelineFull(), [])
       return
     }
@@ -100,12 +110,12 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     schedule()
   }
 
-  const wait = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
-  const size = () => lost.length + waiting.size()
+  const addWaiting = (read: Read) => waiting.add(read, read.settings.tenant_id ?? '')
+  const queueLength = () => retries.length + waiting.size()
 
-  /** At the end of this turn of the event loop, with all that it brings. */
+  /** Dispatches at the end of this iteration of the event loop, so that all reads of the iteration share a batch. */
   function schedule(): void {
-    if (scheduled || size() === 0) return
+    if (scheduled || queueLength() === 0) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -116,25 +126,26 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
   function dispatch(): void {
     if (closed) return
     for (const slot of slots) {
-      if (slot.wire) give(slot)
-      else if (!slot.opening && (performance.now() >= slot.restsUntil || isAlone(slot))) slot.opening = open(slot)
+      if (slot.wire) sendBatch(slot)
+      else if (!slot.opening && (performance.now() >= slot.reconnectAt || isOnlyCandidate(slot)))
+        slot.opening = open(slot)
     }
   }
 
-  const isAlone = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
+  const isOnlyCandidate = (slot: Slot) => slots.every((other) => other === slot || !(other.wire || other.opening))
 
-  function give(slot: Slot): void {
-    if (size() === 0 || !slot.wire?.isIdle()) return
-    const most = Math.min(maxBatch, Math.max(1, Math.floor(batchMs / pace)))
-    const reads = lost.length > 0 ? lost.splice(0, 1) : takeWaiting(most)
-    movedAt = slot.lastAnswer = slot.sentAt = performance.now()
+  function sendBatch(slot: Slot): void {
+    if (queueLength() === 0 || !slot.wire?.isIdle()) return
+    const limit = Math.min(maxBatch, Math.max(1, Math.floor(batchMs / msPerRead)))
+    const reads = retries.length > 0 ? retries.splice(0, 1) : takeWaiting(limit)
+    lastTakenAt = slot.lastAnswer = slot.sentAt = performance.now()
     slot.sent = reads.length
     slot.wire.send(reads)
   }
 
-  function takeWaiting(most: number): Read[] {
+  function takeWaiting(limit: number): Read[] {
     const reads: Read[] = []
-    while (reads.length < most) {
+    while (reads.length < limit) {
       const read = waiting.take()
       if (!read) break
       reads.push(read)
@@ -142,86 +153,89 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     return reads
   }
 
-  /** Never rejects. Who has waited for as many attempts as there are connections, all in vain, waits no longer. */
+  /** Opens a slot's connection. Never rejects: a failure is logged, or counted for the waiting reads if none is open. */
   async function open(slot: Slot): Promise<void> {
     try {
       await connect(slot)
     } catch (err) {
-      slot.restsUntil = performance.now() + restMs
+      slot.reconnectAt = performance.now() + reconnectDelayMs
       if (slots.some(({ wire }) => wire)) onError(err as Error)
-      else refuse(err as Error)
+      else failAfterLastAttempt(err as Error)
     }
     slot.opening = undefined
     schedule()
   }
 
-  function refuse(err: Error): void {
-    const stays = (read: Read) => ++read.failedOpenings < count
+  /**
+   * A read fails after one failed connection attempt per slot, so that an unreachable database answers in bounded time.
+   */
+  function failAfterLastAttempt(err: Error): void {
+    const hasAttemptsLeft = (read: Read) => ++read.failedOpenings < count
     for (const read of takeWaiting(waiting.size())) {
-      if (stays(read)) wait(read)
+      if (hasAttemptsLeft(read)) addWaiting(read)
       else read.done(err, [])
     }
-    for (const read of lost.splice(0)) {
-      if (stays(read)) lost.push(read)
+    for (const read of retries.splice(0)) {
+      if (hasAttemptsLeft(read)) retries.push(read)
       else read.done(err, [])
     }
   }
 
   async function connect(slot: Slot): Promise<void> {
     const client = new Connection({
-      ...connectionTo(databaseUrl, keyedTimeOuts),
+      ...connectionTo(databaseUrl, keyedTimeouts),
       connectionTimeoutMillis: connectTimeoutMs,
       keepAlive: true,
       application_name: 'aggios-pipeline'
     })
     let wire: Wire | undefined
-    function lose(err: Error): void {
-      leave(slot, client)
+    function handleLoss(err: Error): void {
+      detach(slot, client)
       wire?.fail(err)
     }
     client.on('error', (err) => {
-      lose(err)
+      handleLoss(err)
       if (!closed) onError(err)
     })
-    client.on('end', () => lose(new Error('Connection terminated')))
+    client.on('end', () => handleLoss(new Error('Connection terminated')))
     await client.connect()
-    // a database that falls silent now is not seen by the watch yet
-    const patience = setTimeout(destroy, connectTimeoutMs, client)
+    // the watch does not cover this connection yet, so a database that stops answering now needs a timer of its own
+    const timer = setTimeout(destroy, connectTimeoutMs, client)
     try {
       await prepareGate(client)
     } catch (err) {
       await client.end().catch(() => {})
       throw err
     } finally {
-      clearTimeout(patience)
+      clearTimeout(timer)
     }
-    wire = takeOver(client, {
-      onAnswer() {
+    wire = createWire(client, {
+      onData() {
         slot.lastAnswer = performance.now()
       },
       onIdle() {
-        pace = (performance.now() - slot.sentAt) / slot.sent
-        give(slot)
+        msPerRead = (performance.now() - slot.sentAt) / slot.sent
+        sendBatch(slot)
       },
-      onBroken: () => drop(slot, client)
+      onConnectionError: () => destroyConnection(slot, client)
     })
     slot.connects++
     slot.client = client
     slot.wire = wire
   }
 
-  function leave(slot: Slot, client: pg.Client): void {
+  function detach(slot: Slot, client: pg.Client): void {
     if (slot.client !== client) return
     slot.client = undefined
     slot.wire = undefined
     if (closed) return
-    // another one that has said nothing because nobody asked is no better way to the same place
-    for (const other of slots) if (other.client && other.wire?.isIdle()) drop(other, other.client)
+    // drop idle connections too: a connection that has been quiet may be as dead as the one that just failed
+    for (const other of slots) if (other.client && other.wire?.isIdle()) destroyConnection(other, other.client)
     schedule()
   }
 
-  function drop(slot: Slot, client: pg.Client): void {
-    leave(slot, client)
+  function destroyConnection(slot: Slot, client: pg.Client): void {
+    detach(slot, client)
     destroy(client)
   }
 
@@ -229,46 +243,50 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     for (const slot of slots) {
       const { client, wire, lastAnswer } = slot
       if (!client || !wire || wire.isIdle() || performance.now() - lastAnswer <= silenceLimitMs) continue
-      pace = silenceLimitMs
-      drop(slot, client)
+      msPerRead = silenceLimitMs
+      destroyConnection(slot, client)
     }
   }, 500)
   watch.unref()
 
-  /** What is under way is answered; what waits, would have to be sent again or is asked from now on is refused. */
+  /** Waits for the reads in flight and fails all others: those in the queue, those to be resent, and any new ones. */
   async function close(): Promise<void> {
     closed = true
     clearInterval(watch)
-    for (const read of [...lost.splice(0), ...takeWaiting(waiting.size())]) read.done(pipelineClosed(), [])
+    for (const read of [...retries.splice(0), ...takeWaiting(waiting.size())]) read.done(pipelineClosed(), [])
     await Promise.all(
       slots.map(async (slot) => {
         await slot.opening
-        if (slot.client) await end(slot.client)
+        if (slot.client) await endWithTimeout(slot.client)
       })
     )
   }
 
   return {
     query,
-    queryAgain,
+    retryQuery,
     close,
-    /** Reads that no connection has taken yet. */
-    waiting: size,
+    /** How many reads no connection has taken yet. */
+    waiting: queueLength,
     stats: () =>
-      slots.map(({ wire, connects }) => ({ in_flight: wire?.underWay() ?? 0, connected: wire !== undefined, connects }))
+      slots.map(({ wire, connects }) => ({
+        in_flight: wire?.readsInFlight() ?? 0,
+        connected: wire !== undefined,
+        connects
+      }))
   }
 }
 
 export type Pipeline = ReturnType<typeof createPipeline>
 
-/** Says good-bye. Who does not answer that is left. */
-async function end(client: pg.Client): Promise<void> {
-  const patience = setTimeout(destroy, silenceLimitMs, client)
+/** Closes a connection gracefully, or destroys its socket when the server does not close it in time. */
+async function endWithTimeout(client: pg.Client): Promise<void> {
+  const timer = setTimeout(destroy, silenceLimitMs, client)
   await client.end()
-  clearTimeout(patience)
+  clearTimeout(timer)
 }
 
-/** Without a word to the other side, which may not be there. Whoever waits is told when the socket is closed. */
+/** Destroys the socket without telling the server, which may be gone. The reads in flight fail when the socket closes. */
 function destroy(client: pg.Client): void {
   ;(client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
 }

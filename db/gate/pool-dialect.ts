@@ -7,10 +7,11 @@ import {
 } from 'kysely'
 
 /**
- * Kysely gives a connection back to the pool when its BEGIN got no answer. Should the BEGIN arrive later after all, whoever
- * gets the connection next is told that writes are done which never commit. A rollback that fails too discards the connection.
+ * Rolls back when BEGIN fails, before the connection returns to the pool. Kysely alone would return a connection whose BEGIN
+ * timed out. If PostgreSQL still ran that BEGIN later, the connection's next user would see writes succeed that never
+ * commit. When the rollback fails as well, the connection is discarded.
  */
-class CarefulDriver extends PostgresDriver {
+class RollbackDriver extends PostgresDriver {
   override async beginTransaction(connection: DatabaseConnection, settings: TransactionSettings): Promise<void> {
     try {
       await super.beginTransaction(connection, settings)
@@ -28,6 +29,6 @@ export class PoolDialect extends PostgresDialect {
     this.#config = config
   }
   override createDriver(): PostgresDriver {
-    return new CarefulDriver(this.#config)
+    return new RollbackDriver(this.#config)
   }
 }

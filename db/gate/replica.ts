@@ -1,5 +1,5 @@
 import type pg from 'pg'
-import type { TimeOuts } from './connection-settings.ts'
+import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
 import type { GateSettings } from './gate-query.ts'
 import { queryOnPool } from './pool-query.ts'
@@ -9,31 +9,32 @@ import { type Statement, valuesOf } from './statement.ts'
 const intervalMs = 1000
 export const staleAfterMs = 10_000
 
-/** Where the primary's log ended, and when it was asked. */
-type Mark = { position: number; at: number }
+/** The end of the primary's write-ahead log (WAL), and when it was read. */
+type PrimaryPosition = { position: number; at: number }
 
 export type Replica = ReturnType<typeof createReplica>
 
 /**
- * A copy of the database that may be a little behind, for the long reads that are marked for it (`Statement.replica`). Nothing
- * that decides, and nothing in which a client looks for its own change, is asked here.
+ * Runs reads on a replica of the database. A replica may lag, so only long reads with `Statement.replica` come here, never
+ * a read that a decision depends on, or in which a client looks for its own change.
  *
- * It is used while it is known to have all that the primary had at most ten seconds ago. That is measured by positions in the
- * log and not by times of day: a replica that has lost its primary looks as quiet as one whose primary has nothing to say.
+ * The replica is used while it is known to have everything that the primary had at most ten seconds ago. The lag is measured
+ * by positions in the WAL, not by timestamps: by timestamps, a replica that is cut off from its primary looks the same as one
+ * whose primary has nothing to write.
  */
 export function createReplica({
   pool,
-  carried,
+  inlineTimeouts,
   primaryPosition,
   onChange
 }: {
   pool: pg.Pool
-  carried: TimeOuts | undefined
+  inlineTimeouts: Timeouts | undefined
   primaryPosition: () => Promise<number>
   onChange: (usable: boolean, err?: Error) => void
 }) {
-  const leftBy = new WeakSet<object>()
-  let marks: Mark[] = []
+  const movedToPrimary = new WeakSet<object>()
+  let positions: PrimaryPosition[] = []
   let completeUntil = Number.NEGATIVE_INFINITY
   let timer: NodeJS.Timeout | undefined
   let running: Promise<void> | undefined
@@ -42,28 +43,28 @@ export function createReplica({
 
   const isUsable = () => performance.now() - completeUntil < staleAfterMs
 
-  /** Null: it is a primary by now, whose log is not a copy of ours. */
+  /** Null when the replica has been promoted: its WAL is no longer a copy of the primary's. */
   async function replayedPosition(): Promise<number | null> {
-    // as text, which is all digits whatever the connection thinks of floating point: nothing is carried along here
+    // as text: this query sets no settings, and the text is exact whatever the connection's extra_float_digits is
     const { rows } = await pool.query<{ position: string | null }>(`
       select case when pg_is_in_recovery() then pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text end as position`)
     const position = rows[0]?.position ?? null
     return position === null ? null : Number(position)
   }
 
-  async function look(): Promise<void> {
+  async function measure(): Promise<void> {
     const at = performance.now()
-    marks = [...marks.filter((mark) => at - mark.at < staleAfterMs), { position: await primaryPosition(), at }]
+    positions = [...positions.filter((mark) => at - mark.at < staleAfterMs), { position: await primaryPosition(), at }]
     const replayed = await replayedPosition()
-    const reached = marks.findLast((mark) => replayed !== null && mark.position <= replayed)
+    const reached = positions.findLast((mark) => replayed !== null && mark.position <= replayed)
     completeUntil = reached?.at ?? Number.NEGATIVE_INFINITY
   }
 
-  /** Throws only when the replica must never be used as it is configured. */
+  /** Rejects only with UnsafeRole: a replica that is configured like that must not be used at all. */
   async function refresh(): Promise<void> {
     let failure: Error | undefined
     try {
-      await look()
+      await measure()
     } catch (err) {
       if (err instanceof UnsafeRole) throw err
       failure = err as Error
@@ -92,8 +93,8 @@ export function createReplica({
     },
 
     /**
-     * Resolves to nothing when the primary is to be asked. Whoever has been sent there stays there (`reader`, a request): the
-     * next page of an export must not come from a copy that lacks a part of what came before.
+     * Resolves to the rows, or to undefined when the caller must ask the primary. A `reader` (a request) that has been sent
+     * to the primary stays there: the next page of an export must not come from a copy that is older than the page before.
      */
     async query<Values extends object, Row>(
       reader: object,
@@ -101,18 +102,18 @@ export function createReplica({
       statement: Statement<Values, Row>,
       values: Values
     ): Promise<Row[] | undefined> {
-      if (isUsable() && !leftBy.has(reader)) {
+      if (isUsable() && !movedToPrimary.has(reader)) {
         try {
           const config = { name: statement.name, text: statement.text, values: valuesOf(statement, values) }
-          return (await queryOnPool(pool, settings, config, carried)) as Row[]
+          return (await queryOnPool(pool, settings, config, inlineTimeouts)) as Row[]
         } catch (err) {
           const failure = classifyFailure(err)
-          // what takes too long here would there too, and others wait there
+          // a read that is too slow here would be too slow on the primary too, and would delay other queries there
           if (failure === 'timeout') throw err
           if (failure === 'connection') completeUntil = Number.NEGATIVE_INFINITY
         }
       }
-      leftBy.add(reader)
+      movedToPrimary.add(reader)
       return undefined
     },
 

@@ -1,11 +1,11 @@
 import type pg from 'pg'
 
-/** Whoever could skip row security by this connection must not serve over it. */
+/** The database role could bypass row security, so the server must not use it. */
 export class UnsafeRole extends Error {}
 
 /**
- * Throws UnsafeRole when the connection's role owns tables, or may become somebody who skips row security; and where triggers are
- * switched off for it, which is the one thing that it can't switch on again itself.
+ * Throws UnsafeRole when the connection's role owns tables or can switch to a role that bypasses row security. Also throws
+ * when triggers are disabled for the role (`session_replication_role`): the role has no right to enable them again itself.
  */
 export async function refuseUnsafeRole(connection: Pick<pg.ClientBase, 'query'>, setting: string): Promise<void> {
   const { rows } = await connection.query<{ name: string; unsafe: boolean; triggers: string }>(`

@@ -1,32 +1,32 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ConnectFailure } from './failures.ts'
 
-/** For how long a process that starts waits for its database. */
-export const startPatienceMs = 30_000
+/** How long a starting process waits for its database. */
+export const startTimeoutMs = 30_000
 const firstPauseMs = 100
 const longestPauseMs = 2000
 
-/** PostgreSQL is starting, stopping or in recovery, or has no connection left: the next attempt may get one. */
-const passingStates = /^(?:08|57P0[123]|53300)/
-const fromDriver = /^(?:Connection terminated|timeout exceeded when trying to connect|timeout expired)/
+/** PostgreSQL is starting, stopping or in recovery, or has no free connection: a later attempt may succeed. */
+const transientStates = /^(?:08|57P0[123]|53300)/
+const transientMessages = /^(?:Connection terminated|timeout exceeded when trying to connect|timeout expired)/
 
 /**
- * Connects as soon as the database can be reached. Containers and machines start in any order, so a database that is not there
- * yet is waited for, half a minute at most and with growing pauses; `onWait` hears once why.
+ * Connects as soon as the database is reachable. Containers and machines start in any order, so attempts are repeated with
+ * growing pauses for `timeoutMs`. `onWait` is called once, with the first error.
  *
- * Rejects at once for what waiting does not mend: a wrong password, a database or role that is not there, a certificate.
+ * Rejects at once when waiting would not help: a wrong password, a missing database or role, a bad certificate.
  */
 export async function connectWhenUp<T>(
   connect: () => Promise<T>,
   onWait: (err: unknown) => void,
-  patienceMs = startPatienceMs
+  timeoutMs = startTimeoutMs
 ): Promise<T> {
-  const deadline = Date.now() + patienceMs
+  const deadline = Date.now() + timeoutMs
   for (let pauseMs = firstPauseMs, waited = false; ; pauseMs = Math.min(pauseMs * 2, longestPauseMs)) {
     try {
       return await connect()
     } catch (err) {
-      if (!isPassing(err) || Date.now() + pauseMs > deadline) throw err
+      if (!isTransient(err) || Date.now() + pauseMs > deadline) throw err
       if (!waited) onWait(err)
       waited = true
     }
@@ -34,10 +34,10 @@ export async function connectWhenUp<T>(
   }
 }
 
-function isPassing(err: unknown): boolean {
-  if (err instanceof ConnectFailure) return isPassing(err.cause)
-  // where a name has several addresses, each has an error of its own
-  if (err instanceof AggregateError) return err.errors.some(isPassing)
+function isTransient(err: unknown): boolean {
+  if (err instanceof ConnectFailure) return isTransient(err.cause)
+  // a host name with several addresses gives one error for each
+  if (err instanceof AggregateError) return err.errors.some(isTransient)
   const { code = '', syscall, message } = err as { code?: string; syscall?: string; message: string }
-  return syscall !== undefined || passingStates.test(code) || fromDriver.test(message)
+  return syscall !== undefined || transientStates.test(code) || transientMessages.test(message)
 }

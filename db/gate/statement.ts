@@ -10,11 +10,13 @@ import {
 import type { TenantTables } from '../tables.ts'
 
 /**
- * A query compiled once, when its module loads. `order` says which of the call's values stands at `$1`, `$2`, …
+ * A query that is compiled once, when its module loads. `order` names the value for `$1`, `$2`, …
  *
- * Keyed reads go down the pipelined connections. What `writes`, and what may be `slow` (lists that look at more rows than they
- * show), takes a connection of its own, so that it stands in front of nobody. What may be answered by a `replica` can miss the
- * last seconds: never what somebody has just changed and looks for, and never what decides.
+ * Keyed reads use the pipelined connections. A statement that `writes`, or may be `slow` (a list that reads more rows than
+ * it returns), takes a connection of the pool, so that no other statement waits behind it.
+ *
+ * A statement with `replica` may run on a replica and so miss the last seconds. Don't set it where a client looks for its
+ * own change, or where a decision depends on the result.
  */
 export type Statement<Values, Row> = {
   readonly name: string
@@ -23,7 +25,7 @@ export type Statement<Values, Row> = {
   readonly writes: boolean
   readonly slow: boolean
   readonly replica: boolean
-  /** Carries the row's type; there is nothing at run time. */
+  /** Holds the row's type for the compiler; never set at run time. */
   readonly row?: Row
 }
 
@@ -50,10 +52,10 @@ const names = new Set<string>()
 type Compilable<Row> = { compile(provider: QueryExecutorProvider): CompiledQuery<Row> }
 
 /**
- * Compiles a query of the hot path. Kysely's compile costs more than the query itself, so it happens once, and PostgreSQL
+ * Compiles a query of the hot path. Kysely's compilation costs more than the query itself, so it happens once; PostgreSQL
  * keeps the plan under `name` on each connection.
  *
- * Write `$.value` where a value of the call goes; nothing else may vary from call to call.
+ * Write `$.value` where a value of the call belongs; nothing else may vary between calls. Throws when the name is taken.
  *
  * @example
  * export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
@@ -64,7 +66,7 @@ export function statement<Values extends object, Row>(
   build: (db: Kysely<TenantTables>, $: Values) => Compilable<Row>,
   { writes = false, slow = false, replica = false } = {}
 ): Statement<Values, Row> {
-  // on a connection two statements under one name are one that is wrong
+  // a prepared statement is found by its name alone: with two of one name, one call would run the other's text
   if (names.has(name)) throw new TypeError(`there are two statements called ${name}`)
   names.add(name)
   const compiled = build(compiler, placeholders as Values).compile(compiler)
@@ -75,7 +77,7 @@ export function statement<Values extends object, Row>(
   return { name, text: compiled.sql, order, writes, slow, replica }
 }
 
-/** A call's values in the order of `$1`, `$2`, … */
+/** The values of a call in the order of `$1`, `$2`, … */
 export function valuesOf<Values extends object, Row>({ order }: Statement<Values, Row>, values: Values): unknown[] {
   return order.map((key) => values[key])
 }

@@ -2,11 +2,11 @@ import { serialize } from 'pg-protocol'
 import type { Shape } from './gate-query.ts'
 
 /*
- * The bytes of PostgreSQL's protocol, version 3 (chapter 55 of its manual): numbers are big-endian, a message is one byte that
- * says what it is and four with the length of the rest, themselves included.
+ * The byte format of PostgreSQL's protocol, version 3 (chapter 55 of its manual). Numbers are big-endian. A message is one
+ * byte of type, then four bytes with the length of the rest, these four included, then its content.
  */
 
-/** What PostgreSQL's messages begin with, as far as somebody looks at them. */
+/** The type bytes of the server messages that we read. */
 export const messageType = {
   commandComplete: 0x43,
   dataRow: 0x44,
@@ -20,10 +20,10 @@ const sync = serialize.sync()
 const execute = serialize.execute({})
 const bind = 0x42
 const headLength = 5
-/** A character of JavaScript's, UTF-16, takes so many bytes of UTF-8 at most. */
+/** The most UTF-8 bytes that one UTF-16 code unit of a JavaScript string can take. */
 const maxBytesPerCharacter = 3
 
-/** Collects messages that are sent together, in a buffer that is used again for the next ones. */
+/** Collects messages that are sent together, in a buffer that is reused for the next batch. */
 export function createBatchWriter() {
   let bytes = Buffer.allocUnsafe(16_384)
   let end = 0
@@ -45,7 +45,7 @@ export function createBatchWriter() {
   }
 
   return {
-    /** Binds the values to a prepared statement and runs it. Its name is ASCII. */
+    /** Appends Bind and Execute of a prepared statement. The name must be ASCII. */
     run(name: string, values: readonly (string | Buffer | null)[]): void {
       let most = 64 + name.length
       for (const given of values) most += 6 + (given === null ? 0 : given.length * maxBytesPerCharacter)
@@ -56,18 +56,18 @@ export function createBatchWriter() {
       end = start + headLength + 1
       end += bytes.write(name, end, 'latin1')
       bytes[end++] = 0
-      // each value a string in the format of texts, or bytes in binary
+      // the format of each value: 0 is text, 1 is binary
       end = bytes.writeInt16BE(values.length, end)
       for (const given of values) end = bytes.writeInt16BE(given === null || typeof given === 'string' ? 0 : 1, end)
       end = bytes.writeInt16BE(values.length, end)
       for (const given of values) value(given)
-      // one format for all columns: text
+      // one format code for all result columns: text
       end = bytes.writeInt16BE(1, end)
       end = bytes.writeInt16BE(0, end)
       bytes.writeInt32BE(end - start - 1, start + 1)
       end += execute.copy(bytes, end)
     },
-    /** All of it, with a Sync behind. */
+    /** Returns the collected messages followed by a Sync, and starts the next batch. */
     take(): Buffer {
       reserve(sync.length)
       end += sync.copy(bytes, end)
@@ -78,9 +78,9 @@ export function createBatchWriter() {
   }
 }
 
-/** Calls back with each whole message of a stream: where its type stands, and where it ends. */
+/** Splits a stream into messages. Calls back for each whole one with the offsets of its type byte and of its end. */
 export function createFramer(onMessage: (bytes: Buffer, start: number, end: number) => void): (chunk: Buffer) => void {
-  // the pieces of a message that has not come whole yet
+  // the chunks of a message that is not complete yet
   let pieces: Buffer[] = []
   let held = 0
   let wanted = 0
@@ -90,7 +90,7 @@ export function createFramer(onMessage: (bytes: Buffer, start: number, end: numb
     if (held > 0) {
       pieces.push(chunk)
       held += chunk.length
-      // joined once a message is whole, or its length can be read: a long one comes in many pieces
+      // joined only once the message is complete, or its length can be read: a long message comes in many chunks
       if (held < wanted) return
       bytes = Buffer.concat(pieces, held)
       pieces = []
@@ -113,7 +113,7 @@ export function createFramer(onMessage: (bytes: Buffer, start: number, end: numb
   }
 }
 
-/** The row of a DataRow message. */
+/** Parses a DataRow message into a row. */
 export function readRow(bytes: Buffer, start: number, { names, readers }: Shape): Record<string, unknown> {
   const row: Record<string, unknown> = {}
   let at = start + headLength + 2

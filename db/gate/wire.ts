@@ -4,101 +4,104 @@ import { serialize } from 'pg-protocol'
 import { Parser } from 'pg-protocol/dist/parser.js'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import {
-  type Done,
   type Field,
   type GateSettings,
   gateName,
   gateStatement,
+  type QueryCallback,
   type QueryConfig,
   type Shape,
-  shapeOf,
-  written
+  serializeValue,
+  shapeOf
 } from './gate-query.ts'
 import { createBatchWriter, createFramer, messageType, readRow } from './wire-format.ts'
 
-/** How often a statement is prepared for one read, when the schema outgrows its plan. */
+/** How many times a statement is prepared again for one read whose plan is stale after a schema change. */
 const maxPreparations = 3
 const unknownShape: Shape = { names: [], readers: [] }
 
-/** A read on its way. `done` is called once. */
+/** A read that waits or is in flight. `done` is called once. */
 export type Read = {
   settings: GateSettings
   name: string
   text: string
   values: (string | Buffer | null)[]
-  done: Done
+  done: QueryCallback
   shape: Shape
   rows: unknown[]
   failure: Error | null
   preparations: number
-  /** Attempts to open a connection that failed while it waited. */
+  /** How many attempts to open a connection failed while this read waited. */
   failedOpenings: number
 }
 
-/** Throws when a value can't be written. */
-export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: Done): Read {
-  const asked = { settings, name, text, values: values.map(written), done }
+/** Throws when a value can't be serialized. */
+export function createRead(settings: GateSettings, { name, text, values }: QueryConfig, done: QueryCallback): Read {
+  const asked = { settings, name, text, values: values.map(serializeValue), done }
   return { ...asked, shape: unknownShape, rows: [], failure: null, preparations: 0, failedOpenings: 0 }
 }
 
-/** A statement that has a name on this connection. `waiting`: who waits until PostgreSQL has it. */
+/**
+ * A prepared statement of this connection. `waiting`: the reads to send once PostgreSQL has prepared it, then
+ * undefined.
+ */
 type Prepared = { shape: Shape; waiting: Read[] | undefined }
 
-/** What was sent before one Sync. Of the reads `next` is the one that is being answered. */
-type Batch = { reads: Read[]; next: number; inSettings: boolean; again: Read[] }
+/** The reads sent before one Sync. `next` is the index of the read that is being answered. */
+type Batch = { reads: Read[]; next: number; inSettings: boolean; retries: Read[] }
 type Preparation = { prepares: string; statement: Prepared; failure: Error | undefined }
 
-export type Wire = ReturnType<typeof takeOver>
+export type Wire = ReturnType<typeof createWire>
 
-/** What a connection tells who uses it. */
+/** The events of a connection. */
 type Listener = {
-  /** PostgreSQL has said something. */
-  onAnswer(): void
-  /** Nothing is under way any more. */
+  /** Bytes arrived from PostgreSQL. */
+  onData(): void
+  /** The last exchange in flight has ended. */
   onIdle(): void
-  /** It has said that it will say nothing more, before whoever was told so is told. */
-  onBroken(): void
+  /** PostgreSQL reported that it can't serve this connection any more. Called before the affected read gets the error. */
+  onConnectionError(): void
 }
 
 /**
- * Keyed reads on a connection of pg's, which only watches over its end from here on. The settings must have been prepared
- * (`prepareGate`).
+ * Sends batches of keyed reads over a connection that pg has opened. From here on pg only watches for the connection's end.
+ * The settings must have been prepared (`prepareGate`).
  *
  * pg sends a Sync with every query and makes an object and an event of every message. Here the reads of a batch share one
- * write and one Sync, and answers are read where they lie: docs/performance.md says what that saves.
+ * write and one Sync, and answers are parsed in place: docs/performance.md says what that saves.
  *
- * So the reads of a batch share one implicit transaction. In front of each stand its settings, all of them, so that none of
- * another's is left when it runs, and the Sync ends the last ones. Each sees what is committed when it begins, as ever. When
- * one fails, PostgreSQL skips what stands behind it up to the Sync: those have not begun, and are sent again.
+ * The reads of a batch therefore share one implicit transaction. Every read is preceded by all of its settings, so that no
+ * setting of another read is left when it runs; the Sync ends the last ones. Each read still sees what is committed when it
+ * begins. When one fails, PostgreSQL skips the rest up to the Sync: those reads have not begun, and are sent again.
  */
-export function takeOver(client: pg.ClientBase, listener: Listener) {
+export function createWire(client: pg.ClientBase, listener: Listener) {
   const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
   const prepared = new Map<string, Prepared>()
-  const flights: (Batch | Preparation)[] = []
+  const exchanges: (Batch | Preparation)[] = []
   const writer = createBatchWriter()
-  // for what comes seldom
+  // for the rare messages, which need not be fast
   const parser = new Parser()
-  let lost: Error | undefined
+  let lossError: Error | undefined
 
   stream.removeAllListeners('data')
-  stream.on('data', listener.onAnswer)
+  stream.on('data', listener.onData)
   const frame = createFramer(receive)
   stream.on('data', (chunk) => {
     try {
       frame(chunk)
     } catch (cause) {
-      // an answer that nobody asked for, or can read: what comes behind it would be taken for something else
+      // an unexpected or unreadable message: the answers after it could be matched to the wrong reads
       stream.destroy(new Error('Connection terminated: PostgreSQL was not understood', { cause }))
     }
   })
 
-  // == what is sent ==================================================================================================
+  // == sending =======================================================================================================
 
   function send(given: readonly Read[]): void {
-    // what is sent again may find it being closed
-    const gone = lost ?? (stream.writable ? undefined : new Error('Connection terminated'))
-    if (gone) {
-      for (const { done } of given) done(gone, [])
+    // reads that are resent may find the connection closing
+    const closed = lossError ?? (stream.writable ? undefined : new Error('Connection terminated'))
+    if (closed) {
+      for (const { done } of given) done(closed, [])
       return
     }
     const reads: Read[] = []
@@ -114,48 +117,48 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
       reads.push(read)
     }
     if (reads.length === 0) return
-    flights.push({ reads, next: 0, inSettings: true, again: [] })
+    exchanges.push({ reads, next: 0, inSettings: true, retries: [] })
     stream.write(writer.take())
   }
 
-  /** Before a Sync of its own, so that no batch is broken by what is wrong with a text. */
+  /** Prepares a statement, with a Sync of its own so that an error in its text fails no batch. */
   function prepare({ name, text }: Read): Prepared {
     const statement: Prepared = { shape: unknownShape, waiting: [] }
     prepared.set(name, statement)
-    flights.push({ prepares: name, statement, failure: undefined })
-    // PostgreSQL closes what it does not know without a word
+    exchanges.push({ prepares: name, statement, failure: undefined })
+    // closing a name that PostgreSQL does not know is no error
     const messages = [serialize.close({ type: 'S', name }), serialize.parse({ name, text, types: [] })]
     stream.write(Buffer.concat([...messages, serialize.describe({ type: 'S', name }), serialize.sync()]))
     return statement
   }
 
-  // == what is answered ==============================================================================================
+  // == receiving =====================================================================================================
 
   function receive(bytes: Buffer, start: number, end: number): void {
-    const flight = flights[0]
+    const exchange = exchanges[0]
     switch (bytes[start]) {
       case messageType.dataRow:
-        keepRow(flight as Batch, bytes, start)
+        handleDataRow(exchange as Batch, bytes, start)
         break
       case messageType.commandComplete:
       case messageType.emptyQueryResponse:
-        complete(flight as Batch)
+        handleCommandComplete(exchange as Batch)
         break
       case messageType.readyForQuery:
-        flights.shift()
-        if (flight) ended(flight)
+        exchanges.shift()
+        if (exchange) handleReadyForQuery(exchange)
         break
       case messageType.errorResponse:
-        parser.parse(bytes.subarray(start, end), (message) => refused(flight, message as unknown as Error))
+        parser.parse(bytes.subarray(start, end), (message) => handleError(exchange, message as unknown as Error))
         break
       case messageType.rowDescription:
         parser.parse(bytes.subarray(start, end), (message) => {
-          ;(flight as Preparation).statement.shape = shapeOf((message as unknown as { fields: Field[] }).fields)
+          ;(exchange as Preparation).statement.shape = shapeOf((message as unknown as { fields: Field[] }).fields)
         })
     }
   }
 
-  function keepRow(batch: Batch, bytes: Buffer, start: number): void {
+  function handleDataRow(batch: Batch, bytes: Buffer, start: number): void {
     if (batch.inSettings) throw new Error('a row that belongs to no read')
     const read = batch.reads[batch.next] as Read
     try {
@@ -165,7 +168,7 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     }
   }
 
-  function complete(batch: Batch): void {
+  function handleCommandComplete(batch: Batch): void {
     if (batch.inSettings) {
       batch.inSettings = false
       return
@@ -175,15 +178,15 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     done(failure, rows)
   }
 
-  function refused(flight: Batch | Preparation | undefined, err: Error): void {
-    if (classifyFailure(err) === 'connection') listener.onBroken()
-    // outside of everything: the end of the connection follows, and is told to all
-    if (!flight) return
-    if ('prepares' in flight) {
-      flight.failure = err
+  function handleError(exchange: Batch | Preparation | undefined, err: Error): void {
+    if (classifyFailure(err) === 'connection') listener.onConnectionError()
+    // not about any exchange: the connection ends next, and `fail` then rejects all reads
+    if (!exchange) return
+    if ('prepares' in exchange) {
+      exchange.failure = err
       return
     }
-    const read = flight.reads[flight.next++]
+    const read = exchange.reads[exchange.next++]
     if (!read) return
     if (!isStalePlan(err) || read.preparations === maxPreparations) {
       read.done(err, [])
@@ -191,20 +194,20 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     }
     read.preparations++
     read.rows = []
-    // unless another read has had it prepared again since
+    // unless another read has already had the statement prepared again
     if (prepared.get(read.name)?.shape === read.shape) prepared.delete(read.name)
-    flight.again.push(read)
+    exchange.retries.push(read)
   }
 
-  function ended(flight: Batch | Preparation): void {
-    if ('prepares' in flight) settle(flight)
-    else if (flight.next < flight.reads.length || flight.again.length > 0) {
-      send([...flight.again, ...flight.reads.slice(flight.next)])
+  function handleReadyForQuery(exchange: Batch | Preparation): void {
+    if ('prepares' in exchange) finishPreparation(exchange)
+    else if (exchange.next < exchange.reads.length || exchange.retries.length > 0) {
+      send([...exchange.retries, ...exchange.reads.slice(exchange.next)])
     }
-    if (flights.length === 0) listener.onIdle()
+    if (exchanges.length === 0) listener.onIdle()
   }
 
-  function settle({ prepares, statement, failure }: Preparation): void {
+  function finishPreparation({ prepares, statement, failure }: Preparation): void {
     const reads = statement.waiting ?? []
     statement.waiting = undefined
     if (!failure) {
@@ -215,24 +218,26 @@ export function takeOver(client: pg.ClientBase, listener: Listener) {
     for (const { done } of reads) done(failure, [])
   }
 
-  function underWay(): Read[] {
-    return flights.flatMap((flight) =>
-      'prepares' in flight ? (flight.statement.waiting ?? []) : [...flight.again, ...flight.reads.slice(flight.next)]
+  function readsInFlight(): Read[] {
+    return exchanges.flatMap((exchange) =>
+      'prepares' in exchange
+        ? (exchange.statement.waiting ?? [])
+        : [...exchange.retries, ...exchange.reads.slice(exchange.next)]
     )
   }
 
   return {
-    /** Sends reads, all of them together. */
+    /** Sends these reads as one batch; those whose statement is not prepared yet follow later. */
     send,
-    /** Takes reads. One that is being closed takes none any more. */
-    isIdle: () => flights.length === 0 && stream.writable,
-    underWay: () => underWay().length,
-    /** To be called when the connection is gone: nobody waits on it any longer. */
+    /** Whether a batch can be sent now. False also while the connection is closing. */
+    isIdle: () => exchanges.length === 0 && stream.writable,
+    readsInFlight: () => readsInFlight().length,
+    /** Fails all reads in flight. Call it when the connection has ended. */
     fail(err: Error): void {
-      if (lost) return
-      lost = err
-      const reads = underWay()
-      flights.length = 0
+      if (lossError) return
+      lossError = err
+      const reads = readsInFlight()
+      exchanges.length = 0
       for (const { done } of reads) done(err, [])
     }
   }

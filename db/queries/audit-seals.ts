@@ -3,14 +3,17 @@ import type { AuditKeys, Signature } from '../../src/auth/audit-keys.ts'
 import { statement } from '../gate/statement.ts'
 
 /*
- * What was sealed of the audit log, and whether it is as it was written.
+ * Queries and checks for verification: whether the sealed audit log is still as it was written.
  */
 
-/** The newest segment of an agency's chain. Times have their microseconds, digests are in hexadecimal. */
+/** The newest segment of a tenant's chain. Times have microseconds, digests are hexadecimal. */
 export type Head = { tenant_id: string; seq: number; digest: string; bounds: string | null; to_at: string }
 
-/** What is signed of a head. It covers all segments before, each of whose digests goes into the next. */
-export const factsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
+/**
+ * The fields of a head that are signed. They cover all earlier segments too, because each digest includes the one
+ * before.
+ */
+export const signedFieldsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
   'head',
   tenant_id,
   seq,
@@ -20,13 +23,13 @@ export const factsOf = ({ tenant_id, seq, digest, bounds, to_at }: Head) => [
 ]
 
 export type Statement = { kind: 'signed_from' | 'dropped_to'; at: string; keep_days: number }
-export const factsOfStatement = ({ kind, at, keep_days }: Statement) => ['statement', kind, at, keep_days]
+export const signedFieldsOfStatement = ({ kind, at, keep_days }: Statement) => ['statement', kind, at, keep_days]
 
 export type AuditState = {
   sealed_to: string
   dropped_to: string
   keep_days: number
-  /** Months before are over by the owner's row. */
+  /** Months before this time have passed the retention that the owner has set. */
   due_to: string | null
   statements: (Statement & Signature)[] | null
   ticket_number: string
@@ -41,16 +44,17 @@ export const readAuditState = statement(
   { replica: true }
 )
 
-/** Times in one spelling, so they are compared as text; '-infinity' comes before all others. */
+/** The later of two times. All times have one text format, so they compare as text; '-infinity' sorts first. */
 const laterOf = (one: string, other: string) => (one > other ? one : other)
 
 /**
- * What the signed statements say of the whole log. `signed_from`: every segment that ends later is covered by a signature; null
- * when nothing was signed yet. `kept_from`: events before were dropped by the retention.
+ * Reads the signed statements about the whole log; statements without a valid signature are ignored. `signed_from`: every
+ * segment that ends later is covered by a signature; null when nothing has been signed yet. `kept_from`: the retention has
+ * dropped the events before this time.
  */
 export function readStatements(keys: AuditKeys, { statements }: Pick<AuditState, 'statements'>) {
-  const good = (statements ?? []).filter((each) => keys.holds(factsOfStatement(each), [each]))
-  const times = (kind: Statement['kind']) => good.flatMap((each) => (each.kind === kind ? each.at : [])).sort()
+  const valid = (statements ?? []).filter((each) => keys.holds(signedFieldsOfStatement(each), [each]))
+  const times = (kind: Statement['kind']) => valid.flatMap((each) => (each.kind === kind ? each.at : [])).sort()
   return {
     signed_from: times('signed_from')[0] ?? null,
     kept_from: times('dropped_to').reduce(laterOf, '-infinity')
@@ -60,19 +64,21 @@ export function readStatements(keys: AuditKeys, { statements }: Pick<AuditState,
 export type SealCheck = {
   seq: number
   events: number
-  /** The digest fits the hashes and the segment before, and the bounds fit too. */
+  /** The digest matches the hashes and the segment before, and the bounds match too. */
   chained: boolean
   digest: string
-  /** Of the segment before; null where that is not there. */
+  /** The digest of the segment before; null when that segment is missing. */
   last_digest: string | null
   broken_id: string | null
   broken_reason: 'changed' | 'removed' | 'added' | null
 }
 
 /**
- * One segment of the gate's tenant, held against the rows that are there now; `after` is the number of the one before. The
- * first row that does not fit is named. A segment answers for all since the end of the one before, so that nothing can be put
- * between two. Segments that begin before `kept_from` are not looked at; those that end after `signed_from` have signed bounds.
+ * Compares the segment after number `after`, of the gate's tenant, with the rows that exist now, and returns the first row
+ * that does not match.
+ *
+ * A segment covers all time since the end of the one before, so that no event can be inserted between two segments. Segments
+ * that begin before `kept_from` are skipped. Segments that end after `signed_from` must have signed bounds.
  */
 export const checkNextSeal = statement(
   'check_next_seal',
@@ -111,16 +117,16 @@ export type AuditTail = {
   digest: string
   bounds: string | null
   to_at: string
-  /** Whether `checkNextSeal` looks at it. */
+  /** Whether `checkNextSeal` checks this segment. */
   kept: boolean
   signatures: Signature[] | null
   /** The newest segment that was ever signed. */
   signed_seq: number | null
-  /** An event that is old enough to be sealed and is in no segment. */
+  /** An event that is old enough to be sealed but is in no segment. */
   added_id: string | null
 }
 
-/** The end of the gate's tenant's chain. */
+/** Reads the end of the chain of the gate's tenant. */
 export const readAuditTail = statement(
   'audit_tail',
   (_, $: { tenant_id: string; kept_from: string }) => sql<AuditTail>`
@@ -141,8 +147,8 @@ export const readAuditTail = statement(
 
 export type Broken = { segment: number; id: string | null; reason: string }
 
-/** What is wrong with the end of a chain whose segments fit each other: null when nothing is. */
-export function judgeTail(
+/** Checks the end of a chain whose segments have been checked. Returns the fault, or null when there is none. */
+export function checkTail(
   keys: AuditKeys,
   tenant_id: string,
   tail: AuditTail,
@@ -152,7 +158,7 @@ export function judgeTail(
   const last = seq ?? 0
   if (signed_seq !== null && signed_seq > last) return { segment: signed_seq, id: null, reason: 'removed' }
   const mustBeSigned = seq !== null && signed_from !== null && to_at > signed_from
-  if (mustBeSigned && !keys.holds(factsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
+  if (mustBeSigned && !keys.holds(signedFieldsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
     return { segment: seq, id: null, reason: 'unsigned' }
   }
   return added_id === null ? null : { segment: last + 1, id: added_id, reason: 'added' }

@@ -2,25 +2,25 @@ import { createHash } from 'node:crypto'
 import { sql } from 'kysely'
 import type { AuditKeys, Signature } from '../../src/auth/audit-keys.ts'
 import type { TenantGate, TenantTransaction } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { statement } from '../gate/statement.ts'
 import {
   type AuditState,
-  factsOf,
-  factsOfStatement,
   type Head,
   readAuditState,
   readStatements,
-  type Statement
+  type Statement,
+  signedFieldsOf,
+  signedFieldsOfStatement
 } from './audit-seals.ts'
 
 /*
- * How the audit log is sealed, signed and shortened. A head is signed only when it continues a chain whose head before was
- * signed, so one good signature at the end vouches for all of it.
+ * Sealing, signing and retention of the audit log. A head is signed only when it continues a chain whose previous head was
+ * signed, so one valid signature at the end covers the whole chain.
  */
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const pageOfTenants = 500
-/** Of a log of which nothing was sealed before it was signed. */
+/** The start of signing for a log of which nothing had been sealed before. */
 const beginning = '1970-01-01T00:00:00.000000Z'
 
 export type SealedHead = Head & Signature & { events: number }
@@ -72,18 +72,20 @@ const headsToSign = statement(
 )
 
 /**
- * States once from when on segments are signed, and again with each new key. Resolves to that time, and to whether it was stated
- * for the first time: what was dropped before that is taken over unseen.
+ * Writes a signed statement of the time from which segments are signed: once, and again with each new key.
+ *
+ * Resolves to that time, and to whether this is the first statement. The first one accepts unchecked what the log had dropped
+ * before.
  */
-export async function stateSigning(
+export async function declareSigning(
   gate: TenantGate,
   keys: AuditKeys
 ): Promise<{ signed_from: string; first: boolean }> {
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state) throw new Error('the audit log has no state')
   const { signed_from, kept_from } = readStatements(keys, state)
   const first = signed_from === null
-  // not what lies ahead: it would excuse what is sealed until then
+  // never a time in the future: segments that are sealed until then would need no signature
   const now = new Date().toISOString().replace('Z', '000Z')
   const sealed = state.sealed_to < now ? state.sealed_to : now
   const from = signed_from ?? (sealed === '-infinity' ? beginning : sealed)
@@ -91,7 +93,10 @@ export async function stateSigning(
   const isStated = (kind: string, at: string) =>
     state.statements?.some(
       (each) =>
-        each.kind === kind && each.at === at && each.key_id === keys.first && keys.holds(factsOfStatement(each), [each])
+        each.kind === kind &&
+        each.at === at &&
+        each.key_id === keys.first &&
+        keys.holds(signedFieldsOfStatement(each), [each])
     )
   if (!isStated('signed_from', from)) await makeStatement(gate, keys, { kind: 'signed_from', at: from, keep_days: 0 })
   if (dropped !== '-infinity' && !isStated('dropped_to', dropped)) {
@@ -101,12 +106,16 @@ export async function stateSigning(
 }
 
 async function makeStatement(gate: TenantGate, keys: AuditKeys, made: Statement): Promise<void> {
-  await gate.query(nobody, addStatement, { ...made, key_id: keys.first, signature: keys.sign(factsOfStatement(made)) })
+  await gate.query(systemScope, addStatement, {
+    ...made,
+    key_id: keys.first,
+    signature: keys.sign(signedFieldsOfStatement(made))
+  })
 }
 
 /**
- * Seals what is older than a minute, in all tenants, and signs the new heads in the same transaction. `refused` are heads that do
- * not continue what was signed: somebody has rewritten the chain, and they stay unsigned.
+ * Seals the events that are older than a minute, in all tenants, and signs the new heads in the same transaction. `refused`
+ * are the heads that do not continue a signed chain: the chain was rewritten, and they stay unsigned.
  */
 export async function sealAudit(
   gate: TenantGate,
@@ -117,12 +126,12 @@ export async function sealAudit(
     last_seq === null ||
     last_to <= signed_from ||
     keys.holds(
-      factsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
+      signedFieldsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
       signatures
     )
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state) throw new Error('the audit log has no state')
-  const heads = await gate.transaction(nobody, async (trx) => {
+  const heads = await gate.transaction(systemScope, async (trx) => {
     const fresh = await sealNext(trx, ticketOf(keys, state))
     const { tenants, seqs, key_id, signatures } = signaturesOf(keys, fresh.filter(continues))
     if (tenants.length > 0) {
@@ -136,7 +145,7 @@ export async function sealAudit(
   return {
     sealed: signed.map(({ tenant_id, seq, digest, bounds, to_at, events }) => {
       const head = { tenant_id, seq, digest, bounds, to_at }
-      return { ...head, events, key_id: keys.first, signature: keys.sign(factsOf(head)).toString('hex') }
+      return { ...head, events, key_id: keys.first, signature: keys.sign(signedFieldsOf(head)).toString('hex') }
     }),
     refused: heads.filter((head) => !continues(head))
   }
@@ -144,7 +153,7 @@ export async function sealAudit(
 
 type Ticket = { number: string; ticket: Buffer; next_hash: Buffer }
 
-/** The ticket whose hash was announced at the last turn, by whichever key made it, and the hash of the next one. */
+/** The ticket whose hash was stored by the last run, whichever key made it, and the hash of the next ticket. */
 function ticketOf(keys: AuditKeys, { ticket_number: number, ticket_hash }: AuditState): Ticket {
   const hashOf = (ticket: Buffer) => createHash('sha256').update(ticket).digest()
   const tickets = keys.each(['ticket', number])
@@ -166,20 +175,20 @@ function signaturesOf(keys: AuditKeys, heads: readonly Head[]) {
     tenants: heads.map(({ tenant_id }) => tenant_id),
     seqs: heads.map(({ seq }) => seq),
     key_id: keys.first,
-    signatures: heads.map((head) => keys.sign(factsOf(head)))
+    signatures: heads.map((head) => keys.sign(signedFieldsOf(head)))
   }
 }
 
-/** Signs every head whose signature is by an older key of the list: the older one may be gone tomorrow. */
+/** Signs with the first key every head that only an older key has signed, so that the older key can be retired. */
 export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise<void> {
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
-    const page = await gate.query(nobody, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
+    const page = await gate.query(systemScope, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
     const heads = page.flatMap((row) =>
-      row.seq !== null && keys.holds(factsOf({ ...row, seq: row.seq }), row.signatures)
+      row.seq !== null && keys.holds(signedFieldsOf({ ...row, seq: row.seq }), row.signatures)
         ? [{ ...row, seq: row.seq }]
         : []
     )
-    if (heads.length > 0) await gate.query(nobody, addSignatures, signaturesOf(keys, heads))
+    if (heads.length > 0) await gate.query(systemScope, addSignatures, signaturesOf(keys, heads))
     const last = page.at(-1)
     if (!last || page.length < pageOfTenants) return
     after = last.tenant_id
@@ -187,19 +196,19 @@ export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise
 }
 
 /**
- * Drops the months that are over by the owner's row. States so first: once they are gone nothing else tells that it was the
- * retention. `busy`: somebody reads the log, and the next turn tries again.
+ * Drops the months that have passed the retention. Writes a signed statement first, because afterwards nothing else proves
+ * that the retention removed them. `busy`: a reader holds a lock on the log, and the next run tries again.
  */
 export async function dropAuditMonths(
   gate: TenantGate,
   keys: AuditKeys
 ): Promise<{ dropped: number; busy: boolean; to: string | null }> {
-  const [state] = await gate.query(nobody, readAuditState, {})
+  const [state] = await gate.query(systemScope, readAuditState, {})
   if (!state?.due_to) return { dropped: 0, busy: false, to: null }
   const { kept_from } = readStatements(keys, state)
   if (state.due_to > kept_from) {
     await makeStatement(gate, keys, { kind: 'dropped_to', at: state.due_to, keep_days: state.keep_days })
   }
-  const [result] = await gate.query(nobody, dropMonths, {})
+  const [result] = await gate.query(systemScope, dropMonths, {})
   return { dropped: result?.dropped ?? 0, busy: result?.busy ?? false, to: state.due_to }
 }

@@ -3,8 +3,8 @@ import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
 /**
- * Something that happened in a tenant. Who asked, from where and under which request id comes from the gate's settings;
- * `actor_id` needs naming only where it is not the user of the gate. Secrets never go into `detail`.
+ * An event in a tenant. The user, the address and the request id come from the gate's settings; set `actor_id` only when the
+ * actor is not the gate's user. Never put secrets into `detail`.
  */
 export type AuditEvent = {
   action: string
@@ -14,7 +14,7 @@ export type AuditEvent = {
   detail?: Record<string, unknown>
 }
 
-/** Writes the row in the transaction of the change, so that one exists exactly when the other does. */
+/** Writes the event in the transaction of the change, so that both are committed or neither is. */
 export async function recordAudit(trx: TenantTransaction, event: AuditEvent): Promise<void> {
   const { detail, ...rest } = event
   await trx
@@ -23,7 +23,7 @@ export async function recordAudit(trx: TenantTransaction, event: AuditEvent): Pr
     .execute()
 }
 
-/** A sign-in that was refused. The same for an address that nobody has, so that it takes as long. */
+/** Records a refused sign-in. Also used for an address without an account, so that both take equally long. */
 export const recordRefusedSignIn = statement(
   'record_refused_sign_in',
   (_, $: { email: string }) => sql<never>`
@@ -31,7 +31,7 @@ export const recordRefusedSignIn = statement(
   { writes: true }
 )
 
-/** An attempt of a signed-in person that was refused, in the tenant of their token. */
+/** Records a request of a signed-in user that was refused, in the tenant of the token. */
 export const recordDenial = statement(
   'record_denial',
   (_, $: { session_id: string; method: string; route: string }) => sql<never>`

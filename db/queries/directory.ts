@@ -5,14 +5,14 @@ import type { TenantSettings, TenantStatus } from '../tables.ts'
 import type { PlanLimits } from './plans.ts'
 
 /*
- * What answers before, or across, tenants: calls of the functions that `aggios_directory` owns. Those of "my" things take
- * the user from the gate's settings.
+ * Queries that need no tenant, or that span tenants: calls of the functions that `aggios_directory` owns. The functions named
+ * `my_…` take the user from the gate's settings.
  */
 
-/** A tenant as every request meets it. */
+/** The facts about a tenant that every request needs. */
 export type TenantRow = { id: string; slug: string; status: TenantStatus; settings: TenantSettings } & PlanLimits
 
-/** The tenant of a host name. */
+/** Finds a tenant by the slug in its host name. */
 export const findTenant = statement(
   'find_tenant',
   (_, $: { slug: string }) => sql<TenantRow>`
@@ -20,7 +20,7 @@ export const findTenant = statement(
   from find_tenant(${$.slug}) t cross join lateral tenant_limits(t.id)`
 )
 
-/** The same of a token: most requests have one, so it costs one function and not two. */
+/** Finds a tenant by the id in a token. Most requests have a token, so this costs one function call instead of two. */
 export const readTenantEntry = statement(
   'tenant_entry',
   (_, $: { tenant_id: string }) => sql<TenantRow>`
@@ -30,10 +30,10 @@ export const readTenantEntry = statement(
 
 export type Credentials = { password_hash: string | null; pepper_id: string | null; password_version: number }
 export type Identity = Credentials & { id: string; disabled_at: Date | null; email_verified_at: Date | null }
-/** Without an id nobody has the address. */
+/** `id` is null when the address has no account. */
 export type AccountRow = Omit<Identity, 'id'> & { id: string | null; failures: number }
 
-/** What is needed to check a password, for one address; always one row. */
+/** Reads what is needed to check a password, by e-mail address. Always returns one row. */
 export const findAccount = statement(
   'find_account',
   (_, $: { email: string }) => sql<AccountRow>`
@@ -41,14 +41,14 @@ export const findAccount = statement(
   from find_account(${$.email})`
 )
 
-/** Whether the person opened a session lately from the network of this address. */
+/** Whether the user of this e-mail address has recently opened a session from the network of this IP address. */
 export const isKnownNetwork = statement(
   'is_known_network',
   (_, $: { email: string; address: string }) => sql<{ known: boolean }>`
   select is_known_network(${$.email}, ${$.address}::inet) as known`
 )
 
-/** One more wrong password in a row, for an address that somebody has and for one that nobody has. */
+/** Counts another wrong password in a row, also for an address without an account. */
 export const countFailure = statement(
   'count_sign_in_failure',
   (_, $: { email: string }) => sql<{ failures: number }>`select count_sign_in_failure(${$.email}) as failures`,
@@ -75,14 +75,14 @@ export const myCredentials = statement(
 
 export type MyTenant = { id: string; slug: string; name: string; status: TenantStatus; role: Role }
 
-/** The tenants of a user, the one used last first. */
+/** Lists the user's tenants, the most recently used first. */
 export const myTenantsByUse = statement(
   'my_tenants_by_use',
   (_, __: Record<never, never>) => sql<MyTenant>`
   select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
 )
 
-/** The tenants of a user by slug, after the last one on the page before. */
+/** Lists the user's tenants by slug, one page after `after_slug`. */
 export const myTenantsPage = statement(
   'my_tenants_page',
   (_, $: { after_slug: string; limit: number }) => sql<MyTenant>`
@@ -102,7 +102,7 @@ export type MySession = {
   expires_at: Date
 }
 
-/** Open sessions, the newest first; ids are made in order of time, so the id alone is the position. */
+/** Lists the user's open sessions, newest first. Ids increase with time, so the id alone is the page's position. */
 export const mySessionsPage = statement(
   'my_sessions_page',
   (_, $: { idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
@@ -112,7 +112,7 @@ export const mySessionsPage = statement(
   { slow: true }
 )
 
-/** Ends one session of the user (`one`), or all but one (`keep`) by one mark in each tenant; publishes and audits it. */
+/** Ends one session of the user (`one`), or all but one (`keep`) with one mark per tenant; publishes and audits it. */
 export const endMySessions = statement(
   'end_my_sessions',
   (_, $: { one: string | null; keep: string | null; token_seconds: number }) => sql<{ ended: number }>`
@@ -120,7 +120,10 @@ export const endMySessions = statement(
   { writes: true }
 )
 
-/** Ends the user, everywhere. `last_owner`: an agency would be left without one, and nothing has changed. */
+/**
+ * Ends the user's account in all tenants. `last_owner`: nothing has changed, because a tenant would be left without an
+ * owner.
+ */
 export const endMyIdentity = statement(
   'end_my_identity',
   (_, $: { token_seconds: number }) => sql<{ outcome: 'ended' | 'last_owner' }>`
@@ -129,8 +132,9 @@ export const endMyIdentity = statement(
 )
 
 /**
- * What must no longer be believed, for `seconds_left` more. `member`: the role that the person now has, or null for none.
- * `sessions`: `<through>` or `<through> <kept>`, see db/migrations/0009_session_marks.ts. `tenant`: its status.
+ * A change that makes issued tokens invalid; processes must remember it for `seconds_left`. `state` depends on the kind.
+ * `member`: the role that the user now has, or null for none. `sessions`: `<through>` or `<through> <kept>`, see
+ * db/migrations/0009_session_marks.ts. `tenant`: its status.
  */
 export type Revocation = {
   tenant_id: string
@@ -140,15 +144,18 @@ export type Revocation = {
   seconds_left: number
 }
 
-/** What the next reader has seen already if it reads all living revocations after this. */
+/**
+ * Reads the current snapshot. Call it before reading all unexpired revocations (`revocationsPage`). Every revocation that is
+ * visible in the snapshot is then known, so later reads ask for the rest only (`revocationsUnseen`).
+ */
 export const revocationsSnapshot = statement(
   'revocations_snapshot',
   (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
 )
 
 /**
- * A page of the living revocations, by tenant and id: a line for each, with its kind, tenant, subject, seconds left and state, and
- * a space between them. No state is null.
+ * A page of the unexpired revocations, ordered by tenant and id. `entries` has one line each: kind, tenant, subject, seconds
+ * left and state, separated by spaces. A missing state means null.
  */
 export const revocationsPage = statement(
   'revocations_page',
@@ -163,7 +170,7 @@ export const revocationsPage = statement(
   { slow: true }
 )
 
-/** The snapshot of this read, then each revocation that was not visible in the snapshot `seen`, once. */
+/** Returns the snapshot of this read first, then each revocation that was not visible in the snapshot `seen`. */
 export const revocationsUnseen = statement(
   'revocations_unseen',
   (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & Revocation)>`
@@ -183,7 +190,7 @@ export const sweep = statement(
   { writes: true }
 )
 
-/** Removes sessions that were ended so long ago. */
+/** Removes sessions that ended more than `age_seconds` ago. */
 export const sweepSessions = statement(
   'sweep_sessions',
   (_, $: { batch: number; age_seconds: number }) => sql<{ removed: number }>`
@@ -197,17 +204,20 @@ export const ensureAuditPartitions = statement(
   { writes: true }
 )
 
-/** A statement that only proves that the database answers. */
+/** Proves that the database answers. */
 export const ping = statement('ping', (_, __: Record<never, never>) => sql<{ one: number }>`select 1 as one`)
 
-/** Up to where the primary's log is safe, in bytes: no replica gets more, and no commit is acknowledged before. */
+/**
+ * The flushed position of the primary's WAL, in bytes. Replicas receive at most this, and every acknowledged commit is
+ * before it.
+ */
 export const walPosition = statement(
   'wal_position',
   (_, __: Record<never, never>) => sql<{ position: number }>`
   select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::float8 as position`
 )
 
-/** The next mails to send, leased to the caller for a while. */
+/** Claims the next mails to send, leased to the caller for `lease_seconds`. */
 export const claimMail = statement(
   'claim_mail',
   (_, $: { batch: number; lease_seconds: number }) => sql<{ tenant_id: string; id: string }>`
@@ -227,14 +237,14 @@ export const sweepIdempotencyKeys = statement(
   { writes: true }
 )
 
-/** Removes invitations, and the addresses in them, thirty days after their end. */
+/** Removes invitations, with their e-mail addresses, thirty days after their end. */
 export const sweepInvitations = statement(
   'sweep_invitations',
   (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_invitations(${$.batch})::int as removed`,
   { writes: true }
 )
 
-/** Removes one tenant whose time has come; null when there is none. */
+/** Removes one tenant that is due for removal; null when there is none. */
 export const purgeTenant = statement(
   'purge_tenant',
   (_, __: Record<never, never>) => sql<{ id: string | null }>`select purge_tenant() as id`,

@@ -1,10 +1,11 @@
 import { fileKey } from '../../src/files/store/keys.ts'
 import type { ObjectStore, StoredObject } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { recordAudit } from './audit.ts'
 import {
   filesAfter,
-  loseFile,
+  markFileLost,
   miscountedStorage,
   type ReadyFile,
   readSettledFile,
@@ -16,25 +17,24 @@ import { findOrphans } from './orphans.ts'
 export type Comparison = {
   gate: TenantGate
   store: ObjectStore
-  /** Also mends what does not match. */
+  /** Also repairs what does not match. */
   repair: boolean
-  /** Hears one line for each thing that does not match. */
-  say: (line: string) => void
+  /** Called with one line for each mismatch. */
+  report: (line: string) => void
 }
 
 export type Findings = { lost: number; orphans: number; miscounted: number }
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const inTenant = (tenant_id: string) => ({ tenant_id, user_id: null, request: '' })
-const noId = '00000000-0000-0000-0000-000000000000'
+const nilUuid = '00000000-0000-0000-0000-000000000000'
 const page = 1000
 
 /**
- * Holds the rows of files against the objects of the store, while both change.
+ * Compares the rows of files with the objects of the store. Both may change meanwhile.
  *
- * A row becomes `ready` after its object is whole, and `removing` before its object is removed, and never goes back. So rows are
- * read before the objects, and what seems to be missing counts as lost only if the store is asked for that object and does not
- * have it, and the row is unchanged after that. Nothing younger than an hour is judged.
+ * A row becomes `ready` after its object is complete and `removing` before its object is removed, and never goes back. So
+ * rows are read before objects. A file counts as lost only if the store, asked for this one object, does not have it, and the
+ * row is unchanged afterwards. Rows and objects younger than an hour are skipped.
  */
 export async function compareFiles(comparison: Comparison): Promise<Findings> {
   return {
@@ -44,12 +44,12 @@ export async function compareFiles(comparison: Comparison): Promise<Findings> {
   }
 }
 
-/** Rows and keys stand in one order, so a page of rows is held against the part of the listing that goes with it. */
-async function compareRows({ gate, store, repair, say }: Comparison): Promise<number> {
+/** Rows and keys have the same order, so each page of rows is compared with the same range of the store's listing. */
+async function compareRows({ gate, store, repair, report }: Comparison): Promise<number> {
   let count = 0
-  let position = { after_tenant: noId, after_id: noId }
+  let position = { after_tenant: nilUuid, after_id: nilUuid }
   for (let before = ''; ; ) {
-    const rows = await gate.query(nobody, filesAfter, { ...position, batch: page })
+    const rows = await gate.query(systemScope, filesAfter, { ...position, batch: page })
     const last = rows.at(-1)
     if (!last) return count
     const lastKey = fileKey(last.tenant_id, last.id)
@@ -58,11 +58,11 @@ async function compareRows({ gate, store, repair, say }: Comparison): Promise<nu
       if (!isWhole(row)) continue
       const key = fileKey(row.tenant_id, row.id)
       if (matches(row, sizes.get(key))) continue
-      const there = await findFault(gate, store, row)
-      if (there === 'none') continue
-      if (repair && !(await giveUp(gate, row))) continue
+      const storedSize = await findFault(gate, store, row)
+      if (storedSize === 'none') continue
+      if (repair && !(await markLost(gate, row))) continue
       count++
-      say(`${key} ${there === undefined ? 'has no bytes' : `has ${there} bytes and not ${row.size}`}`)
+      report(`${key} ${storedSize === undefined ? 'has no bytes' : `has ${storedSize} bytes and not ${row.size}`}`)
     }
     if (rows.length < page) return count
     position = { after_tenant: last.tenant_id, after_id: last.id }
@@ -74,27 +74,31 @@ type Row = { tenant_id: string; id: string; status: string; size: number }
 
 const isWhole = (row: Row): row is Row & ReadyFile => row.status === 'ready' || row.status === 'deleted'
 
-/** An empty file that was sent in parts has no object. */
-const matches = ({ size }: Row, there: number | undefined) => there === size || (size === 0 && there === undefined)
+/** Whether the stored size is right. An empty file that was uploaded in parts has no object. */
+const matches = ({ size }: Row, storedSize: number | undefined) =>
+  storedSize === size || (size === 0 && storedSize === undefined)
 
-/** What the store has of a file in place of its bytes, asked for this object alone. `none`: nothing is wrong. */
+/**
+ * Asks the store for this one object. Resolves to its wrong size, undefined if the object is missing, or `none` if all
+ * is well.
+ */
 async function findFault(gate: TenantGate, store: ObjectStore, row: ReadyFile): Promise<number | undefined | 'none'> {
-  const there = await store.size(fileKey(row.tenant_id, row.id))
-  if (matches(row, there)) return 'none'
+  const storedSize = await store.size(fileKey(row.tenant_id, row.id))
+  if (matches(row, storedSize)) return 'none'
   const unchanged = await gate.query(inTenant(row.tenant_id), readSettledFile, { ...row, settledAfterSeconds })
-  return unchanged.length === 0 ? 'none' : there
+  return unchanged.length === 0 ? 'none' : storedSize
 }
 
-/** False: the file has changed after it was looked at. */
-function giveUp(gate: TenantGate, row: ReadyFile): Promise<boolean> {
+/** Marks a file as lost and records it. Resolves to false when the row has changed since it was read. */
+function markLost(gate: TenantGate, row: ReadyFile): Promise<boolean> {
   return gate.transaction(inTenant(row.tenant_id), async (trx) => {
-    if (!(await loseFile(trx, row))) return false
+    if (!(await markFileLost(trx, row))) return false
     await recordAudit(trx, { action: 'file.lost', target_id: row.id })
     return true
   })
 }
 
-/** The sizes of the objects whose keys come after one and not after another. */
+/** The sizes of the objects whose keys are greater than `after` and at most `last`. */
 async function sizesBetween(store: ObjectStore, after: string, last: string): Promise<Map<string, number>> {
   const sizes = new Map<string, number>()
   for await (const { key, size } of objectsAfter(store, after)) {
@@ -114,13 +118,13 @@ async function* objectsAfter(store: ObjectStore, from: string): AsyncGenerator<S
   }
 }
 
-async function compareObjects({ gate, store, repair, say }: Comparison): Promise<number> {
+async function compareObjects({ gate, store, repair, report }: Comparison): Promise<number> {
   let count = 0
   for (let after = ''; ; ) {
     const objects = await store.list(after, page)
     for (const key of await findOrphans(gate, objects)) {
       count++
-      say(`${key} belongs to no row`)
+      report(`${key} belongs to no row`)
       if (repair) await store.remove(key)
     }
     const last = objects.at(-1)
@@ -129,10 +133,10 @@ async function compareObjects({ gate, store, repair, say }: Comparison): Promise
   }
 }
 
-async function compareCounts({ gate, repair, say }: Comparison): Promise<number> {
-  const wrong = await gate.query(nobody, miscountedStorage, {})
+async function compareCounts({ gate, repair, report }: Comparison): Promise<number> {
+  const wrong = await gate.query(systemScope, miscountedStorage, {})
   for (const { tenant_id, counted, actual } of wrong) {
-    say(`agency ${tenant_id} is counted with ${counted} bytes and has ${actual}`)
+    report(`agency ${tenant_id} is counted with ${counted} bytes and has ${actual}`)
     if (repair) await gate.transaction(inTenant(tenant_id), (trx) => recountStorage(trx, tenant_id))
   }
   return wrong.length

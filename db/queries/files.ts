@@ -13,20 +13,23 @@ export type FileRow = {
   created_at: Date
 }
 
-const shown = sql`id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at`
+const fileColumns = sql`id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at`
 
-/** A file that is whole and not deleted. */
+/** Reads a file that is complete and not deleted. */
 export const readFile = statement(
   'read_file',
   (_, $: { tenant_id: string; id: string }) => sql<FileRow>`
-  select ${shown} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'`
+  select ${fileColumns} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'`
 )
 
-/** The same for a link, which nobody who could be suspended stands behind. */
+/**
+ * Reads a file for a link. A link has no signed-in user whose tenant would be checked, so the tenant must be active
+ * here.
+ */
 export const readLinkedFile = statement(
   'read_linked_file',
   (_, $: { tenant_id: string; id: string }) => sql<FileRow>`
-  select ${shown} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'
+  select ${fileColumns} from files where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'ready'
     and exists (select from tenants t where t.id = ${$.tenant_id} and t.status = 'active')`
 )
 
@@ -36,12 +39,14 @@ export type NewFile = {
   folded_name: string
   purpose: string | null
   content_type: string
-  /** Bytes that are reserved for it. */
+  /** The bytes that are reserved for the file. */
   size: number
-  patience_seconds: number
+  timeout_seconds: number
 }
 
-/** A file whose bytes are about to arrive. No row: the tenant has not that much room, or as many files as it may have. */
+/**
+ * Reserves space for a file that is about to be uploaded. No row when the tenant's quota of bytes or files is used up.
+ */
 export const reserveFile = statement(
   'reserve_file',
   (_, $: NewFile & { quota: number; max_files: number }) => sql<{ id: string }>`
@@ -53,15 +58,18 @@ export const reserveFile = statement(
   )
   insert into files (id, name, folded_name, purpose, content_type, size, expires_at)
   select ${$.id}, ${$.name}, ${$.folded_name}, ${$.purpose}, ${$.content_type}, ${$.size}::bigint,
-    now() + make_interval(secs => ${$.patience_seconds})
+    now() + make_interval(secs => ${$.timeout_seconds})
   from room returning id`,
   { writes: true }
 )
 
-/** Reserves more for a file that is arriving, and keeps it from being swept. No row: no room, or it was swept. */
+/**
+ * Reserves more bytes for an upload and extends its expiry. No row when the quota is used up or the sweep took the
+ * file.
+ */
 export const growFile = statement(
   'grow_file',
-  (_, $: { tenant_id: string; id: string; more: number; quota: number; patience_seconds: number }) => sql<{
+  (_, $: { tenant_id: string; id: string; more: number; quota: number; timeout_seconds: number }) => sql<{
     size: number
   }>`
   with file as (
@@ -70,14 +78,17 @@ export const growFile = statement(
     update storage_usage set bytes = bytes + ${$.more}::bigint from file
     where tenant_id = ${$.tenant_id} and bytes + ${$.more}::bigint <= ${$.quota}::bigint returning 1
   )
-  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.patience_seconds})
+  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.timeout_seconds})
   from room where f.tenant_id = ${$.tenant_id} and f.id = ${$.id} returning f.size::float8 as size`,
   { writes: true }
 )
 
 export type FinishedFile = { id: string; size: number; sha256: Buffer; content_type: string; purpose: string | null }
 
-/** The file is whole; what was reserved and not used is free again. Undefined: the sweep has taken it. */
+/**
+ * Completes a file and frees reserved bytes that were not used. Resolves to undefined when the sweep has taken the
+ * file.
+ */
 export async function finishFile(
   trx: TenantTransaction,
   tenantId: string,
@@ -93,12 +104,15 @@ export async function finishFile(
     )
     update files set status = 'ready', size = ${size}::bigint, sha256 = ${sha256}, content_type = ${content_type},
       purpose = ${purpose}, expires_at = null
-    from freed where tenant_id = ${tenantId} and id = ${id} returning ${shown}`.execute(trx)
+    from freed where tenant_id = ${tenantId} and id = ${id} returning ${fileColumns}`.execute(trx)
   return rows[0]
 }
 
-/** Takes a file that has not become one, so that nobody finishes it any more. No row: it is finished, or somebody else's to remove. */
-export const giveUpFile = statement(
+/**
+ * Marks an unfinished file for removal, so that it can't be completed any more. No row when it is complete or already
+ * marked.
+ */
+export const abandonFile = statement(
   'give_up_file',
   (_, $: { tenant_id: string; id: string; lease_seconds: number }) => sql<{ store_id: string | null }>`
   update files f set status = 'removing', expires_at = now() + make_interval(secs => ${$.lease_seconds})
@@ -107,7 +121,7 @@ export const giveUpFile = statement(
   { writes: true }
 )
 
-/** Removes the row of a file whose bytes are gone, and frees its room. */
+/** Removes the row of a file whose object is removed, and frees its space. */
 export const removeFile = statement(
   'remove_file',
   (_, $: { tenant_id: string; id: string }) => sql<never>`
@@ -125,7 +139,7 @@ export type ClaimedFile = {
   store_id: string | null
 }
 
-/** Files whose time is over, leased to the caller. */
+/** Claims expired files, leased to the caller for `lease_seconds`. */
 export const claimFiles = statement(
   'claim_files',
   (_, $: { batch: number; lease_seconds: number }) =>
@@ -133,7 +147,7 @@ export const claimFiles = statement(
   { writes: true }
 )
 
-/** What would be claimed, which stays as it is. */
+/** Lists the files that `claimFiles` would claim, without claiming them. */
 export const dueFiles = statement(
   'due_files',
   (_, $: { batch: number }) => sql<Omit<ClaimedFile, 'store_id'>>`select tenant_id, id, was from due_files(${$.batch})`,
@@ -152,7 +166,7 @@ export const advanceObjectSweep = statement(
   { writes: true }
 )
 
-/** Of these objects, those that a row refers to. */
+/** Returns those of the given objects that a row refers to. */
 export const knownObjects = statement(
   'known_objects',
   (_, $: { owners: string[]; kinds: string[]; ids: string[] }) => sql<{ owner: string; kind: string; id: string }>`
@@ -179,13 +193,13 @@ export const miscountedStorage = statement(
   { slow: true }
 )
 
-/** A file of which bytes are expected in the store, as it was read. */
+/** A file row, as read, whose object must be in the store. */
 export type ReadyFile = { tenant_id: string; id: string; status: 'ready' | 'deleted'; size: number }
 
-/** A file or an object that is younger is not judged by a comparison of both: its other half may be on the way. */
+/** Comparisons skip younger rows and objects, because the other half may not be written yet. */
 export const settledAfterSeconds = 3600
 
-/** No row: the file is not any more what was read, or is too young to be judged. */
+/** No row when the file has changed since it was read, or is younger than `settledAfterSeconds`. */
 export const readSettledFile = statement(
   'read_settled_file',
   (_, $: ReadyFile & { settledAfterSeconds: number }) => sql<{ id: string }>`
@@ -193,8 +207,14 @@ export const readSettledFile = statement(
     and created_at < now() - make_interval(secs => ${$.settledAfterSeconds})`
 )
 
-/** Gives up a file whose bytes are gone, unless it has changed; the sweep removes its row. */
-export async function loseFile(trx: TenantTransaction, { tenant_id, id, status, size }: ReadyFile): Promise<boolean> {
+/**
+ * Marks a file without an object for removal by the sweep. Resolves to false when the row has changed since it was
+ * read.
+ */
+export async function markFileLost(
+  trx: TenantTransaction,
+  { tenant_id, id, status, size }: ReadyFile
+): Promise<boolean> {
   const { rows } = await sql`
     update files set status = 'removing', expires_at = now()
     where tenant_id = ${tenant_id} and id = ${id} and status = ${status} and size = ${size}::bigint
@@ -204,8 +224,8 @@ export async function loseFile(trx: TenantTransaction, { tenant_id, id, status, 
 }
 
 /**
- * Sets the count of a tenant to what its rows say. Whoever changes a file also changes this count, so once it is locked the next
- * statement sees all changes that are counted. One statement would see the rows as they were before it waited for the lock.
+ * Sets a tenant's byte count to the sum over its rows. Every change of a file also updates this count, so once the count is
+ * locked, the next statement sees all counted changes. A single statement would see the rows as before its wait for the lock.
  */
 export async function recountStorage(trx: TenantTransaction, tenantId: string): Promise<void> {
   await sql`insert into storage_usage (bytes) values (0) on conflict (tenant_id) do nothing`.execute(trx)

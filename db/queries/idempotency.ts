@@ -3,24 +3,24 @@ import { sql } from 'kysely'
 import type { TenantTransaction } from '../gate/gate.ts'
 import type { Scope } from '../gate/gate-query.ts'
 
-/** A key belongs to one person in one tenant, on one route. `fingerprint` is the SHA-256 of what is asked. */
+/** An idempotency key belongs to one user in one tenant, on one route. `fingerprint` is the SHA-256 of the request. */
 export type ClaimedKey = { owner: Scope; route: string; key: string; fingerprint: Buffer }
 
-/** What was answered, byte for byte. */
+/** The reply to the first request, byte for byte. */
 export type StoredReply = { status: number; headers: Record<string, string>; body: string }
 
 /**
- * Takes a key for the length of the transaction. Resolves to the reply that is stored under it, to nothing when it is free, and
- * never waits: `in_use` when another transaction works under it, `reused` when it stands for another request.
+ * Locks a key for the rest of the transaction, without waiting. Resolves to the reply stored under the key, or to undefined
+ * when the key is free. `in_use`: another transaction holds the key. `reused`: the key was used for a different request.
  *
- * The lock ends with the transaction, however that ends, and after what it wrote can be seen; so whoever gets it next sees
- * either everything or nothing.
+ * The lock is released when the transaction ends, after its writes became visible. So the next holder sees all of them or,
+ * after a rollback, none.
  */
 export async function claimKey(
   trx: TenantTransaction,
   { owner, route, key, fingerprint }: ClaimedKey
 ): Promise<StoredReply | 'in_use' | 'reused' | undefined> {
-  // a digest, so that nobody can choose a key that meets somebody else's
+  // a cryptographic digest, so that a client can't choose a key that collides with another client's
   const digest = createHash('sha256')
     .update(JSON.stringify([owner.tenant_id, owner.user_id, route, key]))
     .digest()
@@ -29,7 +29,7 @@ export async function claimKey(
     locked: boolean
   }>`select pg_try_advisory_xact_lock(${lockId}::bigint) as locked`.execute(trx)
   if (!rows[0]?.locked) return 'in_use'
-  // a statement of its own: this one sees what was committed before the lock was free
+  // a separate statement, so that its snapshot includes everything committed before the lock was free
   const stored = await trx
     .with('expired', (db) =>
       db
@@ -53,7 +53,10 @@ export async function claimKey(
   return known.equals(fingerprint) ? reply : 'reused'
 }
 
-/** Keeps the reply under a key that this transaction has claimed. False: its owner is no longer a member. */
+/**
+ * Stores the reply under a key that this transaction has claimed. Resolves to false when the owner is no longer a
+ * member.
+ */
 export async function storeReply(
   trx: TenantTransaction,
   { owner, route, key, fingerprint }: ClaimedKey,

@@ -4,16 +4,16 @@ import { recordAudit } from './audit.ts'
 import { deleteMember, lockRoles, updateRole } from './members.ts'
 import { endMemberSessions, publishMember } from './revocations.ts'
 
-/** Who acts on whom, and how long the tokens live that must no longer be believed. */
+/** `actor_id` acts on the member `user_id`. `token_seconds` is the life of an access token, and so of a revocation. */
 type Act = { actor_id: string; user_id: string; token_seconds: number }
 
 /**
- * How an act on a member ended. Decided by the roles as they are in the database now, not by those in the token; everything
- * but `done` has changed nothing. `gone`: who acts is no longer a member.
+ * The outcome of an act on a member. It is decided by the roles in the database, not by those in the token. Every outcome but
+ * `done` has changed nothing. `gone`: the actor is no longer a member.
  */
 export type MemberOutcome = 'done' | 'forbidden' | 'last_owner' | 'not_found' | 'gone'
 
-/** Gives a member another role. */
+/** Changes the role of a member. */
 export async function changeRole(trx: TenantTransaction, act: Act, role: Role): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
@@ -31,7 +31,7 @@ export async function changeRole(trx: TenantTransaction, act: Act, role: Role): 
   return 'done'
 }
 
-/** Removes a member, or oneself. */
+/** Removes a member; a member may remove themselves. */
 export async function removeMember(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
@@ -39,7 +39,7 @@ export async function removeMember(trx: TenantTransaction, act: Act): Promise<Me
   const oneself = act.actor_id === act.user_id
   if (!oneself && (!mayManage(actor, 'admin') || !mayManage(actor, target))) return 'forbidden'
   if (target === 'owner' && owners === 1) return 'last_owner'
-  // the mark as well: somebody who comes back in the same role must not bring old tokens back to life
+  // also end the sessions: if the user returns in the same role, old tokens must not become valid again
   await endMemberSessions(trx, act.user_id, act.token_seconds)
   await deleteMember(trx, act.user_id)
   await publishMember(trx, act.user_id, null, act.token_seconds)
@@ -47,7 +47,7 @@ export async function removeMember(trx: TenantTransaction, act: Act): Promise<Me
   return 'done'
 }
 
-/** Signs a member out of this agency. */
+/** Ends all sessions of a member in this tenant. */
 export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found
@@ -57,7 +57,7 @@ export async function endSessionsOf(trx: TenantTransaction, act: Act): Promise<M
   return 'done'
 }
 
-/** Makes a member an owner, and the owner who acts an admin, in one step. */
+/** Makes a member an owner and the acting owner an admin, in one transaction. */
 export async function transferOwnership(trx: TenantTransaction, act: Act): Promise<MemberOutcome> {
   const found = await lockPair(trx, act)
   if (typeof found === 'string') return found

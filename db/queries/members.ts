@@ -17,8 +17,8 @@ export const readMember = statement('read_member', (db, $: { tenant_id: string; 
 )
 
 /**
- * The people of a tenant, by id: the order in which their accounts were made. Each row that is looked at is one of the page, so it
- * is as good as keyed.
+ * The members of a tenant by user id, which is the order in which the accounts were created. It reads only the rows that it
+ * returns, so it is as cheap as a keyed read.
  */
 export const listMembers = statement(
   'list_members',
@@ -30,8 +30,8 @@ export const listMembers = statement(
 )
 
 /**
- * Locks the owners and the people named, always in the same order, and resolves to who they are now. Whoever decides by these
- * rows decides alone: two owners who demote each other in the same moment wait for each other.
+ * Locks the memberships of all owners and of the given users, always in the same order, and resolves to their current roles.
+ * Decisions based on these rows are serialized: of two owners who demote each other at the same moment, one waits.
  */
 export function lockRoles(trx: TenantTransaction, userIds: string[]): Promise<{ user_id: string; role: Role }[]> {
   return trx
@@ -51,12 +51,12 @@ export async function updateRole(trx: TenantTransaction, userId: string, role: R
     .execute()
 }
 
-/** The membership and, by a trigger, up to 1,000 sessions in this tenant; the sweep removes others. */
+/** Deletes the membership and, by a trigger, up to 1,000 sessions in this tenant; the sweep removes the rest. */
 export async function deleteMember(trx: TenantTransaction, userId: string): Promise<void> {
   await trx.deleteFrom('memberships').where('user_id', '=', userId).execute()
 }
 
-/** Makes the gate's user a member of the gate's tenant. False: is one already. */
+/** Makes the gate's user a member of the gate's tenant. Resolves to false when the user is a member already. */
 export async function insertMember(trx: TenantTransaction, userId: string, role: Role): Promise<boolean> {
   const { numInsertedOrUpdatedRows } = await trx
     .insertInto('memberships')
@@ -69,10 +69,10 @@ export async function insertMember(trx: TenantTransaction, userId: string, role:
 const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((role) => sql.lit(role)))
 
 /**
- * Whether who made an invitation, the row of the alias, may still invite. It ends with what its author may give, by demotion, removal
- * or being disabled, and is good again when somebody who may invite sends it again.
+ * A SQL condition: whether the author of an invitation may still invite. `invitation` is the alias of its table. An invitation
+ * becomes invalid when its author is demoted, removed or disabled. Resending by a member who may invite makes it valid again.
  */
-export function isVouchedFor(invitation: string): RawBuilder<boolean> {
+export function inviterMayInvite(invitation: string): RawBuilder<boolean> {
   const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
   return sql`exists (select from memberships as author join users on users.id = author.user_id
     where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)`

@@ -1,13 +1,12 @@
 import { isOurKey } from '../../src/files/store/keys.ts'
 import type { StoredObject } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { knownObjects, settledAfterSeconds } from './files.ts'
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
-
 /**
- * The keys of those objects that no row refers to. What is younger than an hour may belong to a row that is about to be written:
- * of an image the object comes first. An object that the product did not make is left alone.
+ * Finds the keys of the objects that no row refers to. Objects younger than an hour are skipped, because the row may not be
+ * written yet: for an image the object comes first. Objects that the product did not make are ignored.
  */
 export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]): Promise<string[]> {
   const settledBefore = Date.now() - settledAfterSeconds * 1000
@@ -18,10 +17,10 @@ export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]):
   )
 }
 
-/** Of these keys of the product, those that no row refers to. */
+/** Returns those of the keys that no row refers to. All keys must be the product's own. */
 async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
   const parts = keys.map((key) => key.split('/') as [string, string, string])
-  const known = await gate.query(nobody, knownObjects, {
+  const known = await gate.query(systemScope, knownObjects, {
     owners: parts.map(([owner]) => owner),
     kinds: parts.map(([, kind]) => kind),
     ids: parts.map(([, , id]) => id)

@@ -5,9 +5,9 @@ import type { Locale } from '../../src/mail/mails.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 import type { MailKind } from '../tables.ts'
-import { isVouchedFor } from './members.ts'
+import { inviterMayInvite } from './members.ts'
 
-/** Puts a mail into the outbox, in the transaction of what it is about. Sent once for each generation of its token. */
+/** Queues a mail in the transaction of the change it is about. One mail is sent for each generation of the token. */
 export async function insertMail(
   trx: TenantTransaction,
   mail: { kind: MailKind; subject_id: string; generation: number; mailbox: string }
@@ -18,9 +18,10 @@ export async function insertMail(
 export type SpentAllowance = { spent: 'sender' | 'unverified_sender' | 'recipient'; wait_seconds: number }
 
 /**
- * The limit that another mail of the gate's user to this mailbox would pass, if there is one, over all agencies.
+ * Resolves to the limit that one more mail from the gate's user to this mailbox would exceed, counted over all tenants, or to
+ * undefined.
  *
- * Until the transaction ends, nobody else is answered about the same user or mailbox: two that ask at once can't both have the last.
+ * Holds a lock on the user and the mailbox until the transaction ends, so that two callers can't both get the last mail.
  */
 export async function findSpentAllowance(
   trx: TenantTransaction,
@@ -40,7 +41,7 @@ export type InvitationToSend = {
   subject_id: string
   generation: number
   attempts: number
-  /** False: revoked, used, sent again or expired since it was queued. */
+  /** False when the invitation was revoked, used, resent or has expired since the mail was queued. */
   wanted: boolean
   email: string
   role: InvitableRole
@@ -51,13 +52,13 @@ export type InvitationToSend = {
   inviter: string | null
 }
 
-/** All that the text of a mail needs. */
+/** Reads everything that the text of a mail needs. */
 export const readOutboxEntry = statement(
   'read_outbox_entry',
   (_, $: { tenant_id: string; id: string }) => sql<InvitationToSend>`
   select o.kind, o.subject_id, o.generation, o.attempts,
     coalesce(i.accepted_at is null and i.generation = o.generation and i.expires_at > now()
-      and ${isVouchedFor('i')}, false)
+      and ${inviterMayInvite('i')}, false)
       and t.status = 'active' as wanted,
     i.email, i.role, i.expires_at, t.name as tenant, t.slug, t.settings ->> 'locale' as locale, u.name as inviter
   from outbox o

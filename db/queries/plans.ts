@@ -4,14 +4,14 @@ import { statement } from '../gate/statement.ts'
 import { recordAudit } from './audit.ts'
 import { changeTenant } from './tenant-status.ts'
 
-/** What a plan allows; null: as the server's settings say. `requests` 0 is no limit, `storage_quota` is bytes. */
+/** The limits of a plan; null means the server's setting. `requests` 0 means no limit, `storage_quota` is in bytes. */
 export type PlanLimits = {
   requests: number | null
   window_seconds: number | null
   storage_quota: number | null
 }
 
-/** Every plan, with how many tenants have it. */
+/** Lists the plans, each with its number of tenants. */
 export const listPlans = statement(
   'list_plans',
   (_, __: Record<never, never>) => sql<PlanLimits & { name: string; tenants: number }>`
@@ -19,7 +19,7 @@ export const listPlans = statement(
   { slow: true }
 )
 
-/** Makes or changes a plan. It is in force on every process within a second. */
+/** Creates or changes a plan. It takes effect on every process within a second. */
 export const setPlan = statement(
   'set_plan',
   (_, $: PlanLimits & { name: string }) => sql<never>`
@@ -28,8 +28,8 @@ export const setPlan = statement(
 )
 
 /**
- * Gives the gate's tenant another plan, tells every process, and records it. The database refuses a plan that there is not
- * (foreign_key_violation).
+ * Changes the plan of the gate's tenant, publishes the change to every process, and audits it. The database refuses an unknown
+ * plan (foreign_key_violation).
  */
 export async function changePlan(trx: TenantTransaction, tenantId: string, plan: string): Promise<void> {
   await changeTenant(trx, tenantId, sql`plan = ${plan}`)

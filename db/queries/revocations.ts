@@ -3,10 +3,10 @@ import type { Role } from '../../src/auth/roles.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 
 /**
- * Publishes what a person now is in the gate's tenant; null: nothing any more. Tokens that say otherwise are refused within a
- * second, everywhere. The entry lives as long as the last such token can.
+ * Publishes a user's current role in the gate's tenant; null when the user is no longer a member. Every process refuses tokens
+ * with another role within a second. The entry lives as long as the last such token can.
  *
- * A person who is disabled stays nothing, whatever role they get meanwhile.
+ * For a disabled user null is published, whatever `state` is.
  */
 export async function publishMember(
   trx: TenantTransaction,
@@ -22,8 +22,8 @@ export async function publishMember(
 }
 
 /**
- * Ends every open session of a person in the gate's tenant by one mark, and publishes it: what is written is bounded, however
- * many sessions there are. Resolves to how many were open.
+ * Ends all open sessions of a user in the gate's tenant with one mark, and publishes it. One mark keeps the amount written
+ * small, however many sessions there are. Resolves to the number of sessions that were open.
  */
 export async function endMemberSessions(trx: TenantTransaction, userId: string, tokenSeconds: number): Promise<number> {
   const { rows } = await sql<{ ended: number }>`

@@ -10,13 +10,14 @@ type Admission = { email: string; role: Role } & (
 )
 
 /**
- * Opens a session in the gate's tenant for the gate's user, marks the tenant as used and records it. No row: not a member.
+ * Opens a session in the gate's tenant for the gate's user, updates the membership's last use and audits it. No row when the
+ * user is not a member.
  *
- * The database makes the id, above the mark of the membership (`ended_through`), and ends the oldest session when there are
- * more than 100: `open_session` in db/migrations/0009_session_marks.ts.
+ * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
+ * than 100: `open_session` in db/migrations/0009_session_marks.ts.
  *
- * The user's row is locked against a new password, and `password_version` is what the password was checked against: a
- * sign-in with the old one either is seen, and ended, by the change of password, or is refused here as `outdated`.
+ * The user's row is locked against a change of password. `password_version` is the version that the password was checked
+ * against. So a sign-in with an old password is either seen and ended by the change of password, or refused as `outdated`.
  */
 export const openSession = statement(
   'open_session',
@@ -62,14 +63,18 @@ export type Rotation = {
 }
 
 /**
- * One refresh, decided while the family's row is locked. No row: there is no such family.
+ * Rotates a refresh token, decided while the row of its family (the session) is locked. No row when the family does not exist.
  *
- * `rotated`: the token was current, and its successor has `counter`. `repeated`: the immediate predecessor within the grace;
- * the same successor, and an audit event when it came from another address or agent than the use before. `reused`: older, or too late; the family is now revoked, published and audited. `ahead`: a counter that
- * was never issued, as after a restore. The others change nothing.
+ * - `rotated`: the token was current; its successor has `counter`.
+ * - `repeated`: the token is the direct predecessor, within the grace period. It gets the same successor, and an audit event
+ *   when the address or user agent differs from the use before.
+ * - `reused`: the token is older, or too late. The family is now revoked, published and audited.
+ * - `ahead`: the counter was never issued, as happens after a restore.
  *
- * The lock makes a waiting statement decide by the newest version of the row; a plain read beside an update with a condition
- * would decide by a snapshot that is older than the wait.
+ * `ahead`, and the outcomes that are not listed, change nothing.
+ *
+ * The lock makes a statement that waits decide by the newest version of the row. A plain read with a conditional update would
+ * decide by a snapshot that is older than the wait.
  */
 export const rotateSession = statement(
   'rotate_session',
@@ -118,7 +123,7 @@ export const rotateSession = statement(
   { writes: true }
 )
 
-/** Sign-out: ends the session, publishes it, records it. An ended session does nothing again. */
+/** Signs out: ends the session, publishes and audits it. Does nothing when the session has already ended. */
 export const endSession = statement(
   'end_session',
   (_, $: { tenant_id: string; session_id: string; token_seconds: number }) => sql<{ user_id: string }>`
@@ -139,8 +144,8 @@ export const endSession = statement(
 )
 
 /**
- * The person of an open session, by the database and not by what the process remembers. A session that is opened on the
- * strength of this one takes the version along, so that a change of password ends it or refuses it.
+ * Reads the password version of an open session's user, from the database and not from the process's memory. A session that
+ * is opened because of this one is given the version, so that a change of password ends or refuses it.
  */
 export const findOpenSession = statement(
   'find_open_session',
@@ -152,7 +157,7 @@ export const findOpenSession = statement(
     and s.rotated_at + make_interval(secs => ${$.idle_seconds}) > now()`
 )
 
-/** Opens the first session of somebody who is just being made a member, in the same transaction. Resolves to its id. */
+/** Opens the first session of a new member, in the transaction that creates the membership. Resolves to its id. */
 export async function openFirstSession(
   trx: TenantTransaction,
   session: { user_id: string; session_seconds: number; token_seconds: number }

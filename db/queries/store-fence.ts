@@ -4,18 +4,21 @@ import { sql } from 'kysely'
 import { isOurKey, markKey } from '../../src/files/store/keys.ts'
 import type { ObjectStore } from '../../src/files/store/object-store.ts'
 import type { TenantGate } from '../gate/gate.ts'
+import { systemScope } from '../gate/gate-query.ts'
 import { statement } from '../gate/statement.ts'
 import { findOrphans } from './orphans.ts'
 
 /*
- * The fence: whether this database may remove objects from this store.
+ * The fence decides whether this database may remove objects from this store. It protects a store from a database that was
+ * restored from an older backup, or that belongs to another installation.
  *
- * The store carries a mark: which installation it belongs to, which database swept it last, and a generation. Each turn of the
- * search for orphans moves the generation, first in the database and then in the store. So the store is never ahead of the
- * database that sweeps it, and it is ahead of every backup that is older than a turn. A dump that was restored is noticed at
- * once, because the database's identity is another one then.
+ * The store holds a mark: its installation, the database that swept it last, and a generation. Each run of the orphan sweep
+ * increases the generation, first in the database and then in the store. So the store is never ahead of the database that
+ * sweeps it, but it is ahead of every backup from before the last run. A restored dump is detected at once, because it has
+ * another database identity.
  *
- * Two installations with one store are noticed in the same way. An operator decides which one it is: `npm run files -- accept-store`.
+ * Two installations that share one store are detected in the same way. An operator decides which one keeps it, with
+ * `npm run files -- accept-store`.
  */
 
 const Mark = Type.Object({
@@ -25,7 +28,7 @@ const Mark = Type.Object({
 })
 type Mark = { installation: string; database: string; generation: number }
 
-/** `ours`: objects may be removed. All others say why not. */
+/** `ours`: objects may be removed. Every other verdict is the reason why not. */
 export type Verdict =
   | 'ours'
   | 'unmarked'
@@ -34,8 +37,7 @@ export type Verdict =
   | 'another database'
   | 'older database'
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
-/** So many objects decide whose a store is that has no mark. */
+/** How many objects are examined to decide whether an unmarked store belongs to this database. */
 const sample = 1000
 const maxMarkBytes = 1024
 
@@ -52,15 +54,16 @@ const advanceFence = statement(
 )
 
 /**
- * Whether the store is this database's. A store that has no mark gets it if it has no objects either, or if no mark was ever
- * written and most objects are no orphans: after an upgrade from a version that knew no marks.
+ * Checks whether the store belongs to this database. An unmarked store is marked as ours when it holds no object of the
+ * product. It is also marked when this database has never swept a store and at least half of the sampled objects are not
+ * orphans, as after an upgrade from a version without marks.
  */
-export async function judgeStore(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
-  // before the database, which others may advance meanwhile
+export async function checkStoreOwner(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
+  // read before the database's generation, which another process may increase in the meantime
   const mark = await readMark(store)
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   if (mark === undefined) {
-    if (!(await mayAdopt(gate, store, own))) return 'unmarked'
+    if (!(await mayAdoptUnmarked(gate, store, own))) return 'unmarked'
     await writeMark(store, own)
     return 'ours'
   }
@@ -70,38 +73,38 @@ export async function judgeStore(gate: TenantGate, store: ObjectStore): Promise<
   return mark.generation > own.generation ? 'older database' : 'ours'
 }
 
-/** Moves the generation on. Only for the database whose store it is. */
+/** Increases the generation. Call it only when the store is ours. */
 export async function advanceStore(gate: TenantGate, store: ObjectStore): Promise<void> {
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   await advanceAfter(gate, store, own, own.generation)
 }
 
-/** Takes the store for this database, whatever its mark says. Every other database finds it taken. */
+/** Claims the store for this database, whatever its mark says. Every other database then refuses to sweep it. */
 export async function acceptStore(gate: TenantGate, store: ObjectStore): Promise<void> {
   const mark = await readMark(store)
-  const own = await readOwn(gate)
+  const own = await readDatabaseMark(gate)
   const before = typeof mark === 'object' ? mark.generation : 0
   await advanceAfter(gate, store, own, Math.max(before, own.generation))
 }
 
-/** The database first: after a crash in between it is ahead of the store, which is no harm. */
+/** Updates the database first: after a crash in between the database is ahead of the store, which is harmless. */
 async function advanceAfter(gate: TenantGate, store: ObjectStore, own: Mark, after: number): Promise<void> {
-  const [next] = await gate.query(nobody, advanceFence, { after })
+  const [next] = await gate.query(systemScope, advanceFence, { after })
   if (!next) throw new Error('the database has no row of its sweep')
   await writeMark(store, { ...own, generation: next.generation })
 }
 
-async function readOwn(gate: TenantGate): Promise<Mark> {
-  const [own] = await gate.query(nobody, readFence, {})
+async function readDatabaseMark(gate: TenantGate): Promise<Mark> {
+  const [own] = await gate.query(systemScope, readFence, {})
   if (!own) throw new Error('the database has no row of its sweep')
   return own
 }
 
-async function mayAdopt(gate: TenantGate, store: ObjectStore, own: Mark): Promise<boolean> {
+async function mayAdoptUnmarked(gate: TenantGate, store: ObjectStore, own: Mark): Promise<boolean> {
   const objects = (await store.list('', sample)).filter(({ key }) => isOurKey(key))
   if (objects.length === 0) return true
   if (own.generation > 0) return false
-  // an object that is new may have lost its row a moment ago
+  // not all objects have to be known: an orphan may be an object whose row was removed a moment ago
   return (await findOrphans(gate, objects)).length <= objects.length / 2
 }
 

@@ -3,22 +3,21 @@ import type { TenantTransaction } from '../gate/gate.ts'
 import type { TenantStatus } from '../tables.ts'
 import { recordAudit } from './audit.ts'
 
-/** Long after each process has read it, or has given up serving. */
-const newsSeconds = 60
+/** Long enough that every process has read the entry, or has stopped serving because it can't read. */
+const publishedSeconds = 60
 
 /**
- * Changes columns of the gate's tenant and publishes its status, so that every process forgets what it remembers of it.
+ * Changes columns of the gate's tenant and publishes its status, so that every process drops its cached tenant. The published
+ * entry lives for `seconds`.
  *
- * One statement: the status that is published is the one of the row while this change has it locked. A status that was read
- * before could be from before a suspension, and would make a suspended agency's tokens good again.
- *
- * `seconds` is for how long the entry lives.
+ * It is one statement, so that the published status is that of the locked row. A status that was read earlier could predate a
+ * suspension, and would make the tokens of a suspended tenant valid again.
  */
 export async function changeTenant(
   trx: TenantTransaction,
   tenantId: string,
   columns: RawBuilder<unknown>,
-  seconds = newsSeconds
+  seconds = publishedSeconds
 ): Promise<void> {
   await sql`
     with changed as (
@@ -30,8 +29,8 @@ export async function changeTenant(
 }
 
 /**
- * Suspends or resumes the gate's tenant, tells every process, and records it. With `purgeAfter` (seconds) the tenant is
- * removed for good once that time is over; resuming it before then keeps it.
+ * Suspends or resumes the gate's tenant, publishes the change to every process, and audits it. With `purgeAfter` (seconds) the
+ * tenant is removed for good after that time, unless it is resumed before.
  */
 export async function setTenantStatus(
   trx: TenantTransaction,
@@ -48,7 +47,7 @@ export async function setTenantStatus(
     purgeAfter?: number
   }
 ): Promise<void> {
-  // only who resumes a tenant takes its deletion back
+  // only resuming a tenant cancels its removal
   const purgeAt =
     purgeAfter !== undefined
       ? sql`now() + make_interval(secs => ${purgeAfter})`

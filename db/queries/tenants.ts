@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
-/** A tenant as its members see it. */
+/** Reads a tenant as its members see it. */
 export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
   db
     .selectFrom('tenants as t')
@@ -26,8 +26,8 @@ export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }
 )
 
 /**
- * A new tenant with the gate's user as its owner, in the gate of the tenant that is about to exist. False: the slug is taken,
- * and nothing was written.
+ * Inserts a tenant. The gate must already be set to the new tenant's id. Resolves to false, with nothing written, when the slug
+ * is taken.
  */
 export async function insertTenant(
   trx: TenantTransaction,
@@ -43,13 +43,13 @@ export async function insertTenant(
 }
 
 /**
- * Seconds until the gate's user may make one more tenant where so many a day are allowed; null: now. Holds off whoever asks as the
- * same user until this transaction ends, so it stands before the insert.
+ * Reads the seconds until the gate's user may create another tenant under `daily_limit`; null means now. Locks the user's
+ * count until the transaction ends, so run it before the insert.
  */
 export const foundingWait = statement(
   'founding_wait',
-  (_, $: { most: number }) =>
-    sql<{ seconds: number | null }>`select founding_wait(${$.most}, interval '1 day') as seconds`,
+  (_, $: { daily_limit: number }) =>
+    sql<{ seconds: number | null }>`select founding_wait(${$.daily_limit}, interval '1 day') as seconds`,
   { writes: true }
 )
 

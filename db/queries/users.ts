@@ -4,8 +4,8 @@ import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
 /**
- * The signed-in person in one tenant. The two versions make the ETag: one counts changes of the person, the other of the
- * membership.
+ * Reads a user as a member of one tenant. The two versions form the ETag: `version` counts changes of the user,
+ * `membership_version` those of the membership.
  */
 export const readUser = statement('read_user', (db, $: { tenant_id: string; user_id: string }) =>
   db
@@ -28,7 +28,7 @@ export const readUser = statement('read_user', (db, $: { tenant_id: string; user
     ])
 )
 
-/** A new identity, by its own act. False: the address has one already, and nothing was written. */
+/** Inserts a new user, as the user itself. Resolves to false, with nothing written, when the address is taken. */
 export async function insertUser(
   trx: TenantTransaction,
   user: { id: string; email: string; name: string; email_verified_at?: Date } & PasswordHash
@@ -41,7 +41,10 @@ export async function insertUser(
   return numInsertedOrUpdatedRows === 1n
 }
 
-/** The same password under today's parameters and pepper; nothing if it has been changed meanwhile. */
+/**
+ * Stores the same password hashed with the current parameters and pepper. Changes nothing if the password was changed
+ * meanwhile.
+ */
 export const replaceHash = statement(
   'replace_hash',
   (db, $: { user_id: string; password_version: number } & PasswordHash) =>

@@ -1,5 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import {
   type AccountRow,
   countFailure,
@@ -39,7 +40,6 @@ declare module 'fastify' {
 /** Wrong passwords in a row, after which only networks that the account is known from may try. */
 const maxFailures = 100
 const retryAfterSeconds = 3600
-const nobody = { tenant_id: null, user_id: null }
 
 /**
  * Slows guessing at one account without locking its owner out: whatever strangers try, a network from which the person has opened a
@@ -55,7 +55,7 @@ export default fp(
     const isKnown = (request: FastifyRequest, email: string) => async () => {
       const { address } = request
       if (address === undefined) return false
-      const [answer] = await request.tenantQuery(isKnownNetwork, { email, address }, nobody)
+      const [answer] = await request.tenantQuery(isKnownNetwork, { email, address }, systemScope)
       return answer?.known ?? false
     }
 
@@ -63,7 +63,7 @@ export default fp(
       async find(request: FastifyRequest, reply: FastifyReply, email: string, { proven = false } = {}) {
         const known = isKnown(request, email)
         await app.attempts.countAccount(request, reply, email, known)
-        const [account] = await request.tenantQuery(findAccount, { email }, nobody)
+        const [account] = await request.tenantQuery(findAccount, { email }, systemScope)
         const { failures, ...row } = account as AccountRow
         const identity = isIdentity(row) ? row : undefined
         const passes = proven && identity?.email_verified_at === null
@@ -75,10 +75,10 @@ export default fp(
         return { email, failures, identity }
       },
       async failed(request: FastifyRequest, email: string) {
-        await request.tenantQuery(countFailure, { email }, nobody)
+        await request.tenantQuery(countFailure, { email }, systemScope)
       },
       async succeeded(request: FastifyRequest, { email, failures }: Account) {
-        if (failures > 0) await request.tenantQuery(forgetFailures, { email }, nobody)
+        if (failures > 0) await request.tenantQuery(forgetFailures, { email }, systemScope)
       }
     })
     app.metrics.counter(

@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { peppersInUse } from '../../db/queries/directory.ts'
 import { createHasher } from '../../src/auth/hasher.ts'
 import { createKeyRing } from '../../src/auth/keys.ts'
@@ -20,7 +21,7 @@ declare module 'fastify' {
 export default fp(
   async (app) => {
     const peppers = createKeyRing(app.config.passwordPepper, 'pepper')
-    const stored = await app.gate.query({ tenant_id: null, user_id: null, request: '' }, peppersInUse, {})
+    const stored = await app.gate.query(systemScope, peppersInUse, {})
     const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
     if (missing.length > 0) {
       throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)

@@ -1,5 +1,6 @@
 import { setImmediate as breathe } from 'node:timers/promises'
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../../db/queries/directory.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createRevocationMemory } from '../../src/auth/revocation-memory.ts'
@@ -31,7 +32,6 @@ const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: t
 
 /** Rows of one statement when all are read: each page has the time-out of a statement for itself. */
 const pageRows = 10_000
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
  * Remembers which issued tokens must be refused. A revocation is a row, written by the transaction that causes it; every
@@ -83,10 +83,10 @@ export default fp(
         lastRead = never
         memory.clear()
       }
-      const [now] = await app.gate.query(nobody, revocationsSnapshot, {})
+      const [now] = await app.gate.query(systemScope, revocationsSnapshot, {})
       if (!now) throw new Error('the database gave no snapshot')
       const readPage = (after_tenant: string, after_id: number) =>
-        app.gate.query(nobody, revocationsPage, { after_tenant, after_id, limit: pageRows })
+        app.gate.query(systemScope, revocationsPage, { after_tenant, after_id, limit: pageRows })
       let page: ReturnType<typeof readPage> | undefined = readPage(firstId, 0)
       while (page) {
         const [read]: Awaited<typeof page> = await page
@@ -102,7 +102,7 @@ export default fp(
 
     async function readUnseen(before: string): Promise<void> {
       const startedAt = performance.now()
-      const rows = await app.gate.query(nobody, revocationsUnseen, { seen: before })
+      const rows = await app.gate.query(systemScope, revocationsUnseen, { seen: before })
       const changed = new Set<string | undefined>()
       let snapshot = before
       for (const [index, row] of rows.entries()) {

@@ -52,7 +52,7 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
     case 'connection':
     case 'timeout':
       return problems.unavailable(retry)
-    case 'crowded':
+    case 'overloaded':
     case 'conflict':
       return problems.overloaded(retry)
     case 'invalid_text':

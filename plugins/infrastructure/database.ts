@@ -2,11 +2,11 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { ImpatientClient } from '../../db/gate/connection.ts'
-import { connectionTo, type TimeOuts } from '../../db/gate/connection-settings.ts'
+import { TimeoutClosingClient } from '../../db/gate/connection.ts'
+import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
-import { prepareGate, type RequestFacts, type Scope } from '../../db/gate/gate-query.ts'
-import { createPipeline, keyedTimeOuts } from '../../db/gate/pipeline.ts'
+import { prepareGate, type RequestFacts, type Scope, systemScope } from '../../db/gate/gate-query.ts'
+import { createPipeline, keyedTimeouts } from '../../db/gate/pipeline.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import { createReplica } from '../../db/gate/replica.ts'
 import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
@@ -44,12 +44,11 @@ export const acquireTimeoutMs = 2000
 export const idleTimeoutMs = 60_000
 export const queryTimeoutMs = 4000
 /** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
-const timeOuts: TimeOuts = {
+const timeouts: Timeouts = {
   statement_timeout: 3000,
   lock_timeout: 2000,
   idle_in_transaction_session_timeout: 10_000
 }
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that it can't serve. */
 export default fp(
@@ -58,19 +57,19 @@ export default fp(
     if (!databaseUrl) throw new Error('there is no database to connect to')
     // a pooler in transaction mode refuses start-up options, and forgets what was prepared
     const pooled = app.config.databasePooler === 'transaction'
-    const carried = pooled ? { all: timeOuts, keyed: keyedTimeOuts } : undefined
+    const inlineTimeouts = pooled ? { all: timeouts, keyed: keyedTimeouts } : undefined
     const log = (err: Error, text: string) => app.log.warn({ err }, text)
 
     function openPool(url: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
       const pool = new pg.Pool({
-        ...connectionTo(url, pooled ? undefined : timeOuts),
+        ...connectionTo(url, pooled ? undefined : timeouts),
         max,
         connectionTimeoutMillis: acquireTimeoutMs,
         idleTimeoutMillis: idleTimeoutMs,
         keepAlive: true,
         application_name: 'aggios-pool',
         query_timeout: queryTimeoutMs,
-        Client: ImpatientClient,
+        Client: TimeoutClosingClient,
         async onConnect(client) {
           await onConnect(client)
           if (!pooled) await prepareGate(client)
@@ -88,7 +87,7 @@ export default fp(
       : createPipeline(databaseUrl, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
     // one pool under two types: the tables of tenants are in the gate's only
     const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
-    const gate = createTenantGate(db, pool, pipeline, carried)
+    const gate = createTenantGate(db, pool, pipeline, inlineTimeouts)
     const replica =
       databaseReplicaUrl === undefined
         ? undefined
@@ -96,9 +95,9 @@ export default fp(
             pool: openPool(databaseReplicaUrl, replicaPool, (client) =>
               refuseUnsafeRole(client, 'DATABASE_REPLICA_URL')
             ),
-            carried: carried?.all,
+            inlineTimeouts: inlineTimeouts?.all,
             async primaryPosition() {
-              const [row] = await gate.query(nobody, walPosition, {})
+              const [row] = await gate.query(systemScope, walPosition, {})
               return row?.position ?? Number.POSITIVE_INFINITY
             },
             onChange: (usable, err) =>
@@ -130,7 +129,7 @@ export default fp(
       (err) => app.log.warn({ err }, 'waiting for the database')
     )
     await refuseUnsafeRole(client, 'DATABASE_URL').finally(() => client.release())
-    await gate.transaction(nobody, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
+    await gate.transaction(systemScope, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
     await replica?.start()
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }

@@ -1,6 +1,7 @@
 import fp from 'fastify-plugin'
 import { createTransport } from 'nodemailer'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { claimMail } from '../../db/queries/directory.ts'
 import {
   findSpentAllowance,
@@ -49,7 +50,6 @@ const spentDetails: Record<SpentAllowance['spent'], string> = {
   unverified_sender: 'you have caused as many mails as a person may whose own e-mail address is not verified',
   recipient: 'this address has been sent as many mails as it may get for now'
 }
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
  * Sends what is in the outbox: over SMTP, or into the log in development. Any number of processes work on it together; a lease
@@ -111,7 +111,7 @@ export default fp(
     }
 
     async function send(tenant_id: string, id: string): Promise<void> {
-      const settings = { ...nobody, tenant_id }
+      const settings = { ...systemScope, tenant_id }
       const [entry] = await app.gate.query(settings, readOutboxEntry, { tenant_id, id })
       if (!entry) return
       if (!entry.wanted) {
@@ -158,7 +158,7 @@ export default fp(
     async function run(): Promise<void> {
       do {
         again = false
-        const due = await app.gate.query(nobody, claimMail, { batch, lease_seconds })
+        const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
         for (const { tenant_id, id } of due) await send(tenant_id, id)
         if (due.length === batch) again = true
       } while (again && !closed)

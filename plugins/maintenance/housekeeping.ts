@@ -1,11 +1,12 @@
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import type { Statement } from '../../db/gate/statement.ts'
 import {
+  declareSigning,
   dropAuditMonths,
   pruneAuditSeals,
   sealAudit,
-  signWithNewKey,
-  stateSigning
+  signWithNewKey
 } from '../../db/queries/audit-signing.ts'
 import {
   ensureAuditPartitions,
@@ -30,7 +31,6 @@ declare module 'fastify' {
 
 const intervalMs = 60_000
 export const batch = 1000
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /** Removes what is dead and prepares the audit log's next months. On several processes one works and the others find nothing. */
 export default fp(
@@ -46,7 +46,7 @@ export default fp(
 
     /** The heads go to the log: whoever puts an older chain back into the database can't take them back there. */
     async function seal(): Promise<void> {
-      const { signed_from, first } = await stateSigning(app.gate, auditKeys)
+      const { signed_from, first } = await declareSigning(app.gate, auditKeys)
       if (first) app.log.warn({ signed_from }, 'the signing of the audit log begins; this must not be seen again')
       for (;;) {
         const { sealed, refused } = await sealAudit(app.gate, auditKeys, signed_from)
@@ -70,7 +70,7 @@ export default fp(
 
     async function purge(): Promise<void> {
       for (;;) {
-        const [purged] = await app.gate.query(nobody, purgeTenant, {})
+        const [purged] = await app.gate.query(systemScope, purgeTenant, {})
         if (!purged?.id || closed) return
         app.log.info({ tenant_id: purged.id }, 'tenant purged')
       }
@@ -83,14 +83,14 @@ export default fp(
     ): () => Promise<void> {
       return async () => {
         for (;;) {
-          const [swept] = await app.gate.query(nobody, sweeping, { ...values, batch })
+          const [swept] = await app.gate.query(systemScope, sweeping, { ...values, batch })
           if (!swept || swept.removed < batch || closed) return
         }
       }
     }
 
     const jobs = {
-      partitions: () => app.gate.query(nobody, ensureAuditPartitions, {}),
+      partitions: () => app.gate.query(systemScope, ensureAuditPartitions, {}),
       purge,
       seal,
       drop,

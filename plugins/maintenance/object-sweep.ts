@@ -1,4 +1,5 @@
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import {
   advanceObjectSweep,
   type ClaimedFile,
@@ -28,7 +29,6 @@ const batch = 100
 /** Longer than it takes to remove a batch; when this process dies another goes on after it. */
 const lease_seconds = 120
 const page = 1000
-const nobody = { tenant_id: null, user_id: null, request: '' }
 
 /**
  * Removes from the object store what should not be there: uploads that were given up, files that were deleted, and objects that
@@ -51,7 +51,7 @@ export default fp(
       for (;;) {
         if (!(await app.storeFence.check())) return
         if (reportsOnly) return reportFiles()
-        const claimed = await app.gate.query(nobody, claimFiles, { batch, lease_seconds })
+        const claimed = await app.gate.query(systemScope, claimFiles, { batch, lease_seconds })
         for (const file of claimed) {
           await removeClaimed(file).catch((err) => {
             // the others need not wait for one that can't be removed; where the store is away, all do
@@ -64,7 +64,7 @@ export default fp(
     }
 
     async function reportFiles(): Promise<void> {
-      const due = await app.gate.query(nobody, dueFiles, { batch })
+      const due = await app.gate.query(systemScope, dueFiles, { batch })
       report(due.map(({ tenant_id, id }) => fileKey(tenant_id, id)))
     }
 
@@ -83,7 +83,7 @@ export default fp(
 
     /** One page of the store at a time, so that however much lies there a turn costs the same. */
     async function removeOrphans(): Promise<void> {
-      const [turn] = await app.gate.query(nobody, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
+      const [turn] = await app.gate.query(systemScope, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
       if (turn?.reached === null || turn === undefined) return
       if (!(await app.storeFence.check())) return
       // also where nothing will be removed: a backup that is older than this turn is recognised by it
@@ -93,7 +93,7 @@ export default fp(
       if (reportsOnly) report(orphans)
       else for (const key of orphans) await removeOrphan(key)
       const reached = objects.length < page ? '' : (objects.at(-1)?.key ?? '')
-      await app.gate.query(nobody, advanceObjectSweep, { reached })
+      await app.gate.query(systemScope, advanceObjectSweep, { reached })
     }
 
     async function removeOrphan(key: string): Promise<void> {

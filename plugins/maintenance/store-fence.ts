@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin'
-import { advanceStore, judgeStore, type Verdict } from '../../db/queries/store-fence.ts'
+import { advanceStore, checkStoreOwner, type Verdict } from '../../db/queries/store-fence.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -34,7 +34,7 @@ export default fp(
 
     async function check(): Promise<boolean> {
       const before = verdict
-      verdict = await judgeStore(app.gate, app.objects)
+      verdict = await checkStoreOwner(app.gate, app.objects)
       judgedAt = performance.now()
       if (verdict === before) return verdict === 'ours'
       if (verdict !== 'ours') {

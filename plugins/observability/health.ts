@@ -1,4 +1,5 @@
 import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { ping } from '../../db/queries/directory.ts'
 
 export type CheckStatus = 'ok' | 'down'
@@ -25,7 +26,7 @@ const patienceMs = 2000
 /** Knows whether the process can serve, and makes connections close after their reply once it is shutting down. */
 export default fp(
   async (app) => {
-    const database = asking(() => app.gate.query({ tenant_id: null, user_id: null, request: '' }, ping, {}))
+    const database = asking(() => app.gate.query(systemScope, ping, {}))
     const storage = asking(() => app.objects.check())
     const redis = app.shared.check && asking(app.shared.check)
 

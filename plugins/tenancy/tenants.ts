@@ -1,5 +1,6 @@
 import fp from 'fastify-plugin'
 import { LRUCache } from 'lru-cache'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { findTenant, readTenantEntry, type TenantRow } from '../../db/queries/directory.ts'
 import type { PlanLimits } from '../../db/queries/plans.ts'
 import { createSlugCache } from '../../src/tenancy/slug-cache.ts'
@@ -31,7 +32,6 @@ export const maxUnknown = 5_000
 /** How long a slug that nobody has stays so for this process when another one registers it. */
 const unknownForMs = 2_000
 
-const nobody = { tenant_id: null, user_id: null, request: '' }
 const bySettings: PlanLimits = { requests: null, window_seconds: null, storage_quota: null }
 const noSettings = Object.freeze({})
 
@@ -79,7 +79,7 @@ export default fp(
 
     async function readLimits(tenantId: string): Promise<PlanLimits> {
       try {
-        const tenant = await remember(app.gate.query(nobody, readTenantEntry, { tenant_id: tenantId }))
+        const tenant = await remember(app.gate.query(systemScope, readTenantEntry, { tenant_id: tenantId }))
         return tenant?.limits ?? bySettings
       } catch (err) {
         app.log.warn({ err }, 'the plan of a tenant could not be read')
@@ -92,7 +92,7 @@ export default fp(
         const tenant = known.find(slug)
         if (tenant) return tenant
         if (!valid.test(slug) || unknown.has(slug)) return undefined
-        return once(lookups, slug, () => remember(app.gate.query(nobody, findTenant, { slug }), slug))
+        return once(lookups, slug, () => remember(app.gate.query(systemScope, findTenant, { slug }), slug))
       },
       peek: known.find,
       limitsOf(tenantId: string) {

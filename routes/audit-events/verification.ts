@@ -4,7 +4,7 @@ import type { Statement } from '../../db/gate/statement.ts'
 import {
   type Broken,
   checkNextSeal,
-  judgeTail,
+  checkTail,
   readAuditState,
   readAuditTail,
   readStatements
@@ -84,7 +84,7 @@ export function createVerification(app: FastifyInstance) {
         if (!tail) throw new Error('the audit log has no state')
         // one that was made meanwhile
         if (tail.kept && tail.seq !== null && tail.seq > after) continue
-        return result(judgeTail(keys, tenant_id, tail, signed_from))
+        return result(checkTail(keys, tenant_id, tail, signed_from))
       }
       // what was looked at before must still be what it was, also when that was another request
       const isOther =

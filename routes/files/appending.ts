@@ -39,7 +39,7 @@ export async function append(
   const [taken] = await request.tenantQuery(takeUpload, { tenant_id, id, writer, offset: upload.received })
   if (!taken) throw takenOver()
   const state: State = { ...upload, tags: taken.tags, store_id: taken.store_id }
-  const writing = { tenant_id, id, writer, patience_seconds: patienceSeconds, life_seconds: lifeSeconds }
+  const writing = { tenant_id, id, writer, timeout_seconds: patienceSeconds, life_seconds: lifeSeconds }
   let kept_id = taken.store_id
   // bytes that no piece holds
   let settled = taken.received

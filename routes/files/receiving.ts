@@ -4,7 +4,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { queryIn } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { type FileRow, finishFile, giveUpFile, growFile, removeFile, reserveFile } from '../../db/queries/files.ts'
+import { abandonFile, type FileRow, finishFile, growFile, removeFile, reserveFile } from '../../db/queries/files.ts'
 import { cleanFileName, foldText } from '../../src/files/file-names.ts'
 import { headBytes, requireFileType } from '../../src/files/file-types.ts'
 import { untilEnded } from '../../src/files/minimum-rate.ts'
@@ -15,7 +15,7 @@ import { fileTooLarge, notFound, quotaExceeded } from '../../src/http/problems.t
 import { heldBytes, insertUpload, lockRoom } from './upload-queries.ts'
 
 /** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
-const patience_seconds = 900
+const timeout_seconds = 900
 const heartbeatMs = 300_000
 /** So much is read before room is reserved where a sender does not say how much is to come: most files are whole by then. */
 const unannouncedBytes = 4 * 1024 * 1024
@@ -82,7 +82,7 @@ async function withReservation<T>(
   file: NewFileFacts,
   work: (id: string) => Promise<T>
 ): Promise<T> {
-  const id = await reserve(app, request, file, patience_seconds)
+  const id = await reserve(app, request, file, timeout_seconds)
   try {
     return await work(id)
   } catch (err) {
@@ -105,11 +105,11 @@ async function reserve(
   return row.id
 }
 
-async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, patience_seconds: number) {
+async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, timeout_seconds: number) {
   requireSize(app, file.size)
   const quota = await app.storageQuota(request.user.tenant_id)
   const { maxFiles: max_files } = app.config
-  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, max_files, patience_seconds }
+  return { ...file, id: uuidv7(), folded_name: foldText(file.name), quota, max_files, timeout_seconds }
 }
 
 /**
@@ -180,7 +180,7 @@ export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffe
 export async function undo(app: FastifyInstance, request: FastifyRequest, id: string): Promise<void> {
   const { tenant_id } = request.user
   try {
-    const [given] = await request.tenantQuery(giveUpFile, { tenant_id, id, lease_seconds: 60 })
+    const [given] = await request.tenantQuery(abandonFile, { tenant_id, id, lease_seconds: 60 })
     if (!given) return
     const key = fileKey(tenant_id, id)
     if (given.store_id !== null) await app.objects.dropParts(key, given.store_id)
@@ -224,7 +224,7 @@ function measure(
   /** Also tells the sweep that somebody is at work. */
   async function hasRoomFor(more: number): Promise<boolean> {
     const quota = await app.storageQuota(tenant_id)
-    const [row] = await request.tenantQuery(growFile, { tenant_id, id: reservation.id, more, quota, patience_seconds })
+    const [row] = await request.tenantQuery(growFile, { tenant_id, id: reservation.id, more, quota, timeout_seconds })
     if (row) reserved = row.size
     toldAt = Date.now()
     return row !== undefined

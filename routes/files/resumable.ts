@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { giveUpFile, readFile } from '../../db/queries/files.ts'
+import { abandonFile, readFile } from '../../db/queries/files.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
 import { partBytes } from '../../src/files/store/writing.ts'
@@ -205,7 +205,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       const { id } = request.params
       await requireUpload(request, id)
       // by the sweep, which removes nothing from a store that is not this database's
-      await request.tenantQuery(giveUpFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
+      await request.tenantQuery(abandonFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
       app.objectSweep.nudge()
       reply.code(204)
     }

@@ -106,11 +106,11 @@ export const releaseUpload = statement(
 )
 
 /** What it takes to write to an upload, and how long the upload is left alone after that. */
-type Writing = { tenant_id: string; id: string; writer: string; patience_seconds: number; life_seconds: number }
+type Writing = { tenant_id: string; id: string; writer: string; timeout_seconds: number; life_seconds: number }
 
 /** The sweep leaves the upload alone for a while, but not beyond its life. */
 const prolong = ($: Writing) => sql`
-  update files set expires_at = least(now() + make_interval(secs => ${$.patience_seconds}),
+  update files set expires_at = least(now() + make_interval(secs => ${$.timeout_seconds}),
     created_at + make_interval(secs => ${$.life_seconds}))
   where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'pending'`
 

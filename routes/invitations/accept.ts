@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount, type Identity } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
@@ -89,7 +90,7 @@ async function requireAcceptor(
   email: string
 ): Promise<Acceptor> {
   const { name, password } = request.body
-  const [found] = await request.tenantQuery(findAccount, { email }, { tenant_id: null, user_id: null })
+  const [found] = await request.tenantQuery(findAccount, { email }, systemScope)
   const bearer = app.bearers.findLive(request)
   if (bearer) {
     if (!found || bearer.user_id !== found.id) {

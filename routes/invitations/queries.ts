@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { statement } from '../../db/gate/statement.ts'
-import { isVouchedFor } from '../../db/queries/members.ts'
+import { inviterMayInvite } from '../../db/queries/members.ts'
 import type { InvitableRole } from '../../src/auth/roles.ts'
 
 const columns = ['id', 'email', 'role', 'invited_by', 'created_at', 'expires_at'] as const
@@ -22,7 +22,7 @@ export const listInvitations = statement(
   'list_invitations',
   (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Row>`
   select i.id, i.email, i.role, i.invited_by, i.created_at, i.expires_at,
-    i.expires_at > now() and ${isVouchedFor('i')} as valid,
+    i.expires_at > now() and ${inviterMayInvite('i')} as valid,
     case
       when o.id is null then 'unknown'
       when o.sent_at is not null then 'sent'
@@ -68,7 +68,7 @@ export function insertInvitation(
           created_at: sql`now()`,
           expires_at: sql`now() + interval '7 days'`
         })
-        .where(sql<boolean>`(invitations.expires_at <= now() or not ${isVouchedFor('invitations')})`)
+        .where(sql<boolean>`(invitations.expires_at <= now() or not ${inviterMayInvite('invitations')})`)
     )
     .returning([...columns, 'generation'])
     .executeTakeFirst()
@@ -105,7 +105,7 @@ export const findInvitation = statement(
   'find_invitation',
   (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
   select i.email, i.role, i.accepted_at is null and i.expires_at > now() and i.generation = ${$.generation}
-      and ${isVouchedFor('i')} as good,
+      and ${inviterMayInvite('i')} as good,
     t.status = 'suspended' as suspended
   from invitations i join tenants t on t.id = i.tenant_id
   where i.tenant_id = ${$.tenant_id} and i.id = ${$.id}`
@@ -123,7 +123,7 @@ export async function useInvitation(
     .where('generation', '=', generation)
     .where('accepted_at', 'is', null)
     .where('expires_at', '>', sql<Date>`now()`)
-    .where(isVouchedFor('invitations'))
+    .where(inviterMayInvite('invitations'))
     .returning('id')
     .executeTakeFirst()
   return used !== undefined

@@ -60,7 +60,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   async function requireFewFoundings(trx: TenantTransaction): Promise<void> {
     const { tenantsPerDay } = app.config
     if (tenantsPerDay === 0) return
-    const [wait] = await queryIn(trx, foundingWait, { most: tenantsPerDay })
+    const [wait] = await queryIn(trx, foundingWait, { daily_limit: tenantsPerDay })
     if (wait?.seconds == null) return
     throw rateLimited({
       detail: `one person may make ${tenantsPerDay} agencies a day`,

@@ -1,5 +1,5 @@
 import { compareFiles } from '../../db/queries/file-comparison.ts'
-import { acceptStore, judgeStore } from '../../db/queries/store-fence.ts'
+import { acceptStore, checkStoreOwner } from '../../db/queries/store-fence.ts'
 import { openStore } from '../files/store/open.ts'
 import { createCommand } from './command.ts'
 import { operate, Refusal } from './operator.ts'
@@ -35,10 +35,10 @@ function compare({ repair, accept = false }: { repair: boolean; accept?: boolean
     const store = openStore(config)
     try {
       if (repair) {
-        const verdict = await judgeStore(gate, store)
+        const verdict = await checkStoreOwner(gate, store)
         if (verdict !== 'ours') throw new Refusal(`nothing is repaired, the store is not this database's: ${verdict}`)
       }
-      const { lost, orphans, miscounted } = await compareFiles({ gate, store, repair, say })
+      const { lost, orphans, miscounted } = await compareFiles({ gate, store, repair, report: say })
       const found = `${lost} files without their bytes, ${orphans} objects without a row, ${miscounted} wrong counts`
       if (!accept) return repair ? `repaired: ${found}` : found
       await acceptStore(gate, store)

@@ -10,7 +10,6 @@ import { readEnvironment } from '../config/env-file.ts'
 import { describe } from '../error-text.ts'
 
 /** For statements of the directory, which need no tenant. */
-export const nobody = { tenant_id: null, user_id: null, request: '' }
 
 const timeOuts = { statement_timeout: 10_000, lock_timeout: 5000 }
 

@@ -1,8 +1,9 @@
 import { InvalidArgumentError } from 'commander'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { listPlans, type PlanLimits, setPlan } from '../../db/queries/plans.ts'
 import { rate, size, Unreadable } from '../config/config.ts'
 import { createCommand } from './command.ts'
-import { nobody, operate } from './operator.ts'
+import { operate } from './operator.ts'
 
 type Change = {
   requests?: Pick<PlanLimits, 'requests' | 'window_seconds'>
@@ -45,7 +46,7 @@ function quotaOf(text: string) {
 }
 
 function list(): Promise<never> {
-  return operate(async (gate) => (await gate.query(nobody, listPlans, {})).map(describe).join('\n'))
+  return operate(async (gate) => (await gate.query(systemScope, listPlans, {})).map(describe).join('\n'))
 }
 
 function set(name: string, { requests: limit, storage }: Change): Promise<never> {
@@ -53,9 +54,9 @@ function set(name: string, { requests: limit, storage }: Change): Promise<never>
     command.error(`error: '${name}' is no name of a plan: letters a to z, digits and hyphens, 39 at most`)
   }
   return operate(async (gate) => {
-    const known = (await gate.query(nobody, listPlans, {})).find((plan) => plan.name === name)
+    const known = (await gate.query(systemScope, listPlans, {})).find((plan) => plan.name === name)
     const { requests = null, window_seconds = null, storage_quota = null } = { ...known, ...limit, ...storage }
-    await gate.query(nobody, setPlan, { name, requests, window_seconds, storage_quota })
+    await gate.query(systemScope, setPlan, { name, requests, window_seconds, storage_quota })
     return describe({ name, requests, window_seconds, storage_quota, tenants: known?.tenants ?? 0 })
   })
 }

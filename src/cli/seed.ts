@@ -5,7 +5,8 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
 import { v7 as uuidv7 } from 'uuid'
 import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
-import { FolderInUse } from '../../db/folder-claim.ts'
+import { FolderInUse } from '../../db/folder-lock.ts'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { migrate } from '../../db/migrate.ts'
 import passwords from '../../plugins/auth/passwords.ts'
 import revocations from '../../plugins/auth/revocations.ts'
@@ -188,7 +189,7 @@ function* inBatches(agencies: Iterable<Agency>): Generator<Agency[]> {
 async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: PasswordHash): Promise<void> {
   const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
   const facts = JSON.stringify({ ...hash, expires_at, agencies })
-  await app.gate.transaction({ tenant_id: null, user_id: null, request: '' }, async (trx) => {
+  await app.gate.transaction(systemScope, async (trx) => {
     await sql`select set_config('seed.facts', ${facts}, true)`.execute(trx)
     await sql.raw(insertAgencies).execute(trx)
   })

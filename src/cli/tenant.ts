@@ -1,11 +1,12 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { findTenant } from '../../db/queries/directory.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { readSlug } from '../tenancy/slugs.ts'
 import { createCommand } from './command.ts'
-import { nobody, operate, Refusal } from './operator.ts'
+import { operate, Refusal } from './operator.ts'
 
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
@@ -42,7 +43,7 @@ function setStatus(slug: string, act: keyof typeof acts): Promise<never> {
 function setPlan(slug: string, name: string): Promise<never> {
   return operate(async (gate) => {
     const tenant = await requireTenant(gate, slug)
-    const plans = await gate.query(nobody, listPlans, {})
+    const plans = await gate.query(systemScope, listPlans, {})
     const chosen = plans.find((plan) => plan.name === name)
     if (!chosen) {
       throw new Refusal(`there is no plan called ${name}; there are ${plans.map((plan) => plan.name).join(', ')}`)
@@ -54,7 +55,7 @@ function setPlan(slug: string, name: string): Promise<never> {
 
 async function requireTenant(gate: TenantGate, given: string) {
   const slug = readSlug(given)
-  const [tenant] = await gate.query(nobody, findTenant, { slug })
+  const [tenant] = await gate.query(systemScope, findTenant, { slug })
   if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
   return tenant
 }
