@@ -3,7 +3,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type Owner, root } from './harness.ts'
 
-const parts = ['src', 'plugins', 'routes', 'db', 'test', 'docs', 'package.json', 'tsconfig.json']
+const parts = [
+  ...['src', 'plugins', 'routes', 'db', 'test', 'package.json', 'tsconfig.json'],
+  // which tests read
+  ...['docs', 'bench/scenarios', 'traefik.dynamic.yml']
+]
 
 /** Copies the sources into a folder that a test may change, and that is removed with it. Packages are those of the original. */
 export function copySources(t: Owner): string {
