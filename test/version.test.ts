@@ -27,7 +27,7 @@ t.test('a running server says its version', async (t) => {
 
 t.test('the files that repeat it agree', async (t) => {
   t.match(version, /^\d+\.\d+\.\d+$/)
-  for (const path of ['package-lock.json', 'client/package.json'])
+  for (const path of ['package-lock.json', 'client/package.json', 'client/package-lock.json'])
     t.equal(JSON.parse(read(path)).version, version, path)
   t.equal(JSON.parse(read('client/openapi.json')).info.version, version, 'client/openapi.json')
 })
