@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-# Production packages only. Node comes with the image and PostgreSQL with the deployment, so neither is brought along.
+# Installs the packages of production. The image has its own Node, and the deployment its own PostgreSQL, so neither is installed.
 FROM node:24-bookworm-slim AS packages
 WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
@@ -28,11 +28,12 @@ COPY plugins plugins
 COPY routes routes
 COPY db db
 
-# Nothing in the image is writable for the process. By number (node's), which an orchestrator can tell from root's.
+# The process can write nothing in the image. The user is named by its number (that of `node`), so that an orchestrator can see that
+# it is not root.
 USER 1000:1000
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
   CMD ["node", "-e", "fetch('http://127.0.0.1:' + process.env.PORT + '/api/v1/health/live').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
-# node itself is the process that gets the signals
+# node itself is process 1, so it gets the signals
 CMD ["node", "src/server.ts"]

@@ -807,6 +807,7 @@ class Matrix {
   async #tryUnrecordable(operation: Operation, policy: Policy): Promise<void> {
     const { a } = this.#world
     const call = await policy.make(this.#world, a, 'owner')
+    await this.#rebase()
     const before = await this.#checksumOfAll()
     const reply = await this.#ask(attemptOf(operation, call), `unrecordable-${this.cases}`)
     this.#count('K1 an event that can not be written')

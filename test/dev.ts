@@ -1,0 +1,85 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import pretty from 'pino-pretty'
+import { readEnvironment } from '../src/config/env-file.ts'
+
+/*
+ * `npm run dev`: the server, restarted at each change of a source, with its log as text. A mail is printed as the recipient would
+ * read it. Its link leads to a page of this process, which accepts the invitation, unless APP_URL names a front end.
+ */
+
+type MailLine = { to: string; subject: string; text: string }
+
+const root = join(import.meta.dirname, '..')
+const watched = ['src', 'plugins', 'routes', 'db', 'package.json'].map((name) => join(root, name))
+
+const form = `<!doctype html>
+<meta charset="utf-8">
+<title>Accept the invitation</title>
+<form method="post">
+  <p><label>Your name, if you have no account: <input name="name"></label>
+  <p><label>Password: <input name="password" type="password"></label>
+  <p><button>Accept the invitation</button>
+</form>
+`
+
+const settings = readSettings()
+if (settings.APP_URL === undefined) process.env.APP_URL = await serveInvitations(settings.PORT ?? '8080')
+
+const paths = [...watched, ...['.env'].filter((name) => existsSync(name))].map((path) => `--watch-path=${path}`)
+const server = spawn(
+  process.execPath,
+  [...paths, '--watch-preserve-output', join(root, 'src', 'server.ts'), ...process.argv.slice(2)],
+  { stdio: ['inherit', 'pipe', 'inherit'] }
+)
+server.stdout.pipe(
+  pretty({
+    ignore: 'pid,hostname',
+    translateTime: 'SYS:HH:MM:ss.l',
+    customPrettifiers: { mail: (mail) => printMail(mail as unknown as MailLine) },
+    destination: process.stdout
+  })
+)
+// a terminal sends Ctrl-C to the server too; a `kill` of this process reaches it by way of here
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => server.kill(signal))
+const [code] = await once(server, 'close')
+process.exit(code ?? 1)
+
+/** An `.env` that can't be read is reported by the server itself. */
+function readSettings(): NodeJS.ProcessEnv {
+  try {
+    return readEnvironment()
+  } catch {
+    return process.env
+  }
+}
+
+function printMail({ to, subject, text }: MailLine): string {
+  return `\nTo: ${to}\nSubject: ${subject}\n\n${text.trimEnd()}`
+}
+
+/** Stands in for the front end: a form that accepts the invitation of a mailed link. Resolves to the origin of the page. */
+async function serveInvitations(apiPort: string): Promise<string> {
+  const page = createServer(async (request, reply) => {
+    const { pathname, searchParams } = new URL(request.url ?? '/', 'http://localhost')
+    if (pathname !== '/invitations/accept') return void reply.writeHead(404).end('There is only /invitations/accept\n')
+    if (request.method !== 'POST') return void reply.setHeader('content-type', 'text/html; charset=utf-8').end(form)
+    const given = Object.fromEntries([...new URLSearchParams(await text(request))].filter(([, value]) => value !== ''))
+    const answer = await fetch(`http://localhost:${apiPort}/api/v1/invitations/accept`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ ...given, token: searchParams.get('token') })
+    }).catch(() => undefined)
+    reply
+      .writeHead(answer?.status ?? 502, { 'content-type': 'application/json' })
+      .end((await answer?.text()) ?? '{"detail":"the server does not answer"}')
+  })
+  page.listen(0, '127.0.0.1')
+  await once(page, 'listening')
+  return `http://localhost:${(page.address() as AddressInfo).port}`
+}
