@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, readRoles, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
-import { developmentSecret } from '../src/config/config.ts'
+import { developmentSecret } from '../src/config/development-secrets.ts'
 import { adopt } from './children.ts'
 import { root } from './servers.ts'
 

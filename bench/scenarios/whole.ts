@@ -1,7 +1,7 @@
 import { mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { settings } from '../../src/config/config.ts'
+import { settings } from '../../src/config/settings.ts'
 import { partBytes } from '../../src/files/store/writing.ts'
 import { content, createFileClient } from '../../test/large-file.ts'
 import type { Bench, Scenario } from '../bench.ts'

@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { PlanLimits } from '../../db/queries/plans.ts'
-import type { Rate } from '../../src/config/config.ts'
+import type { Rate } from '../../src/config/value-readers.ts'
 import { overloaded, type Problem, rateLimited } from '../../src/http/problems.ts'
 import { createPlaces } from '../../src/limits/concurrency.ts'
 import { createQuotas, type Verdict } from '../../src/limits/quotas.ts'

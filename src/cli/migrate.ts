@@ -1,6 +1,7 @@
 import { migrate, setAuditRetention } from '../../db/migrate.ts'
-import { InvalidConfiguration, readMigrationConfig } from '../config/config.ts'
+import { readMigrationConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
+import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
 import { createCommand } from './command.ts'
 import { end } from './operator.ts'

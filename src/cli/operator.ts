@@ -5,8 +5,9 @@ import { connectionTo } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate/gate.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../db/tables.ts'
-import { type Config, InvalidConfiguration, readConfig } from '../config/config.ts'
+import { type Config, readConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
+import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
 
 /** For statements of the directory, which need no tenant. */

@@ -1,6 +1,6 @@
 import { InvalidArgumentError } from 'commander'
 import { listPlans, type PlanLimits, setPlan } from '../../db/queries/plans.ts'
-import { rate, size, Unreadable } from '../config/config.ts'
+import { InvalidValue, rate, size } from '../config/value-readers.ts'
 import { createCommand } from './command.ts'
 import { nobody, operate } from './operator.ts'
 
@@ -28,7 +28,7 @@ function reading<T>(read: (text: string) => T) {
     try {
       return read(text)
     } catch (err) {
-      if (err instanceof Unreadable) throw new InvalidArgumentError(`It ${err.message}.`)
+      if (err instanceof InvalidValue) throw new InvalidArgumentError(`It ${err.message}.`)
       throw err
     }
   }

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
-import { type Environment, InvalidConfiguration } from './config.ts'
+import type { Environment } from './environment.ts'
+import { InvalidConfiguration } from './invalid-configuration.ts'
 
 /** A line that Node reads as nothing, or as a name and its value, which may go on over lines when it is quoted. */
 const line =

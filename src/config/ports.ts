@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { createServer, type Server } from 'node:net'
-import { type Config, InvalidConfiguration } from './config.ts'
+import type { Config } from './config.ts'
+import { InvalidConfiguration } from './invalid-configuration.ts'
 
 type Place = { name: 'PORT' | 'METRICS_PORT'; host: string; port: number }
 
