@@ -1,6 +1,6 @@
 import { type Static, type StringOptions, type TSchema, Type } from '@sinclair/typebox'
 import { type Role as RoleName, roles } from '../src/auth/roles.ts'
-import { notOneLine, sentenceKeyword } from '../src/http/field-errors.ts'
+import { notOneLine, messageKeyword } from '../src/http/field-errors.ts'
 import { locales } from '../src/mail/mails.ts'
 import { slugPattern } from '../src/tenancy/slugs.ts'
 
@@ -22,7 +22,7 @@ export function Line(options: StringOptions) {
   return Type.String({
     'x-one-line': true,
     pattern: '^[^\\x00-\\x1f\\x7f]*$',
-    [sentenceKeyword]: notOneLine,
+    [messageKeyword]: notOneLine,
     ...options
   })
 }
@@ -31,7 +31,7 @@ export function Line(options: StringOptions) {
 export const Id = Type.String({
   format: 'uuid',
   pattern: '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
-  [sentenceKeyword]: 'must be a UUID in lower case',
+  [messageKeyword]: 'must be a UUID in lower case',
   examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
 })
 
@@ -51,7 +51,7 @@ export const Name = Line({ 'x-trimmed': true, minLength: 1, maxLength: 100, exam
 export const Email = Type.String({ format: 'email', maxLength: 254, examples: ['ada@example.com'] })
 export const Slug = Type.String({
   pattern: slugPattern,
-  [sentenceKeyword]:
+  [messageKeyword]:
     'must be 3 to 40 lower-case letters, digits and hyphens, begin with a letter and end with a letter or digit',
   minLength: 3,
   maxLength: 40,

@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const filters = {
@@ -8,7 +8,7 @@ const filters = {
       minLength: 1,
       maxLength: 64,
       pattern: '^[a-z._]+$',
-      [sentenceKeyword]: 'must be lower-case letters, dots and underscores',
+      [messageKeyword]: 'must be lower-case letters, dots and underscores',
       examples: ['member.removed']
     })
   ),

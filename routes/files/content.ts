@@ -6,7 +6,7 @@ import type { FileRow } from '../../db/queries/files.ts'
 import { linkSeconds } from '../../src/files/file-links.ts'
 import { attachment } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
-import { type ByteRange, findRange } from '../../src/http/byte-ranges.ts'
+import { type ByteRange, parseRange } from '../../src/http/byte-ranges.ts'
 import { matchesTag } from '../../src/http/etags.ts'
 import { notFound, rangeNotSatisfiable, tenantMismatch } from '../../src/http/problems.ts'
 import { Bytes, NotModified, ReadConditions } from '../schemas.ts'
@@ -135,7 +135,7 @@ function rangeOf({ method, headers }: FastifyRequest, size: number, tag: string)
   // one tag, compared strongly, or a date, which we give nobody (RFC 9110, 13.1.5)
   const isMeant = condition === undefined || String(condition).trim() === tag
   // GET alone has ranges (RFC 9110, 14.2)
-  const range = isMeant && method === 'GET' ? findRange(headers.range, size) : undefined
+  const range = isMeant && method === 'GET' ? parseRange(headers.range, size) : undefined
   if (range !== 'unsatisfiable') return range
   throw rangeNotSatisfiable({ headers: { 'content-range': `bytes */${size}` } })
 }

@@ -2,7 +2,7 @@ import type { MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/queries/files.ts'
 import { unlessEnded } from '../../src/files/minimum-rate.ts'
-import { readable } from '../../src/http/forms.ts'
+import { readFormData } from '../../src/http/forms.ts'
 import { malformedRequest } from '../../src/http/problems.ts'
 import { receiveFile } from './receiving.ts'
 import { FileForm } from './schemas.ts'
@@ -44,7 +44,7 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
 async function* chunks({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readable(() => unlessEnded(uploadEnd, source.next()))
+    const next = await readFormData(() => unlessEnded(uploadEnd, source.next()))
     if (next.done) break
     yield next.value
   }

@@ -5,7 +5,7 @@ import { giveUpFile, readFile } from '../../db/queries/files.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
 import { partBytes } from '../../src/files/store/writing.ts'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { conflict, notFound, payloadTooLarge, unsupportedVersion } from '../../src/http/problems.ts'
 import { Bytes, NoContent } from '../schemas.ts'
 import { append, patienceSeconds } from './appending.ts'
@@ -17,13 +17,13 @@ import { readUpload, type UploadRow } from './upload-queries.ts'
 
 const version = '1.0.0'
 const text = Type.String()
-const byteCount = { pattern: '^\\d{1,15}$', [sentenceKeyword]: 'must be a number of bytes, of at most 15 digits' }
+const byteCount = { pattern: '^\\d{1,15}$', [messageKeyword]: 'must be a number of bytes, of at most 15 digits' }
 
 const Version = Type.Object({
   'tus-resumable': Type.Optional(
     Type.String({
       pattern: `^${version.replaceAll('.', '\\.')}$`,
-      [sentenceKeyword]: `must be ${version}, or be left out`,
+      [messageKeyword]: `must be ${version}, or be left out`,
       examples: [version]
     })
   )

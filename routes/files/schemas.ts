@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { mediaTypePattern } from '../../src/http/media-types.ts'
 import { Bytes, Id, Line, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
@@ -14,25 +14,25 @@ export const FileName = Line({
 /** What a file is for, in a word of the client's own. */
 export const Purpose = Type.String({
   pattern: '^[a-z][a-z0-9_-]{0,39}$',
-  [sentenceKeyword]: 'must be 1 to 40 lower-case letters, digits, hyphens and underscores, and begin with a letter',
+  [messageKeyword]: 'must be 1 to 40 lower-case letters, digits, hyphens and underscores, and begin with a letter',
   examples: ['contract']
 })
 export const ContentType = Type.String({
   maxLength: 127,
   pattern: mediaTypePattern,
-  [sentenceKeyword]: 'must be a media type such as application/pdf',
+  [messageKeyword]: 'must be a media type such as application/pdf',
   description: 'A media type (RFC 9110, 8.3.1)',
   examples: ['application/pdf']
 })
 export const Sha256 = Type.String({
   pattern: '^[0-9a-f]{64}$',
-  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
+  [messageKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
 })
 /** Of a file in a form, where a field that nobody has filled in is sent empty, and any example would be wrong for the file. */
 export const FormSha256 = Type.String({
   pattern: '^([0-9a-f]{64})?$',
-  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
+  [messageKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
   description: 'Of the file, in hex; empty for none',
   examples: ['']
 })

@@ -1,6 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { invalidMembers, sentenceKeyword } from '../../src/http/field-errors.ts'
+import { invalidMembers, messageKeyword } from '../../src/http/field-errors.ts'
 import type { Problem } from '../../src/http/problems.ts'
 import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
@@ -11,8 +11,8 @@ const asciiKey = /^[\x21-\x7e]+$/
 const base64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
-  purpose: Purpose[sentenceKeyword],
-  sha256: Sha256[sentenceKeyword]
+  purpose: Purpose[messageKeyword],
+  sha256: Sha256[messageKeyword]
 }
 
 /**

@@ -12,7 +12,7 @@ import { imageType, maxImageBytes, reencodeImage } from '../../src/files/images.
 import { unlessEnded } from '../../src/files/minimum-rate.ts'
 import { imageKey, imagePath } from '../../src/files/store/keys.ts'
 import { matchesTag } from '../../src/http/etags.ts'
-import { readable } from '../../src/http/forms.ts'
+import { readFormData } from '../../src/http/forms.ts'
 import { fileTooLarge, notFound, Problem, sessionRevoked } from '../../src/http/problems.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
@@ -190,7 +190,7 @@ async function readImage(request: FastifyRequest): Promise<Buffer> {
   let content: Buffer = Buffer.alloc(0)
   for (let part = await next(); part; part = await next()) {
     const file = part as MultipartFile
-    content = await readable(() => file.toBuffer())
+    content = await readFormData(() => file.toBuffer())
     if (content.length > maxImageBytes)
       throw fileTooLarge({ detail: `an image may have at most ${maxImageBytes} bytes` })
   }
