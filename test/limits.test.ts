@@ -36,7 +36,7 @@ import { patienceMs } from '../src/files/store/object-store.ts'
 import { assemblyPatienceMs } from '../src/files/store/s3.ts'
 import { lookMs } from '../src/files/upload-places.ts'
 import { catalogue } from '../src/http/problems.ts'
-import { lastBreathMs } from '../src/processes/serving.ts'
+import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
@@ -467,9 +467,9 @@ t.test('how long a shutdown may take is a setting', (t) => {
 
 t.test('how long the processes wait for each other', (t) => {
   const fault = rowAbout('what is under way after a fault')
-  t.strictSame(times(fault.value), [lastBreathMs])
+  t.strictSame(times(fault.value), [crashTimeoutMs])
   const answer = rowAbout("a worker's answer to the internal listener")
-  t.strictSame(times(answer.value), [supervisor.answerMs])
+  t.strictSame(times(answer.value), [supervisor.reportTimeoutMs])
   const hash = rowAbout('the start of the process that hashes passwords')
   t.strictSame(times(hash.value), [hasher.answerMs])
   t.strictSame(times(hash.over), [hasher.restMs])
@@ -552,7 +552,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'plugins/infrastructure/redis.ts restMs'
     ],
     ...['db/gate/gate.ts sharePatienceMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startPatienceMs'],
-    ...['src/processes/serving.ts lastBreathMs', 'src/processes/supervisor.ts answerMs'],
+    ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
     ...[
       'src/auth/hasher.ts answerMs',
       'src/auth/hasher.ts restMs',
@@ -570,13 +570,13 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
     ...[
-      'src/processes/serving.ts noticeMs',
-      'src/processes/serving.ts doorMs',
+      'src/processes/serving.ts drainNoticeMs',
+      'src/processes/serving.ts listenersCloseMs',
       'src/processes/serving.ts lingerMs',
       'src/processes/serving.ts quietMs',
-      'src/processes/serving.ts turnMs',
-      'src/processes/supervisor.ts settledMs',
-      'src/processes/supervisor.ts maxPauseMs'
+      'src/processes/serving.ts pollMs',
+      'src/processes/supervisor.ts stableMs',
+      'src/processes/supervisor.ts maxRestartDelayMs'
     ],
     'db/gate/gate.ts togetherMs',
     ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
