@@ -7,7 +7,7 @@ import { createCommand } from './command.ts'
 import { end } from './operator.ts'
 
 /*
- * A job of its own: the processes that serve then need no owner credentials.
+ * Migrates as a separate job, so that the serving processes need no credentials of the owner.
  */
 
 const help = `
