@@ -4,8 +4,8 @@ import { openStore } from '../files/store/open.ts'
 import { createCommand } from './command.ts'
 import { operate, Refusal } from './operator.ts'
 
-/** Writes a mismatch to stdout. The summary goes to stderr. */
-const report = (line: string) => void process.stdout.write(`${line}\n`)
+/** Writes one line per mismatch to stdout. The summary goes to stderr. */
+const say = (line: string) => void process.stdout.write(`${line}\n`)
 
 const command = createCommand('files', 'Compares the store of files with the rows of the database.')
 
@@ -38,7 +38,7 @@ function compare({ repair, accept = false }: { repair: boolean; accept?: boolean
         const verdict = await judgeStore(gate, store)
         if (verdict !== 'ours') throw new Refusal(`nothing is repaired, the store is not this database's: ${verdict}`)
       }
-      const { lost, orphans, miscounted } = await compareFiles({ gate, store, repair, say: report })
+      const { lost, orphans, miscounted } = await compareFiles({ gate, store, repair, say })
       const found = `${lost} files without their bytes, ${orphans} objects without a row, ${miscounted} wrong counts`
       if (!accept) return repair ? `repaired: ${found}` : found
       await acceptStore(gate, store)
