@@ -15,8 +15,9 @@ export function Nullable<T extends TSchema>(schema: T) {
 }
 
 /**
- * One line of text, without control characters and unpaired surrogates. The pattern covers ASCII only, so that the regular
- * expressions of every generated client's language can read it. `x-one-line` makes the server refuse the other characters.
+ * One line of text, without control characters and unpaired surrogates. The pattern covers ASCII only, so that the
+ * regular expressions of every generated client's language can read it. `x-one-line` makes the server refuse the other
+ * characters.
  */
 export function Line(options: StringOptions) {
   return Type.String({
@@ -43,8 +44,8 @@ export const Timestamp = Type.Unsafe<Date | string>({
 })
 
 /**
- * The name of a person or a thing. Invisible characters are trimmed from both ends before validation, so a name without visible
- * characters is too short.
+ * The name of a person or a thing. Invisible characters are trimmed from both ends before validation, so a name without
+ * visible characters is too short.
  */
 export const Name = Line({ 'x-trimmed': true, minLength: 1, maxLength: 100, examples: ['Ada Lovelace'] })
 
@@ -63,7 +64,10 @@ const password = { minLength: 1, maxLength: 1024, 'x-max-bytes': 1024, examples:
 /** A password at sign-in. It has no rules, so that old passwords stay accepted. */
 export const Password = Type.String(password)
 
-/** A new password. Its rules depend on a setting and on other members of the body; `plugins/http/validation.ts` checks them. */
+/**
+ * A new password. Its rules depend on a setting and on other members of the body; `plugins/http/validation.ts` checks
+ * them.
+ */
 export const NewPassword = Type.String({ ...password, 'x-new-password': true })
 
 export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })

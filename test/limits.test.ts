@@ -19,7 +19,7 @@ import * as redis from '../plugins/infrastructure/redis.ts'
 import * as requests from '../plugins/limits/limits.ts'
 import * as tenants from '../plugins/tenancy/tenants.ts'
 import * as resumable from '../routes/files/appending.ts'
-import * as direct from '../routes/files/direct.ts'
+import * as direct from '../routes/files/direct-uploads.ts'
 import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
 import * as hasher from '../src/auth/hasher.ts'
@@ -419,10 +419,12 @@ t.test('the limits of files', async (t) => {
   })
   t.test('how long an unfinished upload is kept, and how much room such hold', (t) => {
     t.strictSame(times(rowAbout('a resumable upload without a new byte').value), [
-      resumable.patienceSeconds * 1000,
+      resumable.idleTimeoutSeconds * 1000,
       resumable.lifeSeconds * 1000
     ])
-    t.strictSame(times(rowAbout('a direct upload that is not completed').value), [direct.patienceSeconds * 1000])
+    t.strictSame(times(rowAbout('a direct upload that is not completed').value), [
+      direct.completionTimeoutSeconds * 1000
+    ])
     t.match(rowAbout('room that the unfinished uploads').value, 'a quarter')
     t.equal(quotaDivisor, 4)
     t.end()

@@ -106,7 +106,7 @@ for (const file of [
   'plugins/http/cors.ts',
   'plugins/http/idempotency.ts',
   'src/app.ts',
-  'routes/files/form.ts'
+  'routes/files/form-upload.ts'
 ]) {
   const source = readFileSync(join(root, file), 'utf8')
   for (const [, body, flags] of source.matchAll(

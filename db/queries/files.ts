@@ -38,7 +38,7 @@ export type NewFile = {
   content_type: string
   /** Bytes that are reserved for it. */
   size: number
-  patience_seconds: number
+  timeout_seconds: number
 }
 
 /** A file whose bytes are about to arrive. No row: the tenant has not that much room, or as many files as it may have. */
@@ -53,7 +53,7 @@ export const reserveFile = statement(
   )
   insert into files (id, name, folded_name, purpose, content_type, size, expires_at)
   select ${$.id}, ${$.name}, ${$.folded_name}, ${$.purpose}, ${$.content_type}, ${$.size}::bigint,
-    now() + make_interval(secs => ${$.patience_seconds})
+    now() + make_interval(secs => ${$.timeout_seconds})
   from room returning id`,
   { writes: true }
 )
@@ -61,7 +61,7 @@ export const reserveFile = statement(
 /** Reserves more for a file that is arriving, and keeps it from being swept. No row: no room, or it was swept. */
 export const growFile = statement(
   'grow_file',
-  (_, $: { tenant_id: string; id: string; more: number; quota: number; patience_seconds: number }) => sql<{
+  (_, $: { tenant_id: string; id: string; more: number; quota: number; timeout_seconds: number }) => sql<{
     size: number
   }>`
   with file as (
@@ -70,7 +70,7 @@ export const growFile = statement(
     update storage_usage set bytes = bytes + ${$.more}::bigint from file
     where tenant_id = ${$.tenant_id} and bytes + ${$.more}::bigint <= ${$.quota}::bigint returning 1
   )
-  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.patience_seconds})
+  update files f set size = f.size + ${$.more}::bigint, expires_at = now() + make_interval(secs => ${$.timeout_seconds})
   from room where f.tenant_id = ${$.tenant_id} and f.id = ${$.id} returning f.size::float8 as size`,
   { writes: true }
 )

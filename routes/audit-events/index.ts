@@ -67,7 +67,8 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      // the first rows are read before the reply begins, so that a failure gives a problem document instead of a truncated file
+      // the first rows are read before the reply begins, so that a failure gives a problem document instead of a
+      // truncated file
       const first = request.method === 'HEAD' ? [] : await readLines(request, request.query, start)
       reply
         .type('application/x-ndjson; charset=utf-8')
@@ -103,7 +104,10 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     }
   )
 
-  /** Streams the lines page by page, without an open transaction: memory stays flat, and a slow client holds no connection. */
+  /**
+   * Streams the lines page by page, without an open transaction: memory stays flat, and a slow client holds no
+   * connection.
+   */
   async function* lines(request: FastifyRequest, filters: AuditFilters, first: AuditLine[]) {
     for (let rows = first; rows.length > 0; ) {
       yield rows.map(({ line }) => `${line}\n`).join('')

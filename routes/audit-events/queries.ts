@@ -30,10 +30,11 @@ type Values = {
 }
 
 /**
- * Lists events after a position, the newest first. The order is that of an index, so the last page costs the same as the first, and
- * partitions outside `from` and `to` are not read.
+ * Lists events after a position, the newest first. The order is that of an index, so the last page costs the same as
+ * the first, and partitions outside `from` and `to` are not read.
  *
- * Each set of filters has its own statement: with an optional condition, PostgreSQL would not use the index for the filter.
+ * Each set of filters has its own statement: with an optional condition, PostgreSQL would not use the index for the
+ * filter.
  */
 function list<Row>(
   name: string,
@@ -79,7 +80,10 @@ export const auditEventsBy = byFilters<AuditRow>(
   { replica: false }
 )
 
-/** The events as lines of JSON. PostgreSQL makes the text, so a million rows are a million strings instead of ten million values. */
+/**
+ * The events as lines of JSON. PostgreSQL makes the text, so a million rows are a million strings instead of ten
+ * million values.
+ */
 export const auditLinesBy = byFilters<AuditLine>(
   'export_audit_events',
   sql`json_build_object('id', id,

@@ -25,8 +25,8 @@ const maxWaiting = 64
 /**
  * Returns a function that checks a log against its seals, one part per request.
  *
- * The database does the hashing. So a process checks one segment at a time, in round-robin order of people, and pauses after each
- * statement for as long as the statement took. Other requests' writes are hardly slowed down.
+ * The database does the hashing. So a process checks one segment at a time, in round-robin order of people, and pauses
+ * after each statement for as long as the statement took. Other requests' writes are hardly slowed down.
  */
 export function createVerification(app: FastifyInstance) {
   const keys = createAuditKeys(app.config.passwordPepper)
@@ -49,7 +49,10 @@ export function createVerification(app: FastifyInstance) {
     }, request.user.user_id)
   }
 
-  /** Checks the log from a cursor on. Throws `rate_limited` while the person has a check running, in any of their agencies. */
+  /**
+   * Checks the log from a cursor on. Throws `rate_limited` while the person has a check running, in any of their
+   * agencies.
+   */
   async function verify(request: FastifyRequest, cursor: string | undefined) {
     const { user_id } = request.user
     const position = app.cursors.require(scopeOf(request), cursor)

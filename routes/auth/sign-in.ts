@@ -13,10 +13,11 @@ import type { SignIn } from './schemas.ts'
 type SignInRequest = FastifyRequest<{ Body: SignIn }>
 
 /**
- * Signs in with e-mail and password: to the tenant of the host, else to the tenant in the body, else to the tenant used last.
+ * Signs in with e-mail and password: to the tenant of the host, else to the tenant in the body, else to the tenant used
+ * last.
  *
- * An unknown address, a wrong password, a disabled person and a non-member get the same answer after the same work, so that the
- * reply time reveals nothing: one look-up, one hash, one count, and one audit row when the tenant is known.
+ * An unknown address, a wrong password, a disabled person and a non-member get the same answer after the same work, so
+ * that the reply time reveals nothing: one look-up, one hash, one count, and one audit row when the tenant is known.
  */
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
@@ -65,8 +66,8 @@ async function findTenantLastUsed(request: FastifyRequest, userId: string): Prom
 }
 
 /**
- * Hashes the password again when the stored hash is outdated: only a sign-in knows the password. When the hasher is overloaded, the
- * next sign-in does it.
+ * Hashes the password again when the stored hash is outdated: only a sign-in knows the password. When the hasher is
+ * overloaded, the next sign-in does it.
  */
 async function renewHash(
   app: FastifyInstance,

@@ -5,7 +5,9 @@ import { notFound, sessionRevoked, tenantSuspended } from '../../src/http/proble
 import { readSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
-/** Opens a session in another tenant of the same person. Throws `not_found` for a non-member, as for an unknown tenant. */
+/**
+ * Opens a session in another tenant of the same person. Throws `not_found` for a non-member, as for an unknown tenant.
+ */
 export async function switchTenant(app: FastifyInstance, request: FastifyRequest<{ Body: Switch }>) {
   const { user_id, tenant_id, sid: session_id } = request.user
   // asks the database: revocations in memory may be a second old, and the new session would outlive the revoked one

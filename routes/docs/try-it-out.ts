@@ -1,6 +1,6 @@
 /*
- * Code for the page that shows the OpenAPI document. The text of each function is sent to the browser, so a function must not refer
- * to anything outside itself.
+ * Code for the page that shows the OpenAPI document. The text of each function is sent to the browser, so a function
+ * must not refer to anything outside itself.
  */
 
 type Fields = { getIn(way: string[]): unknown; toJS(): Document }
@@ -22,9 +22,9 @@ declare const SwaggerUIBundle: { plugins: { DownloadUrl(system: unknown): object
 export const downloadDocument = (system: unknown) => SwaggerUIBundle.plugins.DownloadUrl(system)
 
 /**
- * A plugin of Swagger UI that fills the ids in paths with ids of existing objects. It takes them from lists, after sign-in and after
- * each change, and from links in replies. It does not overwrite what the user typed. Without an object the field stays empty,
- * and the page says that the field is required.
+ * A plugin of Swagger UI that fills the ids in paths with ids of existing objects. It takes them from lists, after
+ * sign-in and after each change, and from links in replies. It does not overwrite what the user typed. Without an
+ * object the field stays empty, and the page says that the field is required.
  */
 export function tryItOut() {
   const root = '/api/v1'
@@ -81,7 +81,9 @@ export function tryItOut() {
     }
   }
 
-  /** Takes ids from URLs in a reply, such as the Location of an upload, by matching them with the paths of the document. */
+  /**
+   * Takes ids from URLs in a reply, such as the Location of an upload, by matching them with the paths of the document.
+   */
   function fillFromLinks(system: System, { text, headers = {} }: Reply): void {
     // a binary body is not a string
     const addresses = typeof text === 'string' ? text.matchAll(/"(?:[a-z]+:\/\/[^"/]+)?(\/api\/v1\/[^"?]+)/g) : []

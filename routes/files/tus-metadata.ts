@@ -16,8 +16,8 @@ const expectations = {
 }
 
 /**
- * `key base64,key base64`, or nothing at all. What is malformed is refused, whatever its key; of keys that are not known the values
- * are left alone, as tus says.
+ * Parses Upload-Metadata: `key base64,key base64`, or an empty text. Malformed pairs are refused for every key. Values
+ * of unknown keys are ignored, as tus requires.
  */
 export function readMetadata(header: string): Metadata {
   const seen = new Set<string>()
@@ -35,7 +35,7 @@ export function readMetadata(header: string): Metadata {
   })
   const facts = Object.fromEntries(entries) as Metadata
   for (const [key, schema] of [
-    // clients that know no type send an empty one
+    // clients send an empty type when they know none
     ['filetype', Type.Union([Type.Literal(''), ContentType])],
     ['purpose', Purpose],
     ['sha256', Sha256]

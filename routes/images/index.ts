@@ -177,7 +177,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   /** Reads the image of a form and re-encodes it. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
     const { user } = request
-    // the upload place is held until the image is re-encoded, so that memory holds at most one image per place
+    // the upload slot is held until the image is re-encoded, so that memory holds at most one image per slot
     return app.withUploadPlace(request, user, async () => {
       const content = await unlessEnded(request.uploadEnd, readImage(request))
       return reencodeImage(content, (image) => app.decoders.decode(image, user.tenant_id))
@@ -198,8 +198,8 @@ async function readImage(request: FastifyRequest): Promise<Buffer> {
 }
 
 /**
- * Stores a new image, writes its id in the transaction `work`, and removes the previous image. After a crash in between, the sweep
- * removes the image that no row refers to.
+ * Stores a new image, writes its id in the transaction `work`, and removes the previous image. After a crash in
+ * between, the sweep removes the image that no row refers to.
  */
 async function replaceImage<Row>(
   app: FastifyInstance,

@@ -3,7 +3,8 @@ import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { imagePath } from '../../src/files/store/keys.ts'
 
 /*
- * Callers name an image by its id. The columns hold the path that clients see, which ends with the 36 characters of the id.
+ * Callers name an image by its id. The columns hold the path that clients see, which ends with the 36 characters of the
+ * id.
  */
 
 /** Sets the avatar of the current user, or removes it. Resolves to the id of the previous image. */

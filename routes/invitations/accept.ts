@@ -36,11 +36,12 @@ type Acceptor = {
 /**
  * Redeems a mailed token for a membership, and opens a session in that tenant.
  *
- * The token proves that the address belongs to the person. An existing account needs its bearer token or its password as well, so
- * that a mail that somebody else reads does not open the account.
+ * The token proves that the address belongs to the person. An existing account needs its bearer token or its password
+ * as well, so that a mail that somebody else reads does not open the account.
  *
- * An account that never verified its address loses the address to a person who has the token but not the password. Otherwise
- * anybody could register a foreign address and keep its owner out. The new account gets nothing else of the old one.
+ * An account that never verified its address loses the address to a person who has the token but not the password.
+ * Otherwise anybody could register a foreign address and keep its owner out. The new account gets nothing else of the
+ * old one.
  */
 export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest, reply: FastifyReply) {
   const token = app.oneTimeTokens.verify('invitation', request.body.token)

@@ -47,8 +47,8 @@ export function isMember(trx: TenantTransaction, email: string) {
 }
 
 /**
- * Inserts an invitation. Resolves to undefined when the address already has a valid one. An invalid invitation is replaced under a
- * new generation, so that its old token stays invalid.
+ * Inserts an invitation. Resolves to undefined when the address already has a valid one. An invalid invitation is
+ * replaced under a new generation, so that its old token stays invalid.
  */
 export function insertInvitation(
   trx: TenantTransaction,
@@ -74,7 +74,10 @@ export function insertInvitation(
     .executeTakeFirst()
 }
 
-/** Renews an open invitation for a week, in the name of the current user. The new generation makes the previous token invalid. */
+/**
+ * Renews an open invitation for a week, in the name of the current user. The new generation makes the previous token
+ * invalid.
+ */
 export function renewInvitation(trx: TenantTransaction, id: string) {
   return trx
     .updateTable('invitations')
@@ -100,7 +103,10 @@ export function deleteInvitation(trx: TenantTransaction, id: string) {
 
 export type OpenInvitation = { email: string; role: InvitableRole; good: boolean; suspended: boolean }
 
-/** Finds the invitation of a token. `good`: the token is the newest, unused and not expired, and its sender may still invite. */
+/**
+ * Finds the invitation of a token. `good`: the token is the newest, unused and not expired, and its sender may still
+ * invite.
+ */
 export const findInvitation = statement(
   'find_invitation',
   (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
@@ -145,7 +151,10 @@ export async function releaseAddress(trx: TenantTransaction, email: string): Pro
   return rows[0]?.id ?? undefined
 }
 
-/** Locks a person against a concurrent password change. False when the password changed since it was checked; all sessions ended then. */
+/**
+ * Locks a person against a concurrent password change. False when the password changed since it was checked; all
+ * sessions ended then.
+ */
 export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
   const person = await trx
     .selectFrom('users')

@@ -4,7 +4,10 @@ import { catalogue, notFound, type ProblemKind } from '../../src/http/problems.t
 
 const Params = Type.Object({ code: Type.String({ maxLength: 64, examples: ['validation_failed'] }) })
 
-/** The pages behind the `type` of problem documents. They exist on every host: `tenant_not_found` is sent on hosts of no tenant. */
+/**
+ * The pages behind the `type` of problem documents. They exist on every host: `tenant_not_found` is sent on hosts of no
+ * tenant.
+ */
 const problems: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:code',

@@ -119,7 +119,8 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         asFile()
         return Readable.from([]) as never
       }
-      // the first lines are read before the reply begins, so that a failure gives a problem document instead of a truncated file
+      // the first lines are read before the reply begins, so that a failure gives a problem document instead of a
+      // truncated file
       const lines = exportLines(request)
       const first = await lines.next()
       await request.withTenant((trx) =>
@@ -208,7 +209,10 @@ function merge(before: { name: string; settings: TenantSettings }, patch: Tenant
   return { name: patch.name ?? before.name, settings: settings as TenantSettings }
 }
 
-/** Compares If-Match without the counts of members and bytes: a new member changes the ETag but must not block a change of the name. */
+/**
+ * Compares If-Match without the counts of members and bytes: a new member changes the ETag but must not block a change
+ * of the name.
+ */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
   const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+-\d+"/g, '"$1"')
   return matchesTag(withoutCounts, `"${tenantVersion(row)}"`)

@@ -56,7 +56,9 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
     }
   )
 
-  /** Throws `rate_limited` when the person has created TENANTS_PER_DAY agencies within a day, with any of their tokens. */
+  /**
+   * Throws `rate_limited` when the person has created TENANTS_PER_DAY agencies within a day, with any of their tokens.
+   */
   async function requireDailyAllowance(trx: TenantTransaction): Promise<void> {
     const { tenantsPerDay } = app.config
     if (tenantsPerDay === 0) return

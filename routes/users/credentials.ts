@@ -4,8 +4,8 @@ import { storedHash } from '../../src/auth/passwords.ts'
 import { invalidCredentials, sessionRevoked } from '../../src/http/problems.ts'
 
 /**
- * Checks the person's password before a sensitive change, because a stolen token must not be enough for it. Attempts count like
- * attempts to sign in. Resolves to the address and the version of the password that was checked.
+ * Checks the person's password before a sensitive change, because a stolen token must not be enough for it. Attempts
+ * count like attempts to sign in. Resolves to the address and the version of the password that was checked.
  *
  * Throws `invalid_credentials`.
  */

@@ -251,7 +251,10 @@ async function namesOf(request: FastifyRequest): Promise<string[]> {
   return [user?.name, tenant?.name].filter((name) => name !== undefined)
 }
 
-/** The ETag of a person. It changes exactly when the person or the membership does, and differs between the person's tenants. */
+/**
+ * The ETag of a person. It changes exactly when the person or the membership does, and differs between the person's
+ * tenants.
+ */
 function userTag(user: { tenant_id: string; version: number; membership_version: number }): string {
   return `"${user.version}.${user.membership_version}-${user.tenant_id.slice(-12)}"`
 }

@@ -4,8 +4,8 @@ import { Command } from 'commander'
 const exitUsage = 2
 
 /**
- * Creates a command that is called as `npm run <name> --`. With `--help`, the command and each subcommand print their usage and
- * exit with 0. Unknown or missing arguments are named on one line, and the command exits with 2.
+ * Creates a command that is called as `npm run <name> --`. With `--help`, the command and each subcommand print their
+ * usage and exit with 0. Unknown or missing arguments are named on one line, and the command exits with 2.
  */
 export function createCommand(name: string, description: string): Command {
   const command = new Command(`npm run ${name} --`)

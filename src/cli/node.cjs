@@ -1,11 +1,12 @@
 /*
- * Prints the path of the Node that runs the product, for the scripts of package.json. Installs the packages first when they are
- * missing. `npm ci` installs a Node for this platform as a package. Without that package, the Node that runs this file is used when
- * it is new enough. When the product can't run, one line says why and what to do, and the exit code is 1.
+ * Prints the path of the Node that runs the product, for the scripts of package.json. Installs the packages first when
+ * they are missing. `npm ci` installs a Node for this platform as a package. Without that package, the Node that runs
+ * this file is used when it is new enough. When the product can't run, one line says why and what to do, and the exit
+ * code is 1.
  *
- * The path is absolute instead of `node` from PATH, because two packages own a program of that name, and some versions of npm remove
- * the link to one program together with the other package. The file is CommonJS without newer syntax, so that every Node from 18 on
- * can run it.
+ * The path is absolute instead of `node` from PATH, because two packages own a program of that name, and some versions
+ * of npm remove the link to one program together with the other package. The file is CommonJS without newer syntax, so
+ * that every Node from 18 on can run it.
  */
 
 const { spawnSync } = require('node:child_process')

@@ -22,14 +22,15 @@ export function end(code: number, line: string): never {
 }
 
 /**
- * Runs an operator's command with the settings of the server. Without DATABASE_URL it uses the embedded PostgreSQL of a running
- * server. Prints the line that `work` resolves to, or the message of its Refusal, and exits the process.
+ * Runs an operator's command with the settings of the server. Without DATABASE_URL it uses the embedded PostgreSQL of a
+ * running server. Prints the line that `work` resolves to, or the message of its Refusal, and exits the process.
  */
 export async function operate(work: (gate: TenantGate, config: Config) => Promise<string>): Promise<never> {
   const config = readSettings()
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
-  // without prepared statements, and with the timeouts inline in each transaction, so that it works through a pooler too
+  // without prepared statements, and with the timeouts inline in each transaction, so that it works through a pooler
+  // too
   const pool = new pg.Pool({ ...connectionTo(url, undefined), max: 1 })
   // the pool replaces an idle connection that is lost
   pool.on('error', () => {})

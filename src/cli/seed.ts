@@ -26,22 +26,24 @@ import { createCommand, readOptions } from './command.ts'
 import { end, readSettings } from './operator.ts'
 
 /*
- * Fills a database with agencies and people for load tests. All people share one password, made for this run, and one hash of it:
- * a separate hash for each of 100,000 people would take an hour of CPU time.
+ * Fills a database with agencies and people for load tests. All people share one password, made for this run, and one
+ * hash of it: a separate hash for each of 100,000 people would take an hour of CPU time.
  */
 
 type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
 type Agency = { id: string; slug: string; name: string; people: Person[] }
 
-/** People per transaction. Each person is a separate insert, and the pool of the server cancels a statement after 3 s. */
+/**
+ * People per transaction. Each person is a separate insert, and the pool of the server cancels a statement after 3 s.
+ */
 const batchSize = 500
 const maxPeople = 5000
 const writers = 4
 
 /*
- * Row security stays on: each person is inserted as that person, and each agency's rows inside that agency. So the statement changes
- * the gate's settings (`app.tenant_id`, `app.user_id`) from row to row. One statement does it all, because a round trip for each row
- * would take most of the time.
+ * Row security stays on: each person is inserted as that person, and each agency's rows inside that agency. So the
+ * statement changes the gate's settings (`app.tenant_id`, `app.user_id`) from row to row. One statement does it all,
+ * because a round trip for each row would take most of the time.
  */
 const insertAgencies = `
 do $$
@@ -115,7 +117,10 @@ function readArguments() {
   }
 }
 
-/** Finds the database: DATABASE_URL, the embedded server of a running process, or an embedded server for the time of this run. */
+/**
+ * Finds the database: DATABASE_URL, the embedded server of a running process, or an embedded server for the time of
+ * this run.
+ */
 async function findDatabase(config: Config): Promise<{ url: string; embedded?: EmbeddedServer }> {
   if (config.databaseUrl) return { url: config.databaseUrl }
   try {
@@ -197,7 +202,9 @@ async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: Passw
 
 type TokenFile = { add(app: FastifyInstance, agency: Agency): void; close(): void }
 
-/** Writes the tokens as JSON with one line per person, so that a load generator without a JSON parser can read them too. */
+/**
+ * Writes the tokens as JSON with one line per person, so that a load generator without a JSON parser can read them too.
+ */
 function createTokenFile(path: string, password: string): TokenFile {
   // readable by the owner only: a reader of the file can act as these people
   const file = openSync(path, 'w', 0o600)

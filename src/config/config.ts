@@ -35,7 +35,10 @@ export function readConfig(env: Environment): Config {
   }
 }
 
-/** In production, clients reach the API through a proxy that ends TLS on the default port; the port of this process is internal. */
+/**
+ * In production, clients reach the API through a proxy that ends TLS on the default port; the port of this process is
+ * internal.
+ */
 function defaultAppUrl({ nodeEnv, baseDomain, port }: Settings): string {
   return nodeEnv === 'production' ? `https://{slug}.${baseDomain}` : `http://{slug}.${baseDomain}:${port}`
 }

@@ -41,7 +41,9 @@ function readOrCreate(dataDir: string, folder: string, file: string): string {
   }
 }
 
-/** Turns an error of a system call into an InvalidConfiguration that says what to do. Returns any other error unchanged. */
+/**
+ * Turns an error of a system call into an InvalidConfiguration that says what to do. Returns any other error unchanged.
+ */
 export function explainFolderError(dataDir: string, err: unknown): unknown {
   const { code, syscall } = err as NodeJS.ErrnoException
   if (syscall === undefined) return err

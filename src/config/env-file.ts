@@ -2,16 +2,20 @@ import { readFileSync } from 'node:fs'
 import type { Environment } from './environment.ts'
 import { InvalidConfiguration } from './invalid-configuration.ts'
 
-/** Matches what Node accepts in a `.env` file: an empty line, a comment, or NAME=value. A quoted value may span several lines. */
+/**
+ * Matches what Node accepts in a `.env` file: an empty line, a comment, or NAME=value. A quoted value may span several
+ * lines.
+ */
 const line =
   /[ \t]*(?:(?:export[ \t]+)?[A-Za-z_]\w*[ \t]*=[ \t]*(?:"[^"]*"|'[^']*'|`[^`]*`|[^\s"'`#][^\n]*)?[ \t]*)?(?:#[^\n]*)?(?:\n|$)/y
 
 /**
- * Returns the environment of the process, completed from the file `.env` of the working directory where there is one. A variable
- * that is set already wins over the file, also when it is empty.
+ * Returns the environment of the process, completed from the file `.env` of the working directory where there is one. A
+ * variable that is set already wins over the file, also when it is empty.
  *
- * Throws InvalidConfiguration for a file that can't be read, is empty, or has a line that Node would skip in silence, because a
- * server must not start without some of its settings. The message quotes nothing of the file, which holds secrets.
+ * Throws InvalidConfiguration for a file that can't be read, is empty, or has a line that Node would skip in silence,
+ * because a server must not start without some of its settings. The message quotes nothing of the file, which holds
+ * secrets.
  */
 export function readEnvironment(): Environment {
   const text = readText()

@@ -6,8 +6,8 @@ import { InvalidConfiguration } from './invalid-configuration.ts'
 type Endpoint = { name: 'PORT' | 'METRICS_PORT'; host: string; port: number }
 
 /**
- * Throws InvalidConfiguration when this process can't listen on the configured ports. Call it before anything is created or
- * connected to, so that a second start on a port that is taken leaves nothing behind.
+ * Throws InvalidConfiguration when this process can't listen on the configured ports. Call it before anything is
+ * created or connected to, so that a second start on a port that is taken leaves nothing behind.
  */
 export async function refuseTakenPorts({ host, port, metricsHost, metricsPort }: Config): Promise<void> {
   const endpoints: Endpoint[] = [

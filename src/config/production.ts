@@ -84,7 +84,10 @@ function isPrivateDatabase(url: URL): boolean {
   return ['verify-ca', 'verify-full'].includes(mode) && !url.searchParams.has('uselibpqcompat')
 }
 
-/** Lists the services that get passwords, tokens or files unencrypted and are on another host, outside this container network. */
+/**
+ * Lists the services that get passwords, tokens or files unencrypted and are on another host, outside this container
+ * network.
+ */
 function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: ProductionSettings): string[] {
   const problems: string[] = []
   const isPlain = (url: string | undefined, protocol: string) =>

@@ -1,8 +1,8 @@
 import { BlockList, isIP } from 'node:net'
 
 /*
- * Readers of settings: each turns the text of an environment variable into a value. A reader throws InvalidValue for a text
- * that it does not accept.
+ * Readers of settings: each turns the text of an environment variable into a value. A reader throws InvalidValue for a
+ * text that it does not accept.
  */
 
 /** Says what is wrong with the text of a setting. The message never repeats the text of a secret. */
@@ -103,7 +103,9 @@ export function origins(value: string): string[] {
 /** The origins of web views: Capacitor, Ionic and Tauri serve an app's pages under their own scheme, without a port. */
 const appOrigin = /^(?:capacitor|ionic|tauri):\/\/[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$/
 
-/** Tells whether a text is an origin as a browser or an app's web view sends it: no path, no default port, lower case. */
+/**
+ * Tells whether a text is an origin as a browser or an app's web view sends it: no path, no default port, lower case.
+ */
 export function isOrigin(value: string): boolean {
   if (appOrigin.test(value)) return true
   return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value

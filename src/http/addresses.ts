@@ -4,8 +4,8 @@ import { BlockList, isIP, SocketAddress } from 'node:net'
 const maxLength = 100
 
 /**
- * Reads the IP address of a peer from a socket or a proxy's header, and returns it in one canonical spelling. Brackets, port and
- * zone are dropped, and an IPv4-mapped IPv6 address becomes IPv4. Undefined when the text holds no address.
+ * Reads the IP address of a peer from a socket or a proxy's header, and returns it in one canonical spelling. Brackets,
+ * port and zone are dropped, and an IPv4-mapped IPv6 address becomes IPv4. Undefined when the text holds no address.
  */
 export function readAddress(text: string | undefined): string | undefined {
   if (text === undefined || text.length > maxLength) return undefined

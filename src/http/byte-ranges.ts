@@ -1,11 +1,11 @@
 export type ByteRange = { start: number; end: number }
 
 /**
- * Parses a Range header for an object of `size` bytes (RFC 9110, 14). Undefined means that the whole object is sent: without a
- * header, and for several ranges, other units and malformed headers, which a server may ignore.
+ * Parses a Range header for an object of `size` bytes (RFC 9110, 14). Undefined means that the whole object is sent:
+ * without a header, and for several ranges, other units and malformed headers, which a server may ignore.
  *
- * A suffix range (`bytes=-5`) of an empty object gives undefined as well. The range is satisfiable (14.1.2), but no Content-Range
- * can express it.
+ * A suffix range (`bytes=-5`) of an empty object gives undefined as well. The range is satisfiable (14.1.2), but no
+ * Content-Range can express it.
  */
 export function parseRange(header: string | undefined, size: number): ByteRange | 'unsatisfiable' | undefined {
   const [, first = '', last = ''] = /^bytes=(\d{0,15})-(\d{0,15})$/i.exec(header ?? '') ?? []

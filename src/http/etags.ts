@@ -11,8 +11,9 @@ export const tenantVersion = ({ id, version }: { id: string; version: number }) 
 /**
  * Tells whether If-None-Match or If-Match names the tag: `*`, or a list of strong or weak tags (RFC 9110, 8.8.3).
  *
- * RFC 9110 asks for a strong comparison of If-Match. But a proxy that compresses replies makes their tags weak, and behind it every
- * conditional change would be refused. Our tags change with every change of the resource, so a weak comparison is safe.
+ * RFC 9110 asks for a strong comparison of If-Match. But a proxy that compresses replies makes their tags weak, and
+ * behind it every conditional change would be refused. Our tags change with every change of the resource, so a weak
+ * comparison is safe.
  */
 export function matchesTag(header: string, tag: string): boolean {
   if (header.trim() === '*') return true

@@ -32,7 +32,10 @@ export function invalidMembers(errors: FieldError[], cause?: unknown): Problem {
   return validationFailed({ errors, ...(first && { detail: `${first.path.slice(1)} ${first.message}` }), cause })
 }
 
-/** Converts a validator's errors about one part of a request (`body`, `params`, `querystring`, `headers`), without duplicates. */
+/**
+ * Converts a validator's errors about one part of a request (`body`, `params`, `querystring`, `headers`), without
+ * duplicates.
+ */
 export function fieldErrors(found: readonly Partial<ErrorObject>[], part: string): FieldError[] {
   const root = part === 'querystring' ? '/query' : `/${part}`
   const errors = found.slice(0, maxFieldErrors).map((error): FieldError => {

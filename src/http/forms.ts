@@ -1,7 +1,10 @@
 import { StoreFailure } from '../files/store/object-store.ts'
 import { malformedRequest, Problem } from './problems.ts'
 
-/** Runs a read of a multipart form. A parser's error becomes `malformed_request`; problems and failures of the store stay. */
+/**
+ * Runs a read of a multipart form. A parser's error becomes `malformed_request`; problems and failures of the store
+ * stay.
+ */
 export async function readFormData<T>(read: () => Promise<T>): Promise<T> {
   try {
     return await read()

@@ -10,7 +10,10 @@ const wellFormed = /^(?:\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0
 /** Tells whether a host name, in lower case and without a port, is a general host outside the base domain. */
 export type IsGeneral = (name: string) => boolean
 
-/** Returns a test for the names of EXTRA_HOSTS. `*.local` matches every name that ends with `.local`. Development accepts IP addresses too. */
+/**
+ * Returns a test for the names of EXTRA_HOSTS. `*.local` matches every name that ends with `.local`. Development
+ * accepts IP addresses too.
+ */
 export function generalHosts(names: readonly string[], development: boolean): IsGeneral {
   const exact = new Set(names.filter((name) => !name.startsWith('*.')))
   const endings = names.flatMap((name) => (name.startsWith('*.') ? name.slice(1) : []))
@@ -21,8 +24,8 @@ export function generalHosts(names: readonly string[], development: boolean): Is
 }
 
 /**
- * Parses a Host header (RFC 9110, 7.2); undefined when it is malformed. Case, port and one trailing dot make no difference. Names
- * under the base domain win over general hosts.
+ * Parses a Host header (RFC 9110, 7.2); undefined when it is malformed. Case, port and one trailing dot make no
+ * difference. Names under the base domain win over general hosts.
  */
 export function parseHost(header: string, baseDomain: string, isGeneral: IsGeneral): HostName | undefined {
   const match = wellFormed.exec(header.toLowerCase())

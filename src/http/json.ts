@@ -1,8 +1,9 @@
 /**
- * Tells whether any object in a JSON text has two members of one name. Parsers differ in which of the two they keep (RFC 8259, 4),
- * so a proxy could check one value while this server uses the other.
+ * Tells whether any object in a JSON text has two members of one name. Parsers differ in which of the two they keep
+ * (RFC 8259, 4), so a proxy could check one value while this server uses the other.
  *
- * A JSON text has one colon outside of strings per member. With duplicates, the parsed value has fewer members than colons.
+ * A JSON text has one colon outside of strings per member. With duplicates, the parsed value has fewer members than
+ * colons.
  */
 export function hasDuplicateMembers(text: string, value: unknown): boolean {
   return countColons(text) !== countMembers(value)

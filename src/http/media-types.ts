@@ -2,8 +2,8 @@ const token = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 const quoted = '"(?:[\\t !#-\\[\\]-~]|\\\\[\\t -~])*"'
 
 /**
- * The grammar of a media type (RFC 9110, 8.3.1) in ASCII. A matching text is safe in a header. No two adjacent parts of the pattern
- * match the same character, so matching takes linear time.
+ * The grammar of a media type (RFC 9110, 8.3.1) in ASCII. A matching text is safe in a header. No two adjacent parts of
+ * the pattern match the same character, so matching takes linear time.
  */
 export const mediaTypePattern = `^${token}/${token}(?:[ \\t]*;[ \\t]*${token}=(?:${token}|${quoted}))*$`
 

@@ -3,8 +3,8 @@ import { ExpectedError } from '../expected-error.ts'
 /**
  * The catalogue of all problems that clients can get (RFC 9457).
  *
- * A `code` is stable, so clients may branch on it; the wording may change. Each entry is a function that makes an error to throw.
- * Only the error handler writes problem documents to a reply.
+ * A `code` is stable, so clients may branch on it; the wording may change. Each entry is a function that makes an error
+ * to throw. Only the error handler writes problem documents to a reply.
  */
 
 export type FieldError = { path: string; message: string }

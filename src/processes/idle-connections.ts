@@ -8,8 +8,9 @@ export type Connections = {
 }
 
 /**
- * Makes `closeIdleConnections`, and with it `close`, wait for replies that are still being sent. Node treats a connection as idle
- * as soon as its reply is written, although much of the reply may still be buffered for a slow client.
+ * Makes `closeIdleConnections`, and with it `close`, wait for replies that are still being sent. Node treats a
+ * connection as idle as soon as its reply is written, although much of the reply may still be buffered for a slow
+ * client.
  *
  * While any reply is buffered, `closeIdleConnections` closes nothing, so call it repeatedly.
  */

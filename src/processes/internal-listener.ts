@@ -20,8 +20,9 @@ const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.me
 }
 
 /**
- * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of each process
- * at `/health`. The primary process runs one listener for all workers. `processes` returns undefined until a process serves.
+ * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of
+ * each process at `/health`. The primary process runs one listener for all workers. `processes` returns undefined until
+ * a process serves.
  */
 export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
   const app = Fastify({
@@ -37,8 +38,8 @@ export function buildInternal(config: Config, processes: () => Processes | undef
   app.register(methods)
   app.register(headers)
 
-  // DNS rebinding: a foreign page can make a browser send requests here under a name that resolves to this address. It can't make
-  // the browser send an IP address or a name without a dot as the host
+  // DNS rebinding: a foreign page can make a browser send requests here under a name that resolves to this address. It
+  // can't make the browser send an IP address or a name without a dot as the host
   app.addHook('onRequest', (request, _reply, done) => {
     const name = request.hostname.toLowerCase()
     done(

@@ -56,13 +56,21 @@ export function serveInProcess(config: Config, onFault: () => void): Processes {
   }
 }
 
-/** How long readiness says 503 before the listener closes: longer than a load balancer's interval between health checks. */
+/**
+ * How long readiness says 503 before the listener closes: longer than a load balancer's interval between health checks.
+ */
 const drainNoticeMs = 3000
 /** A load balancer that has sent no request for this long has stopped sending. */
 const quietMs = 500
-/** How long idle connections stay open for one more request. A request on a connection that is just closed gets no answer. */
+/**
+ * How long idle connections stay open for one more request. A request on a connection that is just closed gets no
+ * answer.
+ */
 const lingerMs = 2000
-/** How long all workers take to close their listeners. A client that is refused earlier may connect to a worker that closes next. */
+/**
+ * How long all workers take to close their listeners. A client that is refused earlier may connect to a worker that
+ * closes next.
+ */
 const listenersCloseMs = 100
 /** How often a drain polls its conditions. */
 const pollMs = 50
@@ -72,8 +80,8 @@ const readinessPath = '/api/v1/health/ready'
 export const crashTimeoutMs = 2000
 
 /**
- * Starts the application in this process. Calls `onFault` after an uncaught exception, when the running requests have ended or
- * were cut off.
+ * Starts the application in this process. Calls `onFault` after an uncaught exception, when the running requests have
+ * ended or were cut off.
  */
 export async function serve(config: Config, onFault: () => void) {
   const app = buildApp(config)
@@ -89,8 +97,9 @@ export async function serve(config: Config, onFault: () => void) {
   let draining: Promise<void> | undefined
 
   /**
-   * For a process behind a proxy: goes on serving for a while, with readiness at 503, so that the proxy stops sending before the
-   * listener closes. Requests in flight at that moment would be lost, so a proxy that still sends gets the same time again.
+   * For a process behind a proxy: goes on serving for a while, with readiness at 503, so that the proxy stops sending
+   * before the listener closes. Requests in flight at that moment would be lost, so a proxy that still sends gets the
+   * same time again.
    */
   async function announceDrain(): Promise<void> {
     app.health.draining = true
@@ -117,8 +126,9 @@ export async function serve(config: Config, onFault: () => void) {
   }
 
   /**
-   * Waits until clients stop using their connections. While the process drains, each reply closes its connection. Connections
-   * without a request for the whole timeout count as unused. `quietForMs` says how long they have been quiet already.
+   * Waits until clients stop using their connections. While the process drains, each reply closes its connection.
+   * Connections without a request for the whole timeout count as unused. `quietForMs` says how long they have been
+   * quiet already.
    */
   async function waitForConnections(quietForMs: number): Promise<void> {
     const timeoutMs = Math.min(lingerMs, (config.shutdownTimeout * 1000) / 4)
@@ -139,7 +149,9 @@ export async function serve(config: Config, onFault: () => void) {
     await waitForConnections(0)
   }
 
-  /** Closes the app, and connections that become idle later: a reply that began before the drain could not say `close`. */
+  /**
+   * Closes the app, and connections that become idle later: a reply that began before the drain could not say `close`.
+   */
   async function closeApp(): Promise<void> {
     const timer = setInterval(() => app.server.closeIdleConnections(), pollMs)
     await app.close().finally(() => clearInterval(timer))
@@ -154,9 +166,9 @@ export async function serve(config: Config, onFault: () => void) {
   }
 
   /**
-   * Shuts down without dropping a request: tells load balancers, accepts no more connections, lets every reply finish and its
-   * connection close, waits for idle connections, then closes the pools. What runs longer than SHUTDOWN_TIMEOUT allows is cut off.
-   * A second call waits for the same shutdown.
+   * Shuts down without dropping a request: tells load balancers, accepts no more connections, lets every reply finish
+   * and its connection close, waits for idle connections, then closes the pools. What runs longer than SHUTDOWN_TIMEOUT
+   * allows is cut off. A second call waits for the same shutdown.
    */
   function drain(reason: object, { notice = true } = {}): Promise<void> {
     app.log.info(reason, 'shutting down')
@@ -164,7 +176,10 @@ export async function serve(config: Config, onFault: () => void) {
     return draining
   }
 
-  /** After an uncaught exception the state of the process is unknown: it accepts nothing new, lets running requests end, and exits. */
+  /**
+   * After an uncaught exception the state of the process is unknown: it accepts nothing new, lets running requests end,
+   * and exits.
+   */
   async function crash(err: unknown): Promise<void> {
     app.log.fatal({ err }, 'nobody caught this: the process ends')
     draining ??= closeAfter(Promise.resolve(), crashTimeoutMs)

@@ -26,12 +26,14 @@ export const reportTimeoutMs = 3000
 /**
  * Keeps WEB_CONCURRENCY workers running, all on one port.
  *
- * A worker that exits is replaced, after a delay that doubles while workers exit early. When no worker can start, or none becomes
- * stable, `onFatal` is called instead, so that the service manager outside sees the failure instead of an endless restart loop.
+ * A worker that exits is replaced, after a delay that doubles while workers exit early. When no worker can start, or
+ * none becomes stable, `onFatal` is called instead, so that the service manager outside sees the failure instead of an
+ * endless restart loop.
  */
 export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (err: WorkerEnded) => void): Processes {
-  // Every worker accepts connections itself. When the primary hands them out, a connection on its way to a dying worker is never
-  // closed and its client waits for ever: one per death in 14 of 14 trials, and none this way. 64 connections spread 34 to 30
+  // Every worker accepts connections itself. When the primary hands them out, a connection on its way to a dying worker
+  // is never closed and its client waits for ever: one per death in 14 of 14 trials, and none this way. 64 connections
+  // spread 34 to 30
   cluster.schedulingPolicy = cluster.SCHED_NONE
   // fixes the scheduling policy, so it comes after the line above
   cluster.setupPrimary({ exec: join(import.meta.dirname, 'worker.ts'), serialization: 'advanced' })

@@ -6,8 +6,8 @@ import { type Serving, serve } from './serving.ts'
 /*
  * The program of a worker: one of several processes on one port. The primary process sends it the configuration.
  *
- * Ctrl-C in a terminal and some service managers signal the primary and the workers alike. So every signal and message leads to the
- * same shutdown here, and only the primary counts signals.
+ * Ctrl-C in a terminal and some service managers signal the primary and the workers alike. So every signal and message
+ * leads to the same shutdown here, and only the primary counts signals.
  */
 
 const send = (message: ToPrimary) => process.send?.(message)
