@@ -13,7 +13,7 @@ export type RetryOptions = {
 /**
  * Retries a request after the pause in Retry-After.
  *
- * A request with a 429 had no effect, so it is retried whatever its method. A request with a 503 may have had an
+ * A request with a 429 had no effect, so it is retried for every method. A request with a 503 may have had an
  * effect, so only idempotent methods are retried.
  */
 export function withRetries(send: Send, { times = 2, seconds = 10 }: RetryOptions = {}): Send {
