@@ -9,8 +9,8 @@ import {
   advanceUpload,
   appendPiece,
   findWriter,
-  prolongUpload,
   readPieces,
+  renewUpload,
   takeUpload,
   type UploadRow
 } from './upload-queries.ts'
@@ -110,7 +110,7 @@ export async function append(
     for await (const chunk of content) {
       yield chunk
       if (Date.now() - renewedAt < heartbeatMs) continue
-      if ((await request.tenantQuery(prolongUpload, writing)).length === 0) throw writerReplaced()
+      if ((await request.tenantQuery(renewUpload, writing)).length === 0) throw writerReplaced()
       renewedAt = Date.now()
     }
   }

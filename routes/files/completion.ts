@@ -40,7 +40,7 @@ export async function completeUpload(
     if ((await app.objects.size(key)) === undefined) {
       await (upload.size === 0 ? app.objects.put(key, Buffer.alloc(0)) : assemble())
     }
-    return await inspect(app, request, id, upload)
+    return await checkObject(app, request, id, upload)
   } catch (err) {
     if (err instanceof Problem) await abandonUpload(app, request, id)
     else await request.tenantQuery(releaseCompletion, { tenant_id, id }).catch(() => {})
@@ -49,7 +49,12 @@ export async function completeUpload(
 }
 
 /** Reads the object, checks it, and publishes the file. */
-async function inspect(app: FastifyInstance, request: FastifyRequest, id: string, upload: UploadRow): Promise<FileRow> {
+async function checkObject(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  id: string,
+  upload: UploadRow
+): Promise<FileRow> {
   const hash = createHash('sha256')
   const head: Buffer[] = []
   const { tenant_id } = request.user

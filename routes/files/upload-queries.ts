@@ -110,7 +110,7 @@ export const releaseCompletion = statement(
 type Writing = { tenant_id: string; id: string; writer: string; timeout_seconds: number; life_seconds: number }
 
 /** Renews the idle timeout of an upload, up to its maximum age. */
-const prolong = ($: Writing) => sql`
+const renewTimeout = ($: Writing) => sql`
   update files set expires_at = least(now() + make_interval(secs => ${$.timeout_seconds}),
     created_at + make_interval(secs => ${$.life_seconds}))
   where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'pending'`
@@ -122,7 +122,7 @@ const prolong = ($: Writing) => sql`
 export const advanceUpload = statement(
   'advance_upload',
   (_, $: Writing & { received: number; tags: string[]; store_id: string | null }) => sql<{ expires_at: Date }>`
-  with file as (${prolong($)} returning expires_at),
+  with file as (${renewTimeout($)} returning expires_at),
   upload as (
     update uploads set received = ${$.received}::bigint, tags = ${$.tags}::text[], tail = '', store_id = ${$.store_id}
     from file where tenant_id = ${$.tenant_id} and id = ${$.id} and writer = ${$.writer}::uuid returning file.expires_at
@@ -146,7 +146,7 @@ const joinedBytes = 1500
 export const appendPiece = statement(
   'append_piece',
   (_, $: Writing & { received: number; position: number; content: Buffer }) => sql<{ expires_at: Date }>`
-  with file as (${prolong($)} returning expires_at),
+  with file as (${renewTimeout($)} returning expires_at),
   upload as (
     update uploads u set pieced = ${pieced} + octet_length(${$.content}::bytea), pieced_from = u.received
     from file where u.tenant_id = ${$.tenant_id} and u.id = ${$.id} and u.writer = ${$.writer}::uuid
@@ -170,10 +170,10 @@ export const appendPiece = statement(
 )
 
 /** Renews the idle timeout while bytes arrive. No row: another request is the writer, or the sweep has the upload. */
-export const prolongUpload = statement(
+export const renewUpload = statement(
   'prolong_upload',
   (_, $: Writing) => sql<{ id: string }>`
-  ${prolong($)} and exists (select from uploads u
+  ${renewTimeout($)} and exists (select from uploads u
     where u.tenant_id = ${$.tenant_id} and u.id = ${$.id} and u.writer = ${$.writer}::uuid)
   returning id`,
   { writes: true }

@@ -3,7 +3,6 @@ import { closeSync, openSync, writeFileSync } from 'node:fs'
 import { InvalidArgumentError } from 'commander'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
-import { v7 as uuidv7 } from 'uuid'
 import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
 import { FolderInUse } from '../../db/folder-claim.ts'
 import { migrate } from '../../db/migrate.ts'
@@ -17,26 +16,19 @@ import redis from '../../plugins/infrastructure/redis.ts'
 import metrics from '../../plugins/observability/metrics.ts'
 import tenants from '../../plugins/tenancy/tenants.ts'
 import type { PasswordHash } from '../auth/passwords.ts'
-import type { Role } from '../auth/roles.ts'
 import type { Config } from '../config/config.ts'
 import { serializeError } from '../error-log.ts'
 import { describe } from '../error-text.ts'
 import { onSignals } from '../signals.ts'
 import { createCommand, readOptions } from './command.ts'
 import { end, readSettings } from './operator.ts'
+import { type Agency, inBatches, type Plan, planAgencies } from './seed-plan.ts'
 
 /*
  * Fills a database with agencies and people for load tests. All people share one password, made for this run, and one
  * hash of it: a separate hash for each of 100,000 people would take an hour of CPU time.
  */
 
-type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
-type Agency = { id: string; slug: string; name: string; people: Person[] }
-
-/**
- * People per transaction. Each person is a separate insert, and the pool of the server cancels a statement after 3 s.
- */
-const batchSize = 500
 const maxPeople = 5000
 const writers = 4
 
@@ -148,47 +140,6 @@ async function openProduct(config: Config): Promise<FastifyInstance> {
   app.register(passwords)
   await app.ready()
   return app
-}
-
-type Plan = Omit<ReturnType<typeof readArguments>, 'file' | 'allowsProduction'>
-
-/** Generates agencies of equal size. The sessions are spread evenly over all people. */
-function* planAgencies({ agencies, people, sessions, name }: Plan): Generator<Agency> {
-  const total = agencies * people
-  let made = 0
-  for (let number = 1; number <= agencies; number++) {
-    const slug = `${name}-${number}`
-    yield {
-      id: uuidv7(),
-      slug,
-      name: `Agency ${number}`,
-      people: Array.from({ length: people }, (_, index) => {
-        const position = made++
-        const signedIn = Math.floor(((position + 1) * sessions) / total) > Math.floor((position * sessions) / total)
-        return {
-          id: uuidv7(),
-          email: `user${index + 1}@${slug}.example`,
-          name: `User ${index + 1} of ${slug}`,
-          role: index === 0 ? 'owner' : index === 1 ? 'admin' : 'member',
-          session_id: signedIn ? uuidv7() : null
-        }
-      })
-    }
-  }
-}
-
-function* inBatches(agencies: Iterable<Agency>): Generator<Agency[]> {
-  let batch: Agency[] = []
-  let people = 0
-  for (const agency of agencies) {
-    batch.push(agency)
-    people += agency.people.length
-    if (people < batchSize) continue
-    yield batch
-    batch = []
-    people = 0
-  }
-  if (batch.length > 0) yield batch
 }
 
 async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: PasswordHash): Promise<void> {

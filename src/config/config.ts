@@ -20,7 +20,7 @@ export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 
  */
 export function readConfig(env: Environment): Config {
   const { values: config, problems } = readSettings(env, settings)
-  problems.push(...(config.nodeEnv === 'production' ? productionProblems(config) : []), ...contradictions(config))
+  problems.push(...(config.nodeEnv === 'production' ? productionProblems(config) : []), ...conflictingSettings(config))
   if (problems.length > 0) throw new InvalidConfiguration(problems)
 
   const jwtSecret = nonEmpty(config.jwtSecret) ?? [developmentSecret(config.dataDir, 'jwt_secret')]
@@ -61,7 +61,7 @@ export function readMigrationConfig(env: Environment) {
 const nonEmpty = (values: string[] | undefined) => (values && values.length > 0 ? values : undefined)
 
 /** Settings that are valid by themselves but not together. */
-function contradictions(config: Settings): string[] {
+function conflictingSettings(config: Settings): string[] {
   const problems: string[] = []
   if (config.nodeEnv !== 'production') {
     if (config.jwtSecret?.some((value) => Buffer.byteLength(value) < 16)) {

@@ -20,7 +20,7 @@ const line =
 export function readEnvironment(): Environment {
   const text = readText()
   if (text !== undefined) {
-    refuseBroken(text)
+    requireWellFormed(text)
     process.loadEnvFile()
   }
   return process.env
@@ -38,7 +38,7 @@ function readText(): string | undefined {
   }
 }
 
-function refuseBroken(text: string): void {
+function requireWellFormed(text: string): void {
   if (text.trim() === '') throw new InvalidConfiguration(['.env: is empty: copy .env.example to it, or remove it'])
   for (line.lastIndex = 0; line.lastIndex < text.length; ) {
     const start = line.lastIndex
