@@ -2,7 +2,7 @@ import type { Database, Dataset, Size } from './database.ts'
 import type { LoadGenerator } from './load.ts'
 import type { Conditions, Pair } from './pairs.ts'
 
-/** One number that a scenario found. Ratios are printed by themselves in a quick run. */
+/** A measured number of a scenario. A quick run prints ratios only. */
 export type Figure = {
   name: string
   value: number
@@ -10,20 +10,21 @@ export type Figure = {
   detail?: string
 }
 
-/** What a scenario may use, and where it reports to. */
+/** The tools of a scenario: load generator, database and datasets, and the methods that record its results. */
 export type Bench = {
   quick: boolean
   load: LoadGenerator
   database: Database
-  /** 100,000 people in 1,000 agencies, and in 100,000. Built when first asked for. */
+  /** 100,000 people in 1,000 agencies. Built on first use. */
   thousand(): Promise<Dataset>
+  /** 100,000 people in 100,000 agencies. Built on first use. */
   hundredThousand(): Promise<Dataset>
-  /** The first, without row security. */
+  /** The data of `thousand`, without row security. */
   withoutRowSecurity(): Promise<Dataset>
   conditions(connections?: number): Conditions
   figure(figure: Figure): void
   pair(name: string, pair: Pair): void
-  /** What could not be measured here, by name. */
+  /** Records that a figure can't be measured on this machine. */
   skip(name: string, reason: string): void
 }
 

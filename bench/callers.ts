@@ -5,17 +5,19 @@ import type { Server } from './servers.ts'
 import { quantile } from './statistics.ts'
 
 /*
- * Callers whose next request depends on the last reply, which wrk can't be: each goes on when it has its answer.
+ * HTTP clients whose next request depends on the last reply, which wrk does not support. Each caller sends its next
+ * request when it has the reply.
  */
 
 export type Reply = { status: number; body: string }
 
-/** A caller's next request for its last reply; undefined at first. Throws when the reply is not right. */
+/** Makes a caller's next request from its last reply, which is undefined at first. Throws when the reply is wrong. */
 export type NextRequest = (last: Reply | undefined) => HttpRequest
 
+/** The results of all callers together. Latencies in milliseconds. */
 export type Called = { replies: number; perSecond: number; p50: number; p99: number }
 
-/** Each caller waits `pauseMs` between an answer and its next request. */
+/** Runs the callers for a time. Each waits `pauseMs` between a reply and its next request. */
 export async function runCallers(
   server: Server,
   callers: NextRequest[],
@@ -36,7 +38,7 @@ export async function runCallers(
       latencies.push(performance.now() - sentAt)
       if (pauseMs > 0) await sleep(pauseMs)
     } while (performance.now() < deadline)
-    // checks the last one too
+    // checks the last reply too
     next(last)
   }
 

@@ -4,14 +4,16 @@ import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 /*
- * What a run starts and writes in between ends with it, however it ends: when it is done, by an error, by SIGINT or SIGTERM.
+ * Stops the child processes and removes the temporary files of a run when the run ends: normally, by an error, or by
+ * SIGINT or SIGTERM.
  */
 
 const children = new Set<ChildProcess>()
 
-/** For logs, scripts and profiles; gone with the run. */
+/** The temporary folder of a run, for logs, scripts and profiles. */
 export const scratch = mkdtempSync(join(tmpdir(), 'aggios-bench-'))
 
+/** Registers a child process, which is stopped at the end of the run. */
 export function adopt<Child extends ChildProcess>(child: Child): Child {
   children.add(child)
   child.once('exit', () => children.delete(child))

@@ -6,10 +6,10 @@ import type { Contender } from './pairs.ts'
 import { membersText, type UserKey, userText } from './peers/query.ts'
 import type { Server } from './servers.ts'
 
-/** Requests that take turns. As many people as there are agencies, each of another one. */
+/** The number of requests in a load: one person of each of the 1,000 agencies. */
 const spread = 1_000
 
-/** People over the whole of a dataset, evenly. */
+/** Picks people, spread evenly over a dataset. */
 export function pick(users: readonly SeededUser[], count: number): SeededUser[] {
   const step = Math.max(1, Math.floor(users.length / count))
   return users.filter((_, index) => index % step === 0).slice(0, count)
@@ -21,7 +21,7 @@ function get(path: string, headers: Record<string, string>): HttpRequest {
   return { method: 'GET', path, headers }
 }
 
-/** What a server answers, with the Host header that fetch would not send. */
+/** Sends one request. Unlike fetch, it can set the Host header. */
 export async function ask(
   server: Server,
   request: HttpRequest
@@ -43,7 +43,7 @@ export async function ask(
   })
 }
 
-/** What is asked for: the rows of a query, and how they stand in a reply. */
+/** The expected rows of a reply, and how to read the rows from its body. */
 type Shown = {
   rowsOf(dataset: Dataset, user: UserKey): Promise<unknown[]>
   read(body: unknown): unknown[]
@@ -57,7 +57,7 @@ const someMembers: Shown = {
   read: (body) => (body as { data: unknown[] }).data
 }
 
-/** Asks for a few people and compares each reply with the database, asked directly. */
+/** Compares the replies for a few people with rows that are read directly from the database. */
 async function checkReplies(
   server: Server,
   dataset: Dataset,
@@ -67,15 +67,15 @@ async function checkReplies(
   for (const user of pick(dataset.users, 5)) {
     const { status, body } = await ask(server, requestFor(user))
     strictEqual(status, 200, `${server.name} answered ${status}`)
-    // as JSON carries them
+    // through JSON, so that both sides have the same types
     deepStrictEqual(read(body), JSON.parse(JSON.stringify(await rowsOf(dataset, user))))
   }
 }
 
-/** Asks who one is, on the host of one's agency. */
+/** `GET /api/v1/users/me` for a person, on the host of the agency. */
 export const readMe = (user: SeededUser) => get('/api/v1/users/me', signedIn(user))
 
-/** `GET /api/v1/users/me` of the product, people of all agencies in turn. */
+/** `GET /api/v1/users/me` of the product, for people of all agencies in turn. */
 export function productReads(server: Server, dataset: Dataset, label = 'aggios', people = spread): Contender {
   return {
     label,
@@ -85,7 +85,7 @@ export function productReads(server: Server, dataset: Dataset, label = 'aggios',
   }
 }
 
-/** The same answered with 304. */
+/** `GET /api/v1/users/me` of the product, answered with 304. */
 export async function productUnchanged(server: Server, dataset: Dataset): Promise<Contender> {
   const requests: HttpRequest[] = []
   for (const user of pick(dataset.users, spread)) {
@@ -105,7 +105,7 @@ export async function productUnchanged(server: Server, dataset: Dataset): Promis
   }
 }
 
-/** The same by nobody, or by somebody who has made up a token: what a flood consists of. */
+/** `GET /api/v1/users/me` of the product without a token or with a forged one, as in a flood. */
 export function productRefusals(server: Server, dataset: Dataset, token: 'no token' | 'a forged token'): Contender {
   const requests = pick(dataset.users, spread).map((user, index) => {
     const { authorization, ...bare } = signedIn(user)
@@ -135,7 +135,7 @@ export function productLists(server: Server, dataset: Dataset): Contender {
   }
 }
 
-/** The same rows from a peer. */
+/** The same list from a peer. */
 export function peerLists(server: Server, dataset: Dataset): Contender {
   const requestFor = ({ host, tenant_id }: SeededUser) => get(`/members/${tenant_id}`, { host })
   return {

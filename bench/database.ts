@@ -6,15 +6,15 @@ import { join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, readRoles, startEmbedded } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
-import { developmentSecret } from '../src/config/config.ts'
+import { developmentSecret } from '../src/config/development-secrets.ts'
 import { adopt } from './children.ts'
 import { root } from './servers.ts'
 
 /*
- * One durable PostgreSQL 16 for a whole run, with a database for each set of data. What was built is kept for the next run.
+ * Runs one durable PostgreSQL 16, with a database for each dataset. Databases are kept for the next run.
  */
 
-/** A line of the file that `npm run seed` writes. */
+/** A person in the file that `npm run seed` writes. */
 export type SeededUser = {
   host: string
   tenant_id: string
@@ -26,7 +26,7 @@ export type SeededUser = {
 
 export type Urls = { app: string; owner: string; postgres: string }
 
-/** A database full of agencies, and who is signed in there. */
+/** A seeded database, and the people with a session in it. */
 export type Dataset = { urls: Urls; password: string; users: SeededUser[] }
 
 export type Size = { name: string; tenants: number; people: number; sessions: number }
@@ -35,17 +35,17 @@ export type Database = {
   /** The postmaster, whose children are the connections. */
   pid: number
   version: string
-  /** What the product signs and hashes with. */
+  /** The secrets of the product, for signing and hashing. */
   secrets: { JWT_SECRET: string; PASSWORD_PEPPER: string }
   dataset(size: Size): Promise<Dataset>
-  /** The same data under another name, with row security switched off by the owner of the tables. */
+  /** Copies a dataset to another database, and switches row security off there as the owner of the tables. */
   withoutRowSecurity(of: Dataset, size: Size): Promise<Dataset>
   stop(): Promise<void>
 }
 
 export const baseDomain = 'bench.example'
 const folder = join(import.meta.dirname, '.data')
-/** Tokens live for a day. */
+/** A dataset is rebuilt after this time: its access tokens are valid for a day. */
 const freshForMs = 12 * 3_600_000
 
 export async function openDatabase(say: (line: string) => void): Promise<Database> {
@@ -70,7 +70,7 @@ export async function openDatabase(say: (line: string) => void): Promise<Databas
         rmSync(tokens, { force: true })
         await createDatabase(admin, urls, size.name, 'template1')
         await migrate(urls.owner)
-        // named when all is there, so that what an ended run has left is built again
+        // renamed when complete, so that a dataset of an aborted run is built again
         const unfinished = `${tokens}.unfinished`
         await seed(urls, secrets, size, unfinished)
         await query(urls.postgres, 'vacuum analyze')
@@ -110,7 +110,7 @@ function urlsOf(server: EmbeddedServer, name: string): Urls {
   }
 }
 
-/** Whether the database holds what the product would make today, and its tokens are good for a while. */
+/** Tells whether a database has all current migrations, and tokens that stay valid for the run. */
 async function isFresh(admin: string, name: string, tokens: string): Promise<boolean> {
   if (!existsSync(tokens) || Date.now() - statSync(tokens).mtimeMs > freshForMs) return false
   const [found] = await query(admin, 'select from pg_database where datname = $1', [name])
@@ -133,7 +133,7 @@ async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens
   const counts = ['--tenants', size.tenants, '--users', size.people, '--sessions', size.sessions].map(String)
   const child = adopt(
     spawn(process.execPath, [join(root, 'src', 'cli', 'seed.ts'), ...counts, '--tokens', tokens], {
-      // a developer's own `.env` lies in the root
+      // not in the root, which may have a developer's `.env`
       cwd: tmpdir(),
       env: { ...process.env, ...secrets, DATABASE_URL: urls.app, BASE_DOMAIN: baseDomain },
       stdio: ['ignore', 'ignore', 'inherit']
@@ -143,7 +143,7 @@ async function seed(urls: Urls, secrets: Database['secrets'], size: Size, tokens
   if (code !== 0) throw new Error(`the seeding of ${size.name} failed`)
 }
 
-/** One statement on a connection of its own. */
+/** Runs one statement on a new connection. */
 export async function query<Row extends pg.QueryResultRow>(
   url: string,
   text: string,

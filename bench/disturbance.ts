@@ -2,18 +2,18 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { watchStolen } from '../test/machine.ts'
 
 /*
- * A hypervisor that gives the cores to others for a moment changes what is measured then, and a pair of measurements is then no
- * longer one of equals.
+ * Repeats measurements that a hypervisor disturbed. CPU time that goes to other virtual machines (steal time) falsifies
+ * a measurement, and a pair of measurements is then not comparable.
  */
 
-/** Of the CPU that was wanted, what may be taken away before it is measured again. */
+/** The share of the demanded CPU time that may be stolen before a measurement is repeated. */
 const tolerable = 0.05
 const pauseMs = 3000
-/** Of a run: one on a machine that is always disturbed ends too. */
+/** The repeats left in a run, so that a run on an always disturbed machine ends too. */
 let repeatsLeft = 60
 const seen = { measured: 0, disturbed: 0 }
 
-/** Measures, up to so many times until nothing was taken away meanwhile, and gives what was disturbed least. */
+/** Measures until a measurement is undisturbed, at most `tries` times. Resolves to the least disturbed result. */
 export async function undisturbed<T>(measure: () => Promise<T>, tries: number): Promise<T> {
   let best: { result: T; stolen: number } | undefined
   for (let left = tries; ; left--) {
@@ -29,7 +29,7 @@ export async function undisturbed<T>(measure: () => Promise<T>, tries: number): 
   return best.result
 }
 
-/** In words, for who reads the figures; empty where nothing was disturbed. */
+/** A sentence for the report; empty when nothing was disturbed. */
 export function describeDisturbance(): string {
   if (seen.disturbed === 0) return ''
   return `In ${seen.disturbed} of ${seen.measured} measurements a hypervisor took more than ${tolerable * 100} % of the CPU.`

@@ -1,6 +1,6 @@
 import type { Figure } from './bench.ts'
 
-/** What we want to reach, each by the names of the figures that show it; see docs/performance.md. */
+/** A performance goal, and the names of the figures that show it; see docs/performance.md. */
 export type Goal = { text: string; figures: string[]; reached(value: number): boolean; wanted: string }
 
 const atLeast = (bound: number) => ({ wanted: `>= ${bound}`, reached: (value: number) => value >= bound })
@@ -25,7 +25,8 @@ export const goals: Goal[] = [
     text: 'memory per 1,000 tenants and per 1,000 sessions',
     figures: ['memory/1,000 tenants', 'memory/1,000 sessions'],
     wanted: 'bounded',
-    // at most 150,000 tenants, as many quotas of tenants and of people, 0.3 KB each, and 20,000 tokens of 1 KB: 140 MB
+    // caches hold at most 150,000 tenants and as many quotas of tenants and of people, 0.3 KB each, and 20,000 tokens
+    // of 1 KB: 140 MB
     reached: (kilobytes) => kilobytes <= 2000
   }
 ]

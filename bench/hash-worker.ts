@@ -5,7 +5,7 @@ import argon2 from 'argon2'
 import { parameters } from '../src/auth/passwords.ts'
 
 /*
- * Hashes without a pause until it is told to end, two at once, and then says how many it made.
+ * Hashes passwords without a pause, two at a time, until SIGTERM. Then prints the rate and the CPU time per hash.
  *
  * node bench/hash-worker.ts argon2|node-rs [niceness]
  */

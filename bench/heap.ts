@@ -2,17 +2,17 @@ import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 /*
- * What a process of Node keeps alive. Its resident memory says little of that: it holds what the garbage collector leaves for
- * later, which is tens of megabytes more or less.
+ * Measures the live memory of a Node process. Its resident memory is no measure of that: it includes garbage that is
+ * not collected yet, which varies by tens of megabytes.
  */
 
-const patienceMs = 10_000
+const inspectorTimeoutMs = 10_000
 
 type HeapUsage = { usedSize: number; embedderHeapUsedSize: number; backingStorageSize: number }
 
 /**
- * Bytes on the heap and in buffers after a collection. The process must have been started with `--inspect-port=<port>`; Node
- * opens its inspector there on SIGUSR1.
+ * Returns the bytes on the heap and in buffers after a garbage collection. Start the process with
+ * `--inspect-port=<port>`: on SIGUSR1 Node opens its inspector on that port.
  */
 export async function liveBytes(pid: number, port: number): Promise<number> {
   process.kill(pid, 'SIGUSR1')
@@ -35,10 +35,10 @@ export async function liveBytes(pid: number, port: number): Promise<number> {
 }
 
 async function findInspector(port: number): Promise<string> {
-  for (const deadline = performance.now() + patienceMs; performance.now() < deadline; await sleep(50)) {
+  for (const deadline = performance.now() + inspectorTimeoutMs; performance.now() < deadline; await sleep(50)) {
     const reply = await fetch(`http://127.0.0.1:${port}/json/list`).catch(() => undefined)
     const [target] = ((await reply?.json()) ?? []) as { webSocketDebuggerUrl: string }[]
     if (target) return target.webSocketDebuggerUrl
   }
-  throw new Error(`no inspector at port ${port} after ${patienceMs} ms`)
+  throw new Error(`no inspector at port ${port} after ${inspectorTimeoutMs} ms`)
 }

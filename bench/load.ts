@@ -8,18 +8,21 @@ import { findProgram } from './servers.ts'
 
 export type HttpRequest = { method: 'GET' | 'POST'; path: string; headers: Record<string, string>; body?: string }
 
+/** A load: requests, connections and duration. */
 export type Drive = { port: number; requests: HttpRequest[]; connections: number; seconds: number }
 
-/** What one drive gave. Latencies in milliseconds. */
+/** The results of a load. Latencies in milliseconds. */
 export type Driven = { replies: number; refused: number; perSecond: number; p50: number; p99: number }
 
 export type LoadGenerator = {
   name: string
-  /** Sends the requests in turn, from the first on; each connection the next when it has its answer. */
+  /**
+   * Sends the requests in turn, beginning with the first. Each connection sends its next request when it has the reply.
+   */
   drive(drive: Drive): Promise<Driven>
 }
 
-/** wrk where it is installed, else autocannon: one and the same for everything that is compared in a run. */
+/** Chooses wrk where it is installed, else autocannon. A run uses one load generator for all measurements. */
 export function chooseLoadGenerator(): LoadGenerator {
   const wrk = findProgram('wrk')
   return wrk ? { name: 'wrk', drive: (drive) => driveWrk(wrk, drive) } : { name: 'autocannon', drive: driveAutocannon }
@@ -48,7 +51,7 @@ function asText({ method, path, headers, body = '' }: HttpRequest): string {
   return `${method} ${path} HTTP/1.1\r\n${lines.join('\r\n')}\r\n\r\n${body}`
 }
 
-/** Every byte that is not plain as a decimal escape. */
+/** Quotes a text for Lua. Bytes other than printable ASCII become decimal escapes. */
 function luaText(text: string): string {
   const escaped = [...Buffer.from(text)].map((byte) =>
     byte < 32 || byte > 126 || byte === 34 || byte === 92
@@ -77,7 +80,7 @@ async function driveAutocannon({ port, requests, connections, seconds }: Drive):
     url: `http://127.0.0.1:${port}`,
     connections,
     duration: seconds,
-    // by itself each connection would make and send the whole list, and all of them the same request at the same time
+    // by default each connection sends the whole list, so that all connections send the same request at the same time
     setupClient(client) {
       const first = opened++ % Math.min(connections, requests.length)
       client.setRequests(requests.filter((_, index) => index % connections === first))
@@ -85,7 +88,7 @@ async function driveAutocannon({ port, requests, connections, seconds }: Drive):
   })
   return {
     replies: result.requests.total,
-    // 304 is an answer; timeouts are among the errors
+    // 304 is a success; `errors` includes timeouts
     refused: result['4xx'] + result['5xx'] + result.errors,
     perSecond: result.requests.average,
     p50: result.latency.p50,

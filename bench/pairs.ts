@@ -4,17 +4,17 @@ import { usageOf } from './processes.ts'
 import type { Server } from './servers.ts'
 import { median, type Spread, spreadOf } from './statistics.ts'
 
-/** A server with what it is asked, and a check that its replies are right. */
+/** A server with its load, and a check that its replies are right. */
 export type Contender = {
   label: string
   server: Server
   requests: HttpRequest[]
   check(): Promise<void>
-  /** That it refuses is what is measured. */
+  /** True when refusals are what is measured. */
   refuses?: boolean
 }
 
-/** Rates by second, latencies in milliseconds, CPU in microseconds a request. */
+/** One measurement: rate per second, latencies in milliseconds, CPU time in microseconds per request. */
 export type Sample = {
   perSecond: number
   p50: number
@@ -24,12 +24,16 @@ export type Sample = {
   memoryMb: number
 }
 
+/** The comparison of two contenders. */
 export type Pair = {
   label: string
   against: string
-  /** The rate of the first by that of the second. */
+  /** The rate of the first contender divided by that of the second. */
   ratio: Spread
-  /** CPU a request, server and PostgreSQL together: on a busy machine it says more than the rate. */
+  /**
+   * The ratio of CPU time per request, of server and PostgreSQL together. On a busy machine it is more reliable than
+   * the rate.
+   */
   cpuRatio: Spread
   first: Sample
   second: Sample
@@ -40,12 +44,12 @@ export type Conditions = {
   databasePid: number
   pairs: number
   seconds: number
-  /** Of each measurement, where a hypervisor disturbs it. */
+  /** Attempts per measurement, when a hypervisor disturbs it. */
   tries: number
   connections: number
 }
 
-/** Measures two things, in the other order than the turn before, so that what else the machine does falls on both. */
+/** Measures two things. The order alternates by turn, so that other load on the machine affects both. */
 export function measureBoth<T>(
   turn: number,
   tries: number,
@@ -59,7 +63,7 @@ export function measureBoth<T>(
   }, tries)
 }
 
-/** Drives two servers in turns. A ratio is within its pair; of all of them the median counts. */
+/** Measures two servers in turns. Each pair of measurements gives a ratio, and the median of the ratios counts. */
 export async function comparePair(conditions: Conditions, first: Contender, second: Contender): Promise<Pair> {
   const samples: [Sample, Sample][] = []
   await Promise.all([first.check(), second.check()])
@@ -81,13 +85,16 @@ export async function comparePair(conditions: Conditions, first: Contender, seco
 
 const allCpu = ({ cpuUs, databaseCpuUs }: Sample) => cpuUs + databaseCpuUs
 
-/** What a compiler at run time wants to have seen: a peer has just been started, and the product serves one after the other. */
+/**
+ * Warm-up requests for the JIT compiler: a peer starts just before its comparison, while the product serves several
+ * comparisons.
+ */
 const leastWarmUp = 5_000
 
-/** Drives until every request has been answered, so that nothing is measured that meets a server for the first time. */
+/** Sends the load until every request was answered once, so that no measured request is the first of its kind. */
 export async function warmUp({ load, connections, seconds }: Conditions, contender: Contender): Promise<void> {
   const { label, server, requests } = contender
-  // each connection may have one under way that is not answered any more
+  // the last request of each connection may stay unanswered
   const wanted = requests.length + connections
   let total = 0
   for (let length = Math.min(2, seconds); ; ) {
@@ -95,12 +102,14 @@ export async function warmUp({ load, connections, seconds }: Conditions, contend
     total += replies
     if (replies >= wanted && total >= leastWarmUp) return
     if (replies === 0) throw new Error(`${label} did not answer`)
-    // each drive starts at the first request again; somewhat longer than it would have taken, if the machine was not just busy
+    // each round begins with the first request, so it must last long enough for all of them, with a reserve of 20 %
     if (replies < wanted) length = Math.min(Math.ceil((1.2 * length * wanted) / replies), 4 * length)
   }
 }
 
-/** One drive, with what it cost the server and PostgreSQL. Fails when a request was refused that should not be. */
+/**
+ * Measures one load, with the CPU time of the server and of PostgreSQL. Throws when a request was refused unexpectedly.
+ */
 export async function measure(
   { load, databasePid, connections, seconds }: Conditions,
   { label, server, requests, refuses = false }: Contender
@@ -120,6 +129,7 @@ export async function measure(
   }
 }
 
+/** The median of each value. */
 export function middle(samples: readonly Sample[]): Sample {
   const of = (key: keyof Sample) => median(samples.map((sample) => sample[key]))
   return {

@@ -6,7 +6,7 @@ const left = 250
 const right = 70
 const top = 34
 
-/** A bar for the median ratio of each pair, a line for its spread, on a scale that shows a half and a double alike. */
+/** Draws a bar for the median ratio of each pair and a line for its spread, on a logarithmic scale. */
 export function plotRatios(pairs: readonly { name: string; pair: Pair }[]): string {
   const values = pairs.flatMap(({ pair: { ratio } }) => [ratio.low, ratio.high])
   const low = 2 ** Math.floor(Math.log2(Math.min(0.5, ...values)))

@@ -1,20 +1,21 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 
 /*
- * What processes use, by Linux's own books. Elsewhere there are none, and figures that need them are left out.
+ * Reads the CPU time and memory of processes from /proc. Other systems than Linux have none, and figures that need it
+ * are skipped.
  */
 
 export type Usage = { cpu_us: number; memory_bytes: number }
 
-/** What /proc counts in, whatever the kernel's own clock. */
+/** The unit of CPU time in /proc, which does not depend on the kernel's timer frequency. */
 const tickUs = 10_000
 const pageBytes = 4096
 
-const hasBooks = existsSync('/proc/self/stat')
+const hasProc = existsSync('/proc/self/stat')
 
-/** A process with all that it has started, and the time of those that have ended. NaN where there are no books. */
+/** The usage of a process and its descendants, with the CPU time of children that have ended. NaN without /proc. */
 export function usageOf(pid: number): Usage {
-  if (!hasBooks) return { cpu_us: Number.NaN, memory_bytes: Number.NaN }
+  if (!hasProc) return { cpu_us: Number.NaN, memory_bytes: Number.NaN }
   return [pid, ...descendants(pid)].map(usageOfOne).reduce(add, { cpu_us: 0, memory_bytes: 0 })
 }
 
@@ -31,7 +32,7 @@ function usageOfOne(pid: number): Usage {
   return { cpu_us: ticks * tickUs, memory_bytes: Number(fields[21]) * pageBytes }
 }
 
-/** The fields of /proc/<pid>/stat from the third on; the second is a name that may hold spaces. */
+/** The fields of /proc/<pid>/stat from the third on. The second field is a name and may contain spaces. */
 function statOf(pid: number): string[] | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8')

@@ -7,21 +7,21 @@ import type { Pair, Sample } from './pairs.ts'
 import { plotRatios } from './plot.ts'
 import { root } from './servers.ts'
 
-/** Everything that a run found, in the order in which it was found. */
+/** The results of a run, in order of measurement. */
 export type Findings = {
   figures: Figure[]
   pairs: { name: string; pair: Pair }[]
   skipped: { name: string; reason: string }[]
 }
 
-/** How a figure is written: as many digits as it deserves. */
+/** Formats a figure with about three significant digits. */
 export function show({ value, unit }: Figure): string {
   if (unit === 'ratio') return value.toFixed(2)
   const digits = value >= 100 ? 0 : value >= 10 ? 1 : 2
   return `${value.toFixed(digits)} ${unit}`.replace(' /s', '/s')
 }
 
-/** One line a row, the columns as wide as they must be. */
+/** Formats a table with one line per row and aligned columns. */
 export function textTable(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)))
   const line = (row: readonly string[]) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ')
@@ -74,7 +74,7 @@ export function goalRows({ figures }: Findings): string[][] {
 
 export type Machine = { loadGenerator: string; postgres: string; conditions: string }
 
-/** What it was measured on and with. */
+/** Describes the machine, the versions and the conditions. */
 export function describeMachine({ loadGenerator, postgres, conditions }: Machine): string {
   const [cpu] = cpus()
   const memory = `${Math.round(totalmem() / 1024 ** 3)} GB`
@@ -91,7 +91,7 @@ const page = join(root, 'docs', 'performance.md')
 const plot = join(root, 'docs', 'performance.svg')
 const measured = /(<!-- measured: written by npm run bench -->\n)[\s\S]*?(<!-- end -->)/
 
-/** Puts tables and plot into docs/performance.md, between its two marks. */
+/** Writes the plot, and writes the tables into docs/performance.md between its two marks. */
 export function writePage(findings: Findings, machine: string): void {
   const skipped = findings.skipped.map(({ name, reason }) => `Not measured: ${name}: ${reason}.`)
   const sections = [machine, markdownTable(goalRows(findings)), '![Ratios](performance.svg)']

@@ -11,10 +11,10 @@ import { pressure, refresh, signIn } from './scenarios/sessions.ts'
 import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
 /*
- * npm run bench                       everything; writes docs/performance.md and its plot
- * npm run bench -- --quick            the ratios that matter most, one a line, within three minutes
- * npm run bench -- --only <scenario>  one of them; can be repeated
- *   --pairs 5 --seconds 3             how often, and how long each time
+ * npm run bench                       runs all scenarios; writes docs/performance.md and its plot
+ * npm run bench -- --quick            prints the most important ratios, one per line, within three minutes
+ * npm run bench -- --only <scenario>  runs one scenario; can be repeated
+ *   --pairs 5 --seconds 3             the number of pairs, and the seconds of each measurement
  */
 
 const usage = 'usage: npm run bench -- [--quick] [--only <scenario>]... [--pairs <count>] [--seconds <count>]'
@@ -27,7 +27,7 @@ const scenarios: Scenario[] = [
   refresh,
   pressure,
   start,
-  // the one that takes longest, with a set of data of its own
+  // takes longest, and needs a dataset of its own
   tenants,
   concurrency,
   processes,
@@ -82,7 +82,7 @@ function readArguments() {
   return { quick, whole: !quick && only.length === 0, pairs, seconds, chosen }
 }
 
-/** Made once, when somebody asks for it. */
+/** Makes a value on first use, and keeps it. */
 function lazily<T>(make: () => Promise<T>): () => Promise<T> {
   let made: Promise<T> | undefined
   return () => {
@@ -91,11 +91,11 @@ function lazily<T>(make: () => Promise<T>): () => Promise<T> {
   }
 }
 
-/** A quick run begins nothing new after this: the longest scenario takes half a minute, and twice that on a busy machine. */
+/** A quick run starts no scenario after this time: the longest takes half a minute, and a minute on a busy machine. */
 const quickEndsMs = 120_000
 
 const { quick, whole, pairs, seconds, chosen } = readArguments()
-// there is no time for more in a quick run
+// a quick run has no time for repeats
 const tries = quick ? 1 : 3
 const load = chooseLoadGenerator()
 const database = await openDatabase(say)

@@ -14,22 +14,22 @@ export type Server = {
   name: string
   port: number
   pid: number
-  /** From the start of the process to its first reply. */
+  /** The time from the start of the process to its first reply. */
   startedInMs: number
   stop(): Promise<void>
 }
 
 type Program = { name: string; command: string; args: string[]; env: NodeJS.ProcessEnv; readyPath: string }
 
-/** Environment variables that are the bench's own business and not a server's. */
+/** The environment variables that servers inherit. All others of the bench are left out. */
 const inherited = { PATH: process.env.PATH, HOME: process.env.HOME }
 
-/** Beside the database, so that what is uploaded is written to the same disk. */
+/** The folder for uploads, on the same disk as the database. */
 export const filesFolder = join(root, 'bench', '.data', 'files')
 
-const patienceMs = 30_000
+const startTimeoutMs = 30_000
 
-/** Starts a server and waits until it answers, whatever it answers. */
+/** Starts a server and waits until it answers with a status below 500. */
 async function start({ name, command, args, env, readyPath }: Program): Promise<Server> {
   const port = await freePort()
   const log = join(scratch, `${name}-${port}.log`)
@@ -37,7 +37,7 @@ async function start({ name, command, args, env, readyPath }: Program): Promise<
   const startedAt = performance.now()
   const child = adopt(
     spawn(command, args, {
-      // a developer's own `.env` lies in the root
+      // not in the root, which may have a developer's `.env`
       cwd: scratch,
       env: { ...inherited, NODE_ENV: 'production', PORT: String(port), ...env },
       stdio: ['ignore', output, output]
@@ -45,7 +45,7 @@ async function start({ name, command, args, env, readyPath }: Program): Promise<
   )
   closeSync(output)
   while (!(await answers(port, readyPath))) {
-    const late = performance.now() - startedAt > patienceMs
+    const late = performance.now() - startedAt > startTimeoutMs
     if (late) child.kill('SIGKILL')
     if (late || child.exitCode !== null) throw new Error(`${name} did not start:\n${readFileSync(log, 'utf8')}`)
     await sleep(5)
@@ -89,8 +89,8 @@ export async function freePort(): Promise<number> {
 }
 
 /**
- * The product through its own entry point, as in production: authentication, isolation, limits, logs and metrics are on, and
- * the limits are too high to refuse anybody.
+ * Starts the product by its own entry point, as in production: with authentication, isolation, limits, logs and
+ * metrics. The limits are too high to refuse a request.
  */
 export async function startProduct(
   database: Database,
@@ -118,7 +118,7 @@ export async function startProduct(
   })
 }
 
-/** What has been uploaded, which would fill a disk run by run. No server may run. */
+/** Removes all uploads, which would fill the disk over several runs. Call it when no server runs. */
 export async function removeUploads({ urls }: Dataset): Promise<void> {
   await query(urls.postgres, 'truncate files, uploads, storage_usage')
   rmSync(filesFolder, { recursive: true, force: true })
@@ -136,14 +136,17 @@ export const peerPrograms = {
 } as const
 export type PeerName = keyof typeof peerPrograms
 
-/** Why a peer can't run here, or undefined. */
+/** The reason why a peer can't run on this machine; undefined when it can. */
 export function missingPart(name: PeerName): string | undefined {
   const { command } = peerPrograms[name]
   if (existsSync(command)) return undefined
   return `${name} is left out: npm brought no Bun for ${process.platform}-${process.arch}`
 }
 
-/** A peer on the same database. Those without isolation connect as the superuser, whom row security does not slow down. */
+/**
+ * Starts a peer on the same database. A peer without isolation connects as the superuser, so that row security costs it
+ * nothing.
+ */
 export function startPeer(
   name: PeerName,
   database: Database,
@@ -161,7 +164,7 @@ export function startPeer(
   })
 }
 
-/** A Redis of the bench's own that keeps nothing; undefined where there is no redis-server. */
+/** Starts a Redis without persistence; undefined when redis-server is not installed. */
 export async function startRedis(): Promise<{ url: string; stop(): Promise<void> } | undefined> {
   const command = findProgram('redis-server')
   if (!command) return undefined

@@ -1,4 +1,4 @@
-/** The value below which a share of the values lies; between two of them it is a mean. */
+/** The quantile of the values, with linear interpolation between two of them. */
 export function quantile(values: readonly number[], share: number): number {
   const sorted = [...values].sort((a, b) => a - b)
   const position = (sorted.length - 1) * share
@@ -10,7 +10,7 @@ export function quantile(values: readonly number[], share: number): number {
 
 export const median = (values: readonly number[]) => quantile(values, 0.5)
 
-/** Lowest, middle and highest of several measurements of one thing. */
+/** The minimum, median and maximum of several measurements. */
 export type Spread = { low: number; median: number; high: number }
 
 export function spreadOf(values: readonly number[]): Spread {

@@ -4,7 +4,7 @@ import { createServer } from 'node:net'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import { developmentSecret, explainFolder } from '../src/config/config.ts'
+import { developmentSecret, explainFolderError } from '../src/config/development-secrets.ts'
 import { lockFolder } from './folder-lock.ts'
 import { connectionTo } from './gate/connection-settings.ts'
 import { clearStalePostmaster } from './postmaster.ts'
@@ -55,7 +55,7 @@ export async function startEmbedded(
   const dir = resolve(folder)
   const { postgres, initdb } = await findBinaries()
   const unlockFolder = await lockDataFolder(dir).catch((err) => {
-    throw explainFolder(dir, err)
+    throw explainFolderError(dir, err)
   })
   let started: ChildProcess | undefined
   try {

@@ -1,10 +1,10 @@
 import { type Static, type StringOptions, type TSchema, Type } from '@sinclair/typebox'
 import { type Role as RoleName, roles } from '../src/auth/roles.ts'
-import { notOneLine, sentenceKeyword } from '../src/http/field-errors.ts'
+import { messageKeyword, notOneLine } from '../src/http/field-errors.ts'
 import { locales } from '../src/mail/mails.ts'
 import { slugPattern } from '../src/tenancy/slugs.ts'
 
-/** A real `enum`, which generators turn into one; a union of literals would become a list of constants. */
+/** A string `enum`. Client generators make an enum of it; a union of literals would become separate constants. */
 export function StringEnum<const T extends readonly string[]>(values: T, options: object = {}) {
   return Type.Unsafe<T[number]>({ type: 'string', enum: [...values], ...options })
 }
@@ -15,23 +15,24 @@ export function Nullable<T extends TSchema>(schema: T) {
 }
 
 /**
- * Text of one line: no control characters, no halves of surrogate pairs. The pattern is what the regular expressions of every language
- * that clients are generated for can read, so it speaks of ASCII alone; `x-one-line` makes the server refuse the rest.
+ * One line of text, without control characters and unpaired surrogates. The pattern covers ASCII only, so that the
+ * regular expressions of every generated client's language can read it. `x-one-line` makes the server refuse the other
+ * characters.
  */
 export function Line(options: StringOptions) {
   return Type.String({
     'x-one-line': true,
     pattern: '^[^\\x00-\\x1f\\x7f]*$',
-    [sentenceKeyword]: notOneLine,
+    [messageKeyword]: notOneLine,
     ...options
   })
 }
 
-/** In one spelling only: the format alone lets upper case and `urn:uuid:` pass. */
+/** A UUID in lower case. The pattern is needed because the format also accepts upper case and `urn:uuid:`. */
 export const Id = Type.String({
   format: 'uuid',
   pattern: '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
-  [sentenceKeyword]: 'must be a UUID in lower case',
+  [messageKeyword]: 'must be a UUID in lower case',
   examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
 })
 
@@ -43,15 +44,15 @@ export const Timestamp = Type.Unsafe<Date | string>({
 })
 
 /**
- * What people call somebody or something. What does not show is trimmed from both ends before anything is checked, so a name of
- * which nothing shows is too short.
+ * The name of a person or a thing. Invisible characters are trimmed from both ends before validation, so a name without
+ * visible characters is too short.
  */
 export const Name = Line({ 'x-trimmed': true, minLength: 1, maxLength: 100, examples: ['Ada Lovelace'] })
 
 export const Email = Type.String({ format: 'email', maxLength: 254, examples: ['ada@example.com'] })
 export const Slug = Type.String({
   pattern: slugPattern,
-  [sentenceKeyword]:
+  [messageKeyword]:
     'must be 3 to 40 lower-case letters, digits and hyphens, begin with a letter and end with a letter or digit',
   minLength: 3,
   maxLength: 40,
@@ -60,10 +61,13 @@ export const Slug = Type.String({
 
 const password = { minLength: 1, maxLength: 1024, 'x-max-bytes': 1024, examples: ['correct horse battery staple'] }
 
-/** Wide on purpose: signing in takes any. */
+/** A password at sign-in. It has no rules, so that old passwords stay accepted. */
 export const Password = Type.String(password)
 
-/** What is acceptable depends on a setting and on what stands beside it: `plugins/http/validation.ts` knows. */
+/**
+ * A new password. Its rules depend on a setting and on other members of the body; `plugins/http/validation.ts` checks
+ * them.
+ */
 export const NewPassword = Type.String({ ...password, 'x-new-password': true })
 
 export const Role = Type.Unsafe<RoleName>({ type: 'string', enum: [...roles], title: 'Role', examples: ['member'] })
@@ -86,37 +90,40 @@ export function Page<T extends TSchema>(item: T, title: string) {
   )
 }
 
-/** Saves the body where the client has the newest already. */
+/** The conditions of a read: a client that has the newest version gets no body. */
 export const ReadConditions = Type.Object({
   'if-none-match': Type.Optional(
-    Type.String({ description: 'ETag of what is known', examples: ['"1.1-441d7c9db9ee"'] })
+    Type.String({ description: 'ETag of the version that the client has', examples: ['"1.1-441d7c9db9ee"'] })
   )
 })
 
-/** Refuses a change to what has changed meanwhile. */
+/** The conditions of a change: refuses a change of an object that has changed since it was read. */
 export const WriteConditions = Type.Object({
   'if-match': Type.Optional(
-    Type.String({ description: 'ETag of what was read, weak or not', examples: ['"1.1-441d7c9db9ee"'] })
+    Type.String({
+      description: 'ETag of the version that the client read, weak or strong',
+      examples: ['"1.1-441d7c9db9ee"']
+    })
   )
 })
 
-/** Taken on; what comes of it is seen elsewhere. */
+/** The reply when the work goes on after it. */
 export const Accepted = Type.Object(
   { status: StringEnum(['accepted'], { examples: ['accepted'] }) },
   { title: 'Accepted' }
 )
 
-/** Replies without a body: the handler sets the status and returns nothing. */
-export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done; there is nothing to say' })
+/** A reply without a body: the handler sets the status and returns nothing. */
+export const NoContent = Type.Unsafe<void>({ type: 'null', description: 'Done, without a body' })
 
-export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'You have the newest already' })
+export const NotModified = Type.Unsafe<void>({ type: 'null', description: 'The client has the newest version' })
 
-/** Bytes as they are, for the document. */
+/** Binary content, for the OpenAPI document. */
 export const Bytes = Type.String({ format: 'binary', examples: ['%PDF-1.7'] })
 
 export const maxAllowedOrigins = 50
 
-const imageAddress = 'Of an image, relative to the origin of this API'
+const imageAddress = 'URL of an image, relative to the origin of this API'
 
 export const Tenant = Type.Object(
   {
@@ -135,7 +142,7 @@ export const Tenant = Type.Object(
         ),
         locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] }))
       },
-      { description: 'What the agency decides for itself' }
+      { description: 'Settings that the agency chooses' }
     ),
     logo_url: Nullable(Type.String({ description: imageAddress, examples: [null] })),
     usage: Type.Object({
@@ -143,7 +150,7 @@ export const Tenant = Type.Object(
       storage_bytes: Type.Integer({
         format: 'int64',
         minimum: 0,
-        description: 'Files, with those that are arriving and those that can be restored',
+        description: 'Size of all files, including unfinished uploads and files that can be restored',
         examples: [1024]
       }),
       storage_quota: Type.Integer({ format: 'int64', minimum: 0, examples: [10_737_418_240] })
@@ -154,7 +161,7 @@ export const Tenant = Type.Object(
   { title: 'Tenant' }
 )
 
-/** A row as it is shown: what is counted stands under `usage`, beside how much there may be. */
+/** Converts a row to a `Tenant`: the counts move into `usage`, next to the quota. */
 export function presentTenant<T extends { members: number; storage_bytes: number }>(
   { members, storage_bytes, ...row }: T,
   storage_quota: number
@@ -179,9 +186,9 @@ export const User = Type.Object(
 
 const tokenMembers = {
   access_token: Type.String({ description: 'A JWT for `Authorization: Bearer`', examples: ['eyJ…'] }),
-  refresh_token: Type.String({ description: 'Opaque; used once', examples: ['Gm9v…'] }),
+  refresh_token: Type.String({ description: 'Opaque; valid for one use', examples: ['Gm9v…'] }),
   token_type: StringEnum(['Bearer'], { examples: ['Bearer'] }),
-  expires_in: Type.Integer({ description: 'Life of the access token in seconds', examples: [86_400] })
+  expires_in: Type.Integer({ description: 'Lifetime of the access token in seconds', examples: [86_400] })
 }
 export const TokenReply = Type.Object(tokenMembers, { title: 'TokenReply' })
 export const Registration = Type.Object({ ...tokenMembers, user: User, tenant: Tenant }, { title: 'Registration' })

@@ -3,13 +3,14 @@ import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { FolderInUse } from '../db/folder-lock.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
-import { type Config, InvalidConfiguration, readConfig } from './config/config.ts'
+import { type Config, readConfig } from './config/config.ts'
 import { readEnvironment } from './config/env-file.ts'
+import { InvalidConfiguration } from './config/invalid-configuration.ts'
 import { refuseTakenPorts } from './config/ports.ts'
 import { isLoopback } from './config/production.ts'
 import { describe } from './error-text.ts'
 import { buildInternal } from './processes/internal-listener.ts'
-import { type Processes, serveAlone } from './processes/serving.ts'
+import { type Processes, serveInProcess } from './processes/serving.ts'
 import { startWorkers, WorkerEnded } from './processes/supervisor.ts'
 import { onSignals } from './signals.ts'
 
@@ -52,7 +53,7 @@ async function start(settings: Config): Promise<void> {
     )
   }
   if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })
-  processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveAlone(running, () => end(1))
+  processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveInProcess(running, () => end(1))
   const port = await processes.ready
   if (running.nodeEnv === 'development') welcome(port)
 }
@@ -117,13 +118,13 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
 }
 
 function cutOff(): never {
-  processes?.cutOff()
+  processes?.kill()
   process.exit(1)
 }
 
 /** Ends what has not ended yet, and this process. */
 async function end(code: number): Promise<never> {
-  processes?.cutOff()
+  processes?.kill()
   if (internal?.server.listening) await internal.close()
   await embedded?.stop()
   process.exit(code)

@@ -1,7 +1,10 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { type Environment, InvalidConfiguration, readConfig, settings } from '../src/config/config.ts'
+import { readConfig } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
+import { InvalidConfiguration } from '../src/config/invalid-configuration.ts'
+import { settings } from '../src/config/settings.ts'
 import { root } from './harness.ts'
 
 const key = 'k3y-0f-4t-l34st-th1rty-tw0-bytes!!'

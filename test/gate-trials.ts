@@ -10,7 +10,7 @@ import type { GateSettings } from '../db/gate/gate-query.ts'
 import { statement } from '../db/gate/statement.ts'
 import { createFramer, messageType } from '../db/gate/wire-format.ts'
 import { recordAudit } from '../db/queries/audit.ts'
-import type { Environment } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { allRows, createTestDatabase, eventually, startApp } from './harness.ts'
 

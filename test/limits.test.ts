@@ -19,13 +19,13 @@ import * as redis from '../plugins/infrastructure/redis.ts'
 import * as requests from '../plugins/limits/rates.ts'
 import * as tenants from '../plugins/tenancy/tenants.ts'
 import * as resumable from '../routes/files/appending.ts'
-import * as direct from '../routes/files/direct.ts'
+import * as direct from '../routes/files/direct-uploads.ts'
 import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
 import * as hasher from '../src/auth/hasher.ts'
 import { createKeyRing } from '../src/auth/keys.ts'
 import { createPasswords } from '../src/auth/passwords.ts'
-import { settings } from '../src/config/config.ts'
+import { settings } from '../src/config/settings.ts'
 import { depths, imageLimits, typeLimits } from '../src/files/decoders.ts'
 import { linkSeconds } from '../src/files/file-links.ts'
 import { maxPixels, maxSide } from '../src/files/image-decoding.ts'
@@ -36,7 +36,7 @@ import { patienceMs } from '../src/files/store/object-store.ts'
 import { assemblyPatienceMs } from '../src/files/store/s3.ts'
 import { lookMs } from '../src/files/upload-places.ts'
 import { catalogue } from '../src/http/problems.ts'
-import { lastBreathMs } from '../src/processes/serving.ts'
+import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
@@ -419,10 +419,12 @@ t.test('the limits of files', async (t) => {
   })
   t.test('how long an unfinished upload is kept, and how much room such hold', (t) => {
     t.strictSame(times(rowAbout('a resumable upload without a new byte').value), [
-      resumable.patienceSeconds * 1000,
+      resumable.idleTimeoutSeconds * 1000,
       resumable.lifeSeconds * 1000
     ])
-    t.strictSame(times(rowAbout('a direct upload that is not completed').value), [direct.patienceSeconds * 1000])
+    t.strictSame(times(rowAbout('a direct upload that is not completed').value), [
+      direct.completionTimeoutSeconds * 1000
+    ])
     t.match(rowAbout('room that the unfinished uploads').value, 'a quarter')
     t.equal(quotaDivisor, 4)
     t.end()
@@ -467,9 +469,9 @@ t.test('how long a shutdown may take is a setting', (t) => {
 
 t.test('how long the processes wait for each other', (t) => {
   const fault = rowAbout('what is under way after a fault')
-  t.strictSame(times(fault.value), [lastBreathMs])
+  t.strictSame(times(fault.value), [crashTimeoutMs])
   const answer = rowAbout("a worker's answer to the internal listener")
-  t.strictSame(times(answer.value), [supervisor.answerMs])
+  t.strictSame(times(answer.value), [supervisor.reportTimeoutMs])
   const hash = rowAbout('the start of the process that hashes passwords')
   t.strictSame(times(hash.value), [hasher.answerMs])
   t.strictSame(times(hash.over), [hasher.restMs])
@@ -552,7 +554,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'plugins/infrastructure/redis.ts restMs'
     ],
     ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
-    ...['src/processes/serving.ts lastBreathMs', 'src/processes/supervisor.ts answerMs'],
+    ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
     ...[
       'src/auth/hasher.ts answerMs',
       'src/auth/hasher.ts restMs',
@@ -570,13 +572,13 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [
     ...[
-      'src/processes/serving.ts noticeMs',
-      'src/processes/serving.ts doorMs',
+      'src/processes/serving.ts drainNoticeMs',
+      'src/processes/serving.ts listenersCloseMs',
       'src/processes/serving.ts lingerMs',
       'src/processes/serving.ts quietMs',
-      'src/processes/serving.ts turnMs',
-      'src/processes/supervisor.ts settledMs',
-      'src/processes/supervisor.ts maxPauseMs'
+      'src/processes/serving.ts pollMs',
+      'src/processes/supervisor.ts stableMs',
+      'src/processes/supervisor.ts maxRestartDelayMs'
     ],
     'db/gate/gate.ts disconnectWindowMs',
     ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],

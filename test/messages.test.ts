@@ -2,7 +2,7 @@ import { Ajv } from 'ajv'
 import addFormats from 'ajv-formats'
 import t from 'tap'
 import { requireFileType } from '../src/files/file-types.ts'
-import { sentence, sentenceKeyword } from '../src/http/field-errors.ts'
+import { errorMessage, messageKeyword } from '../src/http/field-errors.ts'
 import { createTenant, password, post, send, startApp } from './harness.ts'
 
 /*
@@ -29,8 +29,8 @@ t.test('the OpenAPI document', async (t) => {
     const patterns = nodes.filter(({ node }) => typeof node.pattern === 'string')
     t.ok(new Set(patterns.map(({ node }) => node.pattern)).size >= 8)
     for (const { node, way } of patterns) {
-      const said = sentence({ keyword: 'pattern', params: { pattern: node.pattern }, parentSchema: node })
-      t.equal(said, node[sentenceKeyword], way)
+      const said = errorMessage({ keyword: 'pattern', params: { pattern: node.pattern }, parentSchema: node })
+      t.equal(said, node[messageKeyword], way)
       t.match(said, /^must be .{8}/, way)
       t.notMatch(said, jargon, way)
     }
@@ -39,11 +39,11 @@ t.test('the OpenAPI document', async (t) => {
   t.test('has a sentence for each format that a client can miss', (t) => {
     // of numbers, of bytes, and of what the server alone writes
     const others = ['int64', 'binary', 'uri', 'uri-reference']
-    const unsaid = sentence({ keyword: 'format', params: { format: 'none' } })
+    const unsaid = errorMessage({ keyword: 'format', params: { format: 'none' } })
     const formats = nodes.filter(({ node }) => typeof node.format === 'string' && !others.includes(node.format))
     t.ok(new Set(formats.map(({ node }) => node.format)).size >= 4)
     for (const { node, way } of formats) {
-      const said = sentence({ keyword: 'format', params: { format: node.format }, parentSchema: node })
+      const said = errorMessage({ keyword: 'format', params: { format: node.format }, parentSchema: node })
       t.not(said, unsaid, `${way}: ${node.format}`)
       t.notMatch(said, jargon, way)
     }
@@ -70,7 +70,7 @@ t.test('the OpenAPI document', async (t) => {
     // that say nothing to a validator of requests, or what is in them
     const silent = [
       ...['$ref', 'items', 'properties', 'default', 'description', 'example', 'examples', 'title', 'x-trimmed'],
-      ...['x-enum-varnames', sentenceKeyword]
+      ...['x-enum-varnames', messageKeyword]
     ]
     for (const { node, way } of inputs) {
       const isSchema = typeof node.type === 'string' || Array.isArray(node.type)
@@ -83,8 +83,8 @@ t.test('the OpenAPI document', async (t) => {
       const [error] = validate.errors ?? []
       if (!error) continue
       t.equal(error.keyword, keyword)
-      t.not(sentence(error), error.message, keyword)
-      t.notMatch(sentence(error), jargon, keyword)
+      t.not(errorMessage(error), error.message, keyword)
+      t.notMatch(errorMessage(error), jargon, keyword)
     }
     t.end()
   })

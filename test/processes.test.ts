@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import type { Environment } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, withClient } from './databases.ts'
 import { startFaultProxy } from './fault-proxy.ts'
 import {

@@ -3,7 +3,7 @@ import http from 'node:http'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import type { Environment } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
 import { startFaultProxy } from './fault-proxy.ts'
 import { terminate } from './gate-trials.ts'
 import {

@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import type { Test } from 'tap'
-import type { Environment } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
 import type { S3Settings } from '../src/files/store/s3.ts'
 
 /*

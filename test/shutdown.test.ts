@@ -4,7 +4,7 @@ import http from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { spareReplies } from '../src/processes/idle-connections.ts'
+import { protectUnsentReplies } from '../src/processes/idle-connections.ts'
 import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
@@ -37,7 +37,7 @@ t.test('a reply that waits in memory is not cut off, and idle connections end af
     written = reply.end(content)
   })
   t.teardown(() => server.closeAllConnections())
-  spareReplies(server)
+  protectUnsentReplies(server)
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo

@@ -11,7 +11,7 @@ import { attachment, cleanFileName, extensionOf, foldText } from '../src/files/f
 import { findTypeOf } from '../src/files/file-type-detection.ts'
 import { requireFileType } from '../src/files/file-types.ts'
 import { readAddress } from '../src/http/addresses.ts'
-import { findRange } from '../src/http/byte-ranges.ts'
+import { parseRange } from '../src/http/byte-ranges.ts'
 import { createCursors } from '../src/http/cursors.ts'
 import { matchesTag, tenantTag } from '../src/http/etags.ts'
 import { parseHost } from '../src/http/hosts.ts'
@@ -67,8 +67,8 @@ const takers: Record<string, (text: string) => unknown> = {
   truncateText: (text) => truncateText(text, 30_000),
   'requireFileType, the name': (text) => requireFileType(Buffer.from('hello'), text, 'text/plain', findTypeOf),
   'requireFileType, the type': (text) => requireFileType(Buffer.from('hello'), 'a.txt', text, findTypeOf),
-  findRange: (text) => findRange(text, 1000),
-  'findRange, digits': (text) => findRange(`bytes=${text}`, 1000),
+  parseRange: (text) => parseRange(text, 1000),
+  'parseRange, digits': (text) => parseRange(`bytes=${text}`, 1000),
   matchesTag: (text) => matchesTag(text, tag),
   parseHost: (text) => parseHost(text, 'aggios.example', () => true),
   isReservedSlug,
@@ -106,7 +106,7 @@ for (const file of [
   'plugins/http/cors.ts',
   'plugins/http/idempotency.ts',
   'src/app.ts',
-  'routes/files/form.ts'
+  'routes/files/form-upload.ts'
 ]) {
   const source = readFileSync(join(root, file), 'utf8')
   for (const [, body, flags] of source.matchAll(

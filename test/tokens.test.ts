@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { InvalidConfiguration, readConfig } from '../src/config/config.ts'
+import { readConfig } from '../src/config/config.ts'
+import { InvalidConfiguration } from '../src/config/invalid-configuration.ts'
 import {
   addMember,
   asOwner,

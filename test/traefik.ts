@@ -6,7 +6,7 @@ import type https from 'node:https'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parse, stringify } from 'yaml'
-import type { Environment } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
 import { eventually, freePort, type Owner, root } from './harness.ts'
 import { findProgram } from './parts.ts'
 

@@ -2,7 +2,7 @@ import Fastify from 'fastify'
 import pg from 'pg'
 import { membersText, type UserKey, userText } from './query.ts'
 
-/* Bare Fastify and pg: one query a route, nothing else. NAMED gives each a name, so that PostgreSQL keeps the plan. */
+/* Bare Fastify and pg, one query per route. With NAMED, PostgreSQL prepares the queries and keeps their plans. */
 
 const { DATABASE_URL, PORT, NAMED } = process.env
 const pool = new pg.Pool({ connectionString: DATABASE_URL })

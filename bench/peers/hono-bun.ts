@@ -1,6 +1,6 @@
 import { Hono } from 'hono'
 
-/* Hono on Bun with Bun's own SQL client, which prepares and pipelines by itself. Runs on Bun only. */
+/* Hono on Bun, with Bun's SQL client, which prepares and pipelines statements by default. Runs on Bun only. */
 
 type Sql = (text: TemplateStringsArray, ...values: string[]) => Promise<unknown[]>
 declare const Bun: {

@@ -5,7 +5,7 @@ import { FastifyAdapter } from '@nestjs/platform-fastify'
 import pg from 'pg'
 import { userText } from './query.ts'
 
-/* NestJS on Fastify. Node strips types and leaves decorators, so they are called here as a compiler would call them. */
+/* NestJS on Fastify. Node does not run decorators, so they are called here as a compiler would call them. */
 
 const { DATABASE_URL, PORT } = process.env
 const pool = new pg.Pool({ connectionString: DATABASE_URL })

@@ -8,8 +8,9 @@ import { Kysely, PostgresDialect, sql, type Transaction } from 'kysely'
 import pg from 'pg'
 
 /*
- * The stack of plugins as people put it together: JWT, rate limit with Redis, helmet, metrics, and Kysely with a transaction
- * for row security. Refreshing is the plainest that is right: lock the session, look, count on.
+ * Fastify with a typical stack of plugins: JWT, rate limit with Redis, helmet, metrics, and Kysely with a transaction
+ * for row security. The refresh is the simplest correct one: it locks the session, compares the counter, and increments
+ * it.
  */
 
 type Tables = {
@@ -66,7 +67,7 @@ app.get('/users/me', { onRequest: (request) => request.jwtVerify() }, (request) 
   )
 })
 
-/** Takes the place of a refresh token by its content, signed as any other token. */
+/** Exchanges a refresh token, which is a JWT here, for new tokens. */
 app.post<{ Body: { refresh_token: string } }>('/refresh', async (request, reply) => {
   const { tenant_id, user_id, sid, counter } = app.jwt.verify<Claims>(request.body.refresh_token)
   const current = await inTenant(tenant_id, user_id, async (trx) => {

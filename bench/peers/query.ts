@@ -1,4 +1,4 @@
-/** What every peer answers with: the row of `GET /api/v1/users/me`, by its key, as the product asks for it. */
+/** The query of all peers: the row of `GET /api/v1/users/me` by its key, as in the product. */
 export const userText = `
   select u.id, u.email, u.name, u.avatar_url, u.email_verified_at is not null as email_verified, m.tenant_id, m.role,
     u.created_at, greatest(u.updated_at, m.updated_at) as updated_at
@@ -7,7 +7,7 @@ export const userText = `
 
 export type UserKey = { tenant_id: string; user_id: string }
 
-/** The same of `GET /api/v1/members`: the first 25 people of an agency. */
+/** The query for `GET /api/v1/members`: the first 25 people of an agency. */
 export const membersText = `
   select m.user_id, u.email, u.name, m.role, m.joined_at
   from memberships m join users u on u.id = m.user_id

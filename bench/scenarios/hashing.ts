@@ -15,7 +15,7 @@ import { type Latency, latencyUnder, whileSigningIn } from './sessions.ts'
 type Library = 'argon2' | 'node-rs'
 type Hashed = { perSecond: number; cpuMs: number }
 
-/** Hashes in a process of its own while `work` runs. */
+/** Hashes in another process while `work` runs. */
 async function whileHashing<T>(
   library: Library,
   niceness: number,
@@ -38,7 +38,7 @@ async function whileHashing<T>(
 
 const firstLine = (child: ChildProcess & { stdout: NodeJS.ReadableStream }) => once(child.stdout, 'data')
 
-/** What was hashed by one library has to be good for the other, or nobody could change from one to the other. */
+/** Checks that each library verifies the hashes of the other, so that the product could switch between them. */
 async function requireInterchangeable(): Promise<void> {
   const secret = Buffer.from('a pepper')
   const { memoryCost, timeCost, parallelism } = parameters
@@ -49,7 +49,7 @@ async function requireInterchangeable(): Promise<void> {
   strictEqual(await argon2.verify(byRust, 'wrong horse battery', { secret }), false)
 }
 
-/** What both libraries cost, in turns. */
+/** Measures the rate and the CPU time of both libraries, in turns. */
 async function compareLibraries(bench: Bench): Promise<void> {
   const { seconds, pairs } = bench.conditions()
   const found: Record<Library, Hashed[]> = { argon2: [], 'node-rs': [] }

@@ -14,7 +14,7 @@ type CpuProfile = {
   timeDeltas: number[]
 }
 
-/** Where a sample belongs, by the first frame that one of these knows, from the innermost out. */
+/** The parts of the server. A sample belongs to the part that matches its innermost matching frame. */
 const parts: [name: string, knows: (frame: Frame) => boolean][] = [
   ['write to a client', ({ functionName }) => /^write(Utf8|Latin1)String$|^writev$/.test(functionName)],
   ['write to PostgreSQL', ({ functionName }) => functionName === 'writeBuffer'],
@@ -33,7 +33,7 @@ const parts: [name: string, knows: (frame: Frame) => boolean][] = [
 ]
 const rest = 'the engine, and what it calls by itself'
 
-/** Shares of the time in which the process was not idle, after `skipUs`. */
+/** Computes each part's share of the non-idle time after `skipUs`, in percent. */
 function sharesOf({ nodes, samples, timeDeltas }: CpuProfile, skipUs: number): Map<string, number> {
   const byId = new Map(nodes.map((node) => [node.id, node]))
   const parents = new Map(nodes.flatMap(({ id, children = [] }) => children.map((child) => [child, id] as const)))
@@ -61,7 +61,10 @@ function sharesOf({ nodes, samples, timeDeltas }: CpuProfile, skipUs: number): M
   return shares
 }
 
-/** A write counts the time, too, in which the kernel lets whoever it wakes go first: it is what CPU time would not show. */
+/**
+ * The time of a write includes the time in which the kernel runs the process that the write woke. CPU time would not
+ * include it.
+ */
 export const profile: Scenario = {
   name: 'profile',
   about: 'where the time of GET /users/me goes in the server, by what is on the stack',

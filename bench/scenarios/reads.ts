@@ -3,9 +3,9 @@ import { peerLists, peerReads, productLists, productReads, productRefusals, prod
 import { comparePair } from '../pairs.ts'
 import { missingPart, type PeerName, startPeer, startProduct, startRedis } from '../servers.ts'
 
+/** The peers of quick runs too. */
 const always: PeerName[] = ['fastify-named', 'hono-bun', 'express', 'nest']
 
-/** GET /users/me, everything on, against one bare query of each peer. */
 export const me: Scenario = {
   name: 'me',
   about: 'GET /users/me, everything on, against each peer with one bare query',
@@ -32,7 +32,7 @@ export const me: Scenario = {
   }
 }
 
-/** Refusals, of which a flood consists: each must cost less than an answer. */
+/** A flood consists of requests that are refused, so a refusal must cost less than a reply. */
 export const refusals: Scenario = {
   name: 'refusals',
   about: 'GET /users/me without a token, and with a forged one, against the same answered',
@@ -49,7 +49,6 @@ export const refusals: Scenario = {
   }
 }
 
-/** The other replies of the same kind: nothing new, and lists. */
 export const replies: Scenario = {
   name: 'replies',
   about: '304 against GET /users/me; a list of 25 against the same of bare Fastify',
@@ -86,7 +85,7 @@ export const concurrency: Scenario = {
   }
 }
 
-/** The same program on the same rows, where the owner of the tables has switched row security off. */
+/** Compares two servers on the same rows: in one database the owner of the tables has switched row security off. */
 export const isolation: Scenario = {
   name: 'isolation',
   about: 'row security on against off, through HTTP',
@@ -108,7 +107,7 @@ export const isolation: Scenario = {
   }
 }
 
-/** As many people in both, and requests of all agencies that fit into the load. */
+/** Both datasets have the same number of people. The requests are spread over as many agencies as the load can hold. */
 export const tenants: Scenario = {
   name: 'tenants',
   about: '100,000 agencies against 1,000, traffic spread over all',

@@ -19,7 +19,7 @@ function signIns(dataset: Dataset): NextRequest[] {
   })
 }
 
-/** Each goes on with the refresh token of its last reply. */
+/** Callers that refresh with the refresh token of their last reply. */
 function refreshes(users: SeededUser[], path: string, first: (user: SeededUser) => string): NextRequest[] {
   return users.map((user) => (last) => {
     if (last) requireOk(last)
@@ -50,7 +50,6 @@ export const signIn: Scenario = {
   }
 }
 
-/** Rotations are counted twice, by the callers and in the rows, and the two must agree. */
 export const refresh: Scenario = {
   name: 'refresh',
   about: 'refresh rotations against a transaction as people write it, same row security and fsync',
@@ -62,7 +61,7 @@ export const refresh: Scenario = {
       startProduct(bench.database, dataset),
       startPeer('plugins', bench.database, dataset)
     ])
-    // the two never meet in one session
+    // product and peer use different sessions
     const { pairs, seconds, tries } = bench.conditions()
     const people = pick(dataset.users, refreshCallers * pairs * tries * 2)
     const take = () => people.splice(0, refreshCallers)
@@ -95,7 +94,7 @@ export const refresh: Scenario = {
   }
 }
 
-/** Every session as it was seeded. */
+/** Resets all sessions to their seeded state. */
 function resetCounters({ urls }: Dataset): Promise<unknown> {
   return query(
     urls.postgres,
@@ -103,7 +102,7 @@ function resetCounters({ urls }: Dataset): Promise<unknown> {
   )
 }
 
-/** Rotations by second, by the rows and not by what was answered; the two must agree. */
+/** Measures rotations per second. Throws when the replies and the counters in the rows disagree. */
 async function rotated(
   { urls }: Dataset,
   work: () => Promise<{ replies: number; perSecond: number }>
@@ -129,8 +128,8 @@ const readPauseMs = 10
 export type Latency = { p50: number; p99: number }
 
 /**
- * How long reads take that come at a modest pace. Readers without a pause would fill both cores by themselves, and the answer
- * would be how a scheduler shares a machine.
+ * Measures the latency of reads at a moderate rate. Readers without a pause would use both cores, and the result would
+ * show how the scheduler shares the machine.
  */
 export function readLatency(server: Server, dataset: Dataset, seconds: number): Promise<Latency> {
   const callers = pick(dataset.users, readers).map((user): NextRequest => {
@@ -143,7 +142,9 @@ export function readLatency(server: Server, dataset: Dataset, seconds: number): 
   return runCallers(server, callers, seconds, readPauseMs)
 }
 
-/** Latency of reads while `work` goes on, by that without it; several times, the median of each. */
+/**
+ * Measures the latency of reads during `work`, divided by the latency without it. Returns the medians of several pairs.
+ */
 export async function latencyUnder(
   bench: Bench,
   server: Server,
@@ -152,7 +153,7 @@ export async function latencyUnder(
 ): Promise<Latency> {
   const { pairs, seconds, tries } = bench.conditions()
   const ratios: Latency[] = []
-  // a server that has just started is slow by itself
+  // warms up the server
   await readLatency(server, dataset, seconds)
   for (let turn = 0; turn < pairs; turn++) {
     const compare = async (): Promise<Latency> => {
@@ -165,7 +166,7 @@ export async function latencyUnder(
   return { p50: median(ratios.map(({ p50 }) => p50)), p99: median(ratios.map(({ p99 }) => p99)) }
 }
 
-/** 50 callers sign in without a pause for as long as the reads take. */
+/** Measures reads while 50 callers sign in without a pause. */
 export async function whileSigningIn(
   bench: Bench,
   server: Server,

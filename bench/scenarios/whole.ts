@@ -1,7 +1,7 @@
 import { mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { settings } from '../../src/config/config.ts'
+import { settings } from '../../src/config/settings.ts'
 import { partBytes } from '../../src/files/store/writing.ts'
 import { content, createFileClient } from '../../test/large-file.ts'
 import type { Bench, Scenario } from '../bench.ts'
@@ -14,7 +14,9 @@ import { comparePair, measure, warmUp } from '../pairs.ts'
 import { filesFolder, freePort, removeUploads, startProduct } from '../servers.ts'
 import { median } from '../statistics.ts'
 
-/** The server as a whole: how many processes, how soon it is there, what it keeps in memory. */
+/*
+ * Scenarios of the whole server: number of processes, start time, memory, uploads.
+ */
 
 export const processes: Scenario = {
   name: 'processes',
@@ -51,14 +53,14 @@ export const start: Scenario = {
       await product.stop()
       return product.startedInMs
     }
-    // the first one warms the file cache
+    // the first start warms the file cache
     await startOnce()
     for (let turn = 0; turn < pairs; turn++) times.push(await undisturbed(startOnce, tries))
     bench.figure({ name: 'start', value: median(times), unit: 'ms' })
   }
 }
 
-/** Kilobytes that are alive in a process that so many people have asked, each at least twice. */
+/** Live memory of a process in kilobytes, after at least two requests by each of `people`. */
 async function memoryAfter(bench: Bench, dataset: Dataset, people: number): Promise<number> {
   const inspectorPort = await freePort()
   const product = await startProduct(bench.database, dataset, { NODE_OPTIONS: `--inspect-port=${inspectorPort}` })
@@ -71,7 +73,10 @@ async function memoryAfter(bench: Bench, dataset: Dataset, people: number): Prom
   return kilobytes
 }
 
-/** What a thousand people more make of it: what any traffic costs is not what people cost. */
+/**
+ * Live memory per thousand people in kilobytes: the difference between many and few people, without the cost of traffic
+ * itself.
+ */
 async function memoryOfThousand(bench: Bench, dataset: Dataset): Promise<number> {
   const most = dataset.users.length
   const few = Math.floor(most / 10)
@@ -84,7 +89,7 @@ export const memory: Scenario = {
   inQuick: false,
   async run(bench) {
     const people = await memoryOfThousand(bench, await bench.thousand())
-    // one person of each agency
+    // each of these people is of another agency
     const both = await memoryOfThousand(bench, await bench.hundredThousand())
     bench.figure({ name: 'memory/1,000 sessions', value: people, unit: 'KB' })
     bench.figure({ name: 'memory/1,000 tenants', value: both - people, unit: 'KB' })
@@ -142,7 +147,7 @@ export const largeFile: Scenario = {
     await client.remove(await client.upload(8))
     const shares: number[] = []
     const speeds: number[] = []
-    // in turns, so that both see the same machine
+    // in turns, so that other load on the machine affects both
     for (let round = 0; round < largeRounds; round++) {
       const raw = await timeOf(() => writeToDisk(largeMebibytes))
       let file = ''
@@ -166,7 +171,7 @@ async function timeOf(work: () => Promise<void>): Promise<number> {
   return performance.now() - startedAt
 }
 
-/** As the product does, and nothing besides: what is written is on the disk when it resolves. */
+/** Writes a file as the product does, and nothing else. The bytes are on the disk when it resolves. */
 async function writeToDisk(mebibytes: number): Promise<void> {
   const folder = join(filesFolder, 'raw')
   await mkdir(folder, { recursive: true })

@@ -7,13 +7,13 @@ import { createSession } from './session.js'
 import { memoryStore, type TokenStore } from './stores.js'
 
 export type AggiosClientOptions = {
-  /** Origin of an agency's host or of the general one, such as `https://acme.aggios.app`. */
+  /** The origin of the API: an agency's host such as `https://acme.aggios.app`, or the general host. */
   baseUrl: string
   store?: TokenStore
   fetch?: Send
   /** Called when the server has ended the session; not by `signOut`. */
   onSignedOut?: (reason: ProblemError) => void
-  /** Covers everybody who sees the store. By itself Web Locks, where there are any and the store is shared. */
+  /** Keeps clients that share the store from refreshing at once. The default is a Web Lock when the store is shared. */
   lock?: Lock
   retry?: RetryOptions
 }
@@ -21,28 +21,31 @@ export type AggiosClientOptions = {
 export type UploadOptions = {
   name?: string
   purpose?: string
-  /** In hex; the server refuses other bytes. */
+  /** The SHA-256 of the content in hex. The server refuses other bytes. */
   sha256?: string
   signal?: AbortSignal
 }
 
-/** Every operation by method and path, as openapi-fetch has them, and what changes who is signed in. */
+/** The operations by method and path, as in openapi-fetch, and methods to sign in and out. */
 export type AggiosClient = Client<paths> & {
   register(registration: RegistrationInput): Promise<Registration>
   signIn(credentials: SignIn): Promise<TokenReply>
-  /** Forgets the tokens at once, whether or not the server can be told, and rejects if it can't. */
+  /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
-  /** Goes on in another agency of the same person. On the general host only: on its own host an agency takes no other's tokens. */
+  /**
+   * Switches to another agency of the same person. Works on the general host only: the host of an agency refuses tokens
+   * of others.
+   */
   switchTenant(slug: string): Promise<TokenReply>
-  /** Sends a file as a form. For large ones over bad networks there is tus, at `/api/v1/files/resumable`. */
+  /** Uploads a file as a form. For large files on unreliable networks use tus, at `/api/v1/files/resumable`. */
   uploadFile(content: Blob, options?: UploadOptions): Promise<FileMetadata>
-  /** The bytes of a file. `GET` with `parseAs: 'stream'` gives them as they come. */
+  /** Downloads a file. To stream it, use `GET` with `parseAs: 'stream'`. */
   downloadFile(id: string, options?: { signal?: AbortSignal }): Promise<Blob>
 }
 
 /**
- * A client that stays signed in: it adds the bearer, refreshes it when it has expired, once for all calls and tabs, and waits
- * when the server asks it to.
+ * Creates a client that stays signed in. It adds the access token to each call, refreshes an expired token once for all calls and
+ * tabs, and waits when the server sends Retry-After.
  *
  * @example
  * const client = createAggiosClient({ baseUrl: 'https://acme.aggios.app' })
@@ -52,7 +55,7 @@ export type AggiosClient = Client<paths> & {
 export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
   const { store = memoryStore(), onSignedOut = () => {}, lock = lockFor(store) } = options
   const baseUrl = options.baseUrl.replace(/\/$/, '')
-  // looked up at each call: whoever instruments fetch does it late
+  // looks `fetch` up at each call, because instrumentation may replace it later
   const send = withRetries(options.fetch ?? ((request) => fetch(request)), options.retry)
   const session = createSession({ baseUrl, store, lock, send, onSignedOut })
   const anonymous = createFetchClient<paths>({ baseUrl, fetch: send })
@@ -83,7 +86,7 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
     },
     uploadFile(content, { name, purpose, sha256, signal } = {}) {
       const form = new FormData()
-      // the fields first: what follows them is the file, so the server knows its size
+      // the fields come first: when nothing follows the file, the server can compute its size from Content-Length
       if (purpose !== undefined) form.set('purpose', purpose)
       if (sha256 !== undefined) form.set('sha256', sha256)
       if (name === undefined) form.set('file', content)

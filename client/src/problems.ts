@@ -1,18 +1,18 @@
 import type { Problem } from './schema.js'
 
-/** Every code that the server knows, and one for what did not come from it: a proxy's page, an unexpected redirect. */
+/** The codes of problem documents. `unexpected_reply` stands for other errors, such as a proxy's page or a redirect. */
 export type ProblemCode = Problem['code'] | 'unexpected_reply'
 
-/** Why a call failed. Switch on `code`; the wording may change. */
+/** The failure of a call. Switch on `code`; the wording may change. */
 export class ProblemError extends Error {
   override readonly name = 'ProblemError'
   readonly code: ProblemCode
   readonly status: number
-  /** Every failure of validation, with a JSON pointer each. Empty unless the code is `validation_failed`. */
+  /** The validation errors, each with a JSON pointer. Empty unless the code is `validation_failed`. */
   readonly errors: NonNullable<Problem['errors']>
-  /** What to quote to the operator. */
+  /** The id of the request, for a report to the operator. */
   readonly request_id: string | undefined
-  /** How many seconds the server asks to wait, after the waits that the client has done already. */
+  /** The seconds of Retry-After in the last reply, after the client's own retries. */
   readonly retryAfter: number | undefined
 
   constructor(response: Response, body: unknown) {
@@ -27,9 +27,9 @@ export class ProblemError extends Error {
 }
 
 /**
- * What a call gave, or a `ProblemError`.
+ * Returns the data of a call, or throws a `ProblemError`.
  *
- * Not for conditional requests: their 304 has nothing to unwrap and is thrown too.
+ * Do not use it for conditional requests: a 304 has no data and is thrown as well.
  *
  * @example
  * const me = await unwrap(client.GET('/api/v1/users/me'))
@@ -42,7 +42,7 @@ export async function unwrap<T>(call: Reply<T> | Promise<Reply<T>>): Promise<T> 
 
 type Reply<T> = { data?: T; error?: unknown; response: Response }
 
-/** The code of a refusal, whose body stays readable. */
+/** Reads the code of an error reply. The body stays readable. */
 export async function codeOf(response: Response): Promise<ProblemCode> {
   const body: unknown = await response
     .clone()
@@ -51,7 +51,7 @@ export async function codeOf(response: Response): Promise<ProblemCode> {
   return isProblem(body) ? body.code : 'unexpected_reply'
 }
 
-/** The seconds in Retry-After, which proxies may also write as a date. */
+/** Reads Retry-After in seconds. Proxies may send it as a date. */
 export function retryAfter(response: Response): number | undefined {
   const text = response.headers.get('retry-after')
   if (text === null) return undefined

@@ -1,29 +1,29 @@
 import { retryAfter } from './problems.js'
 
-/** What sends a request: `fetch` itself, or something around it. */
+/** Sends a request: `fetch`, or a wrapper around it. */
 export type Send = (request: Request) => Promise<Response>
 
 export type RetryOptions = {
-  /** How often one request is repeated; 2 unless told. */
+  /** The number of retries of one request; the default is 2. */
   times?: number
-  /** How many seconds one request may wait in all; 10 unless told. A longer Retry-After is the caller's to wait for. */
+  /** The total wait of one request in seconds; the default is 10. A longer Retry-After is left to the caller. */
   seconds?: number
 }
 
 /**
- * Repeats a request after the pause that the server asks for.
+ * Retries a request after the pause in Retry-After.
  *
- * A 429 was refused before it had any effect, so any method is repeated. A 503 may come after one, so only methods that
- * may be sent twice are.
+ * A request with a 429 had no effect, so it is retried for every method. A request with a 503 may have had an
+ * effect, so only idempotent methods are retried.
  */
 export function withRetries(send: Send, { times = 2, seconds = 10 }: RetryOptions = {}): Send {
   return async (request) => {
     let left = seconds
     for (let attempt = 0; ; attempt++) {
-      // a body can be read once, so each attempt but the last sends a copy
+      // a body can be sent only once, so each attempt but the last sends a copy
       const last = attempt >= times
       const response = await send(last ? request : request.clone())
-      const pause = mayRepeat(request, response) ? retryAfter(response) : undefined
+      const pause = mayRetry(request, response) ? retryAfter(response) : undefined
       if (last || pause === undefined || pause > left) return response
       left -= pause
       await response.body?.cancel()
@@ -32,13 +32,13 @@ export function withRetries(send: Send, { times = 2, seconds = 10 }: RetryOption
   }
 }
 
-const repeatable = new Set(['GET', 'HEAD', 'PUT', 'DELETE'])
+const idempotent = new Set(['GET', 'HEAD', 'PUT', 'DELETE'])
 
-function mayRepeat(request: Request, response: Response): boolean {
-  return response.status === 429 || (response.status === 503 && repeatable.has(request.method))
+function mayRetry(request: Request, response: Response): boolean {
+  return response.status === 429 || (response.status === 503 && idempotent.has(request.method))
 }
 
-/** Rejects with the signal's reason when the caller gives up meanwhile. */
+/** Waits. Rejects with the signal's reason when the caller aborts. */
 function sleep(seconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted()

@@ -13,7 +13,7 @@ export interface paths {
     }
     /**
      * Health of the service
-     * @description 200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.
+     * @description 200 while the API can serve, with `degraded` when it serves without Redis or the store; else 503 with the failed checks.
      */
     get: operations['getHealth']
     put?: never
@@ -33,7 +33,7 @@ export interface paths {
     }
     /**
      * Whether the process runs
-     * @description Says nothing of the database: a process that answers need not be restarted.
+     * @description Does not check the database: a process that answers needs no restart.
      */
     get: operations['getLiveness']
     put?: never
@@ -75,7 +75,7 @@ export interface paths {
     put?: never
     /**
      * A new agency with its first owner
-     * @description Makes the agency, the identity and a session at once. The agency then lives at `<slug>.<BASE_DOMAIN>`.
+     * @description Creates the agency, the account and a session at once. The agency is then at `<slug>.<BASE_DOMAIN>`.
      */
     post: operations['register']
     delete?: never
@@ -95,7 +95,7 @@ export interface paths {
     put?: never
     /**
      * Sign in with e-mail and password
-     * @description To the agency of the host, else to `tenant`, else to the one last used. Unknown addresses and wrong passwords answer alike.
+     * @description Signs in to the agency of the host, else to `tenant`, else to the agency used last. An unknown address and a wrong password get the same answer.
      */
     post: operations['login']
     delete?: never
@@ -115,7 +115,7 @@ export interface paths {
     put?: never
     /**
      * New tokens for a refresh token
-     * @description Each use replaces the token. When a reply was lost, the same token gives the same successor for a short while; used again later it ends the session.
+     * @description Each use replaces the token. For a short while the same token gives the same successor, in case a reply was lost. A use after that ends the session.
      */
     post: operations['refresh']
     delete?: never
@@ -135,7 +135,7 @@ export interface paths {
     put?: never
     /**
      * Sign out
-     * @description Ends the session of the bearer, which may have expired, or of the refresh token. Can be repeated.
+     * @description Ends the session of the bearer token, which may have expired, or of the refresh token. Can be repeated.
      */
     post: operations['logout']
     delete?: never
@@ -155,7 +155,7 @@ export interface paths {
     put?: never
     /**
      * Tokens for another agency of the same person
-     * @description Opens a session there; the present one goes on.
+     * @description Opens a session in that agency. The present session stays open.
      */
     post: operations['switchTenant']
     delete?: never
@@ -173,21 +173,21 @@ export interface paths {
     }
     /**
      * The signed-in person
-     * @description With the role in the tenant of the token. `If-None-Match` saves the body.
+     * @description With the role in the agency of the token. `If-None-Match` saves the body.
      */
     get: operations['getMe']
     put?: never
     post?: never
     /**
      * End the signed-in identity everywhere
-     * @description Sessions and memberships in all agencies end with it. An agency keeps at least one owner.
+     * @description Ends all sessions and memberships, in all agencies. An agency keeps at least one owner.
      */
     delete: operations['deleteMe']
     options?: never
     head?: never
     /**
      * Change the signed-in person
-     * @description JSON merge patch. `If-Match` refuses a change to what has changed meanwhile.
+     * @description JSON merge patch. `If-Match` refuses the change when the person has changed since they were read.
      */
     patch: operations['updateMe']
     trace?: never
@@ -228,7 +228,7 @@ export interface paths {
     post?: never
     /**
      * Sign out everywhere else
-     * @description Ends every session but this one; their access tokens stop within a second.
+     * @description Ends every session but this one. Their access tokens become invalid within a second.
      */
     delete: operations['endMyOtherSessions']
     options?: never
@@ -248,7 +248,7 @@ export interface paths {
     post?: never
     /**
      * Sign out on one device
-     * @description Ends the session, in whichever agency it is; its access tokens stop within a second.
+     * @description Ends the session, in any agency. Its access tokens become invalid within a second.
      */
     delete: operations['endMySession']
     options?: never
@@ -285,21 +285,21 @@ export interface paths {
     }
     /**
      * The agency
-     * @description The one that the token is for. `If-None-Match` saves the body.
+     * @description The agency of the access token. `If-None-Match` saves the body.
      */
     get: operations['getTenant']
     put?: never
     post?: never
     /**
      * Delete the agency
-     * @description Suspended at once, purged later. Its slug in the body confirms that this one is meant.
+     * @description Suspends the agency at once and purges it later. The slug in the body confirms the deletion.
      */
     delete: operations['deleteTenant']
     options?: never
     head?: never
     /**
      * Change the agency
-     * @description JSON merge patch, also of `settings`. `If-Match` refuses a change to what has changed meanwhile.
+     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read.
      */
     patch: operations['updateTenant']
     trace?: never
@@ -313,7 +313,7 @@ export interface paths {
     }
     /**
      * Everything of the agency, one JSON document per line
-     * @description Each line is `{"table": …, "row": …}`. Streamed; sessions and invitations without what is secret.
+     * @description Each line is `{"table": …, "row": …}`. Streamed, without the secrets of sessions and invitations.
      */
     get: operations['exportTenant']
     put?: never
@@ -335,7 +335,7 @@ export interface paths {
     put?: never
     /**
      * Hand the agency over
-     * @description That member becomes an owner and the caller an admin, in one step.
+     * @description The member becomes an owner and the caller becomes an admin, in one step.
      */
     post: operations['transferTenant']
     delete?: never
@@ -355,7 +355,7 @@ export interface paths {
     put?: never
     /**
      * Another agency, owned by the caller
-     * @description Use `POST /api/v1/auth/switch` to get tokens for it. How many a person may make in a day is limited: `rate_limited`.
+     * @description Use `POST /api/v1/auth/switch` to get tokens for it. The number of agencies that a person creates in a day is limited: `rate_limited`.
      */
     post: operations['createTenant']
     delete?: never
@@ -373,7 +373,7 @@ export interface paths {
     }
     /**
      * The people of the agency
-     * @description In the order in which their accounts were made.
+     * @description In the order in which their accounts were created.
      */
     get: operations['listMembers']
     put?: never
@@ -393,7 +393,7 @@ export interface paths {
     }
     /**
      * One person of the agency
-     * @description People of other agencies answer like nobody.
+     * @description For people of other agencies the answer is the same as for an unknown id.
      */
     get: operations['getMember']
     put?: never
@@ -407,7 +407,7 @@ export interface paths {
     head?: never
     /**
      * Change a member's role
-     * @description Nobody changes or grants a role above their own. Tokens with the old role stop within a second.
+     * @description Nobody can change or grant a role above their own. Tokens with the old role become invalid within a second.
      */
     patch: operations['updateMember']
     trace?: never
@@ -424,7 +424,7 @@ export interface paths {
     post?: never
     /**
      * Sign a member out of this agency
-     * @description Their sessions in other agencies go on.
+     * @description Their sessions in other agencies stay open.
      */
     delete: operations['endMemberSessions']
     options?: never
@@ -441,13 +441,13 @@ export interface paths {
     }
     /**
      * Invitations that wait
-     * @description The newest first, also those whose time is over and those whose mail could not be delivered.
+     * @description The newest first, including invitations that have expired or whose mail was not delivered.
      */
     get: operations['listInvitations']
     put?: never
     /**
      * Invite somebody by e-mail
-     * @description The mail carries the token, which is good for seven days. Nobody invites to a role above their own, and who may no longer invite takes their invitations with them. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.
+     * @description The mail carries the token, which is valid for seven days. Nobody can invite to a role above their own. When a person may no longer invite, their open invitations become invalid. The number of mails that one person causes in a day, and that one address gets, is limited over all agencies: `rate_limited`.
      */
     post: operations['createInvitation']
     delete?: never
@@ -467,7 +467,7 @@ export interface paths {
     put?: never
     /**
      * Send an invitation again
-     * @description With a new token for another seven days; the one before stops being good.
+     * @description With a new token for another seven days. The previous token becomes invalid.
      */
     post: operations['resendInvitation']
     delete?: never
@@ -488,7 +488,7 @@ export interface paths {
     post?: never
     /**
      * Take an invitation back
-     * @description Its token stops being good at once.
+     * @description Its token becomes invalid at once.
      */
     delete: operations['revokeInvitation']
     options?: never
@@ -507,7 +507,7 @@ export interface paths {
     put?: never
     /**
      * Accept an invitation
-     * @description A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused. An account whose address was never verified yields the address to whoever sends `name` and another `password`: it is closed, and its agencies stay without it. Send no `name` to sign in to it.
+     * @description A new person sends `name` and `password`. A person with an account sends its bearer token or its `password`; the bearer token of another person is refused. When the address of an account was never verified, a request with `name` and a different `password` takes the address over: the old account is closed, and its agencies stay without it. Send no `name` to sign in to the old account.
      */
     post: operations['acceptInvitation']
     delete?: never
@@ -531,7 +531,7 @@ export interface paths {
     put?: never
     /**
      * Upload a file
-     * @description A form with one part `file`, and optionally `purpose` and `sha256` (in hex; refused when it is not that of what arrives). What the file is is decided by what is in it; programs, and files that pretend to be another kind, are refused.
+     * @description A form with one part `file`, and optionally `purpose` and `sha256` (in hex; other bytes are refused). The type of the file is determined from its content. Programs, and files whose content does not match their name or declared type, are refused.
      */
     post: operations['createFile']
     delete?: never
@@ -549,14 +549,14 @@ export interface paths {
     }
     /**
      * A file, without its bytes
-     * @description What is known of it. One that is deleted, or still arriving, is not there.
+     * @description The metadata of a file. A deleted file or an unfinished upload answers 404.
      */
     get: operations['getFile']
     put?: never
     post?: never
     /**
      * Delete a file
-     * @description Members their own, admins any. It can be restored for a while, in which it still takes room; `permanent` deletes for good, also what is deleted already.
+     * @description Members can delete their own files, admins any. The file can be restored for a while, and counts as storage until then. `permanent` deletes a file for good, also one that is deleted already.
      */
     delete: operations['deleteFile']
     options?: never
@@ -575,7 +575,7 @@ export interface paths {
     put?: never
     /**
      * Restore a deleted file
-     * @description Members their own, admins any, until it is removed for good.
+     * @description Members can restore their own files, admins any, until the file is removed for good.
      */
     post: operations['restoreFile']
     delete?: never
@@ -593,7 +593,7 @@ export interface paths {
     }
     /**
      * The bytes of a file
-     * @description Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.
+     * @description Always as an attachment. Supports `If-None-Match`, one `Range`, `If-Range` and HEAD.
      */
     get: operations['getFileContent']
     put?: never
@@ -613,7 +613,7 @@ export interface paths {
     }
     /**
      * A link to the bytes
-     * @description For one file and five minutes, good without a token: for players, viewers and downloads.
+     * @description Valid for one file and five minutes, without a token: for players, viewers and downloads.
      */
     get: operations['getFileUrl']
     put?: never
@@ -633,12 +633,12 @@ export interface paths {
     }
     /**
      * The bytes of a file, by a link
-     * @description Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.
+     * @description Always as an attachment. Supports `If-None-Match`, one `Range`, `If-Range` and HEAD.
      */
     get: operations['getLinkedFileContent']
     /**
      * Send the bytes of a direct upload
-     * @description Where clients can not reach the store itself, a direct upload leads here.
+     * @description The target of a direct upload when clients can not reach the store.
      */
     put: operations['putLinkedFileContent']
     post?: never
@@ -657,13 +657,13 @@ export interface paths {
     }
     /**
      * Unfinished uploads
-     * @description The newest first: members see their own, admins all. Each holds room until it ends or expires.
+     * @description The newest first. Members see their own uploads, admins see all. Each upload holds storage until it ends or expires.
      */
     get: operations['listUploads']
     put?: never
     /**
      * Begin a direct upload
-     * @description Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. Until then there is no file.
+     * @description Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. The file exists after that.
      */
     post: operations['createUpload']
     delete?: never
@@ -683,7 +683,7 @@ export interface paths {
     put?: never
     /**
      * Complete a direct upload
-     * @description Checks what arrived: size, SHA-256 and type. Repeating it after a lost reply gives the file again.
+     * @description Checks the size, SHA-256 and type of the uploaded bytes. A repeated request, after a lost reply, returns the file again.
      */
     post: operations['completeUpload']
     delete?: never
@@ -704,7 +704,7 @@ export interface paths {
     post?: never
     /**
      * End an unfinished upload
-     * @description Members their own, admins any. What has arrived is removed, and the room is free.
+     * @description Members can end their own uploads, admins any. Removes the bytes that have arrived, and frees the storage.
      */
     delete: operations['endUpload']
     options?: never
@@ -723,7 +723,7 @@ export interface paths {
     put?: never
     /**
      * Begin a resumable upload
-     * @description tus 1.0. Room for the whole file is kept until the upload ends, no byte has come for a quarter of an hour, or it is a day old. What all unfinished uploads of a member hold is limited to a share of the room of the agency.
+     * @description tus 1.0. Storage for the whole file is reserved until the upload ends. An upload expires when no byte has come for a quarter of an hour, and when it is a day old. The unfinished uploads of a member may hold a limited share of the storage of the agency.
      */
     post: operations['createResumableUpload']
     delete?: never
@@ -744,18 +744,18 @@ export interface paths {
     post?: never
     /**
      * Give an upload up
-     * @description What has arrived is removed, and the room that was kept is free.
+     * @description Removes the bytes that have arrived, and frees the reserved storage.
      */
     delete: operations['cancelResumableUpload']
     options?: never
     /**
      * How much of an upload has arrived
-     * @description tus 1.0. Of one that has become a file, all.
+     * @description tus 1.0. For a completed upload, the offset is the size of the file.
      */
     head: operations['getResumableUpload']
     /**
      * Send the next bytes of an upload
-     * @description From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there. A POST with `X-HTTP-Method-Override: PATCH` is the same, for proxies that know no PATCH.
+     * @description Bytes from `Upload-Offset` on, as `application/offset+octet-stream`. After the last byte the file is checked and created. A POST with `X-HTTP-Method-Override: PATCH` does the same, for proxies without PATCH.
      */
     patch: operations['continueResumableUpload']
     trace?: never
@@ -776,7 +776,7 @@ export interface paths {
     post?: never
     /**
      * Remove the avatar
-     * @description Its address is good for nothing then.
+     * @description Its URL stops working.
      */
     delete: operations['deleteAvatar']
     options?: never
@@ -800,7 +800,7 @@ export interface paths {
     post?: never
     /**
      * Remove the logo
-     * @description Its address is good for nothing then.
+     * @description Its URL stops working.
      */
     delete: operations['deleteLogo']
     options?: never
@@ -817,7 +817,7 @@ export interface paths {
     }
     /**
      * An avatar or a logo
-     * @description What `avatar_url` and `logo_url` name. Whoever was shown the address may fetch it, from any page.
+     * @description The image at `avatar_url` or `logo_url`. It needs no token: anybody who knows the URL may fetch it, from any page.
      */
     get: operations['getImage']
     put?: never
@@ -857,7 +857,7 @@ export interface paths {
     }
     /**
      * Every event, one JSON document per line
-     * @description The newest first, streamed. A line holds what the list holds.
+     * @description The newest first, streamed. Each line is an event as in the list.
      */
     get: operations['exportAuditEvents']
     put?: never
@@ -877,7 +877,7 @@ export interface paths {
     }
     /**
      * Whether the log is as it was written
-     * @description Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since. A long log is checked in parts: while `next_cursor` is not null, `intact` is said of what was looked at so far, and the same with `cursor` goes on.
+     * @description Events are sealed about a minute after they were written: hashed, and chained segment by segment. The reply names the first event that was changed, removed or added since then. A long log is checked in parts: while `next_cursor` is not null, `intact` covers the part checked so far, and the next request with `cursor` continues the check.
      */
     get: operations['verifyAuditEvents']
     put?: never
@@ -1106,7 +1106,7 @@ export interface components {
       /** @example Ada Lovelace */
       name: string
       /**
-       * @description Of an image, relative to the origin of this API
+       * @description URL of an image, relative to the origin of this API
        * @example null
        */
       avatar_url: string | null
@@ -1151,7 +1151,7 @@ export interface components {
       status: 'active' | 'suspended'
       /** @example free */
       plan: string
-      /** @description What the agency decides for itself */
+      /** @description Settings that the agency chooses */
       settings: {
         /**
          * @example [
@@ -1162,7 +1162,7 @@ export interface components {
         locale?: components['schemas']['Locale']
       }
       /**
-       * @description Of an image, relative to the origin of this API
+       * @description URL of an image, relative to the origin of this API
        * @example null
        */
       logo_url: string | null
@@ -1171,7 +1171,7 @@ export interface components {
         members: number
         /**
          * Format: int64
-         * @description Files, with those that are arriving and those that can be restored
+         * @description Size of all files, including unfinished uploads and files that can be restored
          * @example 1024
          */
         storage_bytes: number
@@ -1199,7 +1199,7 @@ export interface components {
        */
       access_token: string
       /**
-       * @description Opaque; used once
+       * @description Opaque; valid for one use
        * @example Gm9v…
        */
       refresh_token: string
@@ -1209,7 +1209,7 @@ export interface components {
        */
       token_type: 'Bearer'
       /**
-       * @description Life of the access token in seconds
+       * @description Lifetime of the access token in seconds
        * @example 86400
        */
       expires_in: number
@@ -1225,7 +1225,7 @@ export interface components {
       /** @example correct horse battery staple */
       password: string
       /**
-       * @description Slug of the agency; on its own host there is no need for it. Without either: the one last used.
+       * @description Slug of the agency; not needed on the host of the agency. Without both, the agency used last.
        * @example acme
        */
       tenant?: string
@@ -1237,7 +1237,7 @@ export interface components {
        */
       access_token: string
       /**
-       * @description Opaque; used once
+       * @description Opaque; valid for one use
        * @example Gm9v…
        */
       refresh_token: string
@@ -1247,7 +1247,7 @@ export interface components {
        */
       token_type: 'Bearer'
       /**
-       * @description Life of the access token in seconds
+       * @description Lifetime of the access token in seconds
        * @example 86400
        */
       expires_in: number
@@ -1342,7 +1342,7 @@ export interface components {
       name?: string
       settings?: {
         /**
-         * @description Origins that may call this agency from a browser, or from the web view of an app (`capacitor://localhost`); null removes them all
+         * @description Origins that may call this agency from a browser or from the web view of an app (`capacitor://localhost`); null removes all
          * @example [
          *       "https://app.acme.example"
          *     ]
@@ -1408,7 +1408,7 @@ export interface components {
       role?: components['schemas']['Role']
     }
     /**
-     * @description Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later
+     * @description Delivery of the newest mail: `failed` when a mail server refused it for good or every attempt failed, so the invitation must be sent again; `unknown` after a month
      * @example sent
      * @enum {string}
      */
@@ -1445,7 +1445,7 @@ export interface components {
        */
       expires_at: string
       /**
-       * @description Whether it can be accepted: it has not expired, and who invited may still invite. Sent again by somebody who may, it can.
+       * @description Whether it can be accepted: it has not expired, and its sender may still invite. When another admin sends it again, it becomes valid.
        * @example true
        */
       valid: boolean
@@ -1484,7 +1484,7 @@ export interface components {
       /** @example contract */
       purpose?: string
       /**
-       * @description Of the file, in hex; empty for none
+       * @description SHA-256 of the file in hex; may be empty
        * @example
        */
       sha256?: string
@@ -1496,14 +1496,14 @@ export interface components {
        */
       id: string
       /**
-       * @description As people call it; never part of a path
+       * @description Name of the file; never used as part of a path
        * @example Contract.pdf
        */
       name: string
       /** @example contract */
       purpose: string | null
       /**
-       * @description By what is in it
+       * @description Determined from the content
        * @example application/pdf
        */
       content_type: string
@@ -1543,7 +1543,7 @@ export interface components {
     }
     UploadInput: {
       /**
-       * @description As people call it; never part of a path
+       * @description Name of the file; never used as part of a path
        * @example Contract.pdf
        */
       name: string
@@ -1579,7 +1579,7 @@ export interface components {
        */
       method: 'PUT'
       /**
-       * @description To be sent with the bytes, exactly
+       * @description Headers to send with the bytes, unchanged
        * @example {
        *       "content-type": "application/pdf"
        *     }
@@ -1600,14 +1600,14 @@ export interface components {
        */
       id: string
       /**
-       * @description As people call it; never part of a path
+       * @description Name of the file; never used as part of a path
        * @example Contract.pdf
        */
       name: string
       /** @example contract */
       purpose: string | null
       /**
-       * @description As its sender says
+       * @description As declared by the sender
        * @example application/pdf
        */
       content_type: string
@@ -1618,7 +1618,7 @@ export interface components {
       size: number
       /**
        * Format: int64
-       * @description Bytes of a resumable upload that are here
+       * @description Received bytes of a resumable upload
        * @example 512
        */
       received: number
@@ -1649,7 +1649,7 @@ export interface components {
        */
       file: string
     }
-    /** @description Something that happened in the agency. Rows are never changed. */
+    /** @description Something that happened in the agency. Events are never changed. */
     AuditEvent: {
       /**
        * Format: uuid
@@ -1665,7 +1665,7 @@ export interface components {
       action: string
       /**
        * Format: uuid
-       * @description Who did it; null for somebody who is not known
+       * @description The person who did it; null for an unknown person
        */
       actor_id: string | null
       /** Format: uuid */
@@ -1703,13 +1703,13 @@ export interface components {
       status: 'intact' | 'broken'
       /** @example 1204 */
       sealed_events: number
-      /** @description Digest of the last good segment; compare it with the one in the log */
+      /** @description Digest of the last intact segment; compare it with the one in the log */
       head: string | null
       broken: {
         segment: number
         /**
          * Format: uuid
-         * @description The first event that does not fit its seal
+         * @description The first event that does not match its seal
          */
         id: string | null
         /** @enum {string} */
@@ -1717,15 +1717,15 @@ export interface components {
       } | null
       /**
        * Format: date-time
-       * @description All that was sealed later is signed by the product; null when nothing is. It never moves.
+       * @description Events sealed after this time are signed by the product; null when none are. It never changes.
        */
       signed_from: string | null
       /**
        * Format: date-time
-       * @description Events before were dropped by the retention; null for none
+       * @description Events before this time were dropped by the retention; null for none
        */
       kept_from: string | null
-      /** @description Where the next part begins; null when all was looked at */
+      /** @description The cursor of the next part; null when the whole log was checked */
       next_cursor: string | null
     }
   }
@@ -2596,7 +2596,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -2932,7 +2932,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what is known */
+        /** @description ETag of the version that the client has */
         'if-none-match'?: string
       }
       path?: never
@@ -2952,7 +2952,7 @@ export interface operations {
           'application/json': components['schemas']['User']
         }
       }
-      /** @description You have the newest already */
+      /** @description The client has the newest version */
       304: {
         headers: {
           ETag: components['headers']['ETag']
@@ -3100,7 +3100,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -3275,7 +3275,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what was read, weak or not */
+        /** @description ETag of the version that the client read, weak or strong */
         'if-match'?: string
       }
       path?: never
@@ -3474,7 +3474,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -3793,7 +3793,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -3963,7 +3963,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -4279,7 +4279,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what is known */
+        /** @description ETag of the version that the client has */
         'if-none-match'?: string
       }
       path?: never
@@ -4299,7 +4299,7 @@ export interface operations {
           'application/json': components['schemas']['Tenant']
         }
       }
-      /** @description You have the newest already */
+      /** @description The client has the newest version */
       304: {
         headers: {
           ETag: components['headers']['ETag']
@@ -4614,7 +4614,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what was read, weak or not */
+        /** @description ETag of the version that the client read, weak or strong */
         'if-match'?: string
       }
       path?: never
@@ -4960,7 +4960,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -5640,7 +5640,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -6017,7 +6017,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -6723,7 +6723,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -7093,9 +7093,9 @@ export interface operations {
         /** @description `next_cursor` of the page before */
         cursor?: string
         purpose?: string
-        /** @description Part of the name, whatever its case and accents */
+        /** @description Part of the name; case and accents make no difference */
         q?: string
-        /** @description Those that can be restored */
+        /** @description Lists deleted files that can be restored */
         deleted?: boolean
       }
       header?: never
@@ -7596,7 +7596,7 @@ export interface operations {
   deleteFile: {
     parameters: {
       query?: {
-        /** @description Without a way back, and the room is free */
+        /** @description Deletes for good and frees the storage */
         permanent?: boolean
       }
       header?: never
@@ -7607,7 +7607,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -7961,11 +7961,11 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what is known */
+        /** @description ETag of the version that the client has */
         'if-none-match'?: string
         /** @description One range of bytes */
         range?: string
-        /** @description ETag for which the range is meant */
+        /** @description ETag of the version to which the range applies */
         'if-range'?: string
       }
       path: {
@@ -7997,7 +7997,7 @@ export interface operations {
           '*/*': string
         }
       }
-      /** @description You have the newest already */
+      /** @description The client has the newest version */
       304: {
         headers: {
           ETag: components['headers']['ETag']
@@ -8303,11 +8303,11 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what is known */
+        /** @description ETag of the version that the client has */
         'if-none-match'?: string
         /** @description One range of bytes */
         range?: string
-        /** @description ETag for which the range is meant */
+        /** @description ETag of the version to which the range applies */
         'if-range'?: string
       }
       path: {
@@ -8339,7 +8339,7 @@ export interface operations {
           '*/*': string
         }
       }
-      /** @description You have the newest already */
+      /** @description The client has the newest version */
       304: {
         headers: {
           ETag: components['headers']['ETag']
@@ -8485,7 +8485,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -9187,7 +9187,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -9357,7 +9357,7 @@ export interface operations {
         /** @example 1.0.0 */
         'tus-resumable': string
         /**
-         * @description Bytes of the whole file
+         * @description Size of the whole file in bytes
          * @example 1024
          */
         'upload-length': string
@@ -9369,7 +9369,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Begun; `Location` says where it goes on */
+      /** @description Created; `Location` is the URL of the upload */
       201: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -9568,7 +9568,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -9756,7 +9756,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description In `Upload-Offset` */
+      /** @description The number of bytes is in `Upload-Offset` */
       200: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -9937,7 +9937,7 @@ export interface operations {
         /** @example 1.0.0 */
         'tus-resumable': string
         /**
-         * @description Bytes that the server has
+         * @description Number of bytes that the server has
          * @example 0
          */
         'upload-offset': string
@@ -9954,7 +9954,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -10348,7 +10348,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -10706,7 +10706,7 @@ export interface operations {
     }
     requestBody?: never
     responses: {
-      /** @description Done; there is nothing to say */
+      /** @description Done, without a body */
       204: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -10870,7 +10870,7 @@ export interface operations {
     parameters: {
       query?: never
       header?: {
-        /** @description ETag of what is known */
+        /** @description ETag of the version that the client has */
         'if-none-match'?: string
       }
       path: {
@@ -10892,7 +10892,7 @@ export interface operations {
           'image/webp': string
         }
       }
-      /** @description You have the newest already */
+      /** @description The client has the newest version */
       304: {
         headers: {
           ETag: components['headers']['ETag']

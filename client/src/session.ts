@@ -5,9 +5,9 @@ import type { paths, Refresh, TokenReply } from './schema.js'
 import type { StoredTokens, TokenStore } from './stores.js'
 
 export type Session = {
-  /** Sends with the bearer, and with a newer one when the server says that it is too old. */
+  /** Sends a request with the access token. Refreshes the token and sends again when the server refuses it. */
   send: Send
-  /** Replaces the tokens; nothing means: signed out. Gives back what was there. */
+  /** Replaces the tokens; undefined signs out. Returns the previous tokens. */
   replace(tokens: TokenReply | undefined): Promise<StoredTokens | undefined>
 }
 
@@ -15,16 +15,16 @@ export type SessionOptions = {
   baseUrl: string
   store: TokenStore
   lock: Lock
-  /** Without a bearer. */
+  /** Sends without an access token. */
   send: Send
   onSignedOut: (reason: ProblemError) => void
 }
 
 const refreshPath = '/api/v1/auth/refresh' satisfies keyof paths
-/** Twice this is less than the minute in which a refresh token may be shown again. */
+/** Two attempts take less than the minute in which a refresh token may be used again. */
 const refreshTimeoutMs = 20_000
 
-/** Keeps somebody signed in for as long as the server allows. */
+/** Creates a session that refreshes its tokens for as long as the server allows. */
 export function createSession({ baseUrl, store, lock, send, onSignedOut }: SessionOptions): Session {
   let renewing: Promise<TokenReply | Response> | undefined
 
@@ -40,7 +40,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     return renewed instanceof Response ? renewed.clone() : send(withBearer(request, renewed))
   }
 
-  /** Newer tokens than these, or why there are none. Everybody who asks meanwhile waits for the same answer. */
+  /** Gets newer tokens, or the reply that refused them. Concurrent calls share one refresh. */
   function renew(old: StoredTokens, refusal: Response): Promise<TokenReply | Response> {
     renewing ??= lock(() => replaceOld(old, refusal)).finally(() => {
       renewing = undefined
@@ -48,13 +48,16 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     return renewing
   }
 
-  /** Within the lock: whoever held it before may have done the work, or have signed out. */
+  /**
+   * Refreshes the tokens within the lock. Another holder of the lock may have refreshed them already, or have signed
+   * out.
+   */
   async function replaceOld(old: StoredTokens, refusal: Response): Promise<TokenReply | Response> {
     const current = await store.read()
-    // somebody else, or the same person in another agency: a call of before is none of theirs
+    // another sign-in has replaced this one: its tokens must not serve calls of the earlier one
     if (current?.signIn !== old.signIn || !current) return refusal
     if (current.access_token !== old.access_token) return current
-    // a reply may be lost when the request was not: shown again, the same token gives the same successor
+    // the reply may have been lost: a second use of the same refresh token gives the same new tokens
     const attempt = () => refresh(current.refresh_token)
     const { response, tokens } = await attempt().catch(attempt)
     if (tokens) await store.write({ ...tokens, ...(current.signIn && { signIn: current.signIn }) })
@@ -62,7 +65,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     return tokens ?? response
   }
 
-  /** Rejects when there is no whole reply. The tokens stay what they are: it may come next time. */
+  /** Rejects when the reply is missing or incomplete. The tokens stay stored, so the next call can try again. */
   async function refresh(refresh_token: string): Promise<{ response: Response; tokens?: TokenReply }> {
     const request = new Request(baseUrl + refreshPath, {
       method: 'POST',
@@ -74,7 +77,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     return response.ok ? { response, tokens: await response.json() } : { response }
   }
 
-  /** Forgets these tokens, but not others that came after them. */
+  /** Removes these tokens from the store, unless newer tokens have replaced them. */
   async function end(tokens: TokenReply, response: Response): Promise<void> {
     if ((await store.read())?.access_token !== tokens.access_token) return
     await store.write(undefined)
@@ -83,7 +86,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
 
   return {
     send: sendSignedIn,
-    // within the lock, so that a refresh that is under way does not bring the old ones back
+    // within the lock, so that a running refresh does not store the old session again
     replace: (tokens) =>
       lock(async () => {
         const before = await store.read()
@@ -93,14 +96,14 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
   }
 }
 
-/** The body of the original stays readable, for a second time. */
+/** Copies a request and adds the access token. The original's body stays readable for a second attempt. */
 function withBearer(request: Request, { access_token }: TokenReply): Request {
   const copy = request.clone()
   copy.headers.set('authorization', `Bearer ${access_token}`)
   return copy
 }
 
-/** What no other attempt with the same refresh token will change. */
+/** Tells whether a refusal is permanent for this refresh token. */
 function isFinal(code: ProblemError['code']): boolean {
   return code === 'invalid_refresh_token' || code === 'refresh_token_reused' || code === 'session_revoked'
 }

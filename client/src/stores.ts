@@ -1,18 +1,18 @@
 import type { TokenReply } from './schema.js'
 
-/** Tokens, and which sign-in they come from: refreshing keeps it, so that calls never change hands. */
+/** Tokens with the id of their sign-in. A refresh keeps the id, so calls of one sign-in never use tokens of another. */
 export type StoredTokens = TokenReply & { signIn?: string }
 
-/** Where the tokens are kept between calls. */
+/** Keeps the tokens between calls. */
 export type TokenStore = {
   read(): StoredTokens | undefined | Promise<StoredTokens | undefined>
-  /** Nothing means: signed out. */
+  /** Undefined removes the tokens. */
   write(tokens: StoredTokens | undefined): void | Promise<void>
-  /** Present when other tabs or processes see the same tokens: the name of the lock that keeps them from refreshing at once. */
+  /** The name of a lock, when other tabs or processes share the tokens: only one of them refreshes at a time. */
   sharedAs?: string
 }
 
-/** Forgets everything with the page or process. */
+/** Keeps the tokens in memory, until the page or the process ends. */
 export function memoryStore(): TokenStore {
   let kept: StoredTokens | undefined
   return {
@@ -24,8 +24,8 @@ export function memoryStore(): TokenStore {
 }
 
 /**
- * Keeps the tokens where all tabs of an origin see them. Any script on the page can read them too, so a page that shows
- * other people's HTML is better off with `memoryStore`.
+ * Keeps the tokens in localStorage, which all tabs of an origin share. Any script on the page can read them, so use
+ * `memoryStore` on a page that shows other people's HTML.
  */
 export function localStorageStore(key = 'aggios.tokens', storage: Storage = localStorage): TokenStore {
   return {
@@ -34,7 +34,7 @@ export function localStorageStore(key = 'aggios.tokens', storage: Storage = loca
       try {
         return JSON.parse(storage.getItem(key) ?? 'null') ?? undefined
       } catch {
-        // somebody else wrote it: as good as signed out
+        // another program wrote this key: treat it as signed out
         return undefined
       }
     },

@@ -4,8 +4,8 @@ import { Value } from '@sinclair/typebox/value'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { unlessEnded } from '../../src/files/minimum-rate.ts'
-import { invalidMembers, sentenceKeyword } from '../../src/http/field-errors.ts'
-import { readable } from '../../src/http/forms.ts'
+import { invalidMembers, messageKeyword } from '../../src/http/field-errors.ts'
+import { readFormData } from '../../src/http/forms.ts'
 
 type Part = MultipartFile | MultipartValue
 
@@ -35,7 +35,7 @@ export default fp(
       const seen = new Set<string>()
 
       return async () => {
-        const part: Part | undefined = await readable(
+        const part: Part | undefined = await readFormData(
           async () => (await unlessEnded(this.uploadEnd, parts.next())).value
         )
         if (part) {
@@ -64,7 +64,7 @@ function faultOf(part: Part, form: TObject, seen: Set<string>): string | undefin
   if (!isFile && type === 'file') return 'must be a text: its part has a filename'
   if (type === 'file') return undefined
   const { value, valueTruncated } = part as MultipartValue & { valueTruncated?: boolean }
-  return valueTruncated || !Value.Check(schema, value) ? schema[sentenceKeyword] : undefined
+  return valueTruncated || !Value.Check(schema, value) ? schema[messageKeyword] : undefined
 }
 
 const listOf = (names: string[]) => new Intl.ListFormat('en').format(names)

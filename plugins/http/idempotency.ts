@@ -4,7 +4,7 @@ import fp from 'fastify-plugin'
 import { inScope, type TenantTransaction } from '../../db/gate/gate.ts'
 import type { Scope } from '../../db/gate/gate-query.ts'
 import { type ClaimedKey, claimKey, type StoredReply, storeReply } from '../../db/queries/idempotency.ts'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { canonicalJson } from '../../src/http/json.ts'
 import { idempotencyKeyInUse, idempotencyKeyReused, sessionRevoked } from '../../src/http/problems.ts'
 
@@ -37,7 +37,7 @@ const keyHeader = {
     'idempotency-key': {
       type: 'string',
       pattern: keyPattern,
-      [sentenceKeyword]: 'must be 1 to 255 visible characters, in quotes or bare',
+      [messageKeyword]: 'must be 1 to 255 visible characters, in quotes or bare',
       description:
         'Chosen by the client for one act: 1 to 255 visible characters, in quotes or bare. For 24 hours the same key with the same body gives the same reply again, and nothing is made twice.',
       examples: ['"019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e"']

@@ -3,8 +3,9 @@ import { Ajv, type FuncKeywordDefinition, type Options, type SchemaValidateFunct
 import addFormats from 'ajv-formats'
 import fp from 'fastify-plugin'
 import { passwordFault } from '../../src/auth/passwords.ts'
-import { type Config, isOrigin } from '../../src/config/config.ts'
-import { notOneLine, sentenceKeyword } from '../../src/http/field-errors.ts'
+import type { Config } from '../../src/config/config.ts'
+import { isOrigin } from '../../src/config/value-readers.ts'
+import { messageKeyword, notOneLine } from '../../src/http/field-errors.ts'
 import { hasDuplicateMembers, hasUnpairedSurrogates } from '../../src/http/json.ts'
 import { mergePatch } from '../../src/http/media-types.ts'
 import { malformedJson, unsupportedMediaType } from '../../src/http/problems.ts'
@@ -20,7 +21,7 @@ const shared: Options = {
   strict: true,
   strictTypes: false,
   // OpenAPI's words, which say nothing to a validator
-  keywords: ['example', 'x-enum-varnames', sentenceKeyword]
+  keywords: ['example', 'x-enum-varnames', messageKeyword]
 }
 
 const noQuery = Type.Object({}, { additionalProperties: false })

@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin'
-import type { Rate } from '../../src/config/config.ts'
+import type { Rate } from '../../src/config/value-readers.ts'
 import { after } from '../../src/limits/after.ts'
 import { createQuotas } from '../../src/limits/quotas.ts'
 import type { Counted } from '../../src/limits/rate-headers.ts'

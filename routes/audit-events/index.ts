@@ -14,9 +14,10 @@ import {
 } from './schemas.ts'
 import { createVerification } from './verification.ts'
 
+/** Rows that the export reads at a time. */
 const exportBatch = 1000
 
-/** Who did what in the agency. */
+/** The audit log of an agency: who did what. */
 const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   const verify = createVerification(app)
   const access = 'admin'
@@ -38,12 +39,12 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor, ...filters } = request.query
       const scope = `audit ${request.user.tenant_id} ${JSON.stringify(filtersOf(filters))}`
-      const [after_at = beginning.after_at, after_id = beginning.after_id] = app.cursors.require(scope, cursor)
+      const [after_at = start.after_at, after_id = start.after_id] = app.cursors.require(scope, cursor)
       const values = valuesOf(request, filters, { after_at, after_id }, limit + 1)
       const rows = await request.tenantQuery(auditEventsBy(values), values)
       reply.header('cache-control', 'private, no-cache')
       const { data, next_cursor } = app.cursors.page(scope, rows, limit, ({ at, id }) => [at, id])
-      return { data: data.map(present), next_cursor }
+      return { data: data.map(toEvent), next_cursor }
     }
   )
 
@@ -54,7 +55,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'exportAuditEvents',
         summary: 'Every event, one JSON document per line',
-        description: 'The newest first, streamed. A line holds what the list holds.',
+        description: 'The newest first, streamed. Each line is an event as in the list.',
         tags,
         querystring: Filters,
         response: {
@@ -66,8 +67,9 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      // read before the reply begins, so that a failure is a problem document and not half a file
-      const first = request.method === 'HEAD' ? [] : await readLines(request, request.query, beginning)
+      // the first rows are read before the reply begins, so that a failure gives a problem document instead of a
+      // truncated file
+      const first = request.method === 'HEAD' ? [] : await readLines(request, request.query, start)
       reply
         .type('application/x-ndjson; charset=utf-8')
         .header('content-disposition', 'attachment; filename="audit-events.ndjson"')
@@ -86,14 +88,14 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'verifyAuditEvents',
         summary: 'Whether the log is as it was written',
         description:
-          'Events are sealed about a minute after they were written: hashed, and chained segment by segment. Names the first event that was changed, removed or added since. A long log is checked in parts: while `next_cursor` is not null, `intact` is said of what was looked at so far, and the same with `cursor` goes on.',
+          'Events are sealed about a minute after they were written: hashed, and chained segment by segment. The reply names the first event that was changed, removed or added since then. A long log is checked in parts: while `next_cursor` is not null, `intact` covers the part checked so far, and the next request with `cursor` continues the check.',
         tags,
         querystring: VerificationQuery,
         response: { 200: AuditVerification }
       }
     },
     async (request, reply) => {
-      // it would be the whole work, for a length
+      // HEAD would check the log only to compute a length
       if (request.method === 'HEAD') {
         reply.type('application/json; charset=utf-8')
         return Readable.from([]) as never
@@ -102,7 +104,10 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
     }
   )
 
-  /** A page at a time and no open transaction: memory stays flat, and a slow reader holds no connection. */
+  /**
+   * Streams the lines page by page, without an open transaction: memory stays flat, and a slow client holds no
+   * connection.
+   */
   async function* lines(request: FastifyRequest, filters: AuditFilters, first: AuditLine[]) {
     for (let rows = first; rows.length > 0; ) {
       yield rows.map(({ line }) => `${line}\n`).join('')
@@ -119,7 +124,8 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
 }
 
 type Position = { after_at: string; after_id: string }
-const beginning: Position = { after_at: 'infinity', after_id: lastId }
+/** The position before the newest event. */
+const start: Position = { after_at: 'infinity', after_id: lastId }
 
 function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Position, limit: number) {
   const { action, actor_id, from, to } = filtersOf(filters)
@@ -131,7 +137,8 @@ function filtersOf({ action, actor_id, from, to }: AuditFilters) {
   return { action: action ?? null, actor_id: actor_id ?? null, from: from ?? null, to: to ?? null }
 }
 
-function present({ at: _, ...event }: AuditRow) {
+/** The event without its position. */
+function toEvent({ at: _, ...event }: AuditRow) {
   return event
 }
 

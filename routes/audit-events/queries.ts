@@ -1,7 +1,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import { statement } from '../../db/gate/statement.ts'
 
-/** Where a row stands: created_at with its microseconds, which a Date has not, and the id. */
+/** The position of a row: its id and created_at, as text because a Date has no microseconds. */
 type Position = { at: string; id: string }
 
 export type AuditLine = Position & { line: string }
@@ -21,7 +21,7 @@ type Values = {
   tenant_id: string
   action: string | null
   actor_id: string | null
-  /** Of these two, and of `after_at`, infinities are times as well. */
+  /** `from`, `to` and `after_at` may be `infinity` or `-infinity`. */
   from: string
   to: string
   after_at: string
@@ -30,9 +30,11 @@ type Values = {
 }
 
 /**
- * Events, the newest first, after a position. The order is that of an index, so a page costs as much at the end as at the
- * beginning, and partitions outside `from` and `to` are not looked at. One statement for each set of filters: a condition that
- * may be absent would keep PostgreSQL from using the index that is made for it.
+ * Lists events after a position, the newest first. The order is that of an index, so the last page costs the same as
+ * the first, and partitions outside `from` and `to` are not read.
+ *
+ * Each set of filters has its own statement: with an optional condition, PostgreSQL would not use the index for the
+ * filter.
  */
 function list<Row>(
   name: string,
@@ -54,7 +56,7 @@ function list<Row>(
 
 type Filters = Pick<Values, 'action' | 'actor_id'>
 
-/** The statement that is made for a set of filters, out of four. */
+/** Makes the four statements, and returns a function that picks the one for a set of filters. */
 function byFilters<Row>(name: string, columns: RawBuilder<unknown>, options: { replica: boolean }) {
   const all = list<Row>(name, columns, options, () => sql``)
   const byAction = list<Row>(`${name}_by_action`, columns, options, ($) => sql`and action = ${$.action}`)
@@ -71,14 +73,17 @@ function byFilters<Row>(name: string, columns: RawBuilder<unknown>, options: { r
   }
 }
 
-/** Of the primary: a page whose cursor came from it must not be looked for on a copy that has not come so far. */
+/** Read from the primary: a cursor from the primary may point to rows that a replica does not have yet. */
 export const auditEventsBy = byFilters<AuditRow>(
   'list_audit_events',
   sql`created_at, action, actor_id, target_id, session_id, host(ip) as ip, user_agent, request_id, detail`,
   { replica: false }
 )
 
-/** The same as text, made in PostgreSQL: a million rows are a million strings and not ten million values. */
+/**
+ * The events as lines of JSON. PostgreSQL makes the text, so a million rows are a million strings instead of ten
+ * million values.
+ */
 export const auditLinesBy = byFilters<AuditLine>(
   'export_audit_events',
   sql`json_build_object('id', id,

@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { Id, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
 const filters = {
@@ -8,7 +8,7 @@ const filters = {
       minLength: 1,
       maxLength: 64,
       pattern: '^[a-z._]+$',
-      [sentenceKeyword]: 'must be lower-case letters, dots and underscores',
+      [messageKeyword]: 'must be lower-case letters, dots and underscores',
       examples: ['member.removed']
     })
   ),
@@ -28,7 +28,9 @@ export const AuditEvent = Type.Object(
     id: Id,
     created_at: Timestamp,
     action: Type.String({ examples: ['member.role_changed'] }),
-    actor_id: Nullable(Type.String({ format: 'uuid', description: 'Who did it; null for somebody who is not known' })),
+    actor_id: Nullable(
+      Type.String({ format: 'uuid', description: 'The person who did it; null for an unknown person' })
+    ),
     target_id: Nullable(Type.String({ format: 'uuid' })),
     session_id: Nullable(Type.String({ format: 'uuid' })),
     ip: Nullable(Type.String({ examples: ['203.0.113.7'] })),
@@ -41,7 +43,7 @@ export const AuditEvent = Type.Object(
       examples: [{ before: { role: 'viewer' }, after: { role: 'member' } }]
     })
   },
-  { title: 'AuditEvent', description: 'Something that happened in the agency. Rows are never changed.' }
+  { title: 'AuditEvent', description: 'Something that happened in the agency. Events are never changed.' }
 )
 export const AuditEventPage = Page(AuditEvent, 'AuditEventPage')
 
@@ -51,26 +53,33 @@ export const AuditVerification = Type.Object(
   {
     status: StringEnum(['intact', 'broken'], { examples: ['intact'] }),
     sealed_events: Type.Integer({ minimum: 0, examples: [1204] }),
-    head: Nullable(Type.String({ description: 'Digest of the last good segment; compare it with the one in the log' })),
+    head: Nullable(
+      Type.String({ description: 'Digest of the last intact segment; compare it with the one in the log' })
+    ),
     broken: Type.Unsafe<{ segment: number; id: string | null; reason: string } | null>({
       type: ['object', 'null'],
       required: ['segment', 'id', 'reason'],
       properties: {
         segment: { type: 'integer' },
-        id: { type: ['string', 'null'], format: 'uuid', description: 'The first event that does not fit its seal' },
+        id: { type: ['string', 'null'], format: 'uuid', description: 'The first event that does not match its seal' },
         reason: { type: 'string', enum: ['changed', 'removed', 'added', 'unchained', 'unsigned'] }
       }
     }),
     signed_from: Nullable(
       Type.String({
         format: 'date-time',
-        description: 'All that was sealed later is signed by the product; null when nothing is. It never moves.'
+        description: 'Events sealed after this time are signed by the product; null when none are. It never changes.'
       })
     ),
     kept_from: Nullable(
-      Type.String({ format: 'date-time', description: 'Events before were dropped by the retention; null for none' })
+      Type.String({
+        format: 'date-time',
+        description: 'Events before this time were dropped by the retention; null for none'
+      })
     ),
-    next_cursor: Nullable(Type.String({ description: 'Where the next part begins; null when all was looked at' }))
+    next_cursor: Nullable(
+      Type.String({ description: 'The cursor of the next part; null when the whole log was checked' })
+    )
   },
   { title: 'AuditVerification' }
 )

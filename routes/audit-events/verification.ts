@@ -13,25 +13,29 @@ import { createAuditKeys } from '../../src/auth/audit-keys.ts'
 import { overloaded, rateLimited } from '../../src/http/problems.ts'
 import { createBoundedQueue, QueueFull } from '../../src/limits/bounded-queue.ts'
 
-/** For so long the database works for one request, and so long a request takes at most where others wait too. */
+/** The database time of one request. */
 const workMs = 500
-const patienceMs = 2000
-/** A pause is as long as the work before it, and no longer than this. */
+/** The longest time of one request, including the waits for others. */
+const timeoutMs = 2000
+/** The longest pause after a statement. */
 const maxPauseMs = 1000
-/** Who waits for their turn in this process. */
+/** Statements that may wait in this process. */
 const maxWaiting = 64
 
 /**
- * Checks logs against their seals, a part for each request. Hashing is work for the database, so in each process one segment is
- * checked at a time, people take turns, and after each the database has a pause as long: others' writes hardly notice.
+ * Returns a function that checks a log against its seals, one part per request.
+ *
+ * The database does the hashing. So a process checks one segment at a time, in round-robin order of people, and pauses
+ * after each statement for as long as the statement took. Other requests' writes are hardly slowed down.
  */
 export function createVerification(app: FastifyInstance) {
   const keys = createAuditKeys(app.config.passwordPepper)
-  const queue = createBoundedQueue(1, maxWaiting, patienceMs)
-  const atWork = new Set<string>()
+  const queue = createBoundedQueue(1, maxWaiting, timeoutMs)
+  /** The people whose verification is running. */
+  const running = new Set<string>()
 
-  /** A statement when it is this person's turn. */
-  async function inTurn<Values extends object, Row>(
+  /** Runs a statement when it is this person's turn, and pauses after it. */
+  async function runQueued<Values extends object, Row>(
     request: FastifyRequest,
     statement: Statement<Values, Row>,
     values: Values
@@ -45,19 +49,22 @@ export function createVerification(app: FastifyInstance) {
     }, request.user.user_id)
   }
 
-  /** From where a cursor says on. Throws `rate_limited` to who checks already, whichever of their agencies. */
+  /**
+   * Checks the log from a cursor on. Throws `rate_limited` while the person has a check running, in any of their
+   * agencies.
+   */
   async function verify(request: FastifyRequest, cursor: string | undefined) {
     const { user_id } = request.user
     const position = app.cursors.require(scopeOf(request), cursor)
-    if (atWork.has(user_id)) throw rateLimited({ detail: 'a log is checked already', headers: { 'retry-after': '1' } })
-    atWork.add(user_id)
+    if (running.has(user_id)) throw rateLimited({ detail: 'a log is checked already', headers: { 'retry-after': '1' } })
+    running.add(user_id)
     try {
       return await verifyPart(request, position)
     } catch (err) {
       if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '2' }, cause: err })
       throw err
     } finally {
-      atWork.delete(user_id)
+      running.delete(user_id)
     }
   }
 
@@ -77,24 +84,24 @@ export function createVerification(app: FastifyInstance) {
     const begunAt = performance.now()
     for (let workedMs = 0; ; ) {
       const values = { tenant_id, after, kept_from, signed_from: signed_from ?? 'infinity' }
-      const { row: check, ms } = await inTurn(request, checkNextSeal, values)
+      const { row: check, ms } = await runQueued(request, checkNextSeal, values)
       workedMs += ms
       if (!check) {
-        const { row: tail } = await inTurn(request, readAuditTail, { tenant_id, kept_from })
+        const { row: tail } = await runQueued(request, readAuditTail, { tenant_id, kept_from })
         if (!tail) throw new Error('the audit log has no state')
-        // one that was made meanwhile
+        // a segment was sealed between the two statements
         if (tail.kept && tail.seq !== null && tail.seq > after) continue
         return result(checkTail(keys, tenant_id, tail, signed_from))
       }
-      // what was looked at before must still be what it was, also when that was another request
-      const isOther =
+      // the previous segment, perhaps checked by an earlier request, must not have been replaced since
+      const isReplaced =
         check.seq === after + 1 && check.last_digest !== null && head !== null && check.last_digest !== head
-      const reason = check.broken_reason ?? (check.chained && !isOther ? null : 'unchained')
+      const reason = check.broken_reason ?? (check.chained && !isReplaced ? null : 'unchained')
       if (reason) return result({ segment: check.seq, id: check.broken_id, reason })
       sealed_events += check.events
       head = check.digest
       after = check.seq
-      if (workedMs >= workMs || performance.now() - begunAt >= patienceMs) {
+      if (workedMs >= workMs || performance.now() - begunAt >= timeoutMs) {
         return result(null, app.cursors.issue(scopeOf(request), [String(after), String(sealed_events), head]))
       }
     }
@@ -105,7 +112,7 @@ export function createVerification(app: FastifyInstance) {
 
 const scopeOf = ({ user }: FastifyRequest) => `audit verification ${user.tenant_id}`
 
-/** A time of the database in the API's spelling; null for the beginning of all times. */
+/** Formats a time of the database for the API; `-infinity` becomes null. */
 function dateOf(at: string | null): string | null {
   return at === null || at === '-infinity' ? null : new Date(at).toISOString()
 }

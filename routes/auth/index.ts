@@ -19,7 +19,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'register',
         summary: 'A new agency with its first owner',
         description:
-          'Makes the agency, the identity and a session at once. The agency then lives at `<slug>.<BASE_DOMAIN>`.',
+          'Creates the agency, the account and a session at once. The agency is then at `<slug>.<BASE_DOMAIN>`.',
         tags,
         body: RegistrationInput,
         response: { 201: Registration }
@@ -44,7 +44,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'login',
         summary: 'Sign in with e-mail and password',
         description:
-          'To the agency of the host, else to `tenant`, else to the one last used. Unknown addresses and wrong passwords answer alike.',
+          'Signs in to the agency of the host, else to `tenant`, else to the agency used last. An unknown address and a wrong password get the same answer.',
         tags,
         body: SignIn,
         response: { 200: TokenReply }
@@ -71,7 +71,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'refresh',
         summary: 'New tokens for a refresh token',
         description:
-          'Each use replaces the token. When a reply was lost, the same token gives the same successor for a short while; used again later it ends the session.',
+          'Each use replaces the token. For a short while the same token gives the same successor, in case a reply was lost. A use after that ends the session.',
         tags,
         body: Refresh,
         response: { 200: TokenReply }
@@ -92,7 +92,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'logout',
         summary: 'Sign out',
         description:
-          'Ends the session of the bearer, which may have expired, or of the refresh token. Can be repeated.',
+          'Ends the session of the bearer token, which may have expired, or of the refresh token. Can be repeated.',
         tags,
         security: [{ bearer: [] }, {}],
         body: SignOut,
@@ -112,7 +112,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'switchTenant',
         summary: 'Tokens for another agency of the same person',
-        description: 'Opens a session there; the present one goes on.',
+        description: 'Opens a session in that agency. The present session stays open.',
         tags,
         body: Switch,
         response: { 200: TokenReply }

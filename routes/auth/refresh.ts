@@ -20,7 +20,11 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
   ahead: invalidRefreshToken
 }
 
-/** New tokens for a refresh token. A forged one is refused before the database is asked and ends no session. */
+/**
+ * Exchanges a refresh token for new tokens. A forged token is refused without a query, and ends no session.
+ *
+ * Throws `refresh_token_reused`, `session_revoked`, `tenant_suspended`, `tenant_mismatch` or `invalid_refresh_token`.
+ */
 export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
   const token = app.tokens.verifyRefresh(request.body.refresh_token)
   if (!token) {
@@ -46,7 +50,7 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
   if (outcome === 'rotated' || outcome === 'repeated') {
     return app.tokens.issue({ user_id, email, tenant_id: token.tenant_id, role, sid: token.family }, counter)
   }
-  // the revocation is committed by now, whatever the client is told
+  // the transaction has committed the revocation, so this process can read it now
   if (outcome === 'reused') await app.revocations.readNow()
   throw refusals[outcome]()
 }

@@ -11,7 +11,9 @@ import { requireUnreserved } from '../../src/tenancy/slugs.ts'
 import { presentTenant } from '../schemas.ts'
 import type { RegistrationInput } from './schemas.ts'
 
-/** A new agency, its first owner and their first session: all of it, or nothing. */
+/**
+ * Creates an agency, its first owner and their first session in one transaction. Throws `slug_taken` or `email_taken`.
+ */
 export async function register(
   app: FastifyInstance,
   request: FastifyRequest<{ Body: RegistrationInput }>,
@@ -25,8 +27,8 @@ export async function register(
   const hash = await app.passwords.hash(password, request.party)
   const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
   const sid = await request.withTenant(async (trx) => {
-    // slug before e-mail, always, so that two of these wait for each other in one order only; thrown, the refusal takes with
-    // it what was written before
+    // always the slug before the e-mail: with one order, two registrations can't deadlock. A throw rolls the
+    // transaction back
     if (!(await insertTenant(trx, { id: scope.tenant_id, ...tenant })))
       throw slugTaken({ detail: 'another agency has this slug' })
     if (!(await insertUser(trx, { id: scope.user_id, email, name, ...hash }))) throw emailTaken()

@@ -22,7 +22,7 @@ export const SignIn = Type.Object(
       Type.String({
         minLength: 1,
         maxLength: 63,
-        description: 'Slug of the agency; on its own host there is no need for it. Without either: the one last used.',
+        description: 'Slug of the agency; not needed on the host of the agency. Without both, the agency used last.',
         examples: ['acme']
       })
     )
@@ -36,7 +36,7 @@ const refreshToken = Type.String({ minLength: 1, maxLength: 1024, examples: ['Gm
 export const Refresh = Type.Object({ refresh_token: refreshToken }, { ...strict, title: 'Refresh' })
 export type Refresh = Static<typeof Refresh>
 
-/** Nothing at all when the bearer says which session. */
+/** The body may be empty when the request has a bearer token, which names the session. */
 export const SignOut = Type.Unsafe<{ refresh_token?: string } | null>({
   type: ['object', 'null'],
   properties: { refresh_token: refreshToken },

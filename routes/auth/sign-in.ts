@@ -13,10 +13,11 @@ import type { SignIn } from './schemas.ts'
 type SignInRequest = FastifyRequest<{ Body: SignIn }>
 
 /**
- * Sign-in with e-mail and password, to the host's tenant, the one that is named, or the one last used.
+ * Signs in with e-mail and password: to the tenant of the host, else to the tenant in the body, else to the tenant used
+ * last.
  *
- * An unknown address, a wrong password, a disabled person and a stranger to the tenant get the same answer after the same
- * work: one look-up, one hash, one count, one audit row where the tenant is known.
+ * An unknown address, a wrong password, a disabled person and a non-member get the same answer after the same work, so
+ * that the reply time reveals nothing: one look-up, one hash, one count, and one audit row when the tenant is known.
  */
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
@@ -58,13 +59,16 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
 }
 
-/** An active one if there is any. */
+/** Finds the tenant that the person used last, and prefers active tenants. */
 async function findTenantLastUsed(request: FastifyRequest, userId: string): Promise<string | undefined> {
   const tenants = await request.tenantQuery(myTenantsByUse, {}, { tenant_id: null, user_id: userId })
   return (tenants.find(({ status }) => status === 'active') ?? tenants[0])?.id
 }
 
-/** The moment in which the password is known. When there is no room to hash, the next sign-in does it. */
+/**
+ * Hashes the password again when the stored hash is outdated: only a sign-in knows the password. When the hasher is
+ * overloaded, the next sign-in does it.
+ */
 async function renewHash(
   app: FastifyInstance,
   request: FastifyRequest,

@@ -5,7 +5,7 @@ import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 
-/** Ends the session of the refresh token or of the bearer, who may come late: an expired or revoked one will do. */
+/** Ends the session of the refresh token or of the bearer token. An expired or revoked bearer token is accepted too. */
 export async function signOut(app: FastifyInstance, request: SignOutRequest): Promise<void> {
   const session = requireSession(app, request)
   await request.tenantQuery(
@@ -17,21 +17,21 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
 }
 
 function requireSession(app: FastifyInstance, request: SignOutRequest) {
-  const session = shownSession(app, request)
+  const session = findSession(app, request)
   if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
   return session
 }
 
-function shownSession(app: FastifyInstance, request: SignOutRequest) {
-  const shown = request.body?.refresh_token
-  if (shown === undefined) {
+function findSession(app: FastifyInstance, request: SignOutRequest) {
+  const refreshToken = request.body?.refresh_token
+  if (refreshToken === undefined) {
     const claims = app.bearers.findSigned(request)
     if (!claims) throw unauthenticated()
     const live = claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
     if (live && request.tenant && request.tenant.id !== claims.tenant_id) request.denied = claims
     return { tenant_id: claims.tenant_id, session_id: claims.sid }
   }
-  const token = app.tokens.verifyRefresh(shown)
+  const token = app.tokens.verifyRefresh(refreshToken)
   if (!token) throw invalidRefreshToken()
   return { tenant_id: token.tenant_id, session_id: token.family }
 }

@@ -5,10 +5,12 @@ import { notFound, sessionRevoked, tenantSuspended } from '../../src/http/proble
 import { readSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
-/** A session in another tenant of the same person. That there is such a tenant is said to its members only. */
+/**
+ * Opens a session in another tenant of the same person. Throws `not_found` for a non-member, as for an unknown tenant.
+ */
 export async function switchTenant(app: FastifyInstance, request: FastifyRequest<{ Body: Switch }>) {
   const { user_id, tenant_id, sid: session_id } = request.user
-  // by the database: what the process remembers may be a second old, and a new session would outlive that
+  // asks the database: revocations in memory may be a second old, and the new session would outlive the revoked one
   const [open] = await request.tenantQuery(findOpenSession, {
     tenant_id,
     session_id,

@@ -6,9 +6,9 @@ import { downloadDocument, tryItOut } from './try-it-out.ts'
 const contentSecurityPolicy = [
   "default-src 'none'",
   "script-src 'self'",
-  // the page's own styles are set by script; some are attributes
+  // scripts of the page set styles, some of them as attributes
   "style-src 'self' 'unsafe-inline'",
-  // what it shows of an image that it has read
+  // images in replies are shown as blobs
   "img-src 'self' data: blob:",
   "font-src 'self'",
   "connect-src 'self'",
@@ -21,7 +21,7 @@ const logo = Buffer.from(
   '<svg xmlns="http://www.w3.org/2000/svg" width="150" height="40"><text x="0" y="28" font-family="sans-serif" font-size="26" fill="#fff">Aggios</text></svg>'
 )
 
-/** The OpenAPI document, and a page to read it and try it. */
+/** The OpenAPI document, and a page to read it and to try the API. */
 const docs: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['docs']
   const config = { access: 'public' } as const
@@ -68,7 +68,7 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.register(async (page) => {
-    // the page and its assets are the plugin's; everybody may read them
+    // the third-party plugin registers the page and its assets; they are public
     page.addHook('onRoute', (route) => {
       Object.assign(route.config as object, { access: 'public' })
     })
@@ -78,9 +78,9 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
     })
     await page.register(swaggerUi, {
       routePrefix: '/docs',
-      // where the page looks for its own assets
+      // the prefix from which the page loads its assets
       indexPrefix: '/api/v1',
-      // a token that somebody tries is in the page's memory only
+      // persistAuthorization is off: a token stays in the memory of the page
       uiConfig: {
         deepLinking: true,
         persistAuthorization: false,

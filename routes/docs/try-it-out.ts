@@ -1,6 +1,6 @@
 /*
- * Runs in the browser, within the page that shows the document: the function's text is sent there, so it may refer to nothing
- * outside itself.
+ * Code for the page that shows the OpenAPI document. The text of each function is sent to the browser, so a function
+ * must not refer to anything outside itself.
  */
 
 type Fields = { getIn(way: string[]): unknown; toJS(): Document }
@@ -18,18 +18,18 @@ type Action<T extends unknown[]> = (...given: T) => unknown
 
 declare const SwaggerUIBundle: { plugins: { DownloadUrl(system: unknown): object } }
 
-/** The plugin that reads the document, which a page with plugins of its own must name. */
+/** The plugin of Swagger UI that downloads the document. A page with other plugins must name it too. */
 export const downloadDocument = (system: unknown) => SwaggerUIBundle.plugins.DownloadUrl(system)
 
 /**
- * A plugin of Swagger UI that fills the ids in paths with those of objects that exist: of lists, once somebody is signed in
- * and again after each change, and of links in replies. What a person has typed stays. Without any such object the field stays
- * empty, and the page says that it is required.
+ * A plugin of Swagger UI that fills the ids in paths with ids of existing objects. It takes them from lists, after
+ * sign-in and after each change, and from links in replies. It does not overwrite what the user typed. Without an
+ * object the field stays empty, and the page says that the field is required.
  */
 export function tryItOut() {
   const root = '/api/v1'
-  // the first whose beginning fits a path
-  const lists: [beginning: string, list: string, member: string][] = [
+  // the first entry whose path prefix matches
+  const lists: [prefix: string, list: string, member: string][] = [
     ['/members/{user_id}', '/members', 'user_id'],
     ['/invitations/{id}', '/invitations', 'id'],
     ['/users/me/sessions/{id}', '/users/me/sessions', 'id'],
@@ -46,7 +46,7 @@ export function tryItOut() {
     return paths
   }
 
-  // each change of a field renders the page again, so none is made that changes nothing
+  // each change renders the page again, so unchanged values are not set
   const filled = new Map<string, string>()
   function fill(system: System, path: string, values: Record<string, string>): void {
     for (const [method, { parameters = [] }] of Object.entries(pathsOf(system)[path] ?? {})) {
@@ -75,15 +75,17 @@ export function tryItOut() {
     }
     if (run !== runs) return
     for (const path of Object.keys(pathsOf(system))) {
-      const found = lists.find(([beginning]) => path.startsWith(root + beginning))
+      const found = lists.find(([prefix]) => path.startsWith(root + prefix))
       if (!found || !last.has(found[1])) continue
       fill(system, path, { [found[2]]: last.get(found[1])?.[found[2]] ?? '' })
     }
   }
 
-  /** Addresses of what a reply speaks of, such as where an upload goes on, fit the paths of the document. */
+  /**
+   * Takes ids from URLs in a reply, such as the Location of an upload, by matching them with the paths of the document.
+   */
   function fillFromLinks(system: System, { text, headers = {} }: Reply): void {
-    // bytes are no text
+    // a binary body is not a string
     const addresses = typeof text === 'string' ? text.matchAll(/"(?:[a-z]+:\/\/[^"/]+)?(\/api\/v1\/[^"?]+)/g) : []
     const links = [...addresses].map(([, link]) => link as string)
     if (headers.location) links.push(new URL(headers.location, 'http://this.host').pathname)

@@ -4,28 +4,34 @@ import { headBytes, requireFileType } from '../../src/files/file-types.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
 import { inParts, partBytes } from '../../src/files/store/writing.ts'
 import { conflict, payloadTooLarge } from '../../src/http/problems.ts'
-import { bodyOf, undo } from './receiving.ts'
+import { abandonUpload, bodyOf } from './receiving.ts'
 import {
   advanceUpload,
   appendPiece,
   findWriter,
-  prolongUpload,
   readPieces,
+  renewUpload,
   takeUpload,
   type UploadRow
 } from './upload-queries.ts'
 
-/** An upload of which no byte has come for this long is given up, and any upload after its life. */
-export const patienceSeconds = 900
+/** A resumable upload is abandoned after this time without a byte. */
+export const idleTimeoutSeconds = 900
+/** A resumable upload is abandoned after this time in any case. */
 export const lifeSeconds = 86_400
-/** A connection that brings bytes says so in time, also before they are enough for a part. */
+/** A connection that brings bytes renews the idle timeout this often, also while the bytes do not fill a part. */
 const heartbeatMs = 300_000
 
 type State = Pick<UploadRow, 'received' | 'tags' | 'store_id' | 'expires_at'> & { last?: Buffer }
 
 /**
- * Keeps what arrives, also of a connection that breaks or must give its place up. The `last` bytes are handed back and not counted: they are once the file
- * is there, so that a client comes back to an upload that died at its end. Throws `conflict` when somebody else writes by now.
+ * Stores the bytes of a request, also when the connection breaks or the upload loses its slot. Complete parts go to the
+ * store, and the bytes of an incomplete part go to the database as pieces.
+ *
+ * The last bytes of the file are returned in `last`, and are neither stored nor counted. So a client whose upload
+ * failed at the end can send them again.
+ *
+ * Throws `conflict` when another request writes to the same upload.
  */
 export async function append(
   app: FastifyInstance,
@@ -37,39 +43,40 @@ export async function append(
   const key = fileKey(tenant_id, id)
   const writer = randomUuid()
   const [taken] = await request.tenantQuery(takeUpload, { tenant_id, id, writer, offset: upload.received })
-  if (!taken) throw takenOver()
+  if (!taken) throw writerReplaced()
   const state: State = { ...upload, tags: taken.tags, store_id: taken.store_id }
-  const writing = { tenant_id, id, writer, timeout_seconds: patienceSeconds, life_seconds: lifeSeconds }
-  let kept_id = taken.store_id
-  // bytes that no piece holds
-  let settled = taken.received
-  // of the part that is being filled
+  const writing = { tenant_id, id, writer, timeout_seconds: idleTimeoutSeconds, life_seconds: lifeSeconds }
+  // the multipart id that the row has
+  let savedStoreId = taken.store_id
+  // the bytes before the first piece
+  let bytesBeforePieces = taken.received
+  // the stored bytes of the incomplete part
   let keptBytes = upload.received - state.tags.length * partBytes
-  let toldAt = Date.now()
+  let renewedAt = Date.now()
 
-  /** With what was kept of the same part before. */
-  async function joined(piece: Buffer): Promise<Buffer> {
+  /** Puts the stored bytes of the incomplete part in front of a piece. */
+  async function withKeptBytes(piece: Buffer): Promise<Buffer> {
     if (keptBytes === 0) return piece
     const rows = await request.tenantQuery(readPieces, { tenant_id, id })
     const before = Buffer.concat(rows.map(({ content }) => content))
-    if (before.length < keptBytes) throw takenOver()
+    if (before.length < keptBytes) throw writerReplaced()
     return Buffer.concat([before.subarray(0, keptBytes), piece])
   }
 
-  async function keepPiece(content: Buffer): Promise<void> {
+  async function storePiece(content: Buffer): Promise<void> {
     const position = state.received
     const [kept] = await request.tenantQuery(appendPiece, {
       ...{ ...writing, position, content },
-      received: settled
+      received: bytesBeforePieces
     })
-    if (!kept) throw takenOver()
+    if (!kept) throw writerReplaced()
     Object.assign(state, { received: position + content.length, expires_at: kept.expires_at })
   }
 
-  async function keepPart(part: Buffer): Promise<void> {
-    // whoever has taken over may have written this part already
+  async function storePart(part: Buffer): Promise<void> {
+    // another request may have become the writer and have stored this part
     const [mine] = await request.tenantQuery(findWriter, { tenant_id, id, writer })
-    if (!mine) throw takenOver()
+    if (!mine) throw writerReplaced()
     state.store_id ??= await app.objects.startParts(key)
     const at = state.tags.length * partBytes
     const { tag } = await app.objects.putPart(key, state.store_id, state.tags.length + 1, at, part)
@@ -78,52 +85,53 @@ export async function append(
     const received = tags.length * partBytes
     const [kept] = await request.tenantQuery(advanceUpload, { ...writing, received, tags, store_id })
     if (!kept) {
-      // nobody else knows of parts that were begun here
-      if (store_id !== kept_id) await app.objects.dropParts(key, store_id)
-      throw takenOver()
+      // only this request knows a multipart id that no row has
+      if (store_id !== savedStoreId) await app.objects.dropParts(key, store_id)
+      throw writerReplaced()
     }
-    kept_id = store_id
+    savedStoreId = store_id
     keptBytes = 0
-    settled = received
+    bytesBeforePieces = received
     Object.assign(state, { received, expires_at: kept.expires_at })
   }
 
   async function requireType(piece: Buffer): Promise<void> {
-    const head = (await joined(piece)).subarray(0, headBytes)
+    const head = (await withKeptBytes(piece)).subarray(0, headBytes)
     const findType = (bytes: Buffer) => app.decoders.findType(bytes, request.user.tenant_id)
     await requireFileType(head, upload.name, upload.content_type, findType).catch(async (err) => {
-      // nothing that could follow makes it another kind
-      await undo(app, request, id)
+      // later bytes can't change the type
+      await abandonUpload(app, request, id)
       throw err
     })
   }
 
-  async function* prolonging(content: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+  /** Passes bytes through, and renews the idle timeout from time to time. */
+  async function* renewing(content: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
     for await (const chunk of content) {
       yield chunk
-      if (Date.now() - toldAt < heartbeatMs) continue
-      if ((await request.tenantQuery(prolongUpload, writing)).length === 0) throw takenOver()
-      toldAt = Date.now()
+      if (Date.now() - renewedAt < heartbeatMs) continue
+      if ((await request.tenantQuery(renewUpload, writing)).length === 0) throw writerReplaced()
+      renewedAt = Date.now()
     }
   }
 
-  const content = prolonging(untilItBreaks(request, upload.size - upload.received))
+  const content = renewing(untilDisconnected(request, upload.size - upload.received))
   for await (const piece of inParts(content, partBytes, partBytes - keptBytes)) {
     const end = state.received + piece.length
     if (state.tags.length === 0 && keptBytes < headBytes && end >= headBytes) await requireType(piece)
-    if (end === upload.size) state.last = Buffer.from(await joined(piece))
-    else if (keptBytes + piece.length === partBytes) await keepPart(await joined(piece))
-    else await keepPiece(piece)
+    if (end === upload.size) state.last = Buffer.from(await withKeptBytes(piece))
+    else if (keptBytes + piece.length === partBytes) await storePart(await withKeptBytes(piece))
+    else await storePiece(piece)
   }
   request.uploadEnd?.throwIfAborted()
   return state
 }
 
-const takenOver = () => conflict({ detail: 'somebody else sends the same upload' })
+const writerReplaced = () => conflict({ detail: 'somebody else sends the same upload' })
 
-/** What comes; a connection that breaks, or the loss of its place, ends it like any other end. */
-async function* untilItBreaks(request: FastifyRequest, room: number): AsyncGenerator<Buffer> {
-  let left = room
+/** The bytes of the body. A broken connection, or the loss of the upload slot, ends them like the end of the body. */
+async function* untilDisconnected(request: FastifyRequest, maxBytes: number): AsyncGenerator<Buffer> {
+  let left = maxBytes
   try {
     for await (const chunk of bodyOf(request)) {
       if (chunk.length > left) throw payloadTooLarge()

@@ -6,17 +6,17 @@ import type { FileRow } from '../../db/queries/files.ts'
 import { linkSeconds } from '../../src/files/file-links.ts'
 import { attachment } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
-import { type ByteRange, findRange } from '../../src/http/byte-ranges.ts'
+import { type ByteRange, parseRange } from '../../src/http/byte-ranges.ts'
 import { matchesTag } from '../../src/http/etags.ts'
 import { notFound, rangeNotSatisfiable, tenantMismatch } from '../../src/http/problems.ts'
 import { Bytes, NotModified, ReadConditions } from '../schemas.ts'
-import { requireFile, requireLinkedFile } from './found.ts'
+import { requireFile, requireLinkedFile } from './file-lookup.ts'
 import { FileLink, FileParams, LinkParams } from './schemas.ts'
 
 const RangeConditions = Type.Object({
   ...ReadConditions.properties,
   range: Type.Optional(Type.String({ description: 'One range of bytes', examples: ['bytes=0-1023'] })),
-  'if-range': Type.Optional(Type.String({ description: 'ETag for which the range is meant' }))
+  'if-range': Type.Optional(Type.String({ description: 'ETag of the version to which the range applies' }))
 })
 const cacheControl = 'private, no-cache'
 const text = Type.String()
@@ -31,11 +31,11 @@ const responses = {
   304: NotModified
 }
 
-/** The bytes of files, to whoever may read them or holds a link that says so. */
+/** Downloads of files, with an access token or with a signed link. */
 const content: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
   const problems = ['not_found', 'range_not_satisfiable']
-  const description = 'Always as an attachment. `If-None-Match`, one `Range`, `If-Range` and HEAD are understood.'
+  const description = 'Always as an attachment. Supports `If-None-Match`, one `Range`, `If-Range` and HEAD.'
 
   app.get(
     '/:id/content',
@@ -62,7 +62,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getFileUrl',
         summary: 'A link to the bytes',
-        description: 'For one file and five minutes, good without a token: for players, viewers and downloads.',
+        description: 'Valid for one file and five minutes, without a token: for players, viewers and downloads.',
         tags,
         params: FileParams,
         response: { 200: FileLink }
@@ -114,7 +114,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
     const range = rangeOf(request, file.size, tag)
     const isEmpty = request.method === 'HEAD' || file.size === 0
     const stream = isEmpty ? Readable.from([]) : await app.objects.get(fileKey(tenantId, file.id), range)
-    // a row without its bytes waits for an operator: `npm run files -- compare` names it
+    // an operator finds rows without bytes by `npm run files -- compare`
     if (!stream) throw new Error(`the bytes of file ${file.id} are missing`)
     if (range) reply.code(206).header('content-range', `bytes ${range.start}-${range.end}/${file.size}`)
     reply
@@ -129,13 +129,13 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
   }
 }
 
-/** The range that is asked for; undefined for the whole. Throws `range_not_satisfiable`. */
+/** The range that a request asks for; undefined for the whole file. Throws `range_not_satisfiable`. */
 function rangeOf({ method, headers }: FastifyRequest, size: number, tag: string): ByteRange | undefined {
   const condition = headers['if-range']
-  // one tag, compared strongly, or a date, which we give nobody (RFC 9110, 13.1.5)
-  const isMeant = condition === undefined || String(condition).trim() === tag
-  // GET alone has ranges (RFC 9110, 14.2)
-  const range = isMeant && method === 'GET' ? findRange(headers.range, size) : undefined
+  // If-Range holds one tag, compared strongly, or a date; replies here carry no date (RFC 9110, 13.1.5)
+  const applies = condition === undefined || String(condition).trim() === tag
+  // only GET has ranges (RFC 9110, 14.2)
+  const range = applies && method === 'GET' ? parseRange(headers.range, size) : undefined
   if (range !== 'unsatisfiable') return range
   throw rangeNotSatisfiable({ headers: { 'content-range': `bytes */${size}` } })
 }

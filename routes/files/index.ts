@@ -7,22 +7,22 @@ import { conflict, forbidden, notFound } from '../../src/http/problems.ts'
 import { lastId } from '../../src/uuids.ts'
 import { NoContent } from '../schemas.ts'
 import content from './content.ts'
-import direct from './direct.ts'
-import { receiveForm } from './form.ts'
-import { requireFile } from './found.ts'
+import directUploads from './direct-uploads.ts'
+import { requireFile } from './file-lookup.ts'
+import { receiveForm } from './form-upload.ts'
 import { filesBy, hideFile, type LockedFile, lockFile, restoreFile } from './queries.ts'
-import resumable from './resumable.ts'
+import resumableUploads from './resumable-uploads.ts'
 import { Deletion, File, FileForm, FilePage, FileParams, FileQuery } from './schemas.ts'
-import unfinished from './unfinished.ts'
+import unfinishedUploads from './unfinished-uploads.ts'
 
-/** Documents of the agency. */
+/** Files of the agency. */
 const files: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
   await app.register(multipart)
   app.register(content)
-  app.register(direct)
-  app.register(unfinished)
-  app.register(resumable, { prefix: '/resumable' })
+  app.register(directUploads)
+  app.register(unfinishedUploads)
+  app.register(resumableUploads, { prefix: '/resumable' })
 
   app.post(
     '',
@@ -38,7 +38,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createFile',
         summary: 'Upload a file',
         description:
-          'A form with one part `file`, and optionally `purpose` and `sha256` (in hex; refused when it is not that of what arrives). What the file is is decided by what is in it; programs, and files that pretend to be another kind, are refused.',
+          'A form with one part `file`, and optionally `purpose` and `sha256` (in hex; other bytes are refused). The type of the file is determined from its content. Programs, and files whose content does not match their name or declared type, are refused.',
         tags,
         response: { 201: File }
       }
@@ -68,7 +68,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor, purpose = null, q, deleted = false } = request.query
       const filter = {
         purpose,
-        // of a text of accents alone nothing is left, and nothing is not in every name
+        // folding removes accents: a text of accents only would become empty, and match every name
         q: q === undefined ? null : foldText(q) || q,
         status: deleted ? 'deleted' : 'ready'
       } as const
@@ -87,7 +87,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getFile',
         summary: 'A file, without its bytes',
-        description: 'What is known of it. One that is deleted, or still arriving, is not there.',
+        description: 'The metadata of a file. A deleted file or an unfinished upload answers 404.',
         tags,
         params: FileParams,
         response: { 200: File }
@@ -107,7 +107,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'deleteFile',
         summary: 'Delete a file',
         description:
-          'Members their own, admins any. It can be restored for a while, in which it still takes room; `permanent` deletes for good, also what is deleted already.',
+          'Members can delete their own files, admins any. The file can be restored for a while, and counts as storage until then. `permanent` deletes a file for good, also one that is deleted already.',
         tags,
         params: FileParams,
         querystring: Deletion,
@@ -141,7 +141,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'restoreFile',
         summary: 'Restore a deleted file',
-        description: 'Members their own, admins any, until it is removed for good.',
+        description: 'Members can restore their own files, admins any, until the file is removed for good.',
         tags,
         params: FileParams,
         response: { 200: File }
@@ -167,7 +167,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-/** Members change their own files, admins any. */
+/** Members may change their own files, admins may change any. */
 function mayChange(user: { user_id: string; role: Role }, file: LockedFile): boolean {
   return file.created_by === user.user_id || allows('admin', user.role)
 }

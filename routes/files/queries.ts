@@ -7,13 +7,13 @@ type Filter = {
   tenant_id: string
   status: 'ready' | 'deleted'
   purpose: string | null
-  /** Folded like the names. */
+  /** A part of the name, folded like `folded_name`. */
   q: string | null
   after_id: string
   limit: number
 }
 
-/** Files, the newest first; ids are made in order of time, so the id alone is the position. */
+/** Lists files, the newest first. Ids are ordered by time, so the id is the position. */
 function list(name: string, filter: ($: Filter) => RawBuilder<unknown>) {
   return statement(
     name,
@@ -31,14 +31,18 @@ function list(name: string, filter: ($: Filter) => RawBuilder<unknown>) {
 const allFiles = list('files_page', () => sql``)
 const filesOfPurpose = list('files_page_by_purpose', ($) => sql`and purpose = ${$.purpose}`)
 
-/** One statement for each index: a condition that may be absent would keep PostgreSQL from using the one that is made for it. */
+/**
+ * Picks the statement for the filters. Each index has its own: with an optional condition, PostgreSQL would not use the
+ * index.
+ */
 export const filesBy = ({ purpose }: Pick<Filter, 'purpose'>) => (purpose === null ? allFiles : filesOfPurpose)
 
 export type LockedFile = { status: 'ready' | 'deleted'; name: string; size: number; created_by: string | null }
 
 /**
- * What a change is decided by, of a file that is there or can still be restored; the row stays locked until the transaction
- * ends. What is to be removed is not locked: the sweep leaves out what somebody holds, and comes by once a minute.
+ * Reads a file that exists or can still be restored, and locks its row until the transaction ends.
+ *
+ * Rows that the sweep will remove are not locked: the sweep skips locked rows, and would remove them a minute later.
  */
 export async function lockFile(trx: TenantTransaction, tenantId: string, id: string): Promise<LockedFile | undefined> {
   const { rows } = await sql<LockedFile>`
@@ -48,7 +52,7 @@ export async function lockFile(trx: TenantTransaction, tenantId: string, id: str
   return rows[0]
 }
 
-/** Hides the file, and gives it to the sweep after a time in which it can come back. */
+/** Deletes a file. It can be restored for `seconds`; after that the sweep removes it. */
 export async function hideFile(trx: TenantTransaction, tenantId: string, id: string, seconds: number): Promise<void> {
   await sql`
     update files set status = case when ${seconds}::int > 0 then 'deleted' else 'removing' end,

@@ -12,100 +12,103 @@ import { fileKey } from '../../src/files/store/keys.ts'
 import { writeObject } from '../../src/files/store/writing.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { fileTooLarge, notFound, quotaExceeded } from '../../src/http/problems.ts'
-import { heldBytes, insertUpload, lockRoom } from './upload-queries.ts'
+import { heldBytes, insertUpload, lockStorageUsage } from './upload-queries.ts'
 
-/** For so long a file that is arriving is left alone by the sweep; whoever writes says in time that it still does. */
+/** The sweep removes an unfinished file this long after its reservation was renewed last. */
 const timeout_seconds = 900
+/** A running upload renews its reservation this often. */
 const heartbeatMs = 300_000
-/** So much is read before room is reserved where a sender does not say how much is to come: most files are whole by then. */
+/** Without an announced size, this much is read before storage is reserved. Most files are complete by then. */
 const unannouncedBytes = 4 * 1024 * 1024
-/** By so much the reservation grows for larger ones. */
+/** The reservation of a larger file without an announced size grows by this step. */
 const stepBytes = 64 * 1024 * 1024
 
-/** What a member can hold by unfinished uploads is the quota of the agency, divided by this. */
+/** The unfinished uploads of a member may hold the quota of the agency divided by this. */
 export const quotaDivisor = 4
 
 export type Incoming = {
   name: string | undefined
   content_type: string | undefined
-  /** Bytes that are expected; undefined: the sender does not say. */
+  /** The announced size in bytes; undefined when the sender announced none. */
   size: number | undefined
   content: AsyncIterable<Buffer>
 }
 
-/** What is known of a file once all of its request has been read. */
-export type Conclusion = { purpose: string | null; sha256?: string | undefined }
+/** The fields of a file that are known when the whole request has been read. */
+export type FileFields = { purpose: string | null; sha256?: string | undefined }
 
 /**
- * Brings one file into the store: row, bytes, and then in one transaction the row's being ready and its audit event. Whatever
- * fails in between is undone here, or by the sweep when this process can't.
+ * Receives one file: reserves a row, stores the bytes, then marks the row as ready and writes its audit event in one
+ * transaction. A failure in between removes the row and the bytes, here or, after a crash, by the sweep.
  *
- * `conclude` runs when the bytes are stored, and its rejection undoes them.
+ * `readFields` runs after the bytes are stored. Its rejection is a failure too.
  */
 export async function receiveFile(
   app: FastifyInstance,
   request: FastifyRequest,
   { name: given, content_type: declared, size: expected, content }: Incoming,
-  conclude: () => Promise<Conclusion>
+  readFields: () => Promise<FileFields>
 ): Promise<FileRow> {
   const { tenant_id } = request.user
   const name = cleanFileName(given)
-  const { head, whole } = await peek(content, expected === undefined ? unannouncedBytes : headBytes)
+  const { head, whole } = await readHead(content, expected === undefined ? unannouncedBytes : headBytes)
   const content_type = await requireFileType(head.subarray(0, headBytes), name, declared, (bytes) =>
     app.decoders.findType(bytes, tenant_id)
   )
   const size = expected ?? head.length
   return withReservation(app, request, { name, content_type, purpose: null, size }, async (id) => {
-    const meter = measure(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
+    const meter = meterContent(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
     await writeObject(app.objects, fileKey(tenant_id, id), meter.content)
-    const { purpose, sha256: announced } = await conclude()
+    const { purpose, sha256: announced } = await readFields()
     const sha256 = meter.hash.digest()
-    requireSum(sha256, announced, '/body/sha256')
-    return finish(request, { id, size: meter.size(), sha256, content_type, purpose })
+    requireChecksum(sha256, announced, '/body/sha256')
+    return publishFile(request, { id, size: meter.size(), sha256, content_type, purpose })
   })
 }
 
-/** Throws `validation_failed` when bytes are not those that were announced. */
-export function requireSum(actual: Buffer, announced: string | undefined, path: string): void {
+/** Throws `validation_failed` when the SHA-256 differs from the announced one. */
+export function requireChecksum(actual: Buffer, announced: string | undefined, path: string): void {
   if (announced === undefined || actual.toString('hex') === announced) return
   const message = `is not the SHA-256 of what arrived, which is ${actual.toString('hex')}`
   throw invalidMembers([{ path, message }])
 }
 
 /**
- * Makes the row of a file that is about to arrive, and works with its id. Whatever fails then undoes the reservation, so that
- * nobody's room is taken by a request that was refused. Throws `file_too_large` and `quota_exceeded`.
+ * Reserves the row and the storage of a file, and runs `work` with its id. When `work` fails, the reservation is
+ * removed, so that a refused request holds no storage.
+ *
+ * Throws `file_too_large` or `quota_exceeded`.
  */
 async function withReservation<T>(
   app: FastifyInstance,
   request: FastifyRequest,
-  file: NewFileFacts,
+  file: NewFile,
   work: (id: string) => Promise<T>
 ): Promise<T> {
   const id = await reserve(app, request, file, timeout_seconds)
   try {
     return await work(id)
   } catch (err) {
-    await undo(app, request, id)
+    await abandonUpload(app, request, id)
     throw err
   }
 }
 
-type NewFileFacts = { name: string; content_type: string; purpose: string | null; size: number }
+type NewFile = { name: string; content_type: string; purpose: string | null; size: number }
 
 async function reserve(
   app: FastifyInstance,
   request: FastifyRequest,
-  file: NewFileFacts,
-  patience: number
+  file: NewFile,
+  timeoutSeconds: number
 ): Promise<string> {
-  const row = await newRow(app, request, file, patience)
+  const row = await newRow(app, request, file, timeoutSeconds)
   const [reserved] = await request.tenantQuery(reserveFile, row)
   if (!reserved) throw quotaExceeded()
   return row.id
 }
 
-async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFileFacts, timeout_seconds: number) {
+async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFile, timeout_seconds: number) {
   requireSize(app, file.size)
   const quota = await app.storageQuota(request.user.tenant_id)
   const { maxFiles: max_files } = app.config
@@ -113,21 +116,23 @@ async function newRow(app: FastifyInstance, request: FastifyRequest, file: NewFi
 }
 
 /**
- * As `withReservation`, for an upload that outlives the request. What all of a member hold at once is a share of the agency's
- * room, so that nobody keeps the others from it without sending a byte. Throws `quota_exceeded`.
+ * Reserves like `withReservation`, for an upload that outlives the request.
+ *
+ * The unfinished uploads of one member may hold a share of the agency's quota only. Otherwise one member could block
+ * the storage for the others without sending a byte. Throws `quota_exceeded`.
  */
 export async function withUpload<T>(
   app: FastifyInstance,
   request: FastifyRequest,
-  file: NewFileFacts,
-  { sha256, patience }: { sha256: Buffer | null; patience: number },
+  file: NewFile,
+  { sha256, timeoutSeconds }: { sha256: Buffer | null; timeoutSeconds: number },
   work: (id: string) => Promise<T>
 ): Promise<T> {
   const { tenant_id, user_id } = request.user
-  const row = await newRow(app, request, file, patience)
+  const row = await newRow(app, request, file, timeoutSeconds)
   const share = Math.max(Math.floor(row.quota / quotaDivisor), Math.min(app.config.maxFileSize, row.quota))
   const outcome = await request.withTenant(async (trx) => {
-    await lockRoom(trx, tenant_id)
+    await lockStorageUsage(trx, tenant_id)
     if ((await heldBytes(trx, tenant_id, user_id)) + row.size > share) return 'share'
     const [reserved] = await queryIn(trx, reserveFile, row)
     if (!reserved) return 'quota'
@@ -139,7 +144,7 @@ export async function withUpload<T>(
   try {
     return await work(row.id)
   } catch (err) {
-    await undo(app, request, row.id)
+    await abandonUpload(app, request, row.id)
     throw err
   }
 }
@@ -149,8 +154,11 @@ function requireSize(app: FastifyInstance, size: number): void {
   if (size > maxFileSize) throw fileTooLarge({ detail: `a file may have at most ${maxFileSize} bytes` })
 }
 
-/** The file is there: its row and its audit event, in one transaction. Throws `not_found` when the sweep was faster. */
-export async function finish(
+/**
+ * Marks the file as ready and writes its audit event, in one transaction. Throws `not_found` when the sweep has removed
+ * the file.
+ */
+export async function publishFile(
   request: FastifyRequest,
   file: { id: string; size: number; sha256: Buffer; content_type: string; purpose: string | null }
 ): Promise<FileRow> {
@@ -168,16 +176,16 @@ export async function finish(
 }
 
 /**
- * The bytes of a body that no parser has read. Whoever stops reading leaves the rest on the connection: it would be closed with the
- * body, and nobody would come to read why.
+ * The bytes of a body that no parser has read. A reader that stops early leaves the rest on the connection. Destroying
+ * the body would close the connection, and the client would not get the reply that says why.
  */
 export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffer> {
   if (body === undefined) return Readable.from([])
   return untilEnded(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
 }
 
-/** Removes what has not become a file. What can't be undone now is what the sweep finds. */
-export async function undo(app: FastifyInstance, request: FastifyRequest, id: string): Promise<void> {
+/** Removes the row and the bytes of an unfinished file. On failure the sweep removes them later. */
+export async function abandonUpload(app: FastifyInstance, request: FastifyRequest, id: string): Promise<void> {
   const { tenant_id } = request.user
   try {
     const [given] = await request.tenantQuery(abandonFile, { tenant_id, id, lease_seconds: 60 })
@@ -191,8 +199,8 @@ export async function undo(app: FastifyInstance, request: FastifyRequest, id: st
   }
 }
 
-/** The beginning of a content, and the content with it. */
-async function peek(content: AsyncIterable<Buffer>, bytes: number) {
+/** Reads the first bytes of a content. `whole` is the content from its beginning. */
+async function readHead(content: AsyncIterable<Buffer>, bytes: number) {
   const source = content[Symbol.asyncIterator]()
   const read: Buffer[] = []
   for (let size = 0; size < bytes; ) {
@@ -208,8 +216,11 @@ async function peek(content: AsyncIterable<Buffer>, bytes: number) {
   return { head: Buffer.concat(read), whole: whole() }
 }
 
-/** Counts and hashes what passes, and reserves room for it before it is stored: `step` bytes ahead, or only what is there. */
-function measure(
+/**
+ * Counts and hashes the bytes that pass through, and reserves storage for them before they pass: `step` bytes ahead, or
+ * only the bytes that have arrived.
+ */
+function meterContent(
   app: FastifyInstance,
   request: FastifyRequest,
   reservation: { id: string; size: number; step: number },
@@ -219,35 +230,35 @@ function measure(
   const hash = createHash('sha256')
   let { size: reserved, step } = reservation
   let size = 0
-  let toldAt = Date.now()
+  let renewedAt = Date.now()
 
-  /** Also tells the sweep that somebody is at work. */
-  async function hasRoomFor(more: number): Promise<boolean> {
+  /** Grows the reservation and renews its timeout. False when the quota is exceeded. */
+  async function growReservation(more: number): Promise<boolean> {
     const quota = await app.storageQuota(tenant_id)
     const [row] = await request.tenantQuery(growFile, { tenant_id, id: reservation.id, more, quota, timeout_seconds })
     if (row) reserved = row.size
-    toldAt = Date.now()
+    renewedAt = Date.now()
     return row !== undefined
   }
 
-  async function makeRoom(): Promise<void> {
+  async function reserveMissing(): Promise<void> {
     const missing = size - reserved
-    if (step > missing && (await hasRoomFor(step))) return
-    // where a whole step does not fit, what is there already may
+    if (step > missing && (await growReservation(step))) return
+    // a whole step exceeds the quota, but the bytes that have arrived may fit
     step = 0
-    if (!(await hasRoomFor(missing))) throw quotaExceeded()
+    if (!(await growReservation(missing))) throw quotaExceeded()
   }
 
-  async function* measured() {
+  async function* metered() {
     for await (const chunk of content) {
       size += chunk.length
       requireSize(app, size)
-      if (size > reserved) await makeRoom()
-      else if (Date.now() - toldAt > heartbeatMs && !(await hasRoomFor(0))) throw quotaExceeded()
+      if (size > reserved) await reserveMissing()
+      else if (Date.now() - renewedAt > heartbeatMs && !(await growReservation(0))) throw quotaExceeded()
       hash.update(chunk)
       yield chunk
     }
   }
 
-  return { content: measured(), hash, size: () => size }
+  return { content: metered(), hash, size: () => size }
 }

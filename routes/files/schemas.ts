@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { mediaTypePattern } from '../../src/http/media-types.ts'
 import { Bytes, Id, Line, Nullable, Page, PageQuery, StringEnum, Timestamp } from '../schemas.ts'
 
@@ -8,32 +8,35 @@ const strict = { additionalProperties: false }
 export const FileName = Line({
   minLength: 1,
   maxLength: 255,
-  description: 'As people call it; never part of a path',
+  description: 'Name of the file; never used as part of a path',
   examples: ['Contract.pdf']
 })
-/** What a file is for, in a word of the client's own. */
+/** The purpose of a file, in a word that the client chooses. */
 export const Purpose = Type.String({
   pattern: '^[a-z][a-z0-9_-]{0,39}$',
-  [sentenceKeyword]: 'must be 1 to 40 lower-case letters, digits, hyphens and underscores, and begin with a letter',
+  [messageKeyword]: 'must be 1 to 40 lower-case letters, digits, hyphens and underscores, and begin with a letter',
   examples: ['contract']
 })
 export const ContentType = Type.String({
   maxLength: 127,
   pattern: mediaTypePattern,
-  [sentenceKeyword]: 'must be a media type such as application/pdf',
+  [messageKeyword]: 'must be a media type such as application/pdf',
   description: 'A media type (RFC 9110, 8.3.1)',
   examples: ['application/pdf']
 })
 export const Sha256 = Type.String({
   pattern: '^[0-9a-f]{64}$',
-  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
+  [messageKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
   examples: ['9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08']
 })
-/** Of a file in a form, where a field that nobody has filled in is sent empty, and any example would be wrong for the file. */
+/**
+ * A SHA-256 in a form. Forms send unfilled fields as empty text, so empty is accepted. The example is empty to fit any
+ * file.
+ */
 export const FormSha256 = Type.String({
   pattern: '^([0-9a-f]{64})?$',
-  [sentenceKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
-  description: 'Of the file, in hex; empty for none',
+  [messageKeyword]: 'must be a SHA-256 in hex: 64 digits, in lower case',
+  description: 'SHA-256 of the file in hex; may be empty',
   examples: ['']
 })
 const Size = Type.Integer({ format: 'int64', minimum: 0, maximum: 2 ** 50, examples: [1024] })
@@ -43,16 +46,16 @@ export const File = Type.Object(
     id: Id,
     name: FileName,
     purpose: Nullable(Purpose),
-    content_type: Type.String({ description: 'By what is in it', examples: ['application/pdf'] }),
+    content_type: Type.String({ description: 'Determined from the content', examples: ['application/pdf'] }),
     size: Size,
     sha256: Sha256,
     created_by: Nullable(Id),
     created_at: Timestamp
   },
-  // a generator for Kotlin takes `File` for its own
+  // the Kotlin generator has a class `File` of its own
   { title: 'FileMetadata' }
 )
-/** Names the parts of a form; `form.ts` reads them. */
+/** The parts of an upload form, which form-upload.ts reads. */
 export const FileForm = Type.Object(
   {
     file: Bytes,
@@ -71,16 +74,20 @@ export const FileQuery = Type.Object(
     ...PageQuery.properties,
     purpose: Type.Optional(Purpose),
     q: Type.Optional(
-      Type.String({ minLength: 1, maxLength: 100, description: 'Part of the name, whatever its case and accents' })
+      Type.String({
+        minLength: 1,
+        maxLength: 100,
+        description: 'Part of the name; case and accents make no difference'
+      })
     ),
-    deleted: Type.Optional(Type.Boolean({ description: 'Those that can be restored', default: false }))
+    deleted: Type.Optional(Type.Boolean({ description: 'Lists deleted files that can be restored', default: false }))
   },
   strict
 )
 
 export const Deletion = Type.Object(
   {
-    permanent: Type.Optional(Type.Boolean({ description: 'Without a way back, and the room is free', default: false }))
+    permanent: Type.Optional(Type.Boolean({ description: 'Deletes for good and frees the storage', default: false }))
   },
   strict
 )
@@ -94,7 +101,7 @@ export const UploadInput = Type.Object(
   {
     name: FileName,
     content_type: ContentType,
-    // of the bytes that the document gives as an example
+    // size and SHA-256 of the example content in the document
     size: { ...Size, examples: [8] },
     sha256: { ...Sha256, examples: ['86edbaa24831badfa0a8b04bb410141e2ee4182b6d0014493fe262a7a331c20b'] },
     purpose: Type.Optional(Purpose)
@@ -109,7 +116,7 @@ export const Upload = Type.Object(
     url: Type.String({ format: 'uri', examples: ['https://storage.example.com/aggios/file'] }),
     method: StringEnum(['PUT'], { examples: ['PUT'] }),
     headers: Type.Record(Type.String(), Type.String(), {
-      description: 'To be sent with the bytes, exactly',
+      description: 'Headers to send with the bytes, unchanged',
       examples: [{ 'content-type': 'application/pdf' }]
     }),
     expires_at: Timestamp
@@ -122,11 +129,11 @@ export const UnfinishedUpload = Type.Object(
     id: Id,
     name: FileName,
     purpose: Nullable(Purpose),
-    content_type: Type.String({ description: 'As its sender says', examples: ['application/pdf'] }),
+    content_type: Type.String({ description: 'As declared by the sender', examples: ['application/pdf'] }),
     size: Size,
     received: Type.Integer({
       format: 'int64',
-      description: 'Bytes of a resumable upload that are here',
+      description: 'Received bytes of a resumable upload',
       examples: [512]
     }),
     created_by: Nullable(Id),

@@ -1,6 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { invalidMembers, sentenceKeyword } from '../../src/http/field-errors.ts'
+import { invalidMembers, messageKeyword } from '../../src/http/field-errors.ts'
 import type { Problem } from '../../src/http/problems.ts'
 import { readUtf8 } from '../../src/text.ts'
 import { ContentType, Purpose, Sha256 } from './schemas.ts'
@@ -11,13 +11,13 @@ const asciiKey = /^[\x21-\x7e]+$/
 const base64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?$/
 const expectations = {
   filetype: 'must be a media type of at most 127 characters',
-  purpose: Purpose[sentenceKeyword],
-  sha256: Sha256[sentenceKeyword]
+  purpose: Purpose[messageKeyword],
+  sha256: Sha256[messageKeyword]
 }
 
 /**
- * `key base64,key base64`, or nothing at all. What is malformed is refused, whatever its key; of keys that are not known the values
- * are left alone, as tus says.
+ * Parses Upload-Metadata: `key base64,key base64`, or an empty text. Malformed pairs are refused for every key. Values
+ * of unknown keys are ignored, as tus requires.
  */
 export function readMetadata(header: string): Metadata {
   const seen = new Set<string>()
@@ -35,7 +35,7 @@ export function readMetadata(header: string): Metadata {
   })
   const facts = Object.fromEntries(entries) as Metadata
   for (const [key, schema] of [
-    // clients that know no type send an empty one
+    // clients send an empty type when they know none
     ['filetype', Type.Union([Type.Literal(''), ContentType])],
     ['purpose', Purpose],
     ['sha256', Sha256]

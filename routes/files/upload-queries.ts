@@ -5,8 +5,9 @@ import { statement } from '../../db/gate/statement.ts'
 /*
  * Uploads that outlive a request: direct and resumable ones.
  *
- * Of a resumable upload `received` counts the bytes in whole parts and in `tail`, which a version before this one writes. Behind
- * them stand the pieces. They are appended, so that a small piece costs a small write; they become a part when there are enough.
+ * Of a resumable upload, `received` counts the bytes in complete parts and in `tail`, a column that an older version
+ * writes. The pieces follow these bytes. Pieces are appended, so that a small piece costs a small write. Pieces that
+ * fill a part become a part.
  */
 
 export type UploadRow = {
@@ -22,11 +23,11 @@ export type UploadRow = {
   expires_at: Date
 }
 
-/** The bytes in pieces. Those that were written before `received` moved on count no longer. */
+/** The number of bytes in pieces. Pieces from before `received` advanced do not count. */
 const pieced = sql`case when u.pieced_from = u.received then u.pieced else 0 end`
 const arrived = sql`(u.received + ${pieced})`
 
-/** An upload that is not finished, of an agency that is not suspended. */
+/** Reads an unfinished upload of an active agency. */
 export const readUpload = statement(
   'read_upload',
   (_, $: { tenant_id: string; id: string }) => sql<UploadRow>`
@@ -44,7 +45,7 @@ export async function insertUpload(
   await trx.insertInto('uploads').values(upload).execute()
 }
 
-/** Makes the caller the only one who may write. Whoever was it finds out at its next step. */
+/** Makes the request the only writer of an upload. The previous writer notices at its next statement. */
 export const takeUpload = statement(
   'take_upload',
   (_, $: { tenant_id: string; id: string; writer: string; offset: number }) => sql<{
@@ -59,7 +60,7 @@ export const takeUpload = statement(
   { writes: true }
 )
 
-/** No row: somebody else writes now. */
+/** Checks that the request is still the writer. No row: another request is. */
 export const findWriter = statement(
   'find_writer',
   (_, $: { tenant_id: string; id: string; writer: string }) => sql<{ id: string }>`
@@ -67,10 +68,10 @@ export const findWriter = statement(
 )
 
 /**
- * Makes the caller the only one who puts the whole together, for long enough, in which the sweep leaves it alone. No row:
- * somebody else does, or nothing is left to do.
+ * Gives the request a lease to complete an upload, and keeps the sweep from the upload meanwhile. No row: another
+ * request has the lease, or the upload is completed already.
  */
-export const concludeUpload = statement(
+export const leaseCompletion = statement(
   'conclude_upload',
   (_, $: { tenant_id: string; id: string; seconds: number }) => sql<{ id: string }>`
   with mine as (
@@ -84,8 +85,8 @@ export const concludeUpload = statement(
   { writes: true }
 )
 
-/** The whole is still being put together. */
-export const renewConclusion = statement(
+/** Renews the lease to complete an upload. */
+export const renewCompletion = statement(
   'renew_conclusion',
   (_, $: { tenant_id: string; id: string; seconds: number }) => sql<never>`
   with mine as (
@@ -97,28 +98,31 @@ export const renewConclusion = statement(
   { writes: true }
 )
 
-/** It could not be put together now, and somebody may try again. */
-export const releaseUpload = statement(
+/** Releases the lease after a failure, so that another request can complete the upload. */
+export const releaseCompletion = statement(
   'release_upload',
   (_, $: { tenant_id: string; id: string }) => sql<never>`
   update uploads set concluding_until = null where tenant_id = ${$.tenant_id} and id = ${$.id}`,
   { writes: true }
 )
 
-/** What it takes to write to an upload, and how long the upload is left alone after that. */
+/** Identifies the writer of an upload, with the upload's idle timeout and its maximum age. */
 type Writing = { tenant_id: string; id: string; writer: string; timeout_seconds: number; life_seconds: number }
 
-/** The sweep leaves the upload alone for a while, but not beyond its life. */
-const prolong = ($: Writing) => sql`
+/** Renews the idle timeout of an upload, up to its maximum age. */
+const renewTimeout = ($: Writing) => sql`
   update files set expires_at = least(now() + make_interval(secs => ${$.timeout_seconds}),
     created_at + make_interval(secs => ${$.life_seconds}))
   where tenant_id = ${$.tenant_id} and id = ${$.id} and status = 'pending'`
 
-/** A part is in the store, and the pieces that it was made of are not needed any more. No row: somebody else writes now, or the sweep came. */
+/**
+ * Records a part that is in the store, and deletes its pieces. No row: another request is the writer, or the sweep has
+ * the upload.
+ */
 export const advanceUpload = statement(
   'advance_upload',
   (_, $: Writing & { received: number; tags: string[]; store_id: string | null }) => sql<{ expires_at: Date }>`
-  with file as (${prolong($)} returning expires_at),
+  with file as (${renewTimeout($)} returning expires_at),
   upload as (
     update uploads set received = ${$.received}::bigint, tags = ${$.tags}::text[], tail = '', store_id = ${$.store_id}
     from file where tenant_id = ${$.tenant_id} and id = ${$.id} and writer = ${$.writer}::uuid returning file.expires_at
@@ -129,14 +133,20 @@ export const advanceUpload = statement(
   { writes: true }
 )
 
-/** Up to here pieces are joined, so that a part is made of some thousand pieces at most. It fits into a page beside others. */
+/**
+ * Small pieces are joined up to this size, so that a part has a few thousand pieces at most. Several such rows fit into
+ * a page.
+ */
 const joinedBytes = 1500
 
-/** Appends a piece. No row: as above. `received`: what the upload has received besides its pieces. */
+/**
+ * Appends a piece. `received` is the number of bytes before the pieces. No row: another request is the writer, or the
+ * sweep has the upload.
+ */
 export const appendPiece = statement(
   'append_piece',
   (_, $: Writing & { received: number; position: number; content: Buffer }) => sql<{ expires_at: Date }>`
-  with file as (${prolong($)} returning expires_at),
+  with file as (${renewTimeout($)} returning expires_at),
   upload as (
     update uploads u set pieced = ${pieced} + octet_length(${$.content}::bytea), pieced_from = u.received
     from file where u.tenant_id = ${$.tenant_id} and u.id = ${$.id} and u.writer = ${$.writer}::uuid
@@ -159,17 +169,17 @@ export const appendPiece = statement(
   { writes: true }
 )
 
-/** Bytes arrive, though not yet enough for a part. No row: as above. */
-export const prolongUpload = statement(
+/** Renews the idle timeout while bytes arrive. No row: another request is the writer, or the sweep has the upload. */
+export const renewUpload = statement(
   'prolong_upload',
   (_, $: Writing) => sql<{ id: string }>`
-  ${prolong($)} and exists (select from uploads u
+  ${renewTimeout($)} and exists (select from uploads u
     where u.tenant_id = ${$.tenant_id} and u.id = ${$.id} and u.writer = ${$.writer}::uuid)
   returning id`,
   { writes: true }
 )
 
-/** What stands behind the whole parts of an upload, in order: what a version before this one kept, then the pieces. */
+/** Reads the bytes after the complete parts, in order: `tail` of an older version, then the pieces. */
 export const readPieces = statement(
   'read_pieces',
   (_, $: { tenant_id: string; id: string }) => sql<{ content: Buffer }>`
@@ -183,13 +193,13 @@ export const readPieces = statement(
   { slow: true }
 )
 
-/** Keeps others of the tenant from reserving room until the transaction ends. */
-export async function lockRoom(trx: TenantTransaction, tenantId: string): Promise<void> {
+/** Locks the storage usage of the tenant until the transaction ends, so that reservations run one after the other. */
+export async function lockStorageUsage(trx: TenantTransaction, tenantId: string): Promise<void> {
   await sql`insert into storage_usage (bytes) values (0) on conflict (tenant_id) do nothing`.execute(trx)
   await sql`select from storage_usage where tenant_id = ${tenantId} for update`.execute(trx)
 }
 
-/** The bytes that the unfinished uploads of a member hold. */
+/** Sums the bytes that a member's unfinished uploads hold. */
 export async function heldBytes(trx: TenantTransaction, tenantId: string, userId: string): Promise<number> {
   const { rows } = await sql<{ bytes: number }>`
     select coalesce(sum(f.size), 0)::float8 as bytes
@@ -210,8 +220,8 @@ export type UnfinishedUpload = {
   expires_at: Date
 }
 
-/** Unfinished uploads, the newest first: of one member, or of all. */
-export const unfinishedUploads = statement(
+/** Lists the unfinished uploads of one member, or of all members, the newest first. */
+export const listUnfinishedUploads = statement(
   'unfinished_uploads',
   (_, $: { tenant_id: string; user_id: string | null; after_id: string; limit: number }) => sql<UnfinishedUpload>`
   select f.id, f.name, f.purpose, f.content_type, f.size::float8 as size, ${arrived}::float8 as received,
@@ -223,7 +233,7 @@ export const unfinishedUploads = statement(
   { slow: true }
 )
 
-/** Gives an unfinished upload to the sweep: of one member, or of anybody. */
+/** Ends an unfinished upload of one member, or of any member. The sweep removes its bytes. */
 export async function endUpload(
   trx: TenantTransaction,
   tenantId: string,

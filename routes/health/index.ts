@@ -16,7 +16,7 @@ const Liveness = Type.Object({ status: StringEnum(['ok'], { examples: ['ok'] }) 
 
 const retry = { 'retry-after': '1' }
 
-/** Whether the service can serve; answered on every host. A reply of 503 is a problem document with `checks` in it. */
+/** Health checks, on every host. A 503 is a problem document with `checks`. */
 const health: FastifyPluginAsyncTypebox = async (app) => {
   const config = { access: 'public', host: 'any', limited: false } as const
   const tags = ['health']
@@ -38,7 +38,7 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'getHealth',
         summary: 'Health of the service',
         description:
-          '200 while the API can serve, `degraded` when it does so without Redis; else 503 with the failed checks.',
+          '200 while the API can serve, with `degraded` when it serves without Redis or the store; else 503 with the failed checks.',
         tags,
         response: { 200: Health }
       }
@@ -53,7 +53,7 @@ const health: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getLiveness',
         summary: 'Whether the process runs',
-        description: 'Says nothing of the database: a process that answers need not be restarted.',
+        description: 'Does not check the database: a process that answers needs no restart.',
         tags,
         response: { 200: Liveness }
       }

@@ -10,9 +10,9 @@ import { readTenant } from '../../db/queries/tenants.ts'
 import { readUser } from '../../db/queries/users.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/files/images.ts'
 import { unlessEnded } from '../../src/files/minimum-rate.ts'
-import { imageKey, imagePath } from '../../src/files/store/keys.ts'
+import { imageKey } from '../../src/files/store/keys.ts'
 import { matchesTag } from '../../src/http/etags.ts'
-import { readable } from '../../src/http/forms.ts'
+import { readFormData } from '../../src/http/forms.ts'
 import { fileTooLarge, notFound, Problem, sessionRevoked } from '../../src/http/problems.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
@@ -26,9 +26,9 @@ const upload = {
   },
   problems: ['file_too_large', 'validation_failed', 'storage_full']
 }
-const Owner = Type.Object({ owner_id: Id, id: Id })
+const ImageParams = Type.Object({ owner_id: Id, id: Id })
 
-/** Avatars of people and logos of agencies: small, re-encoded, and fetched by addresses that can't be guessed. */
+/** Avatars of people and logos of agencies. Images are small and re-encoded, and their public URLs can't be guessed. */
 const images: FastifyPluginAsyncTypebox = async (app) => {
   await app.register(multipart)
   const description = 'A form with one part `file`. It is re-encoded: at most 512 pixels, WebP, without metadata.'
@@ -48,11 +48,11 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     async (request) => {
       const { user_id } = request.user
       const content = await receiveImage(request)
-      const user = await replace(app, request, user_id, content, async (trx, url) => {
-        const before = await setAvatar(trx, user_id, url)
+      const user = await replaceImage(app, request, user_id, content, async (trx, imageId) => {
+        const previousId = await setAvatar(trx, user_id, imageId)
         await recordAudit(trx, { action: 'user.avatar_set', target_id: user_id })
         const [row] = await queryIn(trx, readUser, request.user)
-        return { before, row }
+        return { previousId, row }
       })
       if (!user) throw sessionRevoked()
       return user
@@ -66,19 +66,19 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'deleteAvatar',
         summary: 'Remove the avatar',
-        description: 'Its address is good for nothing then.',
+        description: 'Its URL stops working.',
         tags: ['me'],
         response: { 204: NoContent }
       }
     },
     async (request, reply) => {
       const { user_id } = request.user
-      const before = await request.withTenant(async (trx) => {
-        const url = await setAvatar(trx, user_id, null)
-        if (url) await recordAudit(trx, { action: 'user.avatar_removed', target_id: user_id })
-        return url
+      const imageId = await request.withTenant(async (trx) => {
+        const previousId = await setAvatar(trx, user_id, null)
+        if (previousId) await recordAudit(trx, { action: 'user.avatar_removed', target_id: user_id })
+        return previousId
       })
-      await removeImage(app, request, before)
+      if (imageId) await removeImage(app, request, user_id, imageId)
       reply.code(204)
     }
   )
@@ -98,11 +98,11 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     async (request) => {
       const { tenant_id } = request.user
       const content = await receiveImage(request)
-      const tenant = await replace(app, request, tenant_id, content, async (trx, url) => {
-        const before = await setLogo(trx, tenant_id, url)
+      const tenant = await replaceImage(app, request, tenant_id, content, async (trx, imageId) => {
+        const previousId = await setLogo(trx, tenant_id, imageId)
         await recordAudit(trx, { action: 'tenant.logo_set', target_id: tenant_id })
         const [row] = await queryIn(trx, readTenant, request.user)
-        return { before, row }
+        return { previousId, row }
       })
       if (!tenant) throw notFound()
       return presentTenant(tenant, await app.storageQuota(tenant_id))
@@ -116,19 +116,19 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'deleteLogo',
         summary: 'Remove the logo',
-        description: 'Its address is good for nothing then.',
+        description: 'Its URL stops working.',
         tags: ['tenant'],
         response: { 204: NoContent }
       }
     },
     async (request, reply) => {
       const { tenant_id } = request.user
-      const before = await request.withTenant(async (trx) => {
-        const url = await setLogo(trx, tenant_id, null)
-        if (url) await recordAudit(trx, { action: 'tenant.logo_removed', target_id: tenant_id })
-        return url
+      const imageId = await request.withTenant(async (trx) => {
+        const previousId = await setLogo(trx, tenant_id, null)
+        if (previousId) await recordAudit(trx, { action: 'tenant.logo_removed', target_id: tenant_id })
+        return previousId
       })
-      await removeImage(app, request, before)
+      if (imageId) await removeImage(app, request, tenant_id, imageId)
       reply.code(204)
     }
   )
@@ -141,9 +141,9 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'getImage',
         summary: 'An avatar or a logo',
         description:
-          'What `avatar_url` and `logo_url` name. Whoever was shown the address may fetch it, from any page.',
+          'The image at `avatar_url` or `logo_url`. It needs no token: anybody who knows the URL may fetch it, from any page.',
         tags: ['files'],
-        params: Owner,
+        params: ImageParams,
         headers: ReadConditions,
         response: {
           200: { description: 'The image', content: { [imageType]: { schema: Bytes } } },
@@ -159,7 +159,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
       if (size === undefined) throw notFound()
       reply
         .header('etag', tag)
-        // what an address names never changes
+        // an image never changes: a new image has a new URL
         .header('cache-control', 'private, max-age=86400, immutable')
         .header('cross-origin-resource-policy', 'cross-origin')
       const known = request.headers['if-none-match']
@@ -174,10 +174,10 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     }
   )
 
-  /** The one image of a form, re-encoded. */
+  /** Reads the image of a form and re-encodes it. */
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
     const { user } = request
-    // the place is kept until the bytes are no longer needed, so that no more of them than places are held
+    // the upload slot is held until the image is re-encoded, so that memory holds at most one image per slot
     return app.withUploadPlace(request, user, async () => {
       const content = await unlessEnded(request.uploadEnd, readImage(request))
       return reencodeImage(content, (image) => app.decoders.decode(image, user.tenant_id))
@@ -190,7 +190,7 @@ async function readImage(request: FastifyRequest): Promise<Buffer> {
   let content: Buffer = Buffer.alloc(0)
   for (let part = await next(); part; part = await next()) {
     const file = part as MultipartFile
-    content = await readable(() => file.toBuffer())
+    content = await readFormData(() => file.toBuffer())
     if (content.length > maxImageBytes)
       throw fileTooLarge({ detail: `an image may have at most ${maxImageBytes} bytes` })
   }
@@ -198,33 +198,27 @@ async function readImage(request: FastifyRequest): Promise<Buffer> {
 }
 
 /**
- * Stores the new image, lets `work` refer to it, and removes the one before. A crash in between leaves an image that nothing refers
- * to, which the sweep removes.
+ * Stores a new image, writes its id in the transaction `work`, and removes the previous image. After a crash in
+ * between, the sweep removes the image that no row refers to.
  */
-async function replace<Row>(
+async function replaceImage<Row>(
   app: FastifyInstance,
   request: FastifyRequest,
   ownerId: string,
   content: Buffer,
-  work: (trx: TenantTransaction, url: string) => Promise<{ before: string | null | undefined; row: Row | undefined }>
+  work: (trx: TenantTransaction, id: string) => Promise<{ previousId: string | null | undefined; row: Row | undefined }>
 ): Promise<Row | undefined> {
   const id = randomUuid()
   await app.objects.put(imageKey(ownerId, id), content)
-  const { before, row } = await request.withTenant((trx) => work(trx, imagePath(ownerId, id)))
-  await removeImage(app, request, before)
+  const { previousId, row } = await request.withTenant((trx) => work(trx, id))
+  if (previousId) await removeImage(app, request, ownerId, previousId)
   return row
 }
 
-/** An image that can't be removed now is removed by the sweep, since nothing refers to it any more. */
-async function removeImage(
-  app: FastifyInstance,
-  request: FastifyRequest,
-  url: string | null | undefined
-): Promise<void> {
-  const [ownerId, id] = url?.split('/').slice(-2) ?? []
-  if (ownerId === undefined || id === undefined) return
+/** Removes an image that no row refers to any more. On failure the sweep removes it later. */
+async function removeImage(app: FastifyInstance, request: FastifyRequest, ownerId: string, id: string): Promise<void> {
   try {
-    // a copy of this database may share the store with the one that the image belongs to
+    // a copy of this database must not remove images from a store that belongs to the original
     if (await app.storeFence.mayRemove()) await app.objects.remove(imageKey(ownerId, id))
   } catch (err) {
     if (err instanceof Problem) throw err

@@ -24,23 +24,25 @@ import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
 
-/** Who accepts: somebody with an identity, or the identity that is made with the membership. */
+/** The person who accepts: an existing account, or a new account that is created with the membership. */
 type Acceptor = {
   id: string
-  /** What the password was checked against, or what the person had when the bearer was. */
+  /** The version of the password when the password or the bearer token was checked. */
   password_version: number
   created?: { name: string; password_hash: string; pepper_id: string }
-  /** The address is taken from an identity that never showed that it is theirs. */
-  releases?: true
+  /** The new account takes the address from an account that never verified it. */
+  releasesAddress?: true
 }
 
 /**
- * Redeems a mailed token for a membership and a session in it.
+ * Redeems a mailed token for a membership, and opens a session in that tenant.
  *
- * The token shows that the address is theirs. An identity that exists already proves itself by its bearer or its password
- * besides: a mail that was read by somebody else must not open an account. One that was never verified, and whose password is not
- * known either, yields the address: whoever registered it can't keep the person out who has the mailbox. Nothing else of it
- * changes hands.
+ * The token proves that the address belongs to the person. An existing account needs its bearer token or its password
+ * as well, so that a mail that somebody else reads does not open the account.
+ *
+ * An account that never verified its address loses the address to a person who has the token but not the password.
+ * Otherwise anybody could register a foreign address and keep its owner out. The new account gets nothing else of the
+ * old one.
  */
 export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest, reply: FastifyReply) {
   const token = app.oneTimeTokens.verify('invitation', request.body.token)
@@ -56,9 +58,9 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const token_seconds = revocationSeconds(app.config)
   const sid = await request.withTenant(
     async (trx) => {
-      // first, so that of many who accept at once all but one stop here
+      // comes first, so that of several concurrent requests only one goes on
       if (!(await useInvitation(trx, token))) return undefined
-      const released = acceptor.releases && (await releaseAddress(trx, email))
+      const released = acceptor.releasesAddress && (await releaseAddress(trx, email))
       if (acceptor.created) {
         const { id, created } = acceptor
         if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
@@ -66,9 +68,9 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
         if (!(await lockPerson(trx, acceptor.id, acceptor.password_version))) throw invalidCredentials()
         await verifyEmail(trx, acceptor.id)
       }
-      // thrown, it leaves the invitation as it was
+      // the throw rolls back, so the invitation can still be used
       if (!(await insertMember(trx, acceptor.id, role))) throw alreadyAMember()
-      // whatever was published when they left before is over
+      // replaces what was published when the person left the tenant earlier
       await publishMember(trx, acceptor.id, role, token_seconds)
       const session_seconds = app.config.sessionMaxAge
       const session_id = await openFirstSession(trx, { user_id: acceptor.id, session_seconds, token_seconds })
@@ -103,14 +105,14 @@ async function requireAcceptor(
     if (password === undefined) {
       throw invalidMembers([{ path: '/body/password', message: 'is required, or the bearer of this account' }])
     }
-    const identity = await findProven(app, request, reply, email, password)
+    const identity = await findByPassword(app, request, reply, email, password)
     if (identity) return { id: identity.id, password_version: identity.password_version }
-    const yields = found.email_verified_at === null && found.disabled_at === null && name !== undefined
-    if (!yields) {
+    const isReleasable = found.email_verified_at === null && found.disabled_at === null && name !== undefined
+    if (!isReleasable) {
       await app.accounts.failed(request, email)
       throw invalidCredentials()
     }
-    return { ...(await createAcceptor(app, request, email, name, password)), releases: true }
+    return { ...(await createAcceptor(app, request, email, name, password)), releasesAddress: true }
   }
 
   return createAcceptor(app, request, email, name, password)
@@ -140,8 +142,8 @@ async function createAcceptor(
   }
 }
 
-/** The identity of the address, if the password is its own. */
-async function findProven(
+/** Finds the account of the address, when the password is right and the account is not disabled. */
+async function findByPassword(
   app: FastifyInstance,
   request: FastifyRequest,
   reply: FastifyReply,

@@ -10,7 +10,7 @@ import { acceptInvitation } from './accept.ts'
 import { deleteInvitation, insertInvitation, isMember, listInvitations, renewInvitation } from './queries.ts'
 import { Acceptance, Invitation, InvitationId, InvitationInput, InvitationPage } from './schemas.ts'
 
-/** Admins invite people to their agency by e-mail. */
+/** Invitations by e-mail, which admins send. */
 const invitations: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'admin'
   const tags = ['people']
@@ -22,7 +22,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listInvitations',
         summary: 'Invitations that wait',
-        description: 'The newest first, also those whose time is over and those whose mail could not be delivered.',
+        description: 'The newest first, including invitations that have expired or whose mail was not delivered.',
         tags,
         querystring: PageQuery,
         response: { 200: InvitationPage }
@@ -47,7 +47,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
         description:
-          'The mail carries the token, which is good for seven days. Nobody invites to a role above their own, and who may no longer invite takes their invitations with them. How many mails a person may cause in a day, and how many one address may get, is limited over all agencies: `rate_limited`.',
+          'The mail carries the token, which is valid for seven days. Nobody can invite to a role above their own. When a person may no longer invite, their open invitations become invalid. The number of mails that one person causes in a day, and that one address gets, is limited over all agencies: `rate_limited`.',
         tags,
         body: InvitationInput,
         response: { 201: Invitation }
@@ -83,14 +83,14 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'resendInvitation',
         summary: 'Send an invitation again',
-        description: 'With a new token for another seven days; the one before stops being good.',
+        description: 'With a new token for another seven days. The previous token becomes invalid.',
         tags,
         params: InvitationId,
         response: { 202: Accepted }
       }
     },
     async (request, reply) => {
-      // so that nobody's mailbox is filled
+      // limits the mails to one address
       await app.attempts.countAccount(request, reply, `resend ${request.user.tenant_id} ${request.params.id}`)
       const renewed = await request.withTenant(async (trx) => {
         const invitation = await renewInvitation(trx, request.params.id)
@@ -114,7 +114,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'revokeInvitation',
         summary: 'Take an invitation back',
-        description: 'Its token stops being good at once.',
+        description: 'Its token becomes invalid at once.',
         tags,
         params: InvitationId,
         response: { 204: NoContent }
@@ -156,7 +156,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'acceptInvitation',
         summary: 'Accept an invitation',
         description:
-          'A new person sends `name` and `password`. Whoever has an account sends its bearer or its `password`; the bearer of another person is refused. An account whose address was never verified yields the address to whoever sends `name` and another `password`: it is closed, and its agencies stay without it. Send no `name` to sign in to it.',
+          'A new person sends `name` and `password`. A person with an account sends its bearer token or its `password`; the bearer token of another person is refused. When the address of an account was never verified, a request with `name` and a different `password` takes the address over: the old account is closed, and its agencies stay without it. Send no `name` to sign in to the old account.',
         tags,
         security: [{ bearer: [] }, {}],
         body: Acceptance,

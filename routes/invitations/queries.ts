@@ -17,7 +17,7 @@ type Row = {
   delivery: 'queued' | 'sent' | 'failed' | 'unknown'
 }
 
-/** Invitations that wait, the newest first. */
+/** Lists the open invitations, the newest first. */
 export const listInvitations = statement(
   'list_invitations',
   (_, $: { tenant_id: string; after_id: string; limit: number }) => sql<Row>`
@@ -47,8 +47,8 @@ export function isMember(trx: TenantTransaction, email: string) {
 }
 
 /**
- * Resolves to nothing when the address already holds an invitation that is good. One that is not any more makes room, under a new
- * generation, so that its token stays dead.
+ * Inserts an invitation. Resolves to undefined when the address already has a valid one. An invalid invitation is
+ * replaced under a new generation, so that its old token stays invalid.
  */
 export function insertInvitation(
   trx: TenantTransaction,
@@ -74,7 +74,10 @@ export function insertInvitation(
     .executeTakeFirst()
 }
 
-/** A new token and a new week, in the name of who asks; the one that was mailed before stops being good. */
+/**
+ * Renews an open invitation for a week, in the name of the current user. The new generation makes the previous token
+ * invalid.
+ */
 export function renewInvitation(trx: TenantTransaction, id: string) {
   return trx
     .updateTable('invitations')
@@ -100,7 +103,10 @@ export function deleteInvitation(trx: TenantTransaction, id: string) {
 
 export type OpenInvitation = { email: string; role: InvitableRole; good: boolean; suspended: boolean }
 
-/** The invitation of a token: whether it is still the newest one, unused, in time and vouched for. */
+/**
+ * Finds the invitation of a token. `good`: the token is the newest, unused and not expired, and its sender may still
+ * invite.
+ */
 export const findInvitation = statement(
   'find_invitation',
   (_, $: { tenant_id: string; id: string; generation: number }) => sql<OpenInvitation>`
@@ -111,7 +117,7 @@ export const findInvitation = statement(
   where i.tenant_id = ${$.tenant_id} and i.id = ${$.id}`
 )
 
-/** Uses the invitation up. False: somebody was faster, or it is no longer good. */
+/** Marks the invitation as accepted. False when another request was faster, or the invitation is no longer valid. */
 export async function useInvitation(
   trx: TenantTransaction,
   { id, generation }: { id: string; generation: number }
@@ -129,7 +135,7 @@ export async function useInvitation(
   return used !== undefined
 }
 
-/** The token came by mail, so the address is theirs. */
+/** Marks the address as verified: the person received the token by mail. */
 export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<void> {
   await trx
     .updateTable('users')
@@ -139,13 +145,16 @@ export async function verifyEmail(trx: TenantTransaction, userId: string): Promi
     .execute()
 }
 
-/** Whoever held the address without having shown that it is theirs holds it no more. Their id, if there was somebody. */
+/** Takes the address from an account that never verified it. Resolves to the id of that account, if there is one. */
 export async function releaseAddress(trx: TenantTransaction, email: string): Promise<string | undefined> {
   const { rows } = await sql<{ id: string | null }>`select release_address(${email}) as id`.execute(trx)
   return rows[0]?.id ?? undefined
 }
 
-/** False: the password has been changed since it was looked at, and with it every session has ended. */
+/**
+ * Locks a person against a concurrent password change. False when the password changed since it was checked; all
+ * sessions ended then.
+ */
 export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
   const person = await trx
     .selectFrom('users')

@@ -2,7 +2,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import { invitableRoles } from '../../src/auth/roles.ts'
 import { Email, Id, Name, Page, Password, StringEnum, Timestamp } from '../schemas.ts'
 
-// without a title: an enum of its own that shares words with `Role` is two constants of one name in Go
+// without a title: the Go generator would make a second enum with the same constant names as `Role`
 const InvitableRole = StringEnum(invitableRoles, { examples: ['member'] })
 
 export const InvitationInput = Type.Object(
@@ -13,11 +13,11 @@ export const InvitationInput = Type.Object(
 const Delivery = StringEnum(['queued', 'sent', 'failed', 'unknown'], {
   title: 'InvitationDelivery',
   description:
-    'Of the newest mail: `failed` when a mail server refused it for good or every try failed, so that the invitation must be sent again; `unknown` a month later',
+    'Delivery of the newest mail: `failed` when a mail server refused it for good or every attempt failed, so the invitation must be sent again; `unknown` after a month',
   examples: ['sent']
 })
 
-/** What a client sees. The token itself is mailed to the invitee and never returned. */
+/** An invitation as clients see it. The token is mailed to the invitee and never returned. */
 export const Invitation = Type.Object(
   {
     id: Id,
@@ -28,7 +28,7 @@ export const Invitation = Type.Object(
     expires_at: Timestamp,
     valid: Type.Boolean({
       description:
-        'Whether it can be accepted: it has not expired, and who invited may still invite. Sent again by somebody who may, it can.',
+        'Whether it can be accepted: it has not expired, and its sender may still invite. When another admin sends it again, it becomes valid.',
       examples: [true]
     }),
     delivery: Delivery

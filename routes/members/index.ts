@@ -27,7 +27,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listMembers',
         summary: 'The people of the agency',
-        description: 'In the order in which their accounts were made.',
+        description: 'In the order in which their accounts were created.',
         tags,
         querystring: PageQuery,
         response: { 200: MemberPage }
@@ -51,7 +51,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getMember',
         summary: 'One person of the agency',
-        description: 'People of other agencies answer like nobody.',
+        description: 'For people of other agencies the answer is the same as for an unknown id.',
         tags,
         params: UserId,
         response: { 200: Member }
@@ -73,7 +73,8 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'updateMember',
         summary: "Change a member's role",
-        description: 'Nobody changes or grants a role above their own. Tokens with the old role stop within a second.',
+        description:
+          'Nobody can change or grant a role above their own. Tokens with the old role become invalid within a second.',
         tags,
         params: UserId,
         body: MemberPatch,
@@ -122,7 +123,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endMemberSessions',
         summary: 'Sign a member out of this agency',
-        description: 'Their sessions in other agencies go on.',
+        description: 'Their sessions in other agencies stay open.',
         tags,
         params: UserId,
         response: { 204: NoContent }

@@ -4,7 +4,10 @@ import { catalogue, notFound, type ProblemKind } from '../../src/http/problems.t
 
 const Params = Type.Object({ code: Type.String({ maxLength: 64, examples: ['validation_failed'] }) })
 
-/** The pages that the `type` of a problem document leads to: on every host, since that of `tenant_not_found` is none of ours. */
+/**
+ * The pages behind the `type` of problem documents. They exist on every host: `tenant_not_found` is sent on hosts of no
+ * tenant.
+ */
 const problems: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:code',
@@ -28,7 +31,7 @@ const problems: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-/** Every text is the catalogue's own. */
+/** Renders a page. All texts come from the catalogue, so nothing needs escaping. */
 function page({ code, status, title, remedy }: ProblemKind): string {
   const marked = remedy.replaceAll(/`([^`]+)`/g, '<code>$1</code>')
   return `<!doctype html>

@@ -6,9 +6,10 @@ import { firstId } from '../../src/uuids.ts'
 type Line = { position: string; line: string }
 type Position = { tenant_id: string; after: string; limit: number }
 
+/** Rows that the export reads at a time. */
 const batch = 1000
 
-/** One table a statement, by the id that is its position; the text of each line is made in PostgreSQL. */
+/** One statement per table, ordered by id. PostgreSQL makes the text of each line. */
 const parts = [
   statement(
     'export_tenant',
@@ -45,7 +46,7 @@ const parts = [
     order by id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
-  // their bytes are fetched one by one; the sums tell whether all of them came
+  // without the bytes, which clients download file by file; `sha256` lets them check each download
   statement(
     'export_files',
     (_, $: Position) => sql<Line>`
@@ -71,7 +72,7 @@ const auditEvents = statement(
   { slow: true, replica: true }
 )
 
-/** All that belongs to the tenant of the request, a page at a time: memory stays flat however much there is. */
+/** Generates all lines of the tenant's data, page by page, so that memory stays flat for any amount of data. */
 export async function* exportLines(request: FastifyRequest): AsyncGenerator<string> {
   for (const part of parts) yield* linesOf(request, part, firstId)
   yield* linesOf(request, auditEvents, `-infinity ${firstId}`)

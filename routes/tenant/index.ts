@@ -20,7 +20,7 @@ import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
 import { Deletion, TenantPatch, Transfer } from './schemas.ts'
 
-/** The agency of the token. */
+/** The agency of the access token. */
 const tenant: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['tenant']
 
@@ -31,7 +31,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getTenant',
         summary: 'The agency',
-        description: 'The one that the token is for. `If-None-Match` saves the body.',
+        description: 'The agency of the access token. `If-None-Match` saves the body.',
         tags,
         headers: ReadConditions,
         response: { 200: Tenant, 304: NotModified }
@@ -58,7 +58,8 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'updateTenant',
         summary: 'Change the agency',
-        description: 'JSON merge patch, also of `settings`. `If-Match` refuses a change to what has changed meanwhile.',
+        description:
+          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read.',
         tags,
         headers: WriteConditions,
         body: TenantPatch,
@@ -97,7 +98,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'exportTenant',
         summary: 'Everything of the agency, one JSON document per line',
         description:
-          'Each line is `{"table": …, "row": …}`. Streamed; sessions and invitations without what is secret.',
+          'Each line is `{"table": …, "row": …}`. Streamed, without the secrets of sessions and invitations.',
         tags,
         response: {
           200: {
@@ -118,14 +119,15 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         asFile()
         return Readable.from([]) as never
       }
-      // read before the reply begins, so that a failure is a problem document and not half a file
+      // the first lines are read before the reply begins, so that a failure gives a problem document instead of a
+      // truncated file
       const lines = exportLines(request)
       const first = await lines.next()
       await request.withTenant((trx) =>
         recordAudit(trx, { action: 'tenant.exported', target_id: request.user.tenant_id })
       )
       asFile()
-      return Readable.from(continued(first, lines), { objectMode: false, highWaterMark: 64 * 1024 }) as never
+      return Readable.from(prepend(first, lines), { objectMode: false, highWaterMark: 64 * 1024 }) as never
     }
   )
 
@@ -136,7 +138,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'deleteTenant',
         summary: 'Delete the agency',
-        description: 'Suspended at once, purged later. Its slug in the body confirms that this one is meant.',
+        description: 'Suspends the agency at once and purges it later. The slug in the body confirms the deletion.',
         tags,
         body: Deletion,
         response: { 202: Accepted }
@@ -175,7 +177,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'transferTenant',
         summary: 'Hand the agency over',
-        description: 'That member becomes an owner and the caller an admin, in one step.',
+        description: 'The member becomes an owner and the caller becomes an admin, in one step.',
         tags,
         body: Transfer,
         response: { 204: NoContent }
@@ -194,20 +196,23 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-/** What was read already, and the rest. */
-async function* continued(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
+/** Yields the value that was read already, then the rest. */
+async function* prepend(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
   if (!first.done) yield first.value
   yield* rest
 }
 
-/** RFC 7396, one level into `settings`: what is absent stays, what is null goes. */
+/** Applies a JSON merge patch (RFC 7396), also inside `settings`: absent members stay, null removes a member. */
 function merge(before: { name: string; settings: TenantSettings }, patch: TenantPatch) {
   const settings: Record<string, unknown> = { ...before.settings, ...patch.settings }
   for (const [key, value] of Object.entries(settings)) if (value === null) delete settings[key]
   return { name: patch.name ?? before.name, settings: settings as TenantSettings }
 }
 
-/** Someone who joins meanwhile changes the page, but is no reason to refuse a change of the name. */
+/**
+ * Compares If-Match without the counts of members and bytes: a new member changes the ETag but must not block a change
+ * of the name.
+ */
 function matchesVersion(condition: string, row: { id: string; version: number }): boolean {
   const withoutCounts = condition.replaceAll(/"(\d+-[0-9a-f]{12})-\d+-\d+"/g, '"$1"')
   return matchesTag(withoutCounts, `"${tenantVersion(row)}"`)

@@ -3,7 +3,7 @@ import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { changeTenant } from '../../db/queries/tenant-status.ts'
 import type { TenantSettings } from '../../db/tables.ts'
 
-/** What a change is compared with; the tenant's row stays locked until the transaction ends. */
+/** Reads the tenant and locks its row until the transaction ends. */
 export function lockTenant(trx: TenantTransaction, tenantId: string) {
   return trx
     .selectFrom('tenants')
@@ -13,7 +13,7 @@ export function lockTenant(trx: TenantTransaction, tenantId: string) {
     .executeTakeFirst()
 }
 
-/** Writes the new state, and tells every process to forget what it remembers of this tenant. */
+/** Writes the name and the settings, and makes every process drop its cached copy of the tenant. */
 export function updateTenant(
   trx: TenantTransaction,
   tenantId: string,

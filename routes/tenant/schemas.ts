@@ -17,7 +17,7 @@ export const TenantPatch = Type.Object(
               maxItems: maxAllowedOrigins,
               uniqueItems: true,
               description:
-                'Origins that may call this agency from a browser, or from the web view of an app (`capacitor://localhost`); null removes them all',
+                'Origins that may call this agency from a browser or from the web view of an app (`capacitor://localhost`); null removes all',
               examples: [['https://app.acme.example']]
             })
           ),
@@ -41,7 +41,7 @@ export type TenantPatch = Static<typeof TenantPatch>
 
 export const Transfer = Type.Object({ user_id: Id }, { ...strict, title: 'Transfer' })
 
-/** The slug once more, so that nobody deletes the wrong one. */
+/** Confirms a deletion by the slug, so that nobody deletes the wrong agency. */
 export const Deletion = Type.Object(
   { slug: Type.String({ minLength: 1, maxLength: 63, examples: ['acme'] }) },
   { ...strict, title: 'Deletion' }

@@ -14,7 +14,7 @@ const TenantInput = Type.Object(
   { additionalProperties: false, title: 'TenantInput' }
 )
 
-/** More agencies for people who have an account. */
+/** Further agencies of people who have an account. */
 const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
@@ -24,7 +24,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',
         description:
-          'Use `POST /api/v1/auth/switch` to get tokens for it. How many a person may make in a day is limited: `rate_limited`.',
+          'Use `POST /api/v1/auth/switch` to get tokens for it. The number of agencies that a person creates in a day is limited: `rate_limited`.',
         tags: ['tenant'],
         body: TenantInput,
         response: { 201: Tenant }
@@ -38,7 +38,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
       const created = await request.createOnce(
         reply,
         async (trx) => {
-          await requireFewFoundings(trx)
+          await requireDailyAllowance(trx)
           if (!(await insertTenant(trx, { id: scope.tenant_id, ...request.body })))
             throw slugTaken({ detail: 'another agency has this slug' })
           await insertOwner(trx, scope.user_id)
@@ -56,8 +56,10 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
     }
   )
 
-  /** Throws `rate_limited` to who has made as many agencies in a day as they may, wherever and with whichever token. */
-  async function requireFewFoundings(trx: TenantTransaction): Promise<void> {
+  /**
+   * Throws `rate_limited` when the person has created TENANTS_PER_DAY agencies within a day, with any of their tokens.
+   */
+  async function requireDailyAllowance(trx: TenantTransaction): Promise<void> {
     const { tenantsPerDay } = app.config
     if (tenantsPerDay === 0) return
     const [wait] = await queryIn(trx, foundingWait, { daily_limit: tenantsPerDay })

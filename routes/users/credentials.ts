@@ -4,8 +4,10 @@ import { storedHash } from '../../src/auth/passwords.ts'
 import { invalidCredentials, sessionRevoked } from '../../src/http/problems.ts'
 
 /**
- * Demands the person's password once more before something grave, however good the token is. Throws `invalid_credentials`.
- * Guesses are counted like those at sign-in. Resolves to what was checked.
+ * Checks the person's password before a sensitive change, because a stolen token must not be enough for it. Attempts
+ * count like attempts to sign in. Resolves to the address and the version of the password that was checked.
+ *
+ * Throws `invalid_credentials`.
  */
 export async function requirePassword(
   app: FastifyInstance,

@@ -16,7 +16,7 @@ import { requirePassword } from './credentials.ts'
 import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
 import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
 
-/** The signed-in person: who they are, where they are signed in, and which agencies they belong to. */
+/** The signed-in person: profile, password, sessions and agencies. */
 const users: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'user'
   const tags = ['me']
@@ -30,7 +30,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getMe',
         summary: 'The signed-in person',
-        description: 'With the role in the tenant of the token. `If-None-Match` saves the body.',
+        description: 'With the role in the agency of the token. `If-None-Match` saves the body.',
         tags,
         headers: ReadConditions,
         response: { 200: User, 304: NotModified }
@@ -57,7 +57,8 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'updateMe',
         summary: 'Change the signed-in person',
-        description: 'JSON merge patch. `If-Match` refuses a change to what has changed meanwhile.',
+        description:
+          'JSON merge patch. `If-Match` refuses the change when the person has changed since they were read.',
         tags,
         headers: WriteConditions,
         body: UserPatch,
@@ -79,7 +80,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
             detail: { before: { name: before.name }, after: { name } }
           })
         }
-        // inside, so that the reply and its ETag are of this change and not of one that came right after
+        // inside the transaction, so that the reply and its ETag show this change and not a later one
         const [user] = await queryIn(trx, readUser, request.user)
         return user ?? 'gone'
       })
@@ -97,7 +98,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',
-        description: 'Sessions and memberships in all agencies end with it. An agency keeps at least one owner.',
+        description: 'Ends all sessions and memberships, in all agencies. An agency keeps at least one owner.',
         tags,
         body: Confirmation,
         response: { 204: NoContent }
@@ -183,7 +184,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endMyOtherSessions',
         summary: 'Sign out everywhere else',
-        description: 'Ends every session but this one; their access tokens stop within a second.',
+        description: 'Ends every session but this one. Their access tokens become invalid within a second.',
         tags,
         response: { 204: NoContent }
       }
@@ -202,7 +203,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endMySession',
         summary: 'Sign out on one device',
-        description: 'Ends the session, in whichever agency it is; its access tokens stop within a second.',
+        description: 'Ends the session, in any agency. Its access tokens become invalid within a second.',
         tags,
         params: SessionId,
         response: { 204: NoContent }
@@ -241,7 +242,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-/** What nobody should choose as a password: one's own name and the agency's. */
+/** The names that are refused as a password: the person's and the agency's. */
 async function namesOf(request: FastifyRequest): Promise<string[]> {
   const [[user], [tenant]] = await Promise.all([
     request.tenantQuery(readUser, request.user),
@@ -250,7 +251,10 @@ async function namesOf(request: FastifyRequest): Promise<string[]> {
   return [user?.name, tenant?.name].filter((name) => name !== undefined)
 }
 
-/** Changes exactly when the person or the membership does, and differs between the tenants of one person. */
+/**
+ * The ETag of a person. It changes exactly when the person or the membership does, and differs between the person's
+ * tenants.
+ */
 function userTag(user: { tenant_id: string; version: number; membership_version: number }): string {
   return `"${user.version}.${user.membership_version}-${user.tenant_id.slice(-12)}"`
 }

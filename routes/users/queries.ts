@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import type { PasswordHash } from '../../src/auth/passwords.ts'
 
-/** The versions behind the ETag of the signed-in person, whose row stays locked until the transaction ends. */
+/** Reads the name and the versions of the ETag, and locks the person's row until the transaction ends. */
 export function lockUser(trx: TenantTransaction, user: { tenant_id: string; user_id: string }) {
   return trx
     .selectFrom('memberships as m')
@@ -22,7 +22,7 @@ export async function renameUser(trx: TenantTransaction, userId: string, name: s
     .execute()
 }
 
-/** False: the password is no longer the one that was checked, and nothing was written. */
+/** Writes a new hash. False, without a write, when the password is no longer the one that was checked. */
 export async function changePassword(
   trx: TenantTransaction,
   userId: string,
@@ -38,7 +38,7 @@ export async function changePassword(
   return numUpdatedRows === 1n
 }
 
-/** Ends every session of the gate's user but this one, in all tenants, inside the transaction of the change. */
+/** Ends all sessions of the current user but `keep`, in all tenants, in the transaction of the password change. */
 export async function endOtherSessions(trx: TenantTransaction, keep: string, tokenSeconds: number): Promise<void> {
   await sql`select end_my_sessions(null, ${keep}, make_interval(secs => ${tokenSeconds}))`.execute(trx)
 }

@@ -1,11 +1,11 @@
 import { Command } from 'commander'
 
-/** What a command ends with that does not understand its words. */
+/** The exit code for unknown or missing arguments. */
 const exitUsage = 2
 
 /**
- * A command that is called as `npm run <name> --`. With `--help` it, and each of its subcommands, says what it is for and ends with
- * 0. Words and options that it does not know, or that are missing, are named on one line, and it ends with 2.
+ * Creates a command that is called as `npm run <name> --`. With `--help`, the command and each subcommand print their
+ * usage and exit with 0. Unknown or missing arguments are named on one line, and the command exits with 2.
  */
 export function createCommand(name: string, description: string): Command {
   const command = new Command(`npm run ${name} --`)
@@ -17,7 +17,7 @@ export function createCommand(name: string, description: string): Command {
       .configureOutput({
         outputError: (text, write) => write(`${text.trim().replaceAll('\n', ' ')}; --help says what there is\n`)
       })
-      // by the hook, which names them
+      // the hook refuses them and names the first
       .allowExcessArguments()
       .hook('preAction', (_, called) => {
         const [unknown] = called.args.slice(called.registeredArguments.length)
@@ -26,7 +26,7 @@ export function createCommand(name: string, description: string): Command {
   )
 }
 
-/** Reads the options of a command that has no subcommands and does its work afterwards. */
+/** Parses the options of a command without subcommands and without an action of its own. */
 export function readOptions<Options extends object>(command: Command): Options {
   return command
     .action(() => {})

@@ -4,19 +4,19 @@ import { openStore } from '../files/store/open.ts'
 import { createCommand } from './command.ts'
 import { operate, Refusal } from './operator.ts'
 
-/** Lines for what does not match go to stdout, and what it comes to to stderr. */
+/** Writes one line per mismatch to stdout. The summary goes to stderr. */
 const say = (line: string) => void process.stdout.write(`${line}\n`)
 
-const command = createCommand('files', 'Holds what lies in the store of files against the rows of the database.')
+const command = createCommand('files', 'Compares the store of files with the rows of the database.')
 
 command
   .command('compare')
   .description(
-    'Compares the rows of files with what lies in the store, one line for each that does not match: after a restore of one of the two, say. Servers may go on working meanwhile.'
+    'Compares the rows of files with the objects in the store, and prints one line for each mismatch. Use it after a restore of the database or of the store. Servers may run meanwhile.'
   )
   .option(
     '--repair',
-    'give up files whose bytes are lost (their agencies read so in their audit logs), remove objects that no row refers to, and count again where a count is wrong',
+    'remove files whose bytes are lost (with an event in the audit log of their agency), remove objects without a row, and correct wrong counts',
     false
   )
   .action(({ repair }: { repair: boolean }) => compare({ repair }))
@@ -24,7 +24,7 @@ command
 command
   .command('accept-store')
   .description(
-    'Compares too, and then takes the store for this database: the sweep goes on, and removes the objects that belong to no row. Every other database that uses the store stops to sweep it.'
+    'Compares as well, and then marks the store as the store of this database: the sweep continues and removes the objects without a row. Every other database that uses the store stops sweeping it.'
   )
   .action(() => compare({ repair: false, accept: true }))
 

@@ -1,12 +1,13 @@
 import { migrate, setAuditRetention } from '../../db/migrate.ts'
-import { InvalidConfiguration, readMigrationConfig } from '../config/config.ts'
+import { readMigrationConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
+import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
 import { createCommand } from './command.ts'
 import { end } from './operator.ts'
 
 /*
- * A job of its own: the processes that serve then need no owner credentials.
+ * Migrates as a separate job, so that the serving processes need no credentials of the owner.
  */
 
 const help = `

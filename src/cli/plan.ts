@@ -1,7 +1,7 @@
 import { InvalidArgumentError } from 'commander'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { listPlans, type PlanLimits, setPlan } from '../../db/queries/plans.ts'
-import { rate, size, Unreadable } from '../config/config.ts'
+import { InvalidValue, rate, size } from '../config/value-readers.ts'
 import { createCommand } from './command.ts'
 import { operate } from './operator.ts'
 
@@ -10,26 +10,29 @@ type Change = {
   storage?: Pick<PlanLimits, 'storage_quota'>
 }
 
-const command = createCommand('plan', 'Lists, makes and changes plans. Every process knows within a second.')
+const command = createCommand(
+  'plan',
+  'Lists, creates and changes plans. A change takes effect in every process within a second.'
+)
 
 command.command('list').description('Lists all plans, and how many agencies have each.').action(list)
 
 command
   .command('set <name>')
-  .description('Makes a plan, or changes one. What is not named stays as it is.')
-  .option('--requests <count/time>', '60000/1m; 0 is no limit, "default" as the settings say', reading(rateOf))
-  .option('--storage <size>', '100GiB; "default" as the settings say', reading(quotaOf))
+  .description('Creates a plan, or changes one. Limits without an option stay as they are.')
+  .option('--requests <count/time>', '60000/1m; 0 is no limit, "default" as the settings say', optionParser(rateOf))
+  .option('--storage <size>', '100GiB; "default" as the settings say', optionParser(quotaOf))
   .action(set)
 
 await command.parseAsync()
 
-/** A reader of the settings as one of the command line. */
-function reading<T>(read: (text: string) => T) {
+/** Turns a reader of settings into a parser of command-line options. */
+function optionParser<T>(read: (text: string) => T) {
   return (text: string): T => {
     try {
       return read(text)
     } catch (err) {
-      if (err instanceof Unreadable) throw new InvalidArgumentError(`It ${err.message}.`)
+      if (err instanceof InvalidValue) throw new InvalidArgumentError(`It ${err.message}.`)
       throw err
     }
   }

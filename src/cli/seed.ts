@@ -3,7 +3,6 @@ import { closeSync, openSync, writeFileSync } from 'node:fs'
 import { InvalidArgumentError } from 'commander'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
-import { v7 as uuidv7 } from 'uuid'
 import { type EmbeddedServer, findEmbeddedUrl, startEmbedded } from '../../db/embedded.ts'
 import { FolderInUse } from '../../db/folder-lock.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
@@ -18,30 +17,26 @@ import redis from '../../plugins/infrastructure/redis.ts'
 import metrics from '../../plugins/observability/metrics.ts'
 import tenants from '../../plugins/tenancy/tenants.ts'
 import type { PasswordHash } from '../auth/passwords.ts'
-import type { Role } from '../auth/roles.ts'
 import type { Config } from '../config/config.ts'
 import { serializeError } from '../error-log.ts'
 import { describe } from '../error-text.ts'
 import { onSignals } from '../signals.ts'
 import { createCommand, readOptions } from './command.ts'
 import { end, readSettings } from './operator.ts'
+import { type Agency, inBatches, type Plan, planAgencies } from './seed-plan.ts'
 
 /*
- * Everybody gets the same password, made for this run, and the very same hash of it: a hash of its own for each would take an
- * hour of CPU for 100,000 people.
+ * Fills a database with agencies and people for load tests. All people share one password, made for this run, and one
+ * hash of it: a separate hash for each of 100,000 people would take an hour of CPU time.
  */
 
-type Person = { id: string; email: string; name: string; role: Role; session_id: string | null }
-type Agency = { id: string; slug: string; name: string; people: Person[] }
-
-/** People a transaction: each of them is an insert of its own, and a statement of the server's pool ends after 3 s. */
-const batchSize = 500
 const maxPeople = 5000
 const writers = 4
 
 /*
- * Row security stays on: a person is inserted by their own act, an agency's rows inside that agency. So the settings of the
- * gate move along from row to row, in one statement, because a round trip for each would take most of the time.
+ * Row security stays on: each person is inserted as that person, and each agency's rows inside that agency. So the
+ * statement changes the gate's settings (`app.tenant_id`, `app.user_id`) from row to row. One statement does it all,
+ * because a round trip for each row would take most of the time.
  */
 const insertAgencies = `
 do $$
@@ -66,7 +61,7 @@ begin
   end loop;
 end $$`
 
-const say = (line: string) => void process.stderr.write(`${line}\n`)
+const log = (line: string) => void process.stderr.write(`${line}\n`)
 
 function count(max: number) {
   return (text: string): number => {
@@ -100,7 +95,7 @@ function readArguments() {
         'how many people are signed in, spread over all agencies (default: all)',
         count(1_000_000)
       )
-      .option('--tokens <file>', 'where the tokens of who is signed in are written')
+      .option('--tokens <file>', 'the file for the tokens of the people who are signed in')
       .option('--name <name>', 'agencies are <name>-1, <name>-2, …; a name is used once', prefix, 'load')
       .option('--yes-production', 'with NODE_ENV=production it refuses without this', false)
   )
@@ -111,15 +106,18 @@ function readArguments() {
     sessions: Math.min(sessions ?? people, people),
     file: tokens,
     name,
-    bold: yesProduction
+    allowsProduction: yesProduction
   }
 }
 
-/** A database that was named, that of a running server, or one that runs for as long as this does. */
+/**
+ * Finds the database: DATABASE_URL, the embedded server of a running process, or an embedded server for the time of
+ * this run.
+ */
 async function findDatabase(config: Config): Promise<{ url: string; embedded?: EmbeddedServer }> {
   if (config.databaseUrl) return { url: config.databaseUrl }
   try {
-    const embedded = await startEmbedded(config.dataDir, { progress: say })
+    const embedded = await startEmbedded(config.dataDir, { progress: log })
     await migrate(embedded.url('aggios_owner'))
     return { url: embedded.url('aggios_app'), embedded }
   } catch (err) {
@@ -129,7 +127,7 @@ async function findDatabase(config: Config): Promise<{ url: string; embedded?: E
   }
 }
 
-/** What the server signs, hashes and queries with, and nothing that works in the background. */
+/** Loads the plugins of the server that sign, hash and query, without those that work in the background. */
 async function openProduct(config: Config): Promise<FastifyInstance> {
   const app = Fastify({ logger: { level: 'warn', serializers: { err: (err: unknown) => serializeError(err) } } })
   app.register(configPlugin, { config })
@@ -145,47 +143,6 @@ async function openProduct(config: Config): Promise<FastifyInstance> {
   return app
 }
 
-type Plan = Omit<ReturnType<typeof readArguments>, 'file' | 'bold'>
-
-/** Agencies one after the other, of the same size; of the people every n-th is signed in. */
-function* planAgencies({ agencies, people, sessions, name }: Plan): Generator<Agency> {
-  const total = agencies * people
-  let made = 0
-  for (let number = 1; number <= agencies; number++) {
-    const slug = `${name}-${number}`
-    yield {
-      id: uuidv7(),
-      slug,
-      name: `Agency ${number}`,
-      people: Array.from({ length: people }, (_, index) => {
-        const turn = made++
-        const signedIn = Math.floor(((turn + 1) * sessions) / total) > Math.floor((turn * sessions) / total)
-        return {
-          id: uuidv7(),
-          email: `user${index + 1}@${slug}.example`,
-          name: `User ${index + 1} of ${slug}`,
-          role: index === 0 ? 'owner' : index === 1 ? 'admin' : 'member',
-          session_id: signedIn ? uuidv7() : null
-        }
-      })
-    }
-  }
-}
-
-function* inBatches(agencies: Iterable<Agency>): Generator<Agency[]> {
-  let batch: Agency[] = []
-  let people = 0
-  for (const agency of agencies) {
-    batch.push(agency)
-    people += agency.people.length
-    if (people < batchSize) continue
-    yield batch
-    batch = []
-    people = 0
-  }
-  if (batch.length > 0) yield batch
-}
-
 async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: PasswordHash): Promise<void> {
   const expires_at = new Date(Date.now() + app.config.sessionMaxAge * 1000)
   const facts = JSON.stringify({ ...hash, expires_at, agencies })
@@ -197,9 +154,11 @@ async function insertBatch(app: FastifyInstance, agencies: Agency[], hash: Passw
 
 type TokenFile = { add(app: FastifyInstance, agency: Agency): void; close(): void }
 
-/** One line a person, so that a load generator without a JSON parser can read the file too. */
+/**
+ * Writes the tokens as JSON with one line per person, so that a load generator without a JSON parser can read them too.
+ */
 function createTokenFile(path: string, password: string): TokenFile {
-  // whoever reads it is these people
+  // readable by the owner only: a reader of the file can act as these people
   const file = openSync(path, 'w', 0o600)
   let separator = ''
   writeFileSync(file, `{"password":${JSON.stringify(password)},"users":[\n`)
@@ -224,15 +183,15 @@ function createTokenFile(path: string, password: string): TokenFile {
 
 function createProgress(total: number): (made: number) => void {
   const startedAt = Date.now()
-  let saidAt = startedAt
+  let loggedAt = startedAt
   return (made) => {
-    if (made < total && Date.now() - saidAt < 1000) return
-    saidAt = Date.now()
-    say(`${made} of ${total} people after ${((saidAt - startedAt) / 1000).toFixed(1)} s`)
+    if (made < total && Date.now() - loggedAt < 1000) return
+    loggedAt = Date.now()
+    log(`${made} of ${total} people after ${((loggedAt - startedAt) / 1000).toFixed(1)} s`)
   }
 }
 
-/** The first SIGINT or SIGTERM ends the seeding after the batches that are under way; a later one ends the process. */
+/** The first SIGINT or SIGTERM ends the seeding after the running batches. A later signal exits the process. */
 function endOnSignal(): AbortSignal {
   const ended = new AbortController()
   onSignals(
@@ -242,14 +201,14 @@ function endOnSignal(): AbortSignal {
   return ended.signal
 }
 
-/** Resolves to how many people there are now: fewer than planned when it was ended. */
+/** Inserts the planned agencies. Resolves to the number of people inserted, which is smaller after a signal. */
 async function seed(app: FastifyInstance, plan: Plan, password: string, file?: TokenFile): Promise<number> {
   const ended = endOnSignal()
   const hash = await app.passwords.hash(password)
   const progress = createProgress(plan.agencies * plan.people)
   const batches = inBatches(planAgencies(plan))
   let made = 0
-  // all take from the one iterator, each what comes next when it is free
+  // the writers share one iterator: each takes the next batch when it is free
   const write = async () => {
     for (const batch of batches) {
       await insertBatch(app, batch, hash)
@@ -271,17 +230,17 @@ async function fill(app: FastifyInstance): Promise<void> {
   }
   const password = randomBytes(12).toString('base64url')
   const tokenFile = file === undefined ? undefined : createTokenFile(file, password)
-  // one that ended early leaves a file that can be read
+  // closed after an early end too, so that the file is valid JSON
   const made = await seed(app, plan, password, tokenFile).finally(() => tokenFile?.close())
-  say(`everybody's password is ${password}: one hash, shared by all`)
+  log(`everybody's password is ${password}: one hash, shared by all`)
   if (made < plan.agencies * plan.people) {
     throw new Error(`ended early: ${made} people are there and stay; the next seeding wants another --name`)
   }
 }
 
-const { file, bold, ...plan } = readArguments()
+const { file, allowsProduction, ...plan } = readArguments()
 const config = readSettings()
-if (config.nodeEnv === 'production' && !bold) {
+if (config.nodeEnv === 'production' && !allowsProduction) {
   end(78, 'this is production: --yes-production fills it with people who all have one password')
 }
 let embedded: EmbeddedServer | undefined
@@ -292,7 +251,7 @@ try {
   app = await openProduct({ ...config, databaseUrl: database.url, databasePool: writers })
   await fill(app)
 } catch (err) {
-  say(describe(err))
+  log(describe(err))
   process.exitCode = 1
 } finally {
   await app?.close()

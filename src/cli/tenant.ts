@@ -13,19 +13,19 @@ const acts = {
   resume: { status: 'active', action: 'tenant.resumed' }
 } as const
 
-const command = createCommand('tenant', 'Changes an agency, in force everywhere within a second.')
+const command = createCommand('tenant', 'Changes an agency. A change takes effect in every process within a second.')
 
 command
   .command('suspend <slug>')
-  .description('Its people get 403, everybody else 404.')
+  .description('Suspends an agency: its members get 403, everybody else gets 404.')
   .action((slug: string) => setStatus(slug, 'suspend'))
 
 command
   .command('resume <slug>')
-  .description('Lets it work again; also one that was deleted, until it is purged.')
+  .description('Ends the suspension. Also restores a deleted agency until it is purged.')
   .action((slug: string) => setStatus(slug, 'resume'))
 
-command.command('plan <slug> <plan>').description('Its limits are those of the plan.').action(setPlan)
+command.command('plan <slug> <plan>').description('Sets the plan of an agency, and with it its limits.').action(setPlan)
 
 await command.parseAsync()
 

@@ -1,21 +1,26 @@
 import { readFileSync } from 'node:fs'
-import { type Environment, InvalidConfiguration } from './config.ts'
+import type { Environment } from './environment.ts'
+import { InvalidConfiguration } from './invalid-configuration.ts'
 
-/** A line that Node reads as nothing, or as a name and its value, which may go on over lines when it is quoted. */
+/**
+ * Matches what Node accepts in a `.env` file: an empty line, a comment, or NAME=value. A quoted value may span several
+ * lines.
+ */
 const line =
   /[ \t]*(?:(?:export[ \t]+)?[A-Za-z_]\w*[ \t]*=[ \t]*(?:"[^"]*"|'[^']*'|`[^`]*`|[^\s"'`#][^\n]*)?[ \t]*)?(?:#[^\n]*)?(?:\n|$)/y
 
 /**
- * The environment of the process with what the file `.env` of the working directory adds: what is set already wins, also when it
- * is empty. Without such a file it is the environment as it was.
+ * Returns the environment of the process, completed from the file `.env` of the working directory where there is one. A
+ * variable that is set already wins over the file, also when it is empty.
  *
- * Throws InvalidConfiguration for a file that can't be read, is empty, or has a line that Node would skip in silence: a server
- * that starts without its settings would be another server. The message repeats nothing of the file, which holds secrets.
+ * Throws InvalidConfiguration for a file that can't be read, is empty, or has a line that Node would skip in silence,
+ * because a server must not start without some of its settings. The message quotes nothing of the file, which holds
+ * secrets.
  */
 export function readEnvironment(): Environment {
   const text = readText()
   if (text !== undefined) {
-    refuseBroken(text)
+    requireWellFormed(text)
     process.loadEnvFile()
   }
   return process.env
@@ -33,7 +38,7 @@ function readText(): string | undefined {
   }
 }
 
-function refuseBroken(text: string): void {
+function requireWellFormed(text: string): void {
   if (text.trim() === '') throw new InvalidConfiguration(['.env: is empty: copy .env.example to it, or remove it'])
   for (line.lastIndex = 0; line.lastIndex < text.length; ) {
     const start = line.lastIndex

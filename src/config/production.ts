@@ -1,4 +1,4 @@
-/** What production is run with, as far as it can be too weak for it. */
+/** The settings that production checks. */
 export type ProductionSettings = {
   databaseUrl: string | undefined
   databaseOwnerUrl: string | undefined
@@ -15,10 +15,10 @@ export type ProductionSettings = {
 
 const minSecretBytes = 32
 const exampleValue = /change.?me|example|replace|insert|your.?(?:secret|key|pepper)|secret.?key|password|^(.)\1*$/i
-/** A random value of 32 bytes has more, in whatever alphabet it is written. */
-const minCharacters = 8
+/** Distinct characters in a secret. 32 random bytes have more, in hex, base64 and any other alphabet. */
+const minDistinctCharacters = 8
 
-/** Everything for which production must not start; each line begins with the name of the setting. */
+/** Lists the reasons why production must not start. Each line begins with the name of the setting. */
 export function productionProblems(config: ProductionSettings): string[] {
   const { databaseUrl, databaseOwnerUrl, databaseReplicaUrl } = config
   return [
@@ -48,14 +48,16 @@ function weakSecrets(secrets: Record<string, string[] | undefined>): string[] {
   })
 }
 
-/** Of few characters, the same piece over and over, or characters in their order. */
+/** Tells whether a secret has few distinct characters, repeats one piece, or is mostly a sequence such as `abcd`. */
 function isGuessable(value: string): boolean {
   const steps = Array.from({ length: value.length - 1 }, (_, i) => value.charCodeAt(i + 1) - value.charCodeAt(i))
   const ordered = steps.filter((step) => Math.abs(step) <= 1).length
-  return new Set(value).size < minCharacters || /^(.{1,20}?)\1+$/.test(value) || ordered > (steps.length * 3) / 4
+  return (
+    new Set(value).size < minDistinctCharacters || /^(.{1,20}?)\1+$/.test(value) || ordered > (steps.length * 3) / 4
+  )
 }
 
-/** Whoever learns one secret must not have learned another. */
+/** Finds secrets that have the same value: a leak of one secret must not reveal another. */
 function sharedSecrets({ jwtSecret = [], passwordPepper = [], s3SecretKey }: ProductionSettings): string[] {
   const others = new Set([...jwtSecret, s3SecretKey])
   const isShared = passwordPepper.some((value) => others.has(value))
@@ -67,7 +69,7 @@ function sharedSecrets({ jwtSecret = [], passwordPepper = [], s3SecretKey }: Pro
   ]
 }
 
-/** The databases that are reached over a network without TLS, or with one that trusts any certificate. */
+/** Names the databases that are reached over a network without TLS, or with TLS that accepts any certificate. */
 export function unencryptedDatabases(urls: Record<string, string | undefined>): string[] {
   return Object.entries(urls)
     .filter(([, url]) => url && !isPrivateDatabase(new URL(url)))
@@ -77,23 +79,26 @@ export function unencryptedDatabases(urls: Record<string, string | undefined>): 
 function isPrivateDatabase(url: URL): boolean {
   const host = url.searchParams.get('host') ?? url.hostname
   if (host === '' || host.startsWith('/') || isLoopback(host)) return true
-  // `require` verifies today and will not in the driver's next version; libpq's meaning of it never does
+  // `require` is not enough: today's driver verifies the certificate, its next version will not, and libpq never does
   const mode = url.searchParams.get('sslmode') ?? ''
   return ['verify-ca', 'verify-full'].includes(mode) && !url.searchParams.has('uselibpqcompat')
 }
 
-/** What carries passwords, tokens or files of people in the clear to a host that is not on this machine or beside it. */
+/**
+ * Lists the services that get passwords, tokens or files unencrypted and are on another host, outside this container
+ * network.
+ */
 function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: ProductionSettings): string[] {
   const problems: string[] = []
   const isPlain = (url: string | undefined, protocol: string) =>
-    url !== undefined && new URL(url).protocol === protocol && !isBeside(new URL(url).hostname)
+    url !== undefined && new URL(url).protocol === protocol && !isNearby(new URL(url).hostname)
   if (isPlain(redisUrl, 'redis:')) problems.push('REDIS_URL: must begin with rediss:// to another host in production')
-  // without requireTLS whoever stands between can say that there is no TLS
+  // without requireTLS an attacker on the network can remove STARTTLS from the server's answer
   if (isPlain(smtpUrl, 'smtp:') && new URL(smtpUrl as string).searchParams.get('requireTLS') !== 'true') {
     problems.push('SMTP_URL: must begin with smtps://, or end with ?requireTLS=true, to another host in production')
   }
   if (isPlain(s3Endpoint, 'http:')) problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
-  // its links carry what accepts an invitation
+  // the links in mails carry invitation tokens
   const link = appUrl?.replaceAll('{slug}', 'acme')
   if (isPlain(link, 'http:') && !new URL(link as string).hostname.endsWith('.localhost')) {
     problems.push('APP_URL: must begin with https:// in production')
@@ -101,7 +106,7 @@ function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: Producti
   return problems
 }
 
-/** This machine, or a name of one word: what a network of containers calls its members, and no name of the Internet. */
-const isBeside = (host: string) => isLoopback(host) || /^[a-z0-9_-]+$/i.test(host)
+/** This machine, or a host name without a dot. Container networks use such names; the public DNS does not. */
+const isNearby = (host: string) => isLoopback(host) || /^[a-z0-9_-]+$/i.test(host)
 
 export const isLoopback = (host: string) => /^(localhost|127\.[\d.]+|\[?::1\]?)$/.test(host)

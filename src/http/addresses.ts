@@ -1,11 +1,11 @@
 import { BlockList, isIP, SocketAddress } from 'node:net'
 
-/** Longer than an address with brackets, zone and port can be. */
+/** An upper bound for an address with brackets, zone and port. */
 const maxLength = 100
 
 /**
- * The address in what a socket or a proxy says of a peer, always spelled the same; undefined: there is none in it. Brackets, port
- * and zone are left out, and IPv4 within IPv6 is IPv4.
+ * Reads the IP address of a peer from a socket or a proxy's header, and returns it in one canonical spelling. Brackets,
+ * port and zone are dropped, and an IPv4-mapped IPv6 address becomes IPv4. Undefined when the text holds no address.
  */
 export function readAddress(text: string | undefined): string | undefined {
   if (text === undefined || text.length > maxLength) return undefined
@@ -18,7 +18,7 @@ export function readAddress(text: string | undefined): string | undefined {
   return /^::ffff:([\d.]+)$/.exec(address)?.[1] ?? address
 }
 
-/** Whether a hop is one of the proxies in these addresses and ranges, with whatever port it is written. */
+/** Returns a test for whether a hop, with or without a port, is in one of these addresses and CIDR ranges. */
 export function createProxyTrust(ranges: readonly string[]): (hop: string) => boolean {
   const proxies = new BlockList()
   for (const range of ranges) {

@@ -1,11 +1,13 @@
 export type ByteRange = { start: number; end: number }
 
 /**
- * What a Range header asks of an object (RFC 9110, 14). Several ranges, other units and what can't be read are ignored, as a
- * server may: undefined, and the whole is sent. So is an empty object to who asks for its last bytes: that can be satisfied (14.1.2)
- * but no Content-Range can say so.
+ * Parses a Range header for an object of `size` bytes (RFC 9110, 14). Undefined means that the whole object is sent:
+ * without a header, and for several ranges, other units and malformed headers, which a server may ignore.
+ *
+ * A suffix range (`bytes=-5`) of an empty object gives undefined as well. The range is satisfiable (14.1.2), but no
+ * Content-Range can express it.
  */
-export function findRange(header: string | undefined, size: number): ByteRange | 'unsatisfiable' | undefined {
+export function parseRange(header: string | undefined, size: number): ByteRange | 'unsatisfiable' | undefined {
   const [, first = '', last = ''] = /^bytes=(\d{0,15})-(\d{0,15})$/i.exec(header ?? '') ?? []
   if (first === '' && last === '') return undefined
   if (first === '' && size === 0 && Number(last) > 0) return undefined

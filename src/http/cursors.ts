@@ -3,11 +3,17 @@ import { deriveKey, type KeyRing } from '../auth/keys.ts'
 import { invalidCursor } from './problems.ts'
 
 export type Cursors = {
-  /** `scope` is everything that a cursor must not be carried over: the list, the tenant, the user, the filters. */
+  /** Makes a cursor that is valid for one `scope` only: the list with its tenant, user and filters. */
   issue(scope: string, position: readonly string[]): string
-  /** The position that was issued for the same scope; nothing without a cursor. Throws `invalid_cursor` for anything else. */
+  /**
+   * Returns the position in a cursor of this scope; empty without a cursor. Throws `invalid_cursor` for any other
+   * cursor.
+   */
   require(scope: string, cursor: string | undefined): string[]
-  /** A page of at most `limit` out of one row more, which only shows that there is a next page. */
+  /**
+   * Makes a page of at most `limit` rows. The caller reads `limit + 1` rows: the extra row shows that there is a next
+   * page.
+   */
   page<Row>(
     scope: string,
     rows: readonly Row[],
@@ -18,7 +24,10 @@ export type Cursors = {
 
 const macSize = 16
 
-/** Opaque keyset cursors under an HMAC: a client can neither read another list with one nor forge a position. */
+/**
+ * Makes opaque keyset cursors with an HMAC, so that a client can neither forge a position nor use a cursor for another
+ * list.
+ */
 export function createCursors(ring: KeyRing): Cursors {
   const macKeys = [...ring.byId.values()].map((key) => deriveKey(key.secret, 'cursor'))
   const sign = (key: KeyObject, scope: string, position: Buffer) =>

@@ -1,18 +1,19 @@
 type TenantState = { id: string; version: number; members: number; storage_bytes: number }
 
-/** The tag of a tenant: the first part changes with what can be written, the others with what is counted. */
+/** The ETag of a tenant: its version and id, then its counts of members and of stored bytes. */
 export function tenantTag({ id, version, members, storage_bytes }: TenantState): string {
   return `"${tenantVersion({ id, version })}-${members}-${storage_bytes}"`
 }
 
-/** The part of the tag that changes with the tenant's own row. */
+/** The part of a tenant's ETag that changes only when the tenant's own row does. */
 export const tenantVersion = ({ id, version }: { id: string; version: number }) => `${version}-${id.slice(-12)}`
 
 /**
- * Whether If-None-Match or If-Match names the tag: `*`, or a list of tags (RFC 9110, 8.8.3), `W/` or not.
+ * Tells whether If-None-Match or If-Match names the tag: `*`, or a list of strong or weak tags (RFC 9110, 8.8.3).
  *
- * RFC 9110 wants If-Match compared strongly. A proxy that compresses replies makes tags weak, though, and every conditional change
- * behind it would be refused for ever. Our tags change with each change of what they stand for, so a weak one is as good.
+ * RFC 9110 asks for a strong comparison of If-Match. But a proxy that compresses replies makes their tags weak, and
+ * behind it every conditional change would be refused. Our tags change with every change of the resource, so a weak
+ * comparison is safe.
  */
 export function matchesTag(header: string, tag: string): boolean {
   if (header.trim() === '*') return true

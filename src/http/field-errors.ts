@@ -1,12 +1,12 @@
 import type { ErrorObject } from 'ajv'
 import { type FieldError, type Problem, validationFailed } from './problems.ts'
 
-/** What a schema says of its pattern or format, as a sentence that goes on after the name of the member. */
-export const sentenceKeyword = 'x-message'
+/** The schema keyword with the message for a failed pattern or format. The message follows the name of the member. */
+export const messageKeyword = 'x-message'
 
 export const notOneLine = 'must be one line of text, without control characters'
 
-/** More than this many complaints about one request help nobody. */
+/** The most validation errors that one reply lists. */
 export const maxFieldErrors = 100
 
 const types: Record<string, string> = {
@@ -26,25 +26,28 @@ const formats: Record<string, string> = {
   'web-origin': 'must be an origin such as https://app.example.com; only in development it may be of http'
 }
 
-/** Refuses a request for all that is wrong with its members. The first failure is the detail too. */
+/** Makes a `validation_failed` problem from field errors. The first error is also the `detail`. */
 export function invalidMembers(errors: FieldError[], cause?: unknown): Problem {
   const [first] = errors
   return validationFailed({ errors, ...(first && { detail: `${first.path.slice(1)} ${first.message}` }), cause })
 }
 
-/** The failures that a validator found in a part of a request (`body`, `params`, `querystring` or `headers`), each once. */
+/**
+ * Converts a validator's errors about one part of a request (`body`, `params`, `querystring`, `headers`), without
+ * duplicates.
+ */
 export function fieldErrors(found: readonly Partial<ErrorObject>[], part: string): FieldError[] {
   const root = part === 'querystring' ? '/query' : `/${part}`
   const errors = found.slice(0, maxFieldErrors).map((error): FieldError => {
     const member = error.params?.missingProperty ?? error.params?.additionalProperty
     const end = typeof member === 'string' ? `/${escapePointer(member)}` : ''
-    return { path: `${root}${error.instancePath ?? ''}${end}`, message: sentence(error) }
+    return { path: `${root}${error.instancePath ?? ''}${end}`, message: errorMessage(error) }
   })
   return [...new Map(errors.map((error) => [`${error.path} ${error.message}`, error])).values()]
 }
 
-/** What a validator complains about, in words that need no knowledge of JSON Schema. */
-export function sentence({ keyword, params = {}, parentSchema, message }: Partial<ErrorObject>): string {
+/** The message for a validation error, in words that need no knowledge of JSON Schema. */
+export function errorMessage({ keyword, params = {}, parentSchema, message }: Partial<ErrorObject>): string {
   const { limit } = params
   switch (keyword) {
     case 'required':
@@ -74,11 +77,11 @@ export function sentence({ keyword, params = {}, parentSchema, message }: Partia
       return 'must not have an item twice'
     case 'pattern':
     case 'format':
-      return parentSchema?.[sentenceKeyword] ?? formats[params.format] ?? 'is not written as it should be'
+      return parentSchema?.[messageKeyword] ?? formats[params.format] ?? 'is not written as it should be'
     default:
       return message ?? 'is not valid'
   }
 }
 
-/** RFC 6901. */
+/** Escapes a member's name for a JSON pointer (RFC 6901). */
 const escapePointer = (member: string) => member.replaceAll('~', '~0').replaceAll('/', '~1').slice(0, 100)

@@ -1,8 +1,11 @@
 import { StoreFailure } from '../files/store/object-store.ts'
 import { malformedRequest, Problem } from './problems.ts'
 
-/** What can't be read is the sender's mistake, unless it is known to be something else. */
-export async function readable<T>(read: () => Promise<T>): Promise<T> {
+/**
+ * Runs a read of a multipart form. A parser's error becomes `malformed_request`; problems and failures of the store
+ * stay.
+ */
+export async function readFormData<T>(read: () => Promise<T>): Promise<T> {
   try {
     return await read()
   } catch (err) {

@@ -1,16 +1,19 @@
 import { isIP } from 'node:net'
 
-/** What a Host header names. `unknown` is a host that this server does not serve; undefined stands for malformed. */
+/** The meaning of a Host header. `unknown` is a host that this server does not serve. */
 export type HostName = { kind: 'tenant'; slug: string } | { kind: 'general' } | { kind: 'unknown' }
 
 const general: HostName = { kind: 'general' }
 const unknown: HostName = { kind: 'unknown' }
 const wellFormed = /^(?:\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?\.?)(?::([0-9]{1,5}))?$/
 
-/** Whether a name, in lower case and without its port, means the general host besides those that the base domain makes. */
+/** Tells whether a host name, in lower case and without a port, is a general host outside the base domain. */
 export type IsGeneral = (name: string) => boolean
 
-/** The names of EXTRA_HOSTS, of which `*.local` stands for every name that ends with `.local`; in development every address too. */
+/**
+ * Returns a test for the names of EXTRA_HOSTS. `*.local` matches every name that ends with `.local`. Development
+ * accepts IP addresses too.
+ */
 export function generalHosts(names: readonly string[], development: boolean): IsGeneral {
   const exact = new Set(names.filter((name) => !name.startsWith('*.')))
   const endings = names.flatMap((name) => (name.startsWith('*.') ? name.slice(1) : []))
@@ -20,7 +23,10 @@ export function generalHosts(names: readonly string[], development: boolean): Is
     (development && (name === 'localhost' || name.startsWith('[') || isIP(name) !== 0))
 }
 
-/** Reads a Host header (RFC 9110, 7.2): case, a port and one trailing dot make no difference. Names under the base domain come first. */
+/**
+ * Parses a Host header (RFC 9110, 7.2); undefined when it is malformed. Case, port and one trailing dot make no
+ * difference. Names under the base domain win over general hosts.
+ */
 export function parseHost(header: string, baseDomain: string, isGeneral: IsGeneral): HostName | undefined {
   const match = wellFormed.exec(header.toLowerCase())
   if (!match || Number(match[1] ?? 0) > 65535) return undefined

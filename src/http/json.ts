@@ -1,19 +1,21 @@
 /**
- * Whether some object in a JSON text names a member twice. Parsers keep one of the two, and not all the same one (RFC 8259, 4),
- * so what a proxy has checked may not be what is used here.
+ * Tells whether any object in a JSON text has two members of one name. Parsers differ in which of the two they keep
+ * (RFC 8259, 4), so a proxy could check one value while this server uses the other.
  *
- * Each member of a text has one colon outside of strings; a parsed value has as many members as have survived.
+ * A JSON text has one colon outside of strings per member. With duplicates, the parsed value has fewer members than
+ * colons.
  */
 export function hasDuplicateMembers(text: string, value: unknown): boolean {
   return countColons(text) !== countMembers(value)
 }
 
 /**
- * Whether a string or the name of a member holds half of a surrogate pair, which stands for no character (RFC 8259, 8.2). Without
- * recursion: a body may be nested deeper than the stack.
+ * Tells whether a string or a member's name holds an unpaired surrogate, which is no character (RFC 8259, 8.2).
+ *
+ * Iterative, because a body may be nested deeper than the stack.
  */
 export function hasUnpairedSurrogates(text: string, value: unknown): boolean {
-  // UTF-8 can't hold one, so it can only be escaped
+  // UTF-8 can't encode a surrogate, so the text must hold it as an escape
   if (!/\\ud[89a-f]/i.test(text)) return false
   const open = [value]
   while (open.length > 0) {
@@ -25,7 +27,7 @@ export function hasUnpairedSurrogates(text: string, value: unknown): boolean {
   return false
 }
 
-/** One text for a value, in whatever order its members came. */
+/** Serializes a value with sorted members, so that equal values give equal texts. */
 export function canonicalJson(value: unknown): string {
   return JSON.stringify(value, (_, part) =>
     part === null || typeof part !== 'object' || Array.isArray(part)
@@ -46,7 +48,7 @@ function countColons(text: string): number {
   return colons
 }
 
-/** Without recursion: a body may be nested deeper than the stack. */
+/** Iterative, because a body may be nested deeper than the stack. */
 function countMembers(value: unknown): number {
   let members = 0
   const open = [value]

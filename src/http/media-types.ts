@@ -2,16 +2,16 @@ const token = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 const quoted = '"(?:[\\t !#-\\[\\]-~]|\\\\[\\t -~])*"'
 
 /**
- * The grammar of a media type (RFC 9110, 8.3.1), in ASCII. What it lets through can stand in a header. No two parts of it can
- * take the same character, so a text is read once.
+ * The grammar of a media type (RFC 9110, 8.3.1) in ASCII. A matching text is safe in a header. No two adjacent parts of
+ * the pattern match the same character, so matching takes linear time.
  */
 export const mediaTypePattern = `^${token}/${token}(?:[ \\t]*;[ \\t]*${token}=(?:${token}|${quoted}))*$`
 
 const json = 'application/json'
-/** RFC 7396. */
+/** JSON merge patch (RFC 7396). */
 export const mergePatch = 'application/merge-patch+json'
 
-/** What a route reads a body as; undefined where it reads none. */
+/** The media types that a route accepts as a body; undefined for a route without a body. */
 export function acceptedTypes(route: {
   method: string | string[]
   schema?: { body?: unknown }

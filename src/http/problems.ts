@@ -1,15 +1,15 @@
 import { ExpectedError } from '../expected-error.ts'
 
 /**
- * The catalogue of everything that can go wrong, as clients see it (RFC 9457).
+ * The catalogue of all problems that clients can get (RFC 9457).
  *
- * A `code` is stable and is what clients switch on; wording may change. Each entry is a function that makes the error to
- * throw; the error handler is the only place that writes one to the wire.
+ * A `code` is stable, so clients may branch on it; the wording may change. Each entry is a function that makes an error
+ * to throw. Only the error handler writes problem documents to a reply.
  */
 
 export type FieldError = { path: string; message: string }
 
-/** What a thrower may add to the catalogue's wording. Extensions become members of the document. */
+/** Additions to the wording of the catalogue. `extensions` become members of the document. */
 export type ProblemOptions = {
   detail?: string
   errors?: FieldError[]
@@ -135,7 +135,7 @@ export const notFound = problem(
   'There is no such object',
   'Check the id. Objects of another agency answer the same.'
 )
-/** Also sent to strangers for a tenant that is suspended, so that names can't be probed. */
+/** Non-members get this for a suspended tenant as well, so that names of tenants can't be probed. */
 export const tenantNotFound = problem('tenant_not_found', 404, 'There is no such agency', 'Check the host name.')
 export const routeNotFound = problem('route_not_found', 404, 'There is no such route', 'Read `/api/v1/docs`.')
 export const methodNotAllowed = problem(
@@ -188,7 +188,7 @@ export const idempotencyKeyInUse = problem(
   'A request with this Idempotency-Key is still running',
   'Wait for its reply, or send the same request again a moment later.'
 )
-/** Whoever holds the token was invited, so that it existed is no secret from them. */
+/** The holder of the token was invited, so this answer may reveal that the invitation existed. */
 export const invitationExpired = problem(
   'invitation_expired',
   410,
@@ -207,7 +207,7 @@ export const preconditionFailed = problem(
   'It has changed since you read it',
   'Read it again and repeat the change with the new ETag in If-Match.'
 )
-/** Of tus, which wants this status for it. */
+/** The tus protocol requires this status. */
 export const unsupportedVersion = problem(
   'unsupported_version',
   412,
@@ -266,14 +266,14 @@ export const internalError = problem(
 )
 export const unavailable = problem('unavailable', 503, 'A part of the service is away', retryLater)
 export const overloaded = problem('overloaded', 503, 'The service is busy', retryLater)
-/** The object store has no room for anybody, which waits for an operator. */
+/** The object store is full for all tenants, and an operator must make room. */
 export const storageFull = problem('storage_full', 507, 'There is no room for files', retryLater)
 export const shuttingDown = problem('shutting_down', 503, 'This process is shutting down', retryLater)
 
 /**
- * The body of a problem document. Nothing of `cause` is in it, and a 5xx says no more than the catalogue does.
+ * Makes the body of a problem document. It never contains `cause`, and a 5xx contains no `detail`.
  *
- * `request_id` is absent only where there was no request to give an id to (a connection that did not speak HTTP).
+ * `request_id` is absent only when there was no HTTP request, on a connection that sent something else.
  */
 export function problemDocument(problem: Problem, requestId?: string) {
   const { kind, options } = problem

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache'
-import type { Rate } from '../config/config.ts'
+import type { Rate } from '../config/value-readers.ts'
 
 /** What a store has granted: these many may pass now, `remaining` are left for everybody, until the window ends. */
 export type Grant = { granted: number; remaining: number; ends_in_ms: number }

@@ -1,4 +1,4 @@
-import type { Rate } from '../config/config.ts'
+import type { Rate } from '../config/value-readers.ts'
 import { type Problem, rateLimited } from '../http/problems.ts'
 import type { Verdict } from './quotas.ts'
 

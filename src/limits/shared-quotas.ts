@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { Rate } from '../config/config.ts'
+import type { Rate } from '../config/value-readers.ts'
 import type { Grant, QuotaStore } from './quotas.ts'
 
 /** The commands of a Redis client that shared quotas need. */

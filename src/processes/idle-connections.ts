@@ -3,16 +3,18 @@ import type { Socket } from 'node:net'
 
 export type Connections = {
   open(): number
-  /** Whether any of them has a request that is not answered yet. */
+  /** Tells whether any connection has an unanswered request. */
   areBusy(): boolean
 }
 
 /**
- * Keeps `closeIdleConnections`, and with it `close`, from cutting off replies. Node takes a connection for idle as soon as its
- * reply is written, though much of that may still wait in memory for a client that reads slowly. Here idle connections are
- * closed once no such reply is on its way: call it again.
+ * Makes `closeIdleConnections`, and with it `close`, wait for replies that are still being sent. Node treats a
+ * connection as idle as soon as its reply is written, although much of the reply may still be buffered for a slow
+ * client.
+ *
+ * While any reply is buffered, `closeIdleConnections` closes nothing, so call it repeatedly.
  */
-export function spareReplies(server: Server): Connections {
+export function protectUnsentReplies(server: Server): Connections {
   const sockets = new Set<Socket>()
   server.on('connection', (socket: Socket) => {
     sockets.add(socket)

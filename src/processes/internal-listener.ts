@@ -15,13 +15,14 @@ import type { Processes } from './serving.ts'
 
 const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
-  /** Where npm keeps the revision of a package; the Dockerfile puts it there. */
+  /** npm's field for the revision of a package. The Dockerfile sets it. */
   gitHead?: string
 }
 
 /**
- * What operators see, on an address of its own: Prometheus at `/metrics`, and how each process is at `/health`. One for all
- * workers, in the primary process. `processes` is undefined until something serves.
+ * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of
+ * each process at `/health`. The primary process runs one listener for all workers. `processes` returns undefined until
+ * a process serves.
  */
 export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
   const app = Fastify({
@@ -37,8 +38,8 @@ export function buildInternal(config: Config, processes: () => Processes | undef
   app.register(methods)
   app.register(headers)
 
-  // a page of a stranger can make a browser ask here by a name that it lets lead here; what it can't do is send an address or a
-  // name of one word as the host
+  // DNS rebinding: a foreign page can make a browser send requests here under a name that resolves to this address. It
+  // can't make the browser send an IP address or a name without a dot as the host
   app.addHook('onRequest', (request, _reply, done) => {
     const name = request.hostname.toLowerCase()
     done(
@@ -52,15 +53,15 @@ export function buildInternal(config: Config, processes: () => Processes | undef
     const access = 'internal'
 
     internal.get('/metrics', { config: { access } }, async (_request, reply) => {
-      const answers = (await processes()?.ask('metrics')) ?? []
+      const answers = (await processes()?.collect('metrics')) ?? []
       const each = answers.map(({ worker, report = [] }) => ({ worker, families: report }))
       const known = answers.map(({ worker, report }) => ({ worker, families: [workerUp(report !== undefined)] }))
       reply.type('text/plain; version=0.0.4; charset=utf-8')
-      return render([...known, ...each, ...(config.webConcurrency > 1 ? ofPrimary() : [])])
+      return render([...known, ...each, ...(config.webConcurrency > 1 ? primaryFamilies() : [])])
     })
 
     internal.get('/health', { config: { access } }, async () => {
-      const answers = (await processes()?.ask('health')) ?? []
+      const answers = (await processes()?.collect('health')) ?? []
       const workers = answers.map(({ worker, report }) => ({ worker, status: statusOf(report), ...report }))
       const serving = workers.filter(({ status }) => status === 'ok').length
       const report = {
@@ -76,10 +77,10 @@ export function buildInternal(config: Config, processes: () => Processes | undef
     })
   })
 
-  function ofPrimary() {
+  function primaryFamilies() {
     const restarts = processes()?.restarts() ?? []
     return [
-      // it serves nobody but who asks here
+      // the primary's HTTP metrics would count the requests to this listener only
       { worker: 'primary', families: app.metrics.collect().filter(({ name }) => !name.startsWith('http_')) },
       ...restarts.map(({ worker, count }) => ({ worker, families: [workerRestarts(count)] }))
     ]

@@ -2,7 +2,7 @@ import type { Config } from '../config/config.ts'
 import type { Reports } from './serving.ts'
 
 /*
- * What the primary process and its workers say to each other.
+ * The messages between the primary process and its workers.
  */
 
 export type ToWorker =

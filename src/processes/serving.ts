@@ -4,14 +4,14 @@ import type { FastifyInstance } from 'fastify'
 import { buildApp } from '../app.ts'
 import type { Config } from '../config/config.ts'
 import type { Family } from '../metrics.ts'
-import { spareReplies } from './idle-connections.ts'
+import { protectUnsentReplies } from './idle-connections.ts'
 
 type HealthReport = Awaited<ReturnType<FastifyInstance['health']['report']>>
 type Check = HealthReport['storage']
-/** The store answers, and nothing is removed from it. */
+/** The check of a store that answers but belongs to another database, so nothing is removed from it. */
 type FencedCheck = { status: 'degraded'; latency_ms: number; reason: string }
 
-/** What a process that serves says of itself to whoever may know. */
+/** The state of a serving process, as operators see it. */
 export type ProcessHealth = {
   pid: number
   uptime_seconds: number
@@ -21,26 +21,27 @@ export type ProcessHealth = {
   revocations: ReturnType<FastifyInstance['revocations']['stats']>
 }
 
-/** What can be asked of a process that serves. */
+/** The reports that a serving process can give. */
 export type Reports = { metrics: Family[]; health: ProcessHealth }
 
 export type Serving = Awaited<ReturnType<typeof serve>>
 
-/** All that serves: this process, or workers of it. */
+/** The serving processes: this process alone, or its workers. */
 export type Processes = {
-  /** The port, once all of them serve. */
+  /** Resolves to the port when all processes serve. */
   ready: Promise<number>
-  /** What each says; undefined from one that could not tell, or not in time. */
-  ask<K extends keyof Reports>(what: K): Promise<{ worker: string; report: Reports[K] | undefined }[]>
-  /** How often each was replaced. */
+  /** Collects a report from each process; undefined for a process that failed to give one in time. */
+  collect<K extends keyof Reports>(what: K): Promise<{ worker: string; report: Reports[K] | undefined }[]>
+  /** The number of restarts of each worker. */
   restarts(): { worker: string; count: number }[]
+  /** Shuts down gracefully. */
   drain(reason: object): Promise<void>
-  /** Ends at once what has not ended. */
-  cutOff(): void
+  /** Kills the workers that have not ended. */
+  kill(): void
 }
 
-/** This process alone. */
-export function serveAlone(config: Config, onFault: () => void): Processes {
+/** Serves in this process, without workers. */
+export function serveInProcess(config: Config, onFault: () => void): Processes {
   let serving: Serving | undefined
   const starting = serve(config, onFault).then((started) => {
     serving = started
@@ -48,32 +49,43 @@ export function serveAlone(config: Config, onFault: () => void): Processes {
   })
   return {
     ready: starting.then(({ port }) => port),
-    ask: async (what) => [{ worker: '1', report: await serving?.report(what) }],
+    collect: async (what) => [{ worker: '1', report: await serving?.report(what) }],
     restarts: () => [],
     drain: async (reason) => (await starting.catch(() => undefined))?.drain(reason),
-    cutOff() {}
+    kill() {}
   }
 }
 
-/** Longer than the interval in which a load balancer asks for health. */
-const noticeMs = 3000
-/** A load balancer that has sent nothing for so long has noticed. */
+/**
+ * How long readiness says 503 before the listener closes: longer than a load balancer's interval between health checks.
+ */
+const drainNoticeMs = 3000
+/** A load balancer that has sent no request for this long has stopped sending. */
 const quietMs = 500
-/** How long a connection that is idle may yet be used: whoever sends when it is closed gets no answer. */
+/**
+ * How long idle connections stay open for one more request. A request on a connection that is just closed gets no
+ * answer.
+ */
 const lingerMs = 2000
-/** Until all workers have shut the door. Whoever is sent away before comes again to one that nobody opens. */
-const doorMs = 100
-/** How often a drain looks around. */
-const turnMs = 50
-/** What a load balancer asks, whether or not it sends requests. */
+/**
+ * How long all workers take to close their listeners. A client that is refused earlier may connect to a worker that
+ * closes next.
+ */
+const listenersCloseMs = 100
+/** How often a drain polls its conditions. */
+const pollMs = 50
+/** Load balancers call this path also when they send no other requests. */
 const readinessPath = '/api/v1/health/ready'
-/** After a fault that nobody caught, what is under way may end, and no longer than that. */
-export const lastBreathMs = 2000
+/** How long requests may still run after an uncaught exception. */
+export const crashTimeoutMs = 2000
 
-/** The application in this process, listening. Calls `onFault` when the process can't go on and nothing is under way any more. */
+/**
+ * Starts the application in this process. Calls `onFault` after an uncaught exception, when the running requests have
+ * ended or were cut off.
+ */
 export async function serve(config: Config, onFault: () => void) {
   const app = buildApp(config)
-  const connections = spareReplies(app.server)
+  const connections = protectUnsentReplies(app.server)
   try {
     await app.ready()
     await app.listen({ host: config.host, port: config.port })
@@ -85,88 +97,96 @@ export async function serve(config: Config, onFault: () => void) {
   let draining: Promise<void> | undefined
 
   /**
-   * Behind a proxy: serves on for a moment while health says no, so that it looks elsewhere before the door is shut. What is on
-   * its way then is lost, so a proxy that is late and still sends requests gets as much time again.
+   * For a process behind a proxy: goes on serving for a while, with readiness at 503, so that the proxy stops sending
+   * before the listener closes. Requests in flight at that moment would be lost, so a proxy that still sends gets the
+   * same time again.
    */
-  async function giveNotice(): Promise<void> {
+  async function announceDrain(): Promise<void> {
     app.health.draining = true
-    const notice = Math.min(noticeMs, (config.shutdownTimeout * 1000) / 4)
-    let quietTurns = 0
+    const notice = Math.min(drainNoticeMs, (config.shutdownTimeout * 1000) / 4)
+    let quietPolls = 0
     app.server.on('request', ({ url }) => {
-      if (!url?.startsWith(readinessPath)) quietTurns = 0
+      if (!url?.startsWith(readinessPath)) quietPolls = 0
     })
     const startedAt = performance.now()
-    const passed = () => performance.now() - startedAt
-    // in turns and not by the clock: a process that was kept from running has not seen what arrived meanwhile
-    while (passed() < notice || (quietTurns < quietMs / turnMs && passed() < 2 * notice)) {
-      await sleep(turnMs)
-      quietTurns++
+    const elapsed = () => performance.now() - startedAt
+    // counts polls instead of time: a process that got no CPU has not seen the requests that arrived meanwhile
+    while (elapsed() < notice || (quietPolls < quietMs / pollMs && elapsed() < 2 * notice)) {
+      await sleep(pollMs)
+      quietPolls++
     }
   }
 
-  /** With nothing in front: what comes from now on is refused, and can be sent elsewhere. Those who are here get a last reply. */
-  async function shutDoor(): Promise<void> {
-    // the one of node:http closes idle connections with it
+  /** Refuses new connections, so that clients can go to another process. Open connections get one more reply. */
+  async function closeListener(): Promise<void> {
+    // not the close of node:http, which also closes idle connections
     NetServer.prototype.close.call(app.server)
-    if (connections.open() > 0) await sleep(doorMs)
+    if (connections.open() > 0) await sleep(listenersCloseMs)
     app.health.draining = true
   }
 
   /**
-   * Each reply closes its connection now, so a client that uses one goes on until it is told. One that has been quiet for so
-   * long is taken for unused.
+   * Waits until clients stop using their connections. While the process drains, each reply closes its connection.
+   * Connections without a request for the whole timeout count as unused. `quietForMs` says how long they have been
+   * quiet already.
    */
-  async function linger(quietMs: number): Promise<void> {
-    const patience = Math.min(lingerMs, (config.shutdownTimeout * 1000) / 4)
-    // in turns, as above
-    for (let quiet = quietMs; connections.open() > 0; quiet += turnMs) {
+  async function waitForConnections(quietForMs: number): Promise<void> {
+    const timeoutMs = Math.min(lingerMs, (config.shutdownTimeout * 1000) / 4)
+    // counts polls, as above
+    for (let quiet = quietForMs; connections.open() > 0; quiet += pollMs) {
       if (connections.areBusy()) quiet = 0
-      if (quiet >= patience) return
-      await sleep(turnMs)
+      if (quiet >= timeoutMs) return
+      await sleep(pollMs)
     }
   }
 
-  async function sayGoodbye(notice: boolean): Promise<void> {
+  async function drainConnections(notice: boolean): Promise<void> {
     if (notice && config.trustProxy.length > 0) {
-      await giveNotice()
-      return linger(noticeMs)
+      await announceDrain()
+      return waitForConnections(drainNoticeMs)
     }
-    await shutDoor()
-    await linger(0)
+    await closeListener()
+    await waitForConnections(0)
   }
 
-  /** Closes also what becomes idle later: a reply that began before the shutdown could not say that it is the last. */
-  async function closeAll(): Promise<void> {
-    const timer = setInterval(() => app.server.closeIdleConnections(), turnMs)
+  /**
+   * Closes the app, and connections that become idle later: a reply that began before the drain could not say `close`.
+   */
+  async function closeApp(): Promise<void> {
+    const timer = setInterval(() => app.server.closeIdleConnections(), pollMs)
     await app.close().finally(() => clearInterval(timer))
   }
 
-  async function close(patienceMs: number, before: Promise<void>): Promise<void> {
-    const late = sleep(patienceMs, 'late' as const, { ref: false })
-    if ((await Promise.race([before.then(closeAll), late])) === 'late') {
+  async function closeAfter(before: Promise<void>, timeoutMs: number): Promise<void> {
+    const late = sleep(timeoutMs, 'late' as const, { ref: false })
+    if ((await Promise.race([before.then(closeApp), late])) === 'late') {
       app.log.warn('requests were cut off by the shutdown')
       app.server.closeAllConnections()
     }
   }
 
   /**
-   * Ends without dropping a request: says so to load balancers, takes no more connections, lets every reply finish and its
-   * connection close, gives idle ones a while to be used once more, then closes the pools. Over its time what still runs is cut off. Asked again it is the same end.
+   * Shuts down without dropping a request: tells load balancers, accepts no more connections, lets every reply finish
+   * and its connection close, waits for idle connections, then closes the pools. What runs longer than SHUTDOWN_TIMEOUT
+   * allows is cut off. A second call waits for the same shutdown.
    */
   function drain(reason: object, { notice = true } = {}): Promise<void> {
     app.log.info(reason, 'shutting down')
-    draining ??= close(config.shutdownTimeout * 800, sayGoodbye(notice))
+    draining ??= closeAfter(drainConnections(notice), config.shutdownTimeout * 800)
     return draining
   }
 
-  /** Nobody knows what state the process is in, so it takes nothing new, lets others' requests end, and ends with 1. */
-  async function die(err: unknown): Promise<void> {
+  /**
+   * After an uncaught exception the state of the process is unknown: it accepts nothing new, lets running requests end,
+   * and exits.
+   */
+  async function crash(err: unknown): Promise<void> {
     app.log.fatal({ err }, 'nobody caught this: the process ends')
-    draining ??= close(lastBreathMs, Promise.resolve())
+    draining ??= closeAfter(Promise.resolve(), crashTimeoutMs)
     await draining.catch(() => {})
     onFault()
   }
-  process.on('uncaughtException', die)
+  process.on('uncaughtException', crash)
 
   const reports: { [K in keyof Reports]: () => Promise<Reports[K]> } = {
     metrics: async () => app.metrics.collect(),
@@ -180,7 +200,7 @@ export async function serve(config: Config, onFault: () => void) {
     })
   }
 
-  /** For the internal listener. Undefined where it failed: who asks how the process is must not end it. */
+  /** Makes a report for the internal listener. Undefined on failure: a report must not end the process. */
   async function report<K extends keyof Reports>(what: K): Promise<Reports[K] | undefined> {
     try {
       return await reports[what]()
@@ -193,7 +213,7 @@ export async function serve(config: Config, onFault: () => void) {
   return { port, drain, report }
 }
 
-/** Strangers learn whether the store answers, and operators also why nothing is removed from it. */
+/** Adds to the public health report why nothing is removed from the store; only operators see the reason. */
 function withFence(report: HealthReport, reason: string | undefined): ProcessHealth['checks'] {
   const { storage } = report
   if (reason === undefined || storage.status !== 'ok') return report

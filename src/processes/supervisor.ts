@@ -7,7 +7,7 @@ import type { Config } from '../config/config.ts'
 import type { ToPrimary, ToWorker } from './messages.ts'
 import type { Processes, Reports } from './serving.ts'
 
-/** A worker that ended where none could take its place; it has said why itself. */
+/** A worker ended and can't be replaced. The worker has reported the reason itself. */
 export class WorkerEnded extends Error {
   readonly exitCode: number
   constructor(exitCode: number) {
@@ -16,28 +16,26 @@ export class WorkerEnded extends Error {
   }
 }
 
-/** One that has served for so long did not die of its start. */
-const settledMs = 10_000
-const maxEarlyDeaths = 5
-const maxPauseMs = 10_000
-/** More than a worker waits for its database. */
-export const answerMs = 3000
+/** A worker that served for this long started properly. */
+const stableMs = 10_000
+const maxEarlyExits = 5
+const maxRestartDelayMs = 10_000
+/** Longer than a worker waits for its database. */
+export const reportTimeoutMs = 3000
 
 /**
- * Keeps as many workers running as the configuration says, all on one port.
+ * Keeps WEB_CONCURRENCY workers running, all on one port.
  *
- * One that dies is replaced, after a pause that doubles while they die young. When none can start, or none lives long enough
- * to speak of, `onHopeless` is called instead: a supervisor outside sees what is wrong, and nothing goes round in circles.
+ * A worker that exits is replaced, after a delay that doubles while workers exit early. When no worker can start, or
+ * none becomes stable, `onFatal` is called instead, so that the service manager outside sees the failure instead of an
+ * endless restart loop.
  */
-export function startWorkers(
-  config: Config,
-  log: FastifyBaseLogger,
-  onHopeless: (err: WorkerEnded) => void
-): Processes {
-  // Every worker accepts for itself. Handed out by the primary, a connection that is on its way to a worker that dies is never
-  // closed and its client waits for ever: one for each death in 14 of 14, and none this way; 64 connections spread 34 to 30
+export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (err: WorkerEnded) => void): Processes {
+  // Every worker accepts connections itself. When the primary hands them out, a connection on its way to a dying worker
+  // is never closed and its client waits for ever: one per death in 14 of 14 trials, and none this way. 64 connections
+  // spread 34 to 30
   cluster.schedulingPolicy = cluster.SCHED_NONE
-  // freezes the line above
+  // fixes the scheduling policy, so it comes after the line above
   cluster.setupPrimary({ exec: join(import.meta.dirname, 'worker.ts'), serialization: 'advanced' })
 
   type Slot = { worker: Worker | undefined; servesSince: number | undefined; restarts: number }
@@ -47,24 +45,24 @@ export function startWorkers(
     restarts: 0
   }))
   const answers = new Map<number, (report: unknown) => void>()
-  let asked = 0
-  let earlyDeaths = 0
+  let lastReportId = 0
+  let earlyExits = 0
   let ending = false
 
   const nameOf = (slot: Slot) => String(slots.indexOf(slot) + 1)
   const servedMs = ({ servesSince }: Slot) => (servesSince === undefined ? 0 : Date.now() - servesSince)
-  // the channel of one that is just dying may be gone; its exit says so
-  const tell = (worker: Worker, message: ToWorker) => void worker.send(message, () => {})
+  // the channel of a dying worker may be closed; its exit event follows
+  const send = (worker: Worker, message: ToWorker) => void worker.send(message, () => {})
 
-  /** One life of a worker. Resolves when it is over. */
-  async function live(slot: Slot, onReady: (port: number) => void) {
+  /** Runs one worker. Resolves when it has exited. */
+  async function runWorker(slot: Slot, onReady: (port: number) => void) {
     const worker = cluster.fork()
     slot.worker = worker
     worker.on('error', (err) => log.error({ err, worker: nameOf(slot) }, 'a worker could not be started'))
     worker.on('message', (message: ToPrimary) => {
       switch (message.type) {
         case 'hello':
-          return tell(worker, { type: 'start', config })
+          return send(worker, { type: 'start', config })
         case 'ready':
           slot.servesSince = Date.now()
           return onReady(message.port)
@@ -78,52 +76,55 @@ export function startWorkers(
     return { pid: worker.process.pid, code, signal, served }
   }
 
-  /** Keeps one slot filled for as long as the whole lives. Rejects when there is no hope. */
-  async function keep(slot: Slot, onReady: (port: number) => void): Promise<void> {
+  /** Replaces the worker of a slot until the shutdown. Rejects with WorkerEnded when replacing it makes no sense. */
+  async function keepRunning(slot: Slot, onReady: (port: number) => void): Promise<void> {
     while (!ending) {
-      const { pid, code, signal, served } = await live(slot, onReady)
+      const { pid, code, signal, served } = await runWorker(slot, onReady)
       if (ending) return
-      if (code !== 0) earlyDeaths = served < settledMs ? earlyDeaths + 1 : 0
+      if (code !== 0) earlyExits = served < stableMs ? earlyExits + 1 : 0
       const others = slots.map(servedMs)
       const neverServed = served === 0 && others.every((ms) => ms === 0)
-      const neverSettles = earlyDeaths >= maxEarlyDeaths && others.every((ms) => ms < settledMs)
-      if (neverServed || neverSettles) throw new WorkerEnded(code || 1)
+      const neverStable = earlyExits >= maxEarlyExits && others.every((ms) => ms < stableMs)
+      if (neverServed || neverStable) throw new WorkerEnded(code || 1)
       slot.restarts++
       log.warn({ worker: nameOf(slot), pid, code, signal }, 'a worker ended and is replaced')
-      await sleep(earlyDeaths < 2 ? 0 : Math.min(100 * 2 ** earlyDeaths, maxPauseMs))
+      await sleep(earlyExits < 2 ? 0 : Math.min(100 * 2 ** earlyExits, maxRestartDelayMs))
     }
   }
 
-  /** Resolves with the port when a worker serves in this slot for the first time, and never where there is no hope. */
-  const fill = (slot: Slot) => new Promise<number>((onReady) => void keep(slot, onReady).catch(onHopeless))
+  /** Resolves to the port when a worker serves in this slot for the first time; never resolves after `onFatal`. */
+  const startSlot = (slot: Slot) => new Promise<number>((onReady) => void keepRunning(slot, onReady).catch(onFatal))
 
-  /** One goes first, so that what keeps all of them from starting is said once. */
+  /** Starts one worker before the others, so that a failure that affects all of them is reported once. */
   async function startAll(): Promise<number> {
     const [first, ...others] = slots as [Slot, ...Slot[]]
-    const port = await fill(first)
-    await Promise.all(others.map(fill))
+    const port = await startSlot(first)
+    await Promise.all(others.map(startSlot))
     return port
   }
 
-  function askOne(slot: Slot, what: keyof Reports): Promise<unknown> {
+  function requestReport(slot: Slot, what: keyof Reports): Promise<unknown> {
     const { worker, servesSince } = slot
     if (!worker || servesSince === undefined) return Promise.resolve(undefined)
-    const id = ++asked
+    const id = ++lastReportId
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, answerMs)
+      const timer = setTimeout(resolve, reportTimeoutMs)
       answers.set(id, (report) => {
         clearTimeout(timer)
         resolve(report)
       })
-      tell(worker, { type: 'report', id, what })
+      send(worker, { type: 'report', id, what })
     }).finally(() => answers.delete(id))
   }
 
   return {
     ready: startAll(),
-    ask: (what) =>
+    collect: (what) =>
       Promise.all(
-        slots.map(async (slot) => ({ worker: nameOf(slot), report: (await askOne(slot, what)) as never | undefined }))
+        slots.map(async (slot) => ({
+          worker: nameOf(slot),
+          report: (await requestReport(slot, what)) as never | undefined
+        }))
       ),
     restarts: () => slots.map((slot) => ({ worker: nameOf(slot), count: slot.restarts })),
     async drain(reason) {
@@ -131,10 +132,10 @@ export function startWorkers(
       log.info({ ...reason, workers: slots.length }, 'shutting down')
       const alive = slots.flatMap(({ worker }) => worker ?? [])
       const ends = alive.map((worker) => once(worker, 'exit'))
-      for (const worker of alive) tell(worker, { type: 'drain', reason })
+      for (const worker of alive) send(worker, { type: 'drain', reason })
       await Promise.all(ends)
     },
-    cutOff() {
+    kill() {
       ending = true
       for (const { worker } of slots) worker?.process.kill('SIGKILL')
     }

@@ -4,32 +4,32 @@ import type { ToPrimary, ToWorker } from './messages.ts'
 import { type Serving, serve } from './serving.ts'
 
 /*
- * One of several processes on one port. It reads no configuration: the primary process gives it one.
+ * The program of a worker: one of several processes on one port. The primary process sends it the configuration.
  *
- * Ctrl-C in a terminal and some supervisors signal the primary and its workers alike, so every reason to end is one end, and
- * only the primary counts signals.
+ * Ctrl-C in a terminal and some service managers signal the primary and the workers alike. So every signal and message
+ * leads to the same shutdown here, and only the primary counts signals.
  */
 
-const tell = (message: ToPrimary) => process.send?.(message)
+const send = (message: ToPrimary) => process.send?.(message)
 
 let serving: Promise<Serving> | undefined
 let leaving = false
 
-async function leave(reason: object, options?: { notice: boolean }): Promise<void> {
+async function shutDown(reason: object, options?: { notice: boolean }): Promise<void> {
   leaving = true
   const running = await serving?.catch(() => undefined)
   await running?.drain(reason, options)
   process.exit(0)
 }
 
-process.on('SIGTERM', (signal) => leave({ signal }))
-process.on('SIGINT', (signal) => leave({ signal }))
+process.on('SIGTERM', (signal) => shutDown({ signal }))
+process.on('SIGINT', (signal) => shutDown({ signal }))
 
 cluster.worker?.on('disconnect', () => {
-  // else the process ends here and now, with everything that is under way
+  // otherwise node:cluster ends the process at once, with all running requests
   if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
-  // nobody else can have the port as long as this process listens
-  leave({ reason: 'the primary process is gone' }, { notice: false })
+  // without notice: no new primary can use the port while this process listens
+  shutDown({ reason: 'the primary process is gone' }, { notice: false })
 })
 
 process.on('message', async (message: ToWorker) => {
@@ -37,7 +37,7 @@ process.on('message', async (message: ToWorker) => {
     case 'start':
       serving = serve(message.config, () => process.exit(1))
       try {
-        tell({ type: 'ready', port: (await serving).port })
+        send({ type: 'ready', port: (await serving).port })
       } catch (err) {
         if (leaving) return
         process.stderr.write(`Aggios API could not start: ${describe(err)}\n`)
@@ -45,13 +45,13 @@ process.on('message', async (message: ToWorker) => {
       }
       return
     case 'drain':
-      return leave(message.reason)
+      return shutDown(message.reason)
     case 'report': {
       const { id, what } = message
       const running = await serving?.catch(() => undefined)
-      if (running) tell({ type: 'report', id, report: await running.report(what) })
+      if (running) send({ type: 'report', id, report: await running.report(what) })
     }
   }
 })
 
-tell({ type: 'hello' })
+send({ type: 'hello' })

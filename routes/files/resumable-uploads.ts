@@ -5,11 +5,11 @@ import { abandonFile, readFile } from '../../db/queries/files.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
 import { partBytes } from '../../src/files/store/writing.ts'
-import { sentenceKeyword } from '../../src/http/field-errors.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { conflict, notFound, payloadTooLarge, unsupportedVersion } from '../../src/http/problems.ts'
 import { Bytes, NoContent } from '../schemas.ts'
-import { append, patienceSeconds } from './appending.ts'
-import { finishArrived } from './arrived.ts'
+import { append, idleTimeoutSeconds } from './appending.ts'
+import { completeUpload } from './completion.ts'
 import { withUpload } from './receiving.ts'
 import { FileParams } from './schemas.ts'
 import { readMetadata } from './tus-metadata.ts'
@@ -17,20 +17,20 @@ import { readUpload, type UploadRow } from './upload-queries.ts'
 
 const version = '1.0.0'
 const text = Type.String()
-const byteCount = { pattern: '^\\d{1,15}$', [sentenceKeyword]: 'must be a number of bytes, of at most 15 digits' }
+const byteCount = { pattern: '^\\d{1,15}$', [messageKeyword]: 'must be a number of bytes, of at most 15 digits' }
 
 const Version = Type.Object({
   'tus-resumable': Type.Optional(
     Type.String({
       pattern: `^${version.replaceAll('.', '\\.')}$`,
-      [sentenceKeyword]: `must be ${version}, or be left out`,
+      [messageKeyword]: `must be ${version}, or be left out`,
       examples: [version]
     })
   )
 })
 const Creation = Type.Object({
   ...Version.properties,
-  'upload-length': Type.String({ ...byteCount, description: 'Bytes of the whole file', examples: ['1024'] }),
+  'upload-length': Type.String({ ...byteCount, description: 'Size of the whole file in bytes', examples: ['1024'] }),
   'upload-metadata': Type.Optional(
     Type.String({
       maxLength: 4096,
@@ -41,16 +41,17 @@ const Creation = Type.Object({
 })
 const Offset = Type.Object({
   ...Version.properties,
-  'upload-offset': Type.String({ ...byteCount, description: 'Bytes that the server has', examples: ['0'] })
+  'upload-offset': Type.String({ ...byteCount, description: 'Number of bytes that the server has', examples: ['0'] })
 })
 
 /**
- * Uploads that survive a lost connection: tus 1.0 with creation, expiration and termination, as problem documents where it fails.
+ * Uploads that survive a lost connection: tus 1.0 with creation, expiration and termination. Errors are problem
+ * documents.
  *
- * Whole parts go to the store, and what is too little for one into pieces, each in one statement with the count of the bytes. So
- * what the server says it has is what it has, whatever crashes.
+ * Complete parts go to the store. The bytes of an incomplete part go to the database as pieces, and one statement
+ * writes a piece together with the count of bytes. So the offset that the server reports is correct after any crash.
  */
-const resumable: FastifyPluginAsyncTypebox = async (app) => {
+const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
   const access = 'member'
 
@@ -58,17 +59,17 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     reply.header('tus-resumable', version)
     done()
   })
-  // before the schemas, whose refusal has another status
+  // comes before the validation of schemas, which refuses with another status
   app.addHook('preValidation', (request, reply, done) => {
-    const asked = request.headers['tus-resumable']
-    if (request.method === 'OPTIONS' || asked === undefined || asked === version) return done()
+    const requested = request.headers['tus-resumable']
+    if (request.method === 'OPTIONS' || requested === undefined || requested === version) return done()
     reply.header('tus-version', version)
     done(unsupportedVersion({ detail: `this server speaks tus ${version}` }))
   })
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/offset+octet-stream', (_request, payload, done) => done(null, payload))
 
-  // what tus clients ask before anything else; no operation of the document
+  // tus clients discover the server's abilities here; not an operation of the OpenAPI document
   app.options('', { config: { access: 'public' }, schema: { hide: true } }, async (_request, reply) => {
     reply
       .code(204)
@@ -85,12 +86,12 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createResumableUpload',
         summary: 'Begin a resumable upload',
         description:
-          'tus 1.0. Room for the whole file is kept until the upload ends, no byte has come for a quarter of an hour, or it is a day old. What all unfinished uploads of a member hold is limited to a share of the room of the agency.',
+          'tus 1.0. Storage for the whole file is reserved until the upload ends. An upload expires when no byte has come for a quarter of an hour, and when it is a day old. The unfinished uploads of a member may hold a limited share of the storage of the agency.',
         tags,
         headers: Creation,
         response: {
           201: Type.Null({
-            description: 'Begun; `Location` says where it goes on',
+            description: 'Created; `Location` is the URL of the upload',
             headers: { Location: text, 'Upload-Expires': text }
           })
         }
@@ -103,32 +104,32 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       const file = { name, content_type: facts.filetype ?? '', purpose: facts.purpose ?? null, size }
       const sha256 = facts.sha256 === undefined ? null : Buffer.from(facts.sha256, 'hex')
       const begin = async (id: string) => {
-        if (size === 0) await finishArrived(app, request, id, await requireUpload(request, id), async () => {})
+        if (size === 0) await completeUpload(app, request, id, await requireUpload(request, id), async () => {})
         return id
       }
-      const id = await withUpload(app, request, file, { sha256, patience: patienceSeconds }, begin)
+      const id = await withUpload(app, request, file, { sha256, timeoutSeconds: idleTimeoutSeconds }, begin)
       reply
         .code(201)
         .header('location', `/api/v1/files/resumable/${id}/content`)
-        .header('upload-expires', new Date(Date.now() + patienceSeconds * 1000).toUTCString())
+        .header('upload-expires', new Date(Date.now() + idleTimeoutSeconds * 1000).toUTCString())
     }
   )
 
   app.head(
     '/:id/content',
     {
-      // of other routes the document does not mention HEAD
+      // HEAD is hidden in the OpenAPI document for other routes
       config: { access, problems: ['not_found', 'unsupported_version'], swagger: { exposeHeadRoute: true } },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
-        description: 'tus 1.0. Of one that has become a file, all.',
+        description: 'tus 1.0. For a completed upload, the offset is the size of the file.',
         tags,
         params: FileParams,
         headers: Version,
         response: {
           200: Type.Null({
-            description: 'In `Upload-Offset`',
+            description: 'The number of bytes is in `Upload-Offset`',
             headers: { 'Upload-Offset': text, 'Upload-Length': text, 'Upload-Expires': text }
           })
         }
@@ -159,7 +160,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'continueResumableUpload',
         summary: 'Send the next bytes of an upload',
         description:
-          'From `Upload-Offset` on, as `application/offset+octet-stream`. With the last byte the file is checked and there. A POST with `X-HTTP-Method-Override: PATCH` is the same, for proxies that know no PATCH.',
+          'Bytes from `Upload-Offset` on, as `application/offset+octet-stream`. After the last byte the file is checked and created. A POST with `X-HTTP-Method-Override: PATCH` does the same, for proxies without PATCH.',
         tags,
         params: FileParams,
         headers: Offset,
@@ -178,7 +179,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       }
       const state = await app.withUploadPlace(request, request.user, async () => {
         const appended = await append(app, request, id, upload)
-        if (appended.last) await conclude(request, id, { ...upload, ...appended }, appended.last)
+        if (appended.last) await complete(request, id, { ...upload, ...appended }, appended.last)
         return appended
       })
       reply.header('upload-offset', state.last ? upload.size : state.received)
@@ -194,7 +195,7 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'cancelResumableUpload',
         summary: 'Give an upload up',
-        description: 'What has arrived is removed, and the room that was kept is free.',
+        description: 'Removes the bytes that have arrived, and frees the reserved storage.',
         tags,
         params: FileParams,
         headers: Version,
@@ -204,14 +205,14 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { id } = request.params
       await requireUpload(request, id)
-      // by the sweep, which removes nothing from a store that is not this database's
+      // the sweep removes the bytes, because it checks that the store belongs to this database
       await request.tenantQuery(abandonFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
       app.objectSweep.nudge()
       reply.code(204)
     }
   )
 
-  /** An upload is its beginner's alone. */
+  /** Reads an unfinished upload of the caller. Throws `not_found` for an upload of another person. */
   async function requireUpload(request: FastifyRequest, id: string): Promise<UploadRow> {
     const { tenant_id, user_id } = request.user
     const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
@@ -219,10 +220,10 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
     return upload
   }
 
-  /** All bytes are here: the object is made of its parts and looked at. */
-  async function conclude(request: FastifyRequest, id: string, upload: UploadRow, last: Buffer): Promise<void> {
+  /** Assembles the object from its parts, and completes the upload. */
+  async function complete(request: FastifyRequest, id: string, upload: UploadRow, last: Buffer): Promise<void> {
     const key = fileKey(request.user.tenant_id, id)
-    await finishArrived(app, request, id, upload, async () => {
+    await completeUpload(app, request, id, upload, async () => {
       if (upload.store_id === null) return app.objects.put(key, last)
       const parts = upload.tags.map((tag, index) => ({ number: index + 1, tag }))
       const at = parts.length * partBytes
@@ -232,4 +233,4 @@ const resumable: FastifyPluginAsyncTypebox = async (app) => {
   }
 }
 
-export default resumable
+export default resumableUploads

@@ -3,14 +3,16 @@ import { type FileRow, readFile, readLinkedFile } from '../../db/queries/files.t
 import type { FileLink } from '../../src/files/file-links.ts'
 import { notFound } from '../../src/http/problems.ts'
 
-/** The file as it is shown. Throws `not_found` for one that is not whole, deleted, or another agency's. */
+/**
+ * Reads a file of the caller's agency. Throws `not_found` for a file that is unfinished, deleted, or of another agency.
+ */
 export async function requireFile(request: FastifyRequest, id: string): Promise<FileRow> {
   const [file] = await request.tenantQuery(readFile, { tenant_id: request.user.tenant_id, id })
   if (!file) throw notFound()
   return file
 }
 
-/** The same by a link that this server issued; a suspended agency's are good for nothing. */
+/** Reads the file of a signed link. Throws `not_found` also when the agency is suspended. */
 export async function requireLinkedFile(request: FastifyRequest, { tenant_id, id }: FileLink): Promise<FileRow> {
   const [file] = await request.tenantQuery(readLinkedFile, { tenant_id, id }, { tenant_id, user_id: null })
   if (!file) throw notFound()

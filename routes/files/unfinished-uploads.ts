@@ -6,10 +6,10 @@ import { notFound } from '../../src/http/problems.ts'
 import { lastId } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { FileParams, UnfinishedUploadPage } from './schemas.ts'
-import { endUpload, unfinishedUploads } from './upload-queries.ts'
+import { endUpload, listUnfinishedUploads } from './upload-queries.ts'
 
-/** Uploads that were begun and hold room. */
-const unfinished: FastifyPluginAsyncTypebox = async (app) => {
+/** Unfinished uploads, which hold storage. */
+const unfinishedUploads: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
 
   app.get(
@@ -19,7 +19,8 @@ const unfinished: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listUploads',
         summary: 'Unfinished uploads',
-        description: 'The newest first: members see their own, admins all. Each holds room until it ends or expires.',
+        description:
+          'The newest first. Members see their own uploads, admins see all. Each upload holds storage until it ends or expires.',
         tags,
         querystring: PageQuery,
         response: { 200: UnfinishedUploadPage }
@@ -28,10 +29,10 @@ const unfinished: FastifyPluginAsyncTypebox = async (app) => {
     async (request) => {
       const { tenant_id } = request.user
       const { limit = 25, cursor } = request.query
-      const user_id = whose(request)
+      const user_id = ownerFilter(request)
       const scope = `uploads ${tenant_id} ${user_id}`
       const [after_id = lastId] = app.cursors.require(scope, cursor)
-      const rows = await request.tenantQuery(unfinishedUploads, { tenant_id, user_id, after_id, limit: limit + 1 })
+      const rows = await request.tenantQuery(listUnfinishedUploads, { tenant_id, user_id, after_id, limit: limit + 1 })
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])
     }
   )
@@ -43,7 +44,8 @@ const unfinished: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endUpload',
         summary: 'End an unfinished upload',
-        description: 'Members their own, admins any. What has arrived is removed, and the room is free.',
+        description:
+          'Members can end their own uploads, admins any. Removes the bytes that have arrived, and frees the storage.',
         tags,
         params: FileParams,
         response: { 204: NoContent }
@@ -52,7 +54,7 @@ const unfinished: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { id } = request.params
       const ended = await request.withTenant(async (trx) => {
-        const upload = await endUpload(trx, request.user.tenant_id, id, whose(request))
+        const upload = await endUpload(trx, request.user.tenant_id, id, ownerFilter(request))
         if (!upload) return false
         await recordAudit(trx, { action: 'upload.ended', target_id: id, detail: { before: upload } })
         return true
@@ -64,9 +66,9 @@ const unfinished: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
-/** The member whose uploads the caller may see and end; null: of all. */
-function whose({ user }: FastifyRequest): string | null {
+/** The member whose uploads the caller may see and end; null for the uploads of all members. */
+function ownerFilter({ user }: FastifyRequest): string | null {
   return allows('admin', user.role) ? null : user.user_id
 }
 
-export default unfinished
+export default unfinishedUploads

@@ -4,20 +4,24 @@ import { type FileRow, readFile } from '../../db/queries/files.ts'
 import { headBytes, requireFileType } from '../../src/files/file-types.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
 import { conflict, Problem } from '../../src/http/problems.ts'
-import { finish, requireSum, undo } from './receiving.ts'
-import { concludeUpload, releaseUpload, renewConclusion, type UploadRow } from './upload-queries.ts'
+import { abandonUpload, publishFile, requireChecksum } from './receiving.ts'
+import { leaseCompletion, releaseCompletion, renewCompletion, type UploadRow } from './upload-queries.ts'
 
-/** Longer than the store takes to put the whole together; renewed while it is read. Where this process dies, others wait for so long. */
-const concludeSeconds = 90
+/**
+ * The lease of the request that completes an upload: longer than the store takes to assemble the object. The lease is
+ * renewed while the object is read. After a crash of this process, other requests wait until it expires.
+ */
+const leaseSeconds = 90
 const renewMs = 30_000
 
 /**
- * Makes a file of bytes that lie in the store already, but that nobody has looked at: nothing is believed that was not read.
- * `assemble` brings them to their place, and may find them there from an attempt that died. Throws `conflict` while somebody
- * else is at it. What is wrong with the bytes undoes the upload; what is wrong with the store or the database leaves it for
- * another attempt.
+ * Completes an upload whose bytes are in the store but were not checked: reads them, and checks size, SHA-256 and type.
+ * `assemble` makes the object, and is skipped when an earlier attempt has made it.
+ *
+ * Throws `conflict` while another request completes the upload. When the bytes are wrong, the upload is abandoned. When
+ * the store or the database fails, the upload stays for another attempt.
  */
-export async function finishArrived(
+export async function completeUpload(
   app: FastifyInstance,
   request: FastifyRequest,
   id: string,
@@ -25,8 +29,8 @@ export async function finishArrived(
   assemble: () => Promise<void>
 ): Promise<FileRow> {
   const { tenant_id } = request.user
-  const [mine] = await request.tenantQuery(concludeUpload, { tenant_id, id, seconds: concludeSeconds })
-  if (!mine) {
+  const [lease] = await request.tenantQuery(leaseCompletion, { tenant_id, id, seconds: leaseSeconds })
+  if (!lease) {
     const [done] = await request.tenantQuery(readFile, { tenant_id, id })
     if (done) return done
     throw conflict({ detail: 'the upload is being completed' })
@@ -36,15 +40,21 @@ export async function finishArrived(
     if ((await app.objects.size(key)) === undefined) {
       await (upload.size === 0 ? app.objects.put(key, Buffer.alloc(0)) : assemble())
     }
-    return await inspect(app, request, id, upload)
+    return await checkObject(app, request, id, upload)
   } catch (err) {
-    if (err instanceof Problem) await undo(app, request, id)
-    else await request.tenantQuery(releaseUpload, { tenant_id, id }).catch(() => {})
+    if (err instanceof Problem) await abandonUpload(app, request, id)
+    else await request.tenantQuery(releaseCompletion, { tenant_id, id }).catch(() => {})
     throw err
   }
 }
 
-async function inspect(app: FastifyInstance, request: FastifyRequest, id: string, upload: UploadRow): Promise<FileRow> {
+/** Reads the object, checks it, and publishes the file. */
+async function checkObject(
+  app: FastifyInstance,
+  request: FastifyRequest,
+  id: string,
+  upload: UploadRow
+): Promise<FileRow> {
   const hash = createHash('sha256')
   const head: Buffer[] = []
   const { tenant_id } = request.user
@@ -57,17 +67,17 @@ async function inspect(app: FastifyInstance, request: FastifyRequest, id: string
     size += chunk.length
     hash.update(chunk)
     if (Date.now() - renewedAt < renewMs) continue
-    await request.tenantQuery(renewConclusion, { tenant_id, id, seconds: concludeSeconds })
+    await request.tenantQuery(renewCompletion, { tenant_id, id, seconds: leaseSeconds })
     renewedAt = Date.now()
   }
   const sha256 = hash.digest()
   if (size !== upload.size) throw conflict({ detail: `${size} bytes arrived and ${upload.size} were announced` })
-  requireSum(sha256, upload.sha256?.toString('hex'), '/body/sha256')
+  requireChecksum(sha256, upload.sha256?.toString('hex'), '/body/sha256')
   const content_type = await requireFileType(
     Buffer.concat(head).subarray(0, headBytes),
     upload.name,
     upload.content_type,
     (bytes) => app.decoders.findType(bytes, tenant_id)
   )
-  return finish(request, { id, size, sha256, content_type, purpose: upload.purpose })
+  return publishFile(request, { id, size, sha256, content_type, purpose: upload.purpose })
 }

@@ -8,16 +8,19 @@ import { writeObject } from '../../src/files/store/writing.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { conflict, malformedRequest, notFound, payloadTooLarge, tenantMismatch } from '../../src/http/problems.ts'
 import { Bytes, NoContent } from '../schemas.ts'
-import { finishArrived } from './arrived.ts'
+import { completeUpload } from './completion.ts'
 import { bodyOf, withUpload } from './receiving.ts'
 import { File, FileParams, LinkParams, Upload, UploadInput } from './schemas.ts'
 import { readUpload } from './upload-queries.ts'
 
-/** A direct upload that is not completed for this long is given up. */
-export const patienceSeconds = 3600
+/** A direct upload that is not completed within this time is abandoned. */
+export const completionTimeoutSeconds = 3600
 
-/** Uploads that go to the store itself, or where clients can't reach it, to a link; and are looked at afterwards. */
-const direct: FastifyPluginAsyncTypebox = async (app) => {
+/**
+ * Uploads that clients send directly to the store, or to a signed link when clients can't reach the store. They are
+ * checked on completion.
+ */
+const directUploads: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['files']
 
   app.post(
@@ -28,7 +31,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'createUpload',
         summary: 'Begin a direct upload',
         description:
-          'Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. Until then there is no file.',
+          'Send exactly these bytes with `method` and `headers` to `url` within five minutes, then complete the upload with `POST /files/{id}/complete`. The file exists after that.',
         tags,
         body: UploadInput,
         response: { 201: Upload }
@@ -59,7 +62,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         app,
         request,
         { name, content_type, purpose, size },
-        { sha256, patience: patienceSeconds },
+        { sha256, timeoutSeconds: completionTimeoutSeconds },
         begin
       )
       reply.code(201)
@@ -78,7 +81,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'completeUpload',
         summary: 'Complete a direct upload',
         description:
-          'Checks what arrived: size, SHA-256 and type. Repeating it after a lost reply gives the file again.',
+          'Checks the size, SHA-256 and type of the uploaded bytes. A repeated request, after a lost reply, returns the file again.',
         tags,
         params: FileParams,
         response: { 200: File }
@@ -88,24 +91,24 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
       const { id } = request.params
       const { tenant_id, user_id } = request.user
       const [upload] = await request.tenantQuery(readUpload, { tenant_id, id })
-      if (upload?.created_by !== user_id || upload.sha256 === null) return requireOwn(request, id)
+      if (upload?.created_by !== user_id || upload.sha256 === null) return requireCompleted(request, id)
       const [from, to] = [uploadKey(tenant_id, id), fileKey(tenant_id, id)]
       const arrived = upload.size === 0 ? 0 : ((await app.objects.size(from)) ?? (await app.objects.size(to)))
       if (arrived === undefined) {
-        // while this was asked somebody else may have completed it
+        // another request may have completed the upload meanwhile
         const [done] = await request.tenantQuery(readFile, { tenant_id, id })
         if (done) return done
         throw conflict({ detail: 'nothing has arrived yet' })
       }
       return app.withUploadPlace(request, request.user, () =>
-        // out of the client's reach before it is looked at
-        finishArrived(app, request, id, upload, () => app.objects.move(from, to))
+        // moves the object before it is checked, so that the client can't change it any more
+        completeUpload(app, request, id, upload, () => app.objects.move(from, to))
       )
     }
   )
 
-  /** What the caller has completed before. */
-  async function requireOwn(request: FastifyRequest, id: string) {
+  /** The file that the caller completed before. Throws `not_found`. */
+  async function requireCompleted(request: FastifyRequest, id: string) {
     const { tenant_id, user_id } = request.user
     const [file] = await request.tenantQuery(readFile, { tenant_id, id })
     if (file?.created_by !== user_id) throw notFound()
@@ -128,7 +131,7 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         schema: {
           operationId: 'putLinkedFileContent',
           summary: 'Send the bytes of a direct upload',
-          description: 'Where clients can not reach the store itself, a direct upload leads here.',
+          description: 'The target of a direct upload when clients can not reach the store.',
           tags,
           params: LinkParams,
           response: { 204: NoContent }
@@ -141,9 +144,9 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
         if (request.tenant && request.tenant.id !== tenant_id) throw tenantMismatch()
         const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
         if (!upload) throw notFound()
-        // who has the link uploads for who asked for it
+        // counts as an upload of the person who created the link
         await app.withUploadPlace(request, { user_id: upload.created_by, tenant_id }, () =>
-          writeObject(app.objects, uploadKey(tenant_id, id), exactly(bodyOf(request), upload.size))
+          writeObject(app.objects, uploadKey(tenant_id, id), requireExactSize(bodyOf(request), upload.size))
         )
         reply.code(204)
       }
@@ -151,8 +154,8 @@ const direct: FastifyPluginAsyncTypebox = async (app) => {
   })
 }
 
-/** Passes what has the announced size and no other. */
-async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
+/** Passes bytes through, and throws when their number differs from the announced size. */
+async function* requireExactSize(content: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
   let passed = 0
   try {
     for await (const chunk of content) {
@@ -168,4 +171,4 @@ async function* exactly(content: AsyncIterable<Buffer>, size: number): AsyncGene
   if (passed < size) throw invalidMembers([{ path: '/body', message }])
 }
 
-export default direct
+export default directUploads

@@ -2,21 +2,21 @@ import type { MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/queries/files.ts'
 import { unlessEnded } from '../../src/files/minimum-rate.ts'
-import { readable } from '../../src/http/forms.ts'
+import { readFormData } from '../../src/http/forms.ts'
 import { malformedRequest } from '../../src/http/problems.ts'
 import { receiveFile } from './receiving.ts'
 import { FileForm } from './schemas.ts'
 
-/** What the fields and what frames them may have, generously. */
-const fieldsBytes = 8 * 1024
+/** A generous upper bound for the fields of the form and their framing. */
+const maxFieldsBytes = 8 * 1024
 
-/** The one file of a form, and the fields beside it, which may stand before or after it. */
+/** Receives a form with one file and fields before or after the file. */
 export async function receiveForm(app: FastifyInstance, request: FastifyRequest): Promise<FileRow> {
   const next = request.readForm(FileForm)
   const fields = new Map<string, unknown>()
   const { uploadEnd } = request
 
-  /** Up to the file, or up to the end. */
+  /** Reads fields up to the file, or up to the end of the form. */
   async function readFields(): Promise<MultipartFile | undefined> {
     for (let part = await next(); part; part = await next()) {
       if (part.type === 'file') return part
@@ -25,26 +25,26 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
     return undefined
   }
 
-  // that there is no file is refused at the end
+  // a form without a file is refused when `next` reaches its end
   const part = (await readFields()) as MultipartFile
   const { filename: name, mimetype: content_type } = part
   if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
   const size = expectedSize(request, part, fields, app.config.maxFileSize)
-  return receiveFile(app, request, { name, content_type, size, content: chunks(part, uploadEnd) }, async () => {
+  return receiveFile(app, request, { name, content_type, size, content: fileBytes(part, uploadEnd) }, async () => {
     await readFields()
     return {
       purpose: (fields.get('purpose') as string | undefined) ?? null,
-      // a field that nobody has filled in
+      // a field that was left empty
       sha256: (fields.get('sha256') as string | undefined) || undefined
     }
   })
 }
 
-/** The bytes of a part; what is wrong with the form that they stand in is the sender's mistake. */
-async function* chunks({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
+/** The bytes of the file. A malformed or truncated form throws `malformed_request`. */
+async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readable(() => unlessEnded(uploadEnd, source.next()))
+    const next = await readFormData(() => unlessEnded(uploadEnd, source.next()))
     if (next.done) break
     yield next.value
   }
@@ -52,8 +52,11 @@ async function* chunks({ file }: MultipartFile, uploadEnd: AbortSignal | undefin
 }
 
 /**
- * How large the file is if nothing follows it in the form: what the request says, less what frames the file. Undefined where
- * the request does not say. What follows can be fields, for which a file of the limit is not refused.
+ * Estimates the size of the file from Content-Length, less the framing and the fields before the file. Undefined
+ * without a Content-Length.
+ *
+ * The estimate is too large when fields follow the file. So an estimate slightly above the limit counts as the limit,
+ * and a file of exactly the maximum size is not refused.
  */
 function expectedSize(
   request: FastifyRequest,
@@ -73,5 +76,5 @@ function expectedSize(
     line(`Content-Type: ${part.mimetype}`)
   const size = total - framed.reduce((sum, each) => sum + each, 0) - opening - head - 2 - 2 - line(`--${boundary}--`)
   if (Number.isNaN(size)) return undefined
-  return size > limit && size - limit < fieldsBytes ? limit : Math.max(0, size)
+  return size > limit && size - limit < maxFieldsBytes ? limit : Math.max(0, size)
 }

@@ -1,0 +1,151 @@
+import { BlockList, isIP } from 'node:net'
+
+/*
+ * Readers of settings: each turns the text of an environment variable into a value. A reader throws InvalidValue for a
+ * text that it does not accept.
+ */
+
+/** Says what is wrong with the text of a setting. The message never repeats the text of a secret. */
+export class InvalidValue extends Error {}
+
+/** At most `max` events in `window_ms`, written as `10/1m`. `max` 0 switches the limit off. */
+export type Rate = { max: number; window_ms: number }
+
+export const text = (value: string) => value
+export const list = (value: string) => value.split(',').flatMap((item) => item.trim() || [])
+
+export function oneOf<const T extends string>(...values: T[]) {
+  return (value: string): T => {
+    const found = values.find((candidate) => candidate === value)
+    if (!found) throw new InvalidValue(`must be one of ${values.join(', ')}`)
+    return found
+  }
+}
+
+export function integer(min: number, max: number) {
+  return (value: string): number => {
+    const number = /^\d{1,15}$/.test(value) ? Number(value) : Number.NaN
+    if (!(number >= min && number <= max)) throw new InvalidValue(`must be a whole number from ${min} to ${max}`)
+    return number
+  }
+}
+
+export function domain(value: string): string {
+  const lower = value.toLowerCase()
+  const label = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
+  if (!new RegExp(`^${label}(?:\\.${label})*$`).test(lower) || isIP(lower)) {
+    throw new InvalidValue('must be a domain name such as aggios.app')
+  }
+  return lower
+}
+
+/** Host names and addresses as a Host header spells them. `*.local` means every name under `local`. */
+export function hostNames(value: string): string[] {
+  return list(value.toLowerCase()).map((name) => {
+    const bare = name.replace(/^\[(.*)\]$/, '$1')
+    if (isIP(bare)) return isIP(bare) === 6 ? `[${bare}]` : bare
+    try {
+      domain(name.replace(/^\*\./, ''))
+    } catch {
+      throw new InvalidValue(`"${name}" is no host such as 127.0.0.1, host.docker.internal or *.local, without a port`)
+    }
+    return name
+  })
+}
+
+export function postgresUrl(value: string): string {
+  if (!URL.canParse(value) || !/^postgres(ql)?:$/.test(new URL(value).protocol)) {
+    throw new InvalidValue('must be a URL that begins with postgres://')
+  }
+  return value
+}
+
+export function smtpUrl(value: string): string {
+  if (!URL.canParse(value) || !/^smtps?:$/.test(new URL(value).protocol)) {
+    throw new InvalidValue('must be a URL that begins with smtp:// or smtps://')
+  }
+  return value
+}
+
+/** The origin of the links in mails. `{slug}` stands for the slug of the tenant. */
+export function appUrl(value: string): string {
+  const example = value.replaceAll('{slug}', 'acme')
+  if (!/^https?:\/\//.test(example) || !URL.canParse(example) || new URL(example).search || new URL(example).hash) {
+    throw new InvalidValue('must be a URL such as https://{slug}.example.com')
+  }
+  return value.replace(/\/+$/, '')
+}
+
+export function networks(value: string): string[] {
+  for (const range of list(value)) {
+    const [address = '', prefix, ...rest] = range.split('/')
+    const family = isIP(address)
+    const bits = prefix === undefined ? 0 : Number(prefix)
+    const valid = family !== 0 && rest.length === 0 && (prefix === undefined || /^\d{1,3}$/.test(prefix))
+    if (!valid || bits > (family === 4 ? 32 : 128)) {
+      throw new InvalidValue(`must be a list of addresses or CIDR ranges; "${range}" is neither`)
+    }
+    if (prefix !== undefined && bits === 0) throw new InvalidValue(`"${range}" would trust everybody`)
+    new BlockList().addSubnet(address, bits, family === 4 ? 'ipv4' : 'ipv6')
+  }
+  return list(value)
+}
+
+/** Exact web origins, spelled as a browser sends them. `*` is accepted here; production.ts refuses it. */
+export function origins(value: string): string[] {
+  for (const origin of list(value)) {
+    if (origin === '*') continue
+    if (!isOrigin(origin)) throw new InvalidValue(`"${origin}" is not an origin such as https://app.example.com`)
+  }
+  return list(value)
+}
+
+/** The origins of web views: Capacitor, Ionic and Tauri serve an app's pages under their own scheme, without a port. */
+const appOrigin = /^(?:capacitor|ionic|tauri):\/\/[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$/
+
+/**
+ * Tells whether a text is an origin as a browser or an app's web view sends it: no path, no default port, lower case.
+ */
+export function isOrigin(value: string): boolean {
+  if (appOrigin.test(value)) return true
+  return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value
+}
+
+const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }
+
+/** Reads `10/1m`; `0` means no limit. */
+export function rate(value: string): Rate {
+  if (value === '0') return { max: 0, window_ms: unitMs.m as number }
+  const match = /^([1-9]\d{0,8})\/([1-9]\d{0,3})([smh])$/.exec(value)
+  if (!match) throw new InvalidValue('must be a count and a time such as 10/1m, or 0 for no limit')
+  return { max: Number(match[1]), window_ms: Number(match[2]) * (unitMs[match[3] as string] as number) }
+}
+
+const unitBytes: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 }
+
+/** Reads a number of bytes: `100MiB`, `10GiB`, or digits alone. */
+export function size(value: string): number {
+  const [, count, unit = ''] = /^([1-9]\d{0,14})(|[KMGT]iB)$/.exec(value) ?? []
+  const bytes = Number(count) * (unitBytes[unit] as number)
+  if (!(bytes <= 2 ** 50)) throw new InvalidValue('must be a size such as 100MiB or 10GiB')
+  return bytes
+}
+
+export function redisUrl(value: string): string {
+  if (!URL.canParse(value) || !/^rediss?:$/.test(new URL(value).protocol) || new URL(value).hostname === '') {
+    throw new InvalidValue('must be a URL that begins with redis:// or rediss://')
+  }
+  return value
+}
+
+export function httpUrl(value: string): string {
+  if (!URL.canParse(value) || !/^https?:$/.test(new URL(value).protocol) || new URL(value).pathname !== '/') {
+    throw new InvalidValue('must be a URL such as https://storage.example.com, without a path')
+  }
+  return value.replace(/\/$/, '')
+}
+
+export function bucketName(value: string): string {
+  if (!/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(value)) throw new InvalidValue('must be the name of a bucket')
+  return value
+}
