@@ -3,8 +3,8 @@
  * other, so that PostgreSQL has one plan for all, which begins where the page does. It has none for `is null or id > $1`, and
  * takes a `coalesce` for something that might tell what row security hides, and so not to the index.
  */
-export const firstId = '00000000-0000-0000-0000-000000000000'
-export const lastId = 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+export const nilUuid = '00000000-0000-0000-0000-000000000000'
+export const maxUuid = 'ffffffff-ffff-ffff-ffff-ffffffffffff'
 
 /** The 16 bytes of a UUID, for tokens that carry one. */
 export function uuidToBytes(uuid: string): Buffer {

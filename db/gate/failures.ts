@@ -1,4 +1,4 @@
-import { ShareExhausted } from '../../src/limits/keyed-semaphore.ts'
+import { SemaphoreExhausted } from '../../src/limits/keyed-semaphore.ts'
 
 /** What a failed query means for who asked, read from PostgreSQL's SQLSTATE or the driver's own complaint. */
 export type Failure = 'connection' | 'timeout' | 'crowded' | 'conflict' | 'invalid_text' | undefined
@@ -61,7 +61,7 @@ const fromDriver =
 /** undefined: nothing that the database or the way to it can be blamed for. */
 export function classifyFailure(err: unknown): Failure {
   if (!(err instanceof Error)) return undefined
-  if (err instanceof ShareExhausted) return 'crowded'
+  if (err instanceof SemaphoreExhausted) return 'crowded'
   const { code, syscall } = err as { code?: string; syscall?: string }
   if (code !== undefined && byState[code]) return byState[code]
   if (code?.startsWith('08')) return 'connection'

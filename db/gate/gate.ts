@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
-import { createShares } from '../../src/limits/keyed-semaphore.ts'
+import { createKeyedSemaphore } from '../../src/limits/keyed-semaphore.ts'
 import type { TenantTables } from '../tables.ts'
 import type { TimeOuts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
@@ -104,7 +104,7 @@ export function createTenantGate(
 ): TenantGate {
   // so that the slow queries of one tenant, or of one person in several of them, leave the others connections
   const width = Math.max(1, Math.floor(pool.options.max / 2))
-  const shares = createShares({ width, depth: shareDepth, patienceMs: sharePatienceMs })
+  const shares = createKeyedSemaphore({ concurrency: width, depth: shareDepth, timeoutMs: sharePatienceMs })
 
   function withinShare<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
     // who waits for themselves holds nothing of their tenant meanwhile

@@ -1,6 +1,6 @@
 import type pg from 'pg'
 import { ExpectedError } from '../../src/expected-error.ts'
-import { createTurns } from '../../src/limits/round-robin-queue.ts'
+import { createRoundRobinQueue } from '../../src/limits/round-robin-queue.ts'
 import { Connection } from './connection.ts'
 import { connectionTo, type TimeOuts } from './connection-settings.ts'
 import { type Done, type GateSettings, prepareGate, type QueryConfig } from './gate-query.ts'
@@ -59,7 +59,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     ...{ client: undefined, wire: undefined, opening: undefined },
     ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, restsUntil: 0 }
   }))
-  const waiting = createTurns<Read>()
+  const waiting = createRoundRobinQueue<Read>()
   /** What was lost once, before all others. */
   const lost: Read[] = []
   /** When the first began to wait, or one was taken. */

@@ -8,8 +8,8 @@ import { recordDenial } from '../../db/queries/audit.ts'
 import { createKeyRing } from '../../src/auth/keys.ts'
 import { createRefreshTokens, type RefreshToken } from '../../src/auth/refresh-tokens.ts'
 import { type Access, allows, type Role, roles } from '../../src/auth/roles.ts'
+import { createTokenCache } from '../../src/auth/token-cache.ts'
 import { clockToleranceSeconds } from '../../src/auth/token-life.ts'
-import { createTokenMemory } from '../../src/auth/token-memory.ts'
 import { withoutStacks } from '../../src/expected-error.ts'
 import {
   forbidden,
@@ -104,7 +104,7 @@ export default fp(
     const refreshTokens = createRefreshTokens(keys)
     const issuer = `https://api.${baseDomain}`
     const claimsOf = TypeCompiler.Compile(AccessClaims)
-    const verified = createTokenMemory<AccessClaims>(cachedTokens)
+    const verified = createTokenCache<AccessClaims>(cachedTokens)
     const lookups = { hit: 0, miss: 0 }
     app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', verified.size)
     app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>

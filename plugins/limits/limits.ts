@@ -3,7 +3,7 @@ import fp from 'fastify-plugin'
 import type { PlanLimits } from '../../db/queries/plans.ts'
 import type { Rate } from '../../src/config/config.ts'
 import { overloaded, type Problem, rateLimited } from '../../src/http/problems.ts'
-import { createPlaces } from '../../src/limits/concurrency.ts'
+import { createConcurrencyLimiter } from '../../src/limits/concurrency-limiter.ts'
 import { createQuotas, type Verdict } from '../../src/limits/quotas.ts'
 import type { AccessClaims } from '../auth/authentication.ts'
 
@@ -111,7 +111,7 @@ export default fp(
     app.metrics.counter('aggios_limit_refused_total', 'Requests and attempts over a limit', () =>
       counters.map(({ limit, refused }) => ({ labels: { limit }, value: refused }))
     )
-    const places = createPlaces(maxUnderWay)
+    const places = createConcurrencyLimiter(maxUnderWay)
 
     // == every request ===============================================================================================
 
@@ -142,7 +142,7 @@ export default fp(
       const { socket } = request.raw
       // whoever has gone while limits were asked will not be seen to leave
       if (request.leaves === null || socket.destroyed) return undefined
-      const leave = places.enter(socket, user_id, tenant_id)
+      const leave = places.acquire(socket, user_id, tenant_id)
       if (!leave) return overloaded({ headers: { 'retry-after': '1' } })
       request.leaves = leave
       return undefined

@@ -2,7 +2,7 @@ import { Readable } from 'node:stream'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
 import {
   AuditEventPage,
@@ -119,7 +119,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
 }
 
 type Position = { after_at: string; after_id: string }
-const beginning: Position = { after_at: 'infinity', after_id: lastId }
+const beginning: Position = { after_at: 'infinity', after_id: maxUuid }
 
 function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Position, limit: number) {
   const { action, actor_id, from, to } = filtersOf(filters)

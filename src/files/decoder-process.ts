@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs'
 import { serveJobs } from '../subprocesses/job-loop.ts'
 import { type DecoderJob, type DecoderResult, niceness } from './decoders.ts'
-import { findTypeOf } from './file-type-detection.ts'
+import { detectFileType } from './file-type-detection.ts'
 import { decodeImage } from './image-decoding.ts'
 
 /*
@@ -15,6 +15,6 @@ try {
   // no Linux: memory is watched all the same
 }
 serveJobs<DecoderJob, DecoderResult>(
-  async (job) => ('image' in job ? decodeImage(job.image) : findTypeOf(job.head)),
+  async (job) => ('image' in job ? decodeImage(job.image) : detectFileType(job.head)),
   niceness[process.argv[2] as keyof typeof niceness]
 )

@@ -122,14 +122,14 @@ export async function requireFileType(
   head: Buffer,
   name: string,
   declared: string | undefined,
-  findTypeOf: FindType
+  detectFileType: FindType
 ): Promise<string> {
   const extension = extensionOf(name)
   const isText = looksLikeText(head)
   const given = essence(declared)
   // what a part of a form is when nobody says anything (RFC 7578, 4.4)
   const claimed = given === 'text/plain' && !isText ? unknownType : given
-  const found = await findType(head, isText, findTypeOf)
+  const found = await findType(head, isText, detectFileType)
   if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
   }
@@ -156,10 +156,10 @@ function mayHold({ types, also, text }: Family, found: string | undefined, isTex
 }
 
 /** What the first bytes say; nothing for text, which may begin with anything, and for what nobody knows. */
-async function findType(head: Buffer, isText: boolean, findTypeOf: FindType): Promise<string | undefined> {
+async function findType(head: Buffer, isText: boolean, detectFileType: FindType): Promise<string | undefined> {
   const start = head.toString('latin1', 0, 1024)
   if (isText && /^(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE svg)\b/i.test(start)) return 'application/xml'
-  const found = await findTypeOf(head).catch((err) => {
+  const found = await detectFileType(head).catch((err) => {
     if (err instanceof JobRefused) throw unsupportedMediaType({ detail: 'the file can not be read', cause: err })
     throw err
   })

@@ -4,7 +4,7 @@ import { slugTaken } from '../http/problems.ts'
 export const slugPattern = '^[a-z][a-z0-9-]{1,38}[a-z0-9]$'
 
 /** A slug as it is stored, of one that somebody names: like the host that it is, in any case. */
-export const readSlug = (given: string) => given.toLowerCase()
+export const normalizeSlug = (given: string) => given.toLowerCase()
 
 /** Names of the platform's own hosts, of mail and infrastructure, and of what a visitor would take for the operator. */
 const reserved = new Set(

@@ -11,7 +11,7 @@ const schemeLength = 'Bearer '.length
  * A token counts as known when all of it is the same. Its signature is only where to look: hashing the 450 characters of a token
  * that has just arrived takes ten times as long as comparing them.
  */
-export function createTokenMemory<Known extends object>(max: number) {
+export function createTokenCache<Known extends object>(max: number) {
   const entries = new LRUCache<string, { token: string; known: Known }>({ max })
   const placeOf = (text: string) => text.slice(-signatureLength)
 

@@ -23,7 +23,7 @@ const slice = 10_000
  * Entries end by a clock of this process that nobody sets, and never early. Whoever reads everything again begins a
  * generation: what is known stays known meanwhile, and what was not seen again is dropped at the end.
  */
-export function createRevocationMemory(now: () => number = () => performance.now()) {
+export function createRevocationList(now: () => number = () => performance.now()) {
   const sessions = new Map<string, number>()
   const members = new Map<string, number>()
   const marks = new Map<string, Mark>()
