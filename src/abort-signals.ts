@@ -10,8 +10,8 @@ export function rejectOnAbort<T>(signal: AbortSignal | undefined, promise: Promi
 }
 
 /**
- * Yields the chunks of `content` until the signal is aborted, and then throws the signal's reason. An abort also interrupts the wait
- * for the next chunk.
+ * Yields the chunks of `content` until the signal is aborted, and then throws the signal's reason. An abort also
+ * interrupts the wait for the next chunk.
  */
 export async function* throwOnAbort(
   signal: AbortSignal | undefined,

@@ -49,7 +49,7 @@ const laterOf = (one: string, other: string) => (one > other ? one : other)
  * when nothing was signed yet. `kept_from`: events before were dropped by the retention.
  */
 export function readStatements(keys: AuditKeys, { statements }: Pick<AuditState, 'statements'>) {
-  const good = (statements ?? []).filter((each) => keys.holds(factsOfStatement(each), [each]))
+  const good = (statements ?? []).filter((each) => keys.verify(factsOfStatement(each), [each]))
   const times = (kind: Statement['kind']) => good.flatMap((each) => (each.kind === kind ? each.at : [])).sort()
   return {
     signed_from: times('signed_from')[0] ?? null,
@@ -152,7 +152,7 @@ export function judgeTail(
   const last = seq ?? 0
   if (signed_seq !== null && signed_seq > last) return { segment: signed_seq, id: null, reason: 'removed' }
   const mustBeSigned = seq !== null && signed_from !== null && to_at > signed_from
-  if (mustBeSigned && !keys.holds(factsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
+  if (mustBeSigned && !keys.verify(factsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
     return { segment: seq, id: null, reason: 'unsigned' }
   }
   return added_id === null ? null : { segment: last + 1, id: added_id, reason: 'added' }

@@ -91,7 +91,7 @@ export async function stateSigning(
   const isStated = (kind: string, at: string) =>
     state.statements?.some(
       (each) =>
-        each.kind === kind && each.at === at && each.key_id === keys.first && keys.holds(factsOfStatement(each), [each])
+        each.kind === kind && each.at === at && each.key_id === keys.first && keys.verify(factsOfStatement(each), [each])
     )
   if (!isStated('signed_from', from)) await makeStatement(gate, keys, { kind: 'signed_from', at: from, keep_days: 0 })
   if (dropped !== '-infinity' && !isStated('dropped_to', dropped)) {
@@ -116,7 +116,7 @@ export async function sealAudit(
   const continues = ({ tenant_id, last_seq, last_digest, last_bounds, last_to, signatures }: FreshHead) =>
     last_seq === null ||
     last_to <= signed_from ||
-    keys.holds(
+    keys.verify(
       factsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
       signatures
     )
@@ -147,7 +147,7 @@ type Ticket = { number: string; ticket: Buffer; next_hash: Buffer }
 /** The ticket whose hash was announced at the last turn, by whichever key made it, and the hash of the next one. */
 function ticketOf(keys: AuditKeys, { ticket_number: number, ticket_hash }: AuditState): Ticket {
   const hashOf = (ticket: Buffer) => createHash('sha256').update(ticket).digest()
-  const tickets = keys.each(['ticket', number])
+  const tickets = keys.signWithAll(['ticket', number])
   const ticket = tickets.find((each) => ticket_hash?.equals(hashOf(each))) ?? (tickets[0] as Buffer)
   return { number, ticket, next_hash: hashOf(keys.sign(['ticket', String(BigInt(number) + 1n)])) }
 }
@@ -175,7 +175,7 @@ export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
     const page = await gate.query(nobody, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
     const heads = page.flatMap((row) =>
-      row.seq !== null && keys.holds(factsOf({ ...row, seq: row.seq }), row.signatures)
+      row.seq !== null && keys.verify(factsOf({ ...row, seq: row.seq }), row.signatures)
         ? [{ ...row, seq: row.seq }]
         : []
     )

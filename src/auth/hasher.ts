@@ -22,17 +22,24 @@ export const compute = (job: Job): Promise<Result> =>
 
 type Options = { concurrency: number; log: { warn(details: object, message: string): void }; program?: string }
 
-/** The timeout of the subprocess's start and of one hash, on a machine that is fully busy. A slower subprocess counts as stuck. */
+/**
+ * The timeout of the subprocess's start and of one hash, on a machine that is fully busy. A slower subprocess counts as
+ * stuck.
+ */
 export const answerTimeoutMs = 10_000
-/** The pause between the end of a subprocess and the next start. Without it, a subprocess that can't run would be started for each hash. */
+/**
+ * The pause between the end of a subprocess and the next start. Without it, a subprocess that can't run would be
+ * started for each hash.
+ */
 export const restartDelayMs = 5000
 
 /**
- * Hashes in a subprocess of lower priority, so that sign-ins don't get as much of the cores as reads do. The caller passes at most
- * `concurrency` jobs at once.
+ * Hashes in a subprocess of lower priority, so that sign-ins don't get as much of the cores as reads do. The caller
+ * passes at most `concurrency` jobs at once.
  *
- * The subprocess is started with the first hash. This process computes a hash itself while the subprocess is not ready, and repeats
- * here what a subprocess that ended or got stuck was computing. So no request fails because of the subprocess.
+ * The subprocess is started with the first hash. This process computes a hash itself while the subprocess is not ready,
+ * and repeats here what a subprocess that ended or got stuck was computing. So no request fails because of the
+ * subprocess.
  */
 export function createHasher({ concurrency, log, program = join(import.meta.dirname, 'hasher-process.ts') }: Options) {
   let subprocess: Subprocess<Job, Result> | undefined

@@ -1,54 +1,61 @@
 import { type Role, roles } from './roles.ts'
 
-export type Revoked = {
+export type Revocation = {
   kind: 'session' | 'sessions' | 'member' | 'tenant' | 'plan'
   tenant_id: string
   subject: string
   state: string | null
   seconds_left: number
 }
-type Bearer = { tenant_id: string; user_id: string; sid: string; role: Role }
+type Claims = { tenant_id: string; user_id: string; sid: string; role: Role }
+/** A person's sessions that were opened up to the millisecond `through` are revoked, except the session `kept`. */
 type Mark = { through: number; kept: string | undefined; stamp: number }
 
-/** How many reads of everything can fail in a row before `beginReread` has no number left for the next. */
+/** The number of generations. `beginReread` has no free one after 15 rereads in a row that did not end. */
 const generations = 16
+/** The number of role codes: see `codeOf`. */
 const codes = 8
-/** Entries that one step looks at, so that a million of them block nothing. */
-const slice = 10_000
+/** Entries that one step of `endReread` visits, so that a million entries do not block the event loop. */
+const entriesPerStep = 10_000
 
 /**
- * Which tokens are refused, in as little memory as a million entries need: a key, and one small integer that holds the minute
- * of the end, the generation and a role.
+ * The list of revocations that access tokens are checked against, in memory. It is compact enough for a million
+ * entries: each is a key and one small integer, the stamp, which holds the minute of its end, its generation and a
+ * role.
  *
- * Entries end by a clock of this process that nobody sets, and never early. Whoever reads everything again begins a
- * generation: what is known stays known meanwhile, and what was not seen again is dropped at the end.
+ * Entries end by this process's monotonic clock, and never early.
+ *
+ * To read all revocations again, the caller begins a new generation. The known entries stay in force meanwhile. Entries
+ * that were not remembered again are dropped at the end.
  */
 export function createRevocationList(now: () => number = () => performance.now()) {
   const sessions = new Map<string, number>()
   const members = new Map<string, number>()
   const marks = new Map<string, Mark>()
   const suspended = new Map<string, number>()
-  const everything = [sessions, members, marks, suspended] as Map<string, number | Mark>[]
+  const maps = [sessions, members, marks, suspended] as Map<string, number | Mark>[]
   let generation = 0
-  let reliable = 0
-  let walk: { entries: Map<string, number | Mark>; iterator: MapIterator<[string, number | Mark]> } | undefined
-  let turn = 0
+  /** The generation of the last complete reread. */
+  let completeGeneration = 0
+  /** Where `prune` goes on, and the map that it visits next. */
+  let pruning: { entries: Map<string, number | Mark>; iterator: MapIterator<[string, number | Mark]> } | undefined
+  let nextMap = 0
 
   const stampOf = (value: number | Mark) => (typeof value === 'number' ? value : value.stamp)
   const minuteOf = (value: number | Mark) => Math.floor(stampOf(value) / (codes * generations))
   const generationOf = (value: number | Mark) => Math.floor(stampOf(value) / codes) % generations
 
-  /** Entries about one subject come in the order in which they were written. */
-  function remember({ kind, tenant_id, subject, state, seconds_left }: Revoked): void {
+  /** Adds a revocation. Revocations of one subject must come in the order in which they were written. */
+  function remember({ kind, tenant_id, subject, state, seconds_left }: Revocation): void {
     const minute = Math.ceil((now() / 1000 + seconds_left) / 60)
     const stamp = (minute * generations + generation) * codes
-    if (kind === 'session') sessions.set(flat(subject), stamp)
-    else if (kind === 'member') members.set(flat(tenant_id + subject), stamp + codeOf(state))
+    if (kind === 'session') sessions.set(copyOf(subject), stamp)
+    else if (kind === 'member') members.set(copyOf(tenant_id + subject), stamp + codeOf(state))
     else if (kind === 'sessions' && state !== null) {
-      const kept = state.length > 36 ? flat(state.slice(37)) : undefined
-      marks.set(flat(tenant_id + subject), { through: millisecondOf(state), kept, stamp })
+      const kept = state.length > 36 ? copyOf(state.slice(37)) : undefined
+      marks.set(copyOf(tenant_id + subject), { through: millisecondOf(state), kept, stamp })
     } else if (kind === 'tenant') {
-      if (state === 'suspended') suspended.set(flat(subject), stamp)
+      if (state === 'suspended') suspended.set(copyOf(subject), stamp)
       else suspended.delete(subject)
     }
   }
@@ -56,12 +63,12 @@ export function createRevocationList(now: () => number = () => performance.now()
   return {
     remember,
 
-    /** Remembers a line for each entry: kind, tenant, subject, seconds left, and the state if there is one. */
+    /** Adds one revocation a line: kind, tenant, subject, seconds left and, if there is one, the state. */
     rememberLines(lines: string): void {
       for (const line of lines.split('\n')) {
         const [kind, tenant_id = '', subject = '', seconds, ...state] = line.split(' ')
         remember({
-          kind: kind as Revoked['kind'],
+          kind: kind as Revocation['kind'],
           tenant_id,
           subject,
           seconds_left: Number(seconds),
@@ -70,8 +77,8 @@ export function createRevocationList(now: () => number = () => performance.now()
       }
     },
 
-    /** Why a token with these claims is refused. */
-    find({ tenant_id, user_id, sid, role }: Bearer): 'revoked' | 'outdated' | 'suspended' | undefined {
+    /** Returns the reason to refuse a token with these claims, or undefined for a valid one. */
+    find({ tenant_id, user_id, sid, role }: Claims): 'revoked' | 'outdated' | 'suspended' | undefined {
       if (sessions.has(sid)) return 'revoked'
       const key = tenant_id + user_id
       const member = members.get(key)
@@ -87,49 +94,58 @@ export function createRevocationList(now: () => number = () => performance.now()
       return suspended.has(tenant_id) ? 'suspended' : undefined
     },
 
-    /** False: everything was read in vain too often, and only `clear` begins anew. */
+    /**
+     * Begins a new generation. Returns false when too many rereads have failed; then the caller has to `clear` the list
+     * first.
+     */
     beginReread(): boolean {
       const next = (generation + 1) % generations
-      if (next === reliable) return false
+      if (next === completeGeneration) return false
       generation = next
       return true
     },
 
-    /** Drops what was not seen again since `beginReread`. The caller lets others run between the steps. */
+    /**
+     * Drops the entries that were not remembered again since `beginReread`. The caller may run other work between the
+     * steps.
+     */
     *endReread(): Generator<void> {
-      reliable = generation
-      for (const entries of everything) {
-        let looked = 0
+      completeGeneration = generation
+      for (const entries of maps) {
+        let visited = 0
         for (const [key, value] of entries) {
           if (generationOf(value) !== generation) entries.delete(key)
-          if (++looked % slice === 0) yield
+          if (++visited % entriesPerStep === 0) yield
         }
       }
     },
 
     clear(): void {
-      for (const entries of everything) entries.clear()
-      reliable = generation
+      for (const entries of maps) entries.clear()
+      completeGeneration = generation
     },
 
-    /** Forgets entries that have ended, of so many that it looks at. Each is looked at once in a minute or two. */
+    /**
+     * Drops ended entries among the next ones that it visits: a hundredth of all, or 1000. With one call a second,
+     * each entry is visited once in a minute or two.
+     */
     prune(): void {
       const minute = now() / 60_000
       const most = Math.max(1000, Math.ceil(size() / 100))
-      for (let looked = 0, ended = 0; looked < most && ended < everything.length; ) {
-        if (!walk) {
-          const entries = everything[turn++ % everything.length] as Map<string, number | Mark>
-          walk = { entries, iterator: entries.entries() }
+      for (let visited = 0, finishedMaps = 0; visited < most && finishedMaps < maps.length; ) {
+        if (!pruning) {
+          const entries = maps[nextMap++ % maps.length] as Map<string, number | Mark>
+          pruning = { entries, iterator: entries.entries() }
         }
-        const next = walk.iterator.next()
+        const next = pruning.iterator.next()
         if (next.done) {
-          walk = undefined
-          ended++
+          pruning = undefined
+          finishedMaps++
           continue
         }
-        looked++
+        visited++
         const [key, value] = next.value
-        if (minuteOf(value) < minute) walk.entries.delete(key)
+        if (minuteOf(value) < minute) pruning.entries.delete(key)
       }
     },
 
@@ -141,15 +157,21 @@ export function createRevocationList(now: () => number = () => performance.now()
   }
 }
 
-/** 0: no member any more. A word that is no role is nobody's. */
+/**
+ * The code of a member's role in a stamp. 0: the person is no member any more. The highest code, for an unknown role,
+ * matches no token.
+ */
 function codeOf(state: string | null): number {
   if (state === null) return 0
   const place = roles.indexOf(state as Role)
   return place === -1 ? codes - 1 : place + 1
 }
 
-/** The first 48 bits of an id: the millisecond in which a session was opened. */
+/** The first 48 bits of a session's id (UUID version 7): the millisecond in which the session was opened. */
 const millisecondOf = (id: string) => Number.parseInt(id.slice(0, 8) + id.slice(9, 13), 16)
 
-/** A joined string keeps both of its parts, and a part of a page the whole page; a copy is small. */
-const flat = (text: string) => Buffer.from(text, 'latin1').toString('latin1')
+/**
+ * Copies a string. V8 keeps both parts of a joined string, and the whole page of a part that was cut from it; a copy
+ * refers to neither.
+ */
+const copyOf = (text: string) => Buffer.from(text, 'latin1').toString('latin1')

@@ -6,24 +6,24 @@ const scheme = /^bearer $/i
 const schemeLength = 'Bearer '.length
 
 /**
- * What is known of tokens that were verified, found by the Authorization header as it came.
+ * Caches data of verified tokens (LRU). `find` takes the Authorization header as it was received.
  *
- * A token counts as known when all of it is the same. Its signature is only where to look: hashing the 450 characters of a token
- * that has just arrived takes ten times as long as comparing them.
+ * The cache key is the token's signature, and a hit requires that the whole token is equal. Hashing all 450 characters
+ * of a token that has just arrived would take ten times as long as comparing them.
  */
 export function createTokenCache<Known extends object>(max: number) {
   const entries = new LRUCache<string, { token: string; known: Known }>({ max })
-  const placeOf = (text: string) => text.slice(-signatureLength)
+  const signatureOf = (text: string) => text.slice(-signatureLength)
 
   return {
     find(authorization: string): Known | undefined {
-      const entry = entries.get(placeOf(authorization))
-      // not endsWith, which takes twenty times as long
+      const entry = entries.get(signatureOf(authorization))
+      // endsWith would take twenty times as long
       if (!entry || authorization.slice(schemeLength) !== entry.token) return undefined
       return scheme.test(authorization.slice(0, schemeLength)) ? entry.known : undefined
     },
     set(token: string, known: Known): void {
-      entries.set(placeOf(token), { token, known })
+      entries.set(signatureOf(token), { token, known })
     },
     size: () => entries.size
   }

@@ -14,12 +14,13 @@ export const sampleIntervalMs = 1000
 const retryLater = { 'retry-after': '5' }
 
 /**
- * Limits the concurrent uploads: of one person, of one tenant (both by `perOwner`), and in total (by `total`). A further upload waits
- * for a slot, and fails with `overloaded` when too many wait or when it waits too long.
+ * Limits the concurrent uploads: of one person, of one tenant (both by `perOwner`), and in total (by `total`). A
+ * further upload waits for a slot, and fails with `overloaded` when too many wait or when it waits too long.
  *
- * A running upload below the minimum rate is always ended. While an upload waits, the slowest running upload of somebody else below
- * the preemption rate is ended, one at a time. When the waiting upload's tenant has no free slot, only uploads of that tenant are
- * candidates; when its person has none, no upload is ended. An upload learns of its end by the signal that `work` receives.
+ * A running upload below the minimum rate is always ended. While an upload waits, the slowest running upload of
+ * somebody else below the preemption rate is ended, one at a time. When the waiting upload's tenant has no free slot,
+ * only uploads of that tenant are candidates; when its person has none, no upload is ended. An upload learns of its end
+ * by the signal that `work` receives.
  */
 export function createUploadSlots(
   perOwner: { concurrency: number; depth: number; timeoutMs: number },

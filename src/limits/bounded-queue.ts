@@ -1,20 +1,24 @@
 import { ExpectedError } from '../expected-error.ts'
 import { createRoundRobinQueue } from './round-robin-queue.ts'
 
-/** Thrown for a job that finds the queue full, is evicted from it for another fairness key, or waits longer than the timeout. */
+/**
+ * Thrown for a job that finds the queue full, is evicted from it for another fairness key, or waits longer than the
+ * timeout.
+ */
 export class QueueFull extends ExpectedError {}
 
 type Waiter = { start(): void; refuse(err: QueueFull): void }
 
 /**
- * Runs at most `concurrency` jobs at once and queues at most `depth` more. A queued job fails with QueueFull after `timeoutMs`.
+ * Runs at most `concurrency` jobs at once and queues at most `depth` more. A queued job fails with QueueFull after
+ * `timeoutMs`.
  *
- * Queued jobs are served round robin by fairness key. When the queue is full, the newest job of the key with the most queued jobs
- * is evicted for a job of a key with fewer, so that a flood from one key does not keep the others out. Without such a key the new
- * job fails with QueueFull at once.
+ * Queued jobs are served round robin by fairness key. When the queue is full, the newest job of the key with the most
+ * queued jobs is evicted for a job of a key with fewer, so that a flood from one key does not keep the others out.
+ * Without such a key the new job fails with QueueFull at once.
  *
- * A running job holds its slot until it settles, even if its client has gone. So a flood of aborted requests can't start more than
- * `concurrency` jobs.
+ * A running job holds its slot until it settles, even if its client has gone. So a flood of aborted requests can't
+ * start more than `concurrency` jobs.
  */
 export function createBoundedQueue(concurrency: number, depth: number, timeoutMs = Number.POSITIVE_INFINITY) {
   const waiting = createRoundRobinQueue<Waiter>()

@@ -4,8 +4,9 @@ import { ExpectedError } from '../expected-error.ts'
 export class CircuitOpen extends ExpectedError {}
 
 /**
- * A circuit breaker for a service that does not answer. After `failures` failed calls in a row the circuit is open: calls fail with
- * CircuitOpen for `cooldownMs`. Then one trial call goes through, and the others keep failing until the trial has settled.
+ * A circuit breaker for a service that does not answer. After `failures` failed calls in a row the circuit is open:
+ * calls fail with CircuitOpen for `cooldownMs`. Then one trial call goes through, and the others keep failing until the
+ * trial has settled.
  */
 export function createCircuitBreaker({ failures, cooldownMs }: { failures: number; cooldownMs: number }) {
   let failed = 0

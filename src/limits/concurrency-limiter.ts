@@ -4,15 +4,16 @@ const releases = Symbol('releases of the requests under way')
 type TrackedSocket = Socket & { [releases]?: Set<() => void> }
 
 /**
- * Limits each owner to `max` requests under way. A request has two owners, for example a person and their agency, and needs a free
- * slot of both. The slots are freed when the request releases them or when its connection closes, whichever comes first.
+ * Limits each owner to `max` requests under way. A request has two owners, for example a person and their agency, and
+ * needs a free slot of both. The slots are freed when the request releases them or when its connection closes,
+ * whichever comes first.
  */
 export function createConcurrencyLimiter(max: number) {
   const underWay = new Map<string, number>()
 
   /**
-   * Takes a slot of both owners and returns the function that frees them; repeated calls of that function do nothing. Returns
-   * undefined when one of the owners has no free slot.
+   * Takes a slot of both owners and returns the function that frees them; repeated calls of that function do nothing.
+   * Returns undefined when one of the owners has no free slot.
    */
   function acquire(socket: TrackedSocket, first: string, second: string): (() => void) | undefined {
     const ofFirst = underWay.get(first) ?? 0
@@ -39,8 +40,8 @@ export function createConcurrencyLimiter(max: number) {
   }
 
   /**
-   * The releases to call when the socket closes. A reply whose client has gone never finishes, so no response hook runs for it; the
-   * socket's close event always comes.
+   * The releases to call when the socket closes. A reply whose client has gone never finishes, so no response hook runs
+   * for it; the socket's close event always comes.
    */
   function releasesOf(socket: TrackedSocket): Set<() => void> {
     const known = socket[releases]

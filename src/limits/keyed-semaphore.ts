@@ -6,11 +6,13 @@ export class SemaphoreExhausted extends ExpectedError {}
 type Semaphore = { held: number; waiting: (() => void)[] }
 
 /**
- * A semaphore for each key: at most `concurrency` jobs of one key run at once. A job may have several keys, for example a person and
- * their agency. It takes a permit of each key, one after the other in the given order, and counts for each of them.
+ * A semaphore for each key: at most `concurrency` jobs of one key run at once. A job may have several keys, for example
+ * a person and their agency. It takes a permit of each key, one after the other in the given order, and counts for each
+ * of them.
  *
- * A job waits only for jobs that share a key with it: at most `timeoutMs` for all its keys together, and behind at most `depth` other
- * jobs of a key. Beyond either bound it fails with SemaphoreExhausted. A key is stored only while one of its jobs runs.
+ * A job waits only for jobs that share a key with it: at most `timeoutMs` for all its keys together, and behind at most
+ * `depth` other jobs of a key. Beyond either bound it fails with SemaphoreExhausted. A key is stored only while one of
+ * its jobs runs.
  */
 export function createKeyedSemaphore({
   concurrency,

@@ -1,14 +1,16 @@
 import { LRUCache } from 'lru-cache'
 import type { Rate } from '../config/config.ts'
 
-/** A store's reply: `granted` requests may pass now, and `remaining` are left for all processes until the window ends. */
+/**
+ * A store's reply: `granted` requests may pass now, and `remaining` are left for all processes until the window ends.
+ */
 export type Grant = { granted: number; remaining: number; ends_in_ms: number }
 
 /** The store of the counters that several processes share. */
 export type QuotaStore = {
   /**
-   * Grants up to `needed` of what is left under a key, and up to `prefetch` more; a store that has little left grants less of
-   * `prefetch`. A window begins with its first request. Rejects, in bounded time, when the store fails.
+   * Grants up to `needed` of what is left under a key, and up to `prefetch` more; a store that has little left grants
+   * less of `prefetch`. A window begins with its first request. Rejects, in bounded time, when the store fails.
    */
   take(key: string, rate: Rate, needed: number, prefetch: number): Promise<Grant>
 }
@@ -21,7 +23,10 @@ type Entry = {
   max: number
   window_ms: number
   ends_at: number
-  /** Requests that this process let through in this window. Never above `max`, even when the store was emptied meanwhile. */
+  /**
+   * Requests that this process let through in this window. Never above `max`, even when the store was emptied
+   * meanwhile.
+   */
   used: number
   /** Requests that are granted to this process and not used yet. */
   leased: number
@@ -35,7 +40,9 @@ type Entry = {
   refill: Promise<void> | undefined
 }
 
-/** The part of a quota that one process may lease in advance. Other processes can't use it while it lies unused here. */
+/**
+ * The part of a quota that one process may lease in advance. Other processes can't use it while it lies unused here.
+ */
 export const maxPrefetchShare = 1 / 128
 /** When fewer requests than this remain, nothing is leased in advance. */
 const minForPrefetch = 8
@@ -43,15 +50,15 @@ const minForPrefetch = 8
 /**
  * Counts requests against quotas. A quota's window begins with its first request.
  *
- * With a store, a process leases a batch of requests and counts it down in memory, so that most decisions need no I/O. The last
- * requests of a quota are leased one by one. All processes together never let through more than the quota, and less than a
- * hundredth of it lies unused in each process. Without a store, and while the store fails, each process counts alone: no request
- * is ever unlimited.
+ * With a store, a process leases a batch of requests and counts it down in memory, so that most decisions need no I/O.
+ * The last requests of a quota are leased one by one. All processes together never let through more than the quota, and
+ * less than a hundredth of it lies unused in each process. Without a store, and while the store fails, each process
+ * counts alone: no request is ever unlimited.
  *
  * `name` is the prefix of the keys at the store, which holds other counters too.
  *
- * Time is measured by this process's monotonic clock and by the rest of the window that the store reports. Two clocks are never
- * compared.
+ * Time is measured by this process's monotonic clock and by the rest of the window that the store reports. Two clocks
+ * are never compared.
  */
 export function createQuotas({ name = '', store, max }: { name?: string; store: QuotaStore | undefined; max: number }) {
   const entries = new LRUCache<string, Entry>({ max })
@@ -74,8 +81,8 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
     } finally {
       waited.waiting--
     }
-    // use the entry's rate, which may have changed during the wait: with the old rate this request and newer ones would change
-    // the entry back and forth, and leases of one rate are not valid for the other
+    // use the entry's rate, which may have changed during the wait: with the old rate this request and newer ones would
+    // change the entry back and forth, and leases of one rate are not valid for the other
     return count(key, entries.get(key) ?? rate)
   }
 
@@ -145,7 +152,8 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
         prefetch
       )
       if (entry.max !== rate.max) return
-      // the store's window is the valid one; a window that ends later than ours means that the store was emptied meanwhile
+      // the store's window is the valid one; a window that ends later than ours means that the store was emptied
+      // meanwhile
       if (entry.used === 0 && entry.leased === 0) entry.ends_at = askedAt + ends_in_ms
       else entry.ends_at = Math.min(entry.ends_at, askedAt + ends_in_ms)
       entry.leased = Math.min(entry.leased + granted, entry.max - entry.used)

@@ -1,6 +1,6 @@
 /**
- * A queue that serves its fairness keys round robin: one item of each key in turn, however many each key has waiting. Items of one
- * key keep the order of their arrival. The queue stores a key only while one of its items waits.
+ * A queue that serves its fairness keys round robin: one item of each key in turn, however many each key has waiting.
+ * Items of one key keep the order of their arrival. The queue stores a key only while one of its items waits.
  */
 export function createRoundRobinQueue<T>() {
   // Map order is the order of service: the first key is served next
@@ -41,8 +41,8 @@ export function createRoundRobinQueue<T>() {
     },
 
     /**
-     * Removes the newest item of the key with the most items, to make room for one more item of `fairnessKey`. Returns undefined
-     * when no key has more items than `fairnessKey` would have then.
+     * Removes the newest item of the key with the most items, to make room for one more item of `fairnessKey`. Returns
+     * undefined when no key has more items than `fairnessKey` would have then.
      */
     evictFor(fairnessKey: string): T | undefined {
       const own = itemsByKey.get(fairnessKey)?.length ?? 0

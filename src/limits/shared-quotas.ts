@@ -9,8 +9,9 @@ export type ScriptRunner = {
 }
 
 /*
- * Keeps one counter a key, which expires with its window; the first request of a window sets the expiry. `prefetch` is granted up to
- * an eighth of what is left. The server builds KEYS from digests and ids, so the script never contains a client's text.
+ * Keeps one counter a key, which expires with its window; the first request of a window sets the expiry. `prefetch` is
+ * granted up to an eighth of what is left. The server builds KEYS from digests and ids, so the script never contains a
+ * client's text.
  */
 const take = `
 local max, window, needed, prefetch = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -29,8 +30,8 @@ return { granted, left - granted, ends }
 const sha = createHash('sha1').update(take).digest('hex')
 
 /**
- * A store of quotas in Redis. One script reads and counts in one atomic step, so that concurrent processes are never granted more
- * than the quota.
+ * A store of quotas in Redis. One script reads and counts in one atomic step, so that concurrent processes are never
+ * granted more than the quota.
  */
 export function createSharedQuotas(
   redis: ScriptRunner,

@@ -4,9 +4,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Answer } from './subprocess.ts'
 
 /**
- * Sets the niceness of this process's autogroup. Linux may schedule by sessions first (autogroups), and niceness counts only inside
- * of a session; each connection of PostgreSQL is a session. So a subprocess is the leader of a session of its own, which needs the
- * niceness too. Containers are scheduled by cgroups instead, so a failure here does no harm there.
+ * Sets the niceness of this process's autogroup. Linux may schedule by sessions first (autogroups), and niceness counts
+ * only inside of a session; each connection of PostgreSQL is a session. So a subprocess is the leader of a session of
+ * its own, which needs the niceness too. Containers are scheduled by cgroups instead, so a failure here does no harm
+ * there.
  */
 async function setSessionNiceness(niceness: number): Promise<void> {
   for (;;) {
@@ -21,8 +22,8 @@ async function setSessionNiceness(niceness: number): Promise<void> {
 }
 
 /**
- * The main loop of a subprocess: receives jobs from its parent, computes them and sends the results back, with the given niceness.
- * The subprocess exits when its parent ends, because the IPC channel closes then in any case.
+ * The main loop of a subprocess: receives jobs from its parent, computes them and sends the results back, with the
+ * given niceness. The subprocess exits when its parent ends, because the IPC channel closes then in any case.
  */
 export function serveJobs<Job, Result>(compute: (job: Job) => Promise<Result>, niceness: number): void {
   const send = (answer: Answer<Result>) => void process.send?.(answer, () => {})

@@ -8,9 +8,14 @@ import { type EndReason, type Subprocess, SubprocessEnded, startSubprocess } fro
 export type Limits = {
   /** Bytes of resident memory. */
   memory: number
-  /** Milliseconds of CPU of one job. CPU time, so that a busy machine does not end a job for what other processes use. */
+  /**
+   * Milliseconds of CPU of one job. CPU time, so that a busy machine does not end a job for what other processes use.
+   */
   cpuMs: number
-  /** The timeout of one job in milliseconds of wall-clock time. A job that exceeds it means that the machine is overloaded. */
+  /**
+   * The timeout of one job in milliseconds of wall-clock time. A job that exceeds it means that the machine is
+   * overloaded.
+   */
   wallMs: number
   /** The number of jobs after which the subprocess is replaced, so that anything a job left behind ends with it. */
   jobs: number
@@ -46,14 +51,14 @@ const maxCpuSeconds = 120
 const crashSignals: readonly unknown[] = ['SIGABRT', 'SIGBUS', 'SIGFPE', 'SIGILL', 'SIGSEGV', 'SIGSYS', 'SIGTRAP']
 
 /**
- * Runs jobs with untrusted input in a subprocess, so that hostile bytes can only harm that subprocess. The subprocess starts with the
- * first job, and is replaced when it dies, when it exceeds a limit and after a number of jobs.
+ * Runs jobs with untrusted input in a subprocess, so that hostile bytes can only harm that subprocess. The subprocess
+ * starts with the first job, and is replaced when it dies, when it exceeds a limit and after a number of jobs.
  *
- * Only one job runs at a time, so that a limit exceeded is always that job's. The others wait in a queue that is fair by fairness key.
- * A job whose subprocess ended without exceeding a limit is tried once more.
+ * Only one job runs at a time, so that a limit exceeded is always that job's. The others wait in a queue that is fair
+ * by fairness key. A job whose subprocess ended without exceeding a limit is tried once more.
  *
- * Throws `JobRefused` when a job exceeded a limit, or when its second subprocess crashed too. Throws `overloaded` when too many jobs
- * wait, or when the second subprocess was killed from outside or timed out.
+ * Throws `JobRefused` when a job exceeded a limit, or when its second subprocess crashed too. Throws `overloaded` when
+ * too many jobs wait, or when the second subprocess was killed from outside or timed out.
  */
 export function createSandbox<Job, Result>({ program, args, limits, depth, log }: Options) {
   const queue = createBoundedQueue(1, depth)
@@ -79,7 +84,9 @@ export function createSandbox<Job, Result>({ program, args, limits, depth, log }
     return started
   }
 
-  /** Checks the usage of a subprocess while `isWorking` returns true, and ends the subprocess when it exceeds a limit. */
+  /**
+   * Checks the usage of a subprocess while `isWorking` returns true, and ends the subprocess when it exceeds a limit.
+   */
   async function enforceLimits(current: Subprocess<Job, Result>, isWorking: () => boolean): Promise<void> {
     const { pid } = current
     if (pid === undefined) return

@@ -28,8 +28,9 @@ type Options = {
   /** The timeout of the start and of each job. A subprocess that exceeds it counts as stuck and is killed. */
   answerTimeoutMs: number
   /**
-   * Limits that the kernel enforces: bytes of data (RLIMIT_DATA), so that a large allocation also fails between two checks of
-   * sandbox.ts, and seconds of CPU in the subprocess's whole life, so that it ends even when the parent was killed.
+   * Limits that the kernel enforces: bytes of data (RLIMIT_DATA), so that a large allocation also fails between two
+   * checks of sandbox.ts, and seconds of CPU in the subprocess's whole life, so that it ends even when the parent was
+   * killed.
    */
   kernelLimits?: { data: number; cpuSeconds: number }
   /** Called once, when the subprocess has exited or was killed. */
@@ -44,7 +45,10 @@ process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL')
 })
 
-/** Starts a subprocess that computes jobs. It ends with this process, and does not keep this process alive while it is idle. */
+/**
+ * Starts a subprocess that computes jobs. It ends with this process, and does not keep this process alive while it is
+ * idle.
+ */
 export function startSubprocess<Job, Result>({
   program,
   args = [],

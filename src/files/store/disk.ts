@@ -10,8 +10,8 @@ const keyPattern = /^(?:[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}|installation)$/
 const forgottenAfterMs = 2 * 86_400_000
 
 /**
- * Stores objects as files under a folder. A new object is written to `unfinished`, flushed to the disk, and then renamed into
- * `objects`. The folders are flushed after the rename, because only then a rename survives a crash.
+ * Stores objects as files under a folder. A new object is written to `unfinished`, flushed to the disk, and then
+ * renamed into `objects`. The folders are flushed after the rename, because only then a rename survives a crash.
  */
 export function createDiskStore(folder: string): ObjectStore {
   const objects = join(folder, 'objects')

@@ -13,5 +13,8 @@ export const isOurKey = (key: string) =>
     key
   )
 
-/** The key of the object that names the installation to which the store belongs (db/queries/store-fence.ts). It sorts last. */
+/**
+ * The key of the object that names the installation to which the store belongs (db/queries/store-fence.ts). It sorts
+ * last.
+ */
 export const markKey = 'installation'

@@ -13,13 +13,17 @@ export type Part = { number: number; tag: string }
 /**
  * The store of the files' bytes: an S3 bucket or a folder. Callers don't know which of the two it is.
  *
- * The server makes the keys, which begin with the owner's id. An object is either complete or absent, and an acknowledged write
- * survives a crash. A method rejects with a StoreFailure when the store refuses, fails or is silent for `storeTimeoutMs`.
+ * The server makes the keys, which begin with the owner's id. An object is either complete or absent, and an
+ * acknowledged write survives a crash. A method rejects with a StoreFailure when the store refuses, fails or is silent
+ * for `storeTimeoutMs`.
  */
 export type ObjectStore = {
   /** Writes a small object in one request. */
   put(key: string, content: Buffer): Promise<void>
-  /** Reads the bytes from `start` to `end`, both included, or the whole object. Resolves to undefined when there is no such object. */
+  /**
+   * Reads the bytes from `start` to `end`, both included, or the whole object. Resolves to undefined when there is no
+   * such object.
+   */
   get(key: string, range?: { start: number; end: number }): Promise<Readable | undefined>
   /** Resolves to the number of bytes, or to undefined when there is no such object. */
   size(key: string): Promise<number | undefined>
@@ -34,13 +38,19 @@ export type ObjectStore = {
   readonly minPartBytes: number
   /** Starts a multipart upload. Resolves to the store's id of the upload. */
   startParts(key: string): Promise<string>
-  /** Writes one part, and replaces a part with the same number. Numbers begin at 1; `offset` is the position in the object. */
+  /**
+   * Writes one part, and replaces a part with the same number. Numbers begin at 1; `offset` is the position in the
+   * object.
+   */
   putPart(key: string, id: string, number: number, offset: number, content: Buffer): Promise<Part>
   /** Completes a multipart upload: joins the parts into the object. */
   finishParts(key: string, id: string, parts: readonly Part[]): Promise<void>
   /** Aborts a multipart upload and removes its parts. Succeeds when the id is unknown. */
   dropParts(key: string, id: string): Promise<void>
-  /** Removes the parts of uploads without a new byte for two days. Does nothing for a bucket, which has a lifecycle rule for it. */
+  /**
+   * Removes the parts of uploads without a new byte for two days. Does nothing for a bucket, which has a lifecycle rule
+   * for it.
+   */
   dropStaleParts(): Promise<void>
 
   /** Makes signed requests for clients. Undefined where clients can't reach the store. */
@@ -70,8 +80,8 @@ export const storeTimeoutMs = 10_000
 /**
  * A failed operation of the store.
  *
- * `away`: the store does not answer, or reports that it is unavailable. `full`: it has no room. `refused`: it denies access, which
- * only an operator can change.
+ * `away`: the store does not answer, or reports that it is unavailable. `full`: it has no room. `refused`: it denies
+ * access, which only an operator can change.
  */
 export class StoreFailure extends Error {
   readonly kind: 'away' | 'full' | 'refused'
@@ -81,7 +91,9 @@ export class StoreFailure extends Error {
   }
 }
 
-/** Wraps the stream of a stored object. An error of the source reaches the reader as the StoreFailure of `toFailure`. */
+/**
+ * Wraps the stream of a stored object. An error of the source reaches the reader as the StoreFailure of `toFailure`.
+ */
 export function wrapStoredStream(source: Readable, toFailure: (err: unknown) => Error): Readable {
   const read = new Transform({
     highWaterMark: 256 * 1024,

@@ -6,7 +6,8 @@ export const partBytes = 5 * 1024 * 1024
 const bufferCount = 3
 
 /**
- * Splits the content into parts of exactly `size` bytes; the last part may be shorter, and the first part has `first` bytes.
+ * Splits the content into parts of exactly `size` bytes; the last part may be shorter, and the first part has `first`
+ * bytes.
  *
  * Three buffers are reused in turn. So a part is valid until the reader asks for the third part after it.
  */
@@ -39,8 +40,8 @@ export async function* splitIntoParts(
 }
 
 /**
- * Writes the content as one object, in constant memory and with backpressure from the store. Content that fits into one part is one
- * request. Rejects with the error of the content or of the store; no object exists under the key then.
+ * Writes the content as one object, in constant memory and with backpressure from the store. Content that fits into one
+ * part is one request. Rejects with the error of the content or of the store; no object exists under the key then.
  */
 export async function writeObject(store: ObjectStore, key: string, content: AsyncIterable<Buffer>): Promise<void> {
   const parts: Part[] = []

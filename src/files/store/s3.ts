@@ -24,8 +24,8 @@ export type S3Settings = {
 const mebibyte = 1024 * 1024
 
 /**
- * Stores objects in a bucket of MinIO or any other S3. It needs four permissions on the bucket's objects (Get, Put, Delete,
- * AbortMultipartUpload), and ListBucket for the sweep of unreferenced objects.
+ * Stores objects in a bucket of MinIO or any other S3. It needs four permissions on the bucket's objects (Get, Put,
+ * Delete, AbortMultipartUpload), and ListBucket for the sweep of unreferenced objects.
  */
 export function createS3Store(settings: S3Settings): ObjectStore {
   const { bucket, region } = settings
@@ -131,14 +131,17 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   }
 }
 
-/** The timeout for joining parts or copying, which is slow for large objects. It is shorter than a client's idle timeout. */
+/**
+ * The timeout for joining parts or copying, which is slow for large objects. It is shorter than a client's idle
+ * timeout.
+ */
 export const assemblyTimeoutMs = 50_000
 /** Statuses of replies that the library leaves unread. An unread reply would keep its connection from being reused. */
 const unreadStatuses = new Set([408, 429, 499, 500, 502, 503, 504, 520])
 
 /**
- * Adds timeouts to the library's requests: a request is destroyed when the store is silent for too long, also while it connects. TCP's
- * own timeouts are much longer.
+ * Adds timeouts to the library's requests: a request is destroyed when the store is silent for too long, also while it
+ * connects. TCP's own timeouts are much longer.
  */
 function withTimeouts(request: typeof http.request): typeof http.request {
   return ((options: http.RequestOptions, callback: (reply: http.IncomingMessage) => void) => {
