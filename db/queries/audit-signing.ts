@@ -91,7 +91,10 @@ export async function stateSigning(
   const isStated = (kind: string, at: string) =>
     state.statements?.some(
       (each) =>
-        each.kind === kind && each.at === at && each.key_id === keys.first && keys.verify(factsOfStatement(each), [each])
+        each.kind === kind &&
+        each.at === at &&
+        each.key_id === keys.first &&
+        keys.verify(factsOfStatement(each), [each])
     )
   if (!isStated('signed_from', from)) await makeStatement(gate, keys, { kind: 'signed_from', at: from, keep_days: 0 })
   if (dropped !== '-infinity' && !isStated('dropped_to', dropped)) {
