@@ -1,5 +1,8 @@
-/** What an error says of itself in words and numbers; anything else may hang on it, a connection with its keys for one. */
-const facts = [
+/**
+ * The properties of an error that are logged. Other properties may hold secrets, for example a connection with its
+ * keys.
+ */
+const loggedProperties = [
   'code',
   'errno',
   'syscall',
@@ -22,19 +25,24 @@ const maxLength = 4096
 export type LoggedError = { [key: string]: unknown; type: string; message: string; stack: string }
 
 /**
- * An error for the log: its name, message, stack and facts, and the same of its causes. Libraries hang onto their errors what
- * they were working with: connections with the keys to cancel their queries, commands with the values in them. None of that
- * is written.
+ * Serializes an error for the log: its name, message, stack and the properties above, and those of its causes.
+ *
+ * All other properties are left out, because libraries attach the objects that they worked with: connections with the
+ * keys that cancel their queries, or commands with the values in them.
  */
 export function serializeError(err: unknown, depth = 0): LoggedError {
   if (!(err instanceof Error)) {
-    return { type: typeof err, message: typeof err === 'object' ? 'no error was thrown' : cut(String(err)), stack: '' }
+    return {
+      type: typeof err,
+      message: typeof err === 'object' ? 'no error was thrown' : truncate(String(err)),
+      stack: ''
+    }
   }
-  const logged: LoggedError = { type: err.name, message: cut(err.message), stack: cut(err.stack ?? '') }
-  for (const name of facts) {
-    const fact = (err as unknown as Record<string, unknown>)[name]
-    if (typeof fact === 'number') logged[name] = fact
-    else if (typeof fact === 'string') logged[name] = cut(fact)
+  const logged: LoggedError = { type: err.name, message: truncate(err.message), stack: truncate(err.stack ?? '') }
+  for (const name of loggedProperties) {
+    const value = (err as unknown as Record<string, unknown>)[name]
+    if (typeof value === 'number') logged[name] = value
+    else if (typeof value === 'string') logged[name] = truncate(value)
   }
   if (depth === maxCauses) return logged
   if (err.cause !== undefined) logged.cause = serializeError(err.cause, depth + 1)
@@ -44,4 +52,4 @@ export function serializeError(err: unknown, depth = 0): LoggedError {
   return logged
 }
 
-const cut = (text: string) => text.slice(0, maxLength)
+const truncate = (text: string) => text.slice(0, maxLength)

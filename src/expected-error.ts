@@ -1,6 +1,7 @@
 /**
- * An error that is part of normal operation and that says all there is by its class and message. No stack is taken for it: under
- * a flood of refused requests the stacks would cost more than the rest of the refusals.
+ * The base class of errors that are part of normal operation, such as a refused request. Class and message say
+ * everything, so no stack trace is captured: under a flood of requests the stacks would cost more than the rest of the
+ * refusals.
  */
 export class ExpectedError extends Error {
   constructor(message?: string, options?: ErrorOptions) {
@@ -11,7 +12,7 @@ export class ExpectedError extends Error {
   }
 }
 
-/** Calls a function of a library whose errors are expected, so that no stack is taken for them either. Synchronous only. */
+/** Calls a synchronous function, without capturing stack traces for the errors that a library creates in it. */
 export function withoutStacks<T>(work: () => T): T {
   const { stackTraceLimit } = Error
   Error.stackTraceLimit = 0

@@ -14,7 +14,7 @@ import { type Processes, serveInProcess } from './processes/serving.ts'
 import { startWorkers, WorkerEnded } from './processes/supervisor.ts'
 import { onSignals } from './signals.ts'
 
-/** sysexits.h: configuration error. */
+/** The exit code EX_CONFIG of sysexits.h: a configuration error. */
 const exitConfig = 78
 
 const say = (line: string) => void process.stderr.write(`${line}\n`)
@@ -66,8 +66,8 @@ function startSeveral(settings: Config, { log }: FastifyInstance): Processes {
 }
 
 /**
- * Migrates where this process was given the owner's credentials, and forgets them before anything serves: neither the application
- * nor a worker gets them, be it by its configuration or by its environment.
+ * Migrates the database if the settings contain the owner's credentials. The credentials are removed from the returned
+ * settings and from the environment, so that neither the application nor a worker ever has them.
  */
 async function prepareDatabase(settings: Config): Promise<Config> {
   const { databaseOwnerUrl, ...serving } = settings.databaseUrl ? settings : await withEmbedded(settings)
@@ -81,7 +81,7 @@ async function prepareDatabase(settings: Config): Promise<Config> {
   return { ...serving, databaseOwnerUrl: undefined }
 }
 
-/** No database was named: the product brings its own. */
+/** Starts the embedded server, for settings without a database. */
 async function withEmbedded(settings: Config): Promise<Config> {
   embedded = await startEmbedded(settings.dataDir, { progress: say })
   return {
@@ -103,7 +103,8 @@ Aggios API is ready.
 }
 
 /**
- * Ends when every request has: at SHUTDOWN_TIMEOUT at the latest, and at a second signal at once. The embedded server goes last.
+ * Shuts down when the last request has finished, at SHUTDOWN_TIMEOUT at the latest. A second signal ends the process at
+ * once (`cutOff`). The embedded server stops last.
  */
 async function stop(signal: NodeJS.Signals): Promise<void> {
   stopping = true
@@ -122,7 +123,7 @@ function cutOff(): never {
   process.exit(1)
 }
 
-/** Ends what has not ended yet, and this process. */
+/** Stops the servers that still run, and exits. */
 async function end(code: number): Promise<never> {
   processes?.kill()
   if (internal?.server.listening) await internal.close()
@@ -135,7 +136,7 @@ async function fail(err: unknown): Promise<never> {
     say(err.message)
     return end(exitConfig)
   }
-  // a worker has said itself what is wrong
+  // the worker has already reported the error
   if (err instanceof WorkerEnded) return end(err.exitCode)
   say(`Aggios API could not start: ${describe(err)}`)
   return end(err instanceof FolderInUse ? exitConfig : 1)

@@ -1,46 +1,50 @@
 /*
- * What a process counts, as data, and the text that Prometheus reads of it (exposition format 0.0.4).
+ * Metrics as data, and their text for Prometheus (exposition format 0.0.4).
  */
 
 export type Labels = Record<string, string>
-/** `suffix` is for the parts of a histogram. */
+/** One line of the text. Only the lines of a histogram have a `suffix`. */
 export type Sample = { suffix?: '_bucket' | '_sum' | '_count'; labels?: Labels; value: number }
+/** A metric with all of its samples. */
 export type Family = { name: string; help: string; type: 'counter' | 'gauge' | 'histogram'; samples: Sample[] }
 
-/** Counts of observations by bucket, not cumulative, the one above all bounds included; behind them the sum. */
-export type Row = Float64Array
+/**
+ * One series of a histogram: the counts of its buckets (not cumulative, the last one for values above all bounds), then
+ * the sum.
+ */
+export type Series = Float64Array
 
 /**
- * Observations in fixed buckets. Each row is one array of numbers that is allocated once, so that observing allocates nothing
- * and costs some nanoseconds; everything else is done when somebody looks.
+ * Creates a histogram with fixed buckets. Each series is one array of numbers that is allocated once, so that `observe`
+ * allocates nothing and takes some nanoseconds. The rest of the work is done when the samples are read.
  */
 export function createHistogram(bounds: readonly number[]) {
-  const rows: { labels: Labels; row: Row }[] = []
-  const sumAt = bounds.length + 1
+  const all: { labels: Labels; series: Series }[] = []
+  const sumIndex = bounds.length + 1
 
   return {
-    /** A series of its own. The caller bounds how many there can be. */
-    row(labels: Labels): Row {
-      const row = new Float64Array(bounds.length + 2)
-      rows.push({ labels, row })
-      return row
+    /** Adds a series. The caller bounds their number. */
+    series(labels: Labels): Series {
+      const series = new Float64Array(bounds.length + 2)
+      all.push({ labels, series })
+      return series
     },
-    observe(row: Row, value: number): void {
+    observe(series: Series, value: number): void {
       let bucket = 0
       while (bucket < bounds.length && value > (bounds[bucket] as number)) bucket++
-      row[bucket] = (row[bucket] as number) + 1
-      row[sumAt] = (row[sumAt] as number) + value
+      series[bucket] = (series[bucket] as number) + 1
+      series[sumIndex] = (series[sumIndex] as number) + value
     },
     samples(): Sample[] {
-      return rows.flatMap(({ labels, row }) => {
+      return all.flatMap(({ labels, series }) => {
         let count = 0
         const buckets = [...bounds, Number.POSITIVE_INFINITY].map((bound, i): Sample => {
-          count += row[i] as number
+          count += series[i] as number
           return { suffix: '_bucket', labels: { ...labels, le: formatNumber(bound) }, value: count }
         })
         return [
           ...buckets,
-          { suffix: '_sum', labels, value: row[sumAt] as number },
+          { suffix: '_sum', labels, value: series[sumIndex] as number },
           { suffix: '_count', labels, value: count }
         ]
       })
@@ -49,8 +53,8 @@ export function createHistogram(bounds: readonly number[]) {
 }
 
 /**
- * The families of several processes as one text. Each series carries the label `worker`, so that nothing of two processes is
- * ever one series and `sum without (worker)` is the whole.
+ * Renders the families of several processes as one text. Each series has the label `worker`, so that series of two
+ * processes stay apart; `sum without (worker)` adds them up.
  */
 export function render(processes: readonly { worker: string; families: readonly Family[] }[]): string {
   const merged = new Map<string, { head: string; lines: string[] }>()

@@ -1,18 +1,20 @@
-/** npm passes on at once what a terminal has sent to everybody already, so one Ctrl-C comes two or three times. */
-const sameMs = 500
+/**
+ * Signals within this time are one request. A Ctrl-C arrives two or three times: from the terminal, and again from npm.
+ */
+const duplicateMs = 500
 
 /**
- * Calls `begin` at the first SIGINT or SIGTERM, and `insist` at each that comes half a second later or more: whoever sends that
- * one has seen the first.
+ * Calls `onFirst` at the first SIGINT or SIGTERM, and `onRepeated` at each further signal that comes at least half a
+ * second after the first one, when the sender has decided not to wait.
  */
-export function onSignals(begin: (signal: NodeJS.Signals) => void, insist: () => void): void {
-  let since: number | undefined
+export function onSignals(onFirst: (signal: NodeJS.Signals) => void, onRepeated: () => void): void {
+  let firstAt: number | undefined
   for (const each of ['SIGINT', 'SIGTERM'] as const) {
     process.on(each, () => {
-      if (since === undefined) {
-        since = performance.now()
-        begin(each)
-      } else if (performance.now() - since >= sameMs) insist()
+      if (firstAt === undefined) {
+        firstAt = performance.now()
+        onFirst(each)
+      } else if (performance.now() - firstAt >= duplicateMs) onRepeated()
     })
   }
 }

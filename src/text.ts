@@ -1,8 +1,8 @@
-/** The beginning of a text that has at most so many bytes in UTF-8; no character is cut in two. */
+/** Cuts a text to at most `maxBytes` bytes of UTF-8, and never in the middle of a character. */
 export function truncateText(text: string, maxBytes: number): string {
   let end = 0
   let bytes = 0
-  // no more is looked at than may be kept
+  // each code unit takes at least one byte, so the first maxBytes code units are enough
   for (const character of text.slice(0, maxBytes)) {
     bytes += Buffer.byteLength(character)
     if (bytes > maxBytes) break
@@ -14,8 +14,8 @@ export function truncateText(text: string, maxBytes: number): string {
 const utf8 = new TextDecoder('utf-8', { fatal: true })
 
 /**
- * The text that bytes stand for, without a byte order mark; undefined where they are not UTF-8. Decoding what is not would make
- * the same text of different bytes, and one password of several.
+ * Decodes UTF-8, without its byte order mark. Returns undefined for invalid bytes. Replacing them instead would turn
+ * different bytes into the same text, so that several passwords would be one.
  */
 export function readUtf8(bytes: Uint8Array): string | undefined {
   try {
@@ -25,7 +25,7 @@ export function readUtf8(bytes: Uint8Array): string | undefined {
   }
 }
 
-/** Whether a Content-Type names UTF-8, or no charset at all. */
+/** Whether the charset of a Content-Type is UTF-8 or US-ASCII, or is not given. */
 export function isUtf8(contentType: string): boolean {
   const [, charset] = /;\s*charset\s*=\s*"?([^\s";]*)/i.exec(contentType) ?? []
   return charset === undefined || /^(utf-?8|us-ascii)$/i.test(charset)

@@ -5,7 +5,7 @@ import { crc32, deflateSync } from 'node:zlib'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
 import { Problem } from '../src/http/problems.ts'
-import { usageOfPs } from '../src/subprocesses/process-usage.ts'
+import { readPsUsage } from '../src/subprocesses/process-usage.ts'
 import { createSandbox, JobRefused, type Limits } from '../src/subprocesses/sandbox.ts'
 import { form } from './forms.ts'
 import { createTestDatabase, eventually, password, root, type Server, startServer, testEnvironment } from './harness.ts'
@@ -153,7 +153,7 @@ t.test('closed, it ends what is under way and starts nothing more', async (t) =>
 })
 
 t.test('where there is no /proc, ps says what a process uses', async (t) => {
-  const usage = await usageOfPs(process.pid)
+  const usage = await readPsUsage(process.pid)
   if (usage === undefined) return t.pass('there is no ps here')
   t.ok(usage.memory > 20 * MiB && usage.memory < 4096 * MiB)
   t.ok(Math.abs(usage.cpuMs - (process.cpuUsage().user + process.cpuUsage().system) / 1000) < 3000)

@@ -4,7 +4,7 @@ import { listMembers } from '../db/queries/members.ts'
 import { auditEventsBy, auditLinesBy } from '../routes/audit-events/queries.ts'
 import { filesBy } from '../routes/files/queries.ts'
 import { listInvitations } from '../routes/invitations/queries.ts'
-import { firstId, lastId } from '../src/uuids.ts'
+import { maxUuid, nilUuid } from '../src/uuids.ts'
 import { withClient } from './databases.ts'
 import { allRows, createTenant, startApp } from './harness.ts'
 
@@ -47,18 +47,18 @@ t.test('a list of many rows', { timeout: 120_000 }, async (t) => {
     (await fill(`select ${id} as id from ${table} where tenant_id = $1 order by 1 offset ${rows / 2} limit 1`))[0].id
   const filters = { action: null, actor_id: null, from: '-infinity', to: 'infinity' }
   const rare = { ...filters, action: 'rare' }
-  const newest = { after_at: 'infinity', after_id: lastId }
+  const newest = { after_at: 'infinity', after_id: maxUuid }
   const [{ at }] = await allRows(app.database, `select (now() - interval '${rows / 2} seconds')::text as at`)
-  const older = { after_at: at, after_id: lastId }
+  const older = { after_at: at, after_id: maxUuid }
   const files = { status: 'ready', q: null }
   const fileId = await middle('files', 'id')
 
   const lists: [Statement<never, unknown>, first: object, deep: object][] = [
-    [listMembers, { after_id: firstId }, { after_id: await middle('memberships', 'user_id') }],
-    [listInvitations, { after_id: lastId }, { after_id: await middle('invitations', 'id') }],
+    [listMembers, { after_id: nilUuid }, { after_id: await middle('memberships', 'user_id') }],
+    [listInvitations, { after_id: maxUuid }, { after_id: await middle('invitations', 'id') }],
     ...[null, 'rare'].map((purpose): (typeof lists)[number] => [
       filesBy({ purpose }),
-      { ...files, purpose, after_id: lastId },
+      { ...files, purpose, after_id: maxUuid },
       { ...files, purpose, after_id: fileId }
     ]),
     ...[auditEventsBy, auditLinesBy].flatMap((by) =>

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { createShares } from '../src/limits/keyed-semaphore.ts'
+import { createKeyedSemaphore } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, eventually, post, send, startApp, type Tenant } from './harness.ts'
 
 // bounded in time: what others wait for beside who asks a lot
@@ -120,7 +120,7 @@ t.test('places count a person in all their agencies', async (t) => {
 })
 
 t.test('a share of several owners', async (t) => {
-  const shares = createShares({ width: 2, depth: 5, patienceMs: 100 })
+  const shares = createKeyedSemaphore({ concurrency: 2, depth: 5, timeoutMs: 100 })
   let running = 0
   let most = 0
   const job = async () => {

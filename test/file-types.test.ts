@@ -1,6 +1,6 @@
 import sharp from 'sharp'
 import t from 'tap'
-import { findTypeOf } from '../src/files/file-type-detection.ts'
+import { detectFileType } from '../src/files/file-type-detection.ts'
 import { requireFileType } from '../src/files/file-types.ts'
 import { Problem } from '../src/http/problems.ts'
 
@@ -43,7 +43,7 @@ type Sample = [name: string, declared: string, content: Buffer | string, type: s
 
 async function typeOf([name, declared, content]: [string, string, Buffer | string, ...unknown[]]): Promise<string> {
   try {
-    return await requireFileType(Buffer.from(content).subarray(0, 4100), name, declared, findTypeOf)
+    return await requireFileType(Buffer.from(content).subarray(0, 4100), name, declared, detectFileType)
   } catch (err) {
     if (err instanceof Problem) return err.kind.code
     throw err
@@ -169,8 +169,8 @@ t.test('programs and scripts are refused, however they are called', async (t) =>
 t.test('what opens as a program, or as a folder of them, is refused by its name', async (t) => {
   const names = 'iso vhd xll library-ms settingcontent-ms appref-ms wsc ps1xml one desktop command'.split(' ')
   for (const extension of [...names, 'vhdx', 'search-ms', 'sct', 'LIBRARY-MS', 'one.', 'iso ']) {
-    const refused = requireFileType(latin1('some text'), `report.pdf.${extension}`, undefined, findTypeOf)
+    const refused = requireFileType(latin1('some text'), `report.pdf.${extension}`, undefined, detectFileType)
     await t.rejects(refused, { message: 'programs and scripts are not accepted' }, extension)
   }
-  t.equal(await requireFileType(latin1('some text'), 'report.my-notes', 'text/plain', findTypeOf), 'text/plain')
+  t.equal(await requireFileType(latin1('some text'), 'report.my-notes', 'text/plain', detectFileType), 'text/plain')
 })

@@ -87,7 +87,7 @@ async function startHasher(t: Test, width = 2) {
   const warnings: Warning[] = []
   // that of the test before may still be ending
   await eventually(() => hashersOf(process.pid).length === 0)
-  const hasher = createHasher({ width, log: { warn: (...said) => void warnings.push(said) } })
+  const hasher = createHasher({ concurrency: width, log: { warn: (...said) => void warnings.push(said) } })
   t.teardown(hasher.close)
   const pid = await untilReady(() => hasher.hash(password, options))
   return { hasher, pid, warnings }
@@ -186,7 +186,7 @@ t.test('where it can not be started, passwords are hashed all the same, and that
   writeFileSync(broken, "import { setPriority } from 'node:os'\nsetPriority(1)\nprocess.exit(3)\n")
   const warnings: Warning[] = []
   const log = { warn: (...said: Warning) => void warnings.push(said) }
-  const hasher = createHasher({ width: 2, log, program: broken })
+  const hasher = createHasher({ concurrency: 2, log, program: broken })
   t.teardown(hasher.close)
   const stored = await hasher.hash(password, options)
   await eventually(() => warnings.length > 0)
@@ -206,7 +206,7 @@ t.test('a process that has nothing else to do ends', async (t) => {
   writeFileSync(
     program,
     `import { createHasher } from ${JSON.stringify(join(root, 'src/auth/hasher.ts'))}
-    const hasher = createHasher({ width: 1, log: { warn: (details) => process.stdout.write(JSON.stringify(details)) } })
+    const hasher = createHasher({ concurrency: 1, log: { warn: (details) => process.stdout.write(JSON.stringify(details)) } })
     for (const end = Date.now() + 1500; Date.now() < end;) await hasher.hash('a password', {})
     process.stdout.write('done')`
   )

@@ -30,11 +30,11 @@ import { depths, imageLimits, typeLimits } from '../src/files/decoders.ts'
 import { linkSeconds } from '../src/files/file-links.ts'
 import { maxPixels, maxSide } from '../src/files/image-decoding.ts'
 import { maxImageBytes } from '../src/files/images.ts'
-import { floor, slowest } from '../src/files/minimum-rate.ts'
+import { minimumRate, preemption } from '../src/files/minimum-rate.ts'
 import { createDiskStore } from '../src/files/store/disk.ts'
-import { patienceMs } from '../src/files/store/object-store.ts'
-import { assemblyPatienceMs } from '../src/files/store/s3.ts'
-import { lookMs } from '../src/files/upload-places.ts'
+import { storeTimeoutMs } from '../src/files/store/object-store.ts'
+import { assemblyTimeoutMs } from '../src/files/store/s3.ts'
+import { sampleIntervalMs } from '../src/files/upload-slots.ts'
 import { catalogue } from '../src/http/problems.ts'
 import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
@@ -396,8 +396,8 @@ t.test('the limits of files', async (t) => {
     t.equal((await acme.send(upload)).statusCode, 201)
   })
   t.test('how long a store may say nothing', (t) => {
-    t.strictSame(times(rowAbout('a store of files that gives no sign').value), [patienceMs])
-    const assembly = assemblyPatienceMs
+    t.strictSame(times(rowAbout('a store of files that gives no sign').value), [storeTimeoutMs])
+    const assembly = assemblyTimeoutMs
     t.strictSame(times(rowAbout('a store that puts an object together').value), [assembly])
     t.ok(assembly < app.server.timeout, 'while its client still waits')
     t.end()
@@ -431,11 +431,11 @@ t.test('the limits of files', async (t) => {
   })
   t.test('how slowly an upload may come', (t) => {
     const { value } = rowAbout('an upload that trickles')
-    t.strictSame(sizes(value), [slowest.bytes_per_second])
-    t.strictSame(times(value), [slowest.grace_ms])
+    t.strictSame(sizes(value), [minimumRate.bytes_per_second])
+    t.strictSame(times(value), [minimumRate.grace_ms])
     const slow = rowAbout('a slow upload, while somebody else waits')
-    t.strictSame(sizes(slow.value), [floor.bytes_a_second])
-    const looks = floor.looks * lookMs
+    t.strictSame(sizes(slow.value), [preemption.bytes_per_second])
+    const looks = preemption.samples * sampleIntervalMs
     t.strictSame(times(slow.value), [looks])
     t.end()
   })
@@ -457,7 +457,7 @@ t.test('the limits of files', async (t) => {
       const at = Date.now() / 1000 - (Number(days) * 24 + hours) * 3600
       utimesSync(join(folder, 'unfinished', name), at, at)
     }
-    await createDiskStore(folder).dropForgotten()
+    await createDiskStore(folder).dropStaleParts()
     t.strictSame(readdirSync(join(folder, 'unfinished')), ['fresh'])
   })
 })
@@ -473,8 +473,8 @@ t.test('how long the processes wait for each other', (t) => {
   const answer = rowAbout("a worker's answer to the internal listener")
   t.strictSame(times(answer.value), [supervisor.reportTimeoutMs])
   const hash = rowAbout('the start of the process that hashes passwords')
-  t.strictSame(times(hash.value), [hasher.answerMs])
-  t.strictSame(times(hash.over), [hasher.restMs])
+  t.strictSame(times(hash.value), [hasher.answerTimeoutMs])
+  t.strictSame(times(hash.over), [hasher.restartDelayMs])
   t.end()
 })
 
@@ -556,8 +556,8 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
     ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
     ...[
-      'src/auth/hasher.ts answerMs',
-      'src/auth/hasher.ts restMs',
+      'src/auth/hasher.ts answerTimeoutMs',
+      'src/auth/hasher.ts restartDelayMs',
       'src/files/decoders.ts cpuMs',
       'src/files/decoders.ts wallMs'
     ],
@@ -565,9 +565,9 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'plugins/files/objects.ts shareMs',
       'plugins/files/objects.ts placeMs',
       'plugins/http/request-body.ts bodyTimeoutMs',
-      'src/files/store/object-store.ts patienceMs'
+      'src/files/store/object-store.ts storeTimeoutMs'
     ],
-    ...['src/files/store/s3.ts assemblyPatienceMs', 'src/files/store/disk.ts forgottenAfterMs']
+    ...['src/files/store/s3.ts assemblyTimeoutMs', 'src/files/store/disk.ts forgottenAfterMs']
   ]
   // how often something is looked at, or kept: nobody is refused or cut off by it
   const notLimits = [

@@ -108,7 +108,7 @@ t.test('a histogram', async (t) => {
   const bounds = [0.1, 1]
   t.test('counts each observation once, in the bucket whose bound it does not pass', async (t) => {
     const histogram = createHistogram(bounds)
-    const row = histogram.row({ route: '/a' })
+    const row = histogram.series({ route: '/a' })
     for (const value of [0, 0.1, 0.100001, 1, 1.1, 100]) histogram.observe(row, value)
     const values = histogram.samples().map(({ suffix, labels, value }) => [suffix, labels?.le, value])
     t.strictSame(values.slice(0, 3), [
@@ -121,7 +121,7 @@ t.test('a histogram', async (t) => {
   })
   t.test('allocates nothing for an observation', async (t) => {
     const histogram = createHistogram(bounds)
-    const row = histogram.row({})
+    const row = histogram.series({})
     const observations = 500_000
     const growth = () => {
       const before = process.memoryUsage().heapUsed

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { fileKey, markKey, uploadKey } from '../src/files/store/keys.ts'
 import type { DirectRequest, ObjectStore, Part } from '../src/files/store/object-store.ts'
-import { partBytes, writeObject } from '../src/files/store/writing.ts'
+import { partBytes, writeObject } from '../src/files/store/object-writer.ts'
 import { uploadResumably } from './file-requests.ts'
 import { form } from './forms.ts'
 import { createTenant, post, startApp } from './harness.ts'
@@ -325,7 +325,7 @@ t.test('the disk', async (t) => {
       const at = Date.now() / 1000 - hours * 3600
       utimesSync(join(folder, name), at, at)
     }
-    await store.dropForgotten()
+    await store.dropStaleParts()
     t.strictSame(readdirSync(folder), ['fresh'])
   })
 })

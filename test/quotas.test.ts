@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { CircuitOpen, createCircuitBreaker } from '../src/limits/circuit-breaker.ts'
-import { createShares } from '../src/limits/keyed-semaphore.ts'
+import { createKeyedSemaphore } from '../src/limits/keyed-semaphore.ts'
 import { createQuotas, type QuotaStore, type Quotas } from '../src/limits/quotas.ts'
 
 const hour = (max: number) => ({ max, window_ms: 3_600_000 })
@@ -135,7 +135,7 @@ t.test('with a store', async (t) => {
 })
 
 t.test('a circuit that is open tries one, and closes when it fares well', async (t) => {
-  const breaker = createCircuitBreaker({ failures: 3, restMs: 100 })
+  const breaker = createCircuitBreaker({ failures: 3, cooldownMs: 100 })
   let tried = 0
   const fail = () => breaker.run(() => Promise.reject(new Error(`try ${++tried}`)))
   for (let i = 1; i <= 3; i++) await t.rejects(fail(), { message: `try ${i}` })
@@ -151,7 +151,7 @@ t.test('a circuit that is open tries one, and closes when it fares well', async 
 })
 
 t.test('a share', async (t) => {
-  const shares = createShares({ width: 2, depth: 3, patienceMs: 150 })
+  const shares = createKeyedSemaphore({ concurrency: 2, depth: 3, timeoutMs: 150 })
   let running = 0
   let most = 0
   const job = (ms: number) => async () => {

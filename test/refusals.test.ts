@@ -6,7 +6,7 @@ import { readConfig } from '../src/config/config.ts'
 import { catalogue, Problem } from '../src/http/problems.ts'
 import { QueueFull } from '../src/limits/bounded-queue.ts'
 import { CircuitOpen } from '../src/limits/circuit-breaker.ts'
-import { ShareExhausted } from '../src/limits/keyed-semaphore.ts'
+import { SemaphoreExhausted } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, createTestDatabase, testEnvironment } from './harness.ts'
 
 /*
@@ -23,7 +23,7 @@ function frames(err: unknown): string[] {
 t.test('what a flood meets takes no stack', async (t) => {
   t.not(frames(new Error('a fault')).length, 0, 'others do')
   for (const kind of catalogue.values()) t.strictSame(frames(new Problem(kind, {})), [], kind.code)
-  for (const Kind of [QueueFull, ShareExhausted, CircuitOpen, PipelineFull]) {
+  for (const Kind of [QueueFull, SemaphoreExhausted, CircuitOpen, PipelineFull]) {
     const err = new Kind('full')
     t.strictSame(frames(err), [], Kind.name)
     t.equal(err.message, 'full')

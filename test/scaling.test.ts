@@ -9,8 +9,8 @@ import { batch } from '../plugins/maintenance/housekeeping.ts'
 import { maxTenants } from '../plugins/tenancy/tenants.ts'
 import { parameters } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
-import { partBytes } from '../src/files/store/writing.ts'
-import { spareShare } from '../src/limits/quotas.ts'
+import { partBytes } from '../src/files/store/object-writer.ts'
+import { maxPrefetchShare } from '../src/limits/quotas.ts'
 import { definerFunctions } from './catalogue.ts'
 import { allRows, createTestDatabase, root } from './harness.ts'
 
@@ -107,7 +107,7 @@ const numbers: [says: string, value: number][] = [
   ['upload places, # for one agency', maxOfTenant],
   ['three buffers of # MiB', partBytes / 2 ** 20],
   ['# a process | 503 `overloaded` for that agency | processes', maxUnderWay],
-  ['batches of a #th', 1 / spareShare],
+  ['batches of a #th', 1 / maxPrefetchShare],
   ['| #; 20,000 a process |', maxTenants],
   ['150,000; # a process', cachedTokens],
   ['| # revocations, sessions', batch],

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
 import { fileKey, markKey } from '../src/files/store/keys.ts'
-import { partBytes } from '../src/files/store/writing.ts'
+import { partBytes } from '../src/files/store/object-writer.ts'
 import { form } from './forms.ts'
 import { allRows, type Tenant, type TestApp } from './harness.ts'
 import type { ScriptedS3 } from './scripted-s3.ts'

@@ -4,9 +4,9 @@ import http from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import t from 'tap'
 import { fileKey } from '../src/files/store/keys.ts'
-import { type ObjectStore, patienceMs } from '../src/files/store/object-store.ts'
+import { type ObjectStore, storeTimeoutMs } from '../src/files/store/object-store.ts'
+import { partBytes } from '../src/files/store/object-writer.ts'
 import { createS3Store } from '../src/files/store/s3.ts'
-import { partBytes } from '../src/files/store/writing.ts'
 import { createTenant, startApp } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { type Fault, silence, startScriptedS3 } from './scripted-s3.ts'
@@ -63,7 +63,7 @@ t.test('a store that says nothing counts as away after its time', { buffered: tr
   for (const { failure, ms } of attempts) {
     t.equal(failure, 'away')
     // what is on its way into the buffers of a connection is a sign of life once
-    t.ok(ms < 3 * patienceMs, `after ${ms} ms`)
+    t.ok(ms < 3 * storeTimeoutMs, `after ${ms} ms`)
   }
 })
 
@@ -74,7 +74,7 @@ t.test('a store is not away when it is the reader who pauses', { buffered: true 
   const store = createS3Store(stub.settings)
   t.teardown(() => store.close())
   const stream = await store.get(key)
-  await new Promise((resolve) => setTimeout(resolve, 1.2 * patienceMs))
+  await new Promise((resolve) => setTimeout(resolve, 1.2 * storeTimeoutMs))
   t.ok(stream && (await buffer(stream)).equals(content))
 })
 

@@ -8,7 +8,7 @@ import { createOneTimeTokens } from '../src/auth/one-time-tokens.ts'
 import { createRefreshTokens } from '../src/auth/refresh-tokens.ts'
 import { createFileLinks } from '../src/files/file-links.ts'
 import { attachment, cleanFileName, extensionOf, foldText } from '../src/files/file-names.ts'
-import { findTypeOf } from '../src/files/file-type-detection.ts'
+import { detectFileType } from '../src/files/file-type-detection.ts'
 import { requireFileType } from '../src/files/file-types.ts'
 import { readAddress } from '../src/http/addresses.ts'
 import { parseRange } from '../src/http/byte-ranges.ts'
@@ -65,8 +65,8 @@ const takers: Record<string, (text: string) => unknown> = {
   foldText,
   attachment: (text) => attachment(text.toWellFormed()),
   truncateText: (text) => truncateText(text, 30_000),
-  'requireFileType, the name': (text) => requireFileType(Buffer.from('hello'), text, 'text/plain', findTypeOf),
-  'requireFileType, the type': (text) => requireFileType(Buffer.from('hello'), 'a.txt', text, findTypeOf),
+  'requireFileType, the name': (text) => requireFileType(Buffer.from('hello'), text, 'text/plain', detectFileType),
+  'requireFileType, the type': (text) => requireFileType(Buffer.from('hello'), 'a.txt', text, detectFileType),
   parseRange: (text) => parseRange(text, 1000),
   'parseRange, digits': (text) => parseRange(`bytes=${text}`, 1000),
   matchesTag: (text) => matchesTag(text, tag),

@@ -1,10 +1,10 @@
 import t from 'tap'
-import { createTokenMemory } from '../src/auth/token-memory.ts'
+import { createTokenCache } from '../src/auth/token-cache.ts'
 
 const signature = 'S'.repeat(43)
 
 t.test('a token is known by all of it', async (t) => {
-  const memory = createTokenMemory<{ name: string }>(2)
+  const memory = createTokenCache<{ name: string }>(2)
   const ada = { name: 'Ada' }
   memory.set(`head.ada.${signature}`, ada)
   for (const scheme of ['Bearer', 'bearer', 'BEARER']) t.equal(memory.find(`${scheme} head.ada.${signature}`), ada)
@@ -27,7 +27,7 @@ t.test('a token is known by all of it', async (t) => {
 })
 
 t.test('of two with one signature the later is known, and none is taken for the other', async (t) => {
-  const memory = createTokenMemory<{ name: string }>(2)
+  const memory = createTokenCache<{ name: string }>(2)
   memory.set(`head.one.${signature}`, { name: 'one' })
   memory.set(`head.two.${signature}`, { name: 'two' })
   t.equal(memory.find(`Bearer head.one.${signature}`), undefined)
@@ -35,7 +35,7 @@ t.test('of two with one signature the later is known, and none is taken for the 
 })
 
 t.test('no more are kept than may be', async (t) => {
-  const memory = createTokenMemory<{ number: number }>(100)
+  const memory = createTokenCache<{ number: number }>(100)
   const tokenOf = (number: number) => `head.${number}.${String(number).padStart(43, 's')}`
   for (let number = 0; number < 1000; number++) memory.set(tokenOf(number), { number })
   t.equal(memory.size(), 100)

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { type AddressInfo, connect } from 'node:net'
 import t, { type Test } from 'tap'
-import { createPace } from '../src/files/minimum-rate.ts'
+import { createRateMeter } from '../src/files/minimum-rate.ts'
 import { render } from '../src/metrics.ts'
 import { boundary, fileForm } from './forms.ts'
 import { allRows, createTenant, eventually, post, startApp, type Tenant } from './harness.ts'
@@ -163,26 +163,26 @@ t.test('who sends a byte now and then is not waited for', async (t) => {
   function paceOf(seconds: [bytes: number, awaited: boolean][]) {
     const arrival = { bytes: 0, awaited: true }
     const start = performance.now()
-    const pace = createPace(() => ({ ...arrival }), { bytes_per_second: 1000, grace_ms: 10_000 })
+    const pace = createRateMeter(() => ({ ...arrival }), { bytes_per_second: 1000, grace_ms: 10_000 })
     for (const [i, [bytes, awaited]] of seconds.entries()) {
       arrival.bytes += bytes
       arrival.awaited = awaited
-      pace.look(start + (i + 1) * 1000)
+      pace.sample(start + (i + 1) * 1000)
     }
     return pace
   }
   const of = (count: number, bytes: number, awaited = true) => Array<[number, boolean]>(count).fill([bytes, awaited])
-  t.equal(paceOf(of(9, 1)).isTooSlow(), false, 'not yet')
-  t.equal(paceOf(of(12, 1)).isTooSlow(), true)
-  t.equal(paceOf(of(100, 1001)).isTooSlow(), false, 'slow, and fast enough')
-  t.equal(paceOf(of(100, 0, false)).isTooSlow(), false, 'nobody is blamed for what waits elsewhere')
-  t.equal(paceOf([...of(1, 1_000_000), ...of(100, 0)]).isTooSlow(), false, 'on average')
+  t.equal(paceOf(of(9, 1)).isBelowMinimum(), false, 'not yet')
+  t.equal(paceOf(of(12, 1)).isBelowMinimum(), true)
+  t.equal(paceOf(of(100, 1001)).isBelowMinimum(), false, 'slow, and fast enough')
+  t.equal(paceOf(of(100, 0, false)).isBelowMinimum(), false, 'nobody is blamed for what waits elsewhere')
+  t.equal(paceOf([...of(1, 1_000_000), ...of(100, 0)]).isBelowMinimum(), false, 'on average')
 
   const kib = 1024
-  t.equal(paceOf(of(3, 1)).belowFloor(), undefined, 'not yet')
-  t.ok((paceOf(of(6, kib)).belowFloor() ?? Number.NaN) < 2 * kib)
-  t.equal(paceOf(of(6, 65 * kib)).belowFloor(), undefined, 'fast enough')
-  t.equal(paceOf([...of(9, 10_000 * kib), ...of(5, kib)]).belowFloor() === undefined, false, 'of late')
-  t.equal(paceOf([...of(9, kib), ...of(5, 100 * kib)]).belowFloor(), undefined, 'of late')
-  t.equal(paceOf(of(100, 0, false)).belowFloor(), undefined, 'nobody is blamed for what waits elsewhere')
+  t.equal(paceOf(of(3, 1)).rateBelowPreemption(), undefined, 'not yet')
+  t.ok((paceOf(of(6, kib)).rateBelowPreemption() ?? Number.NaN) < 2 * kib)
+  t.equal(paceOf(of(6, 65 * kib)).rateBelowPreemption(), undefined, 'fast enough')
+  t.equal(paceOf([...of(9, 10_000 * kib), ...of(5, kib)]).rateBelowPreemption() === undefined, false, 'of late')
+  t.equal(paceOf([...of(9, kib), ...of(5, 100 * kib)]).rateBelowPreemption(), undefined, 'of late')
+  t.equal(paceOf(of(100, 0, false)).rateBelowPreemption(), undefined, 'nobody is blamed for what waits elsewhere')
 })

@@ -21,7 +21,7 @@ const parts: [name: string, knows: (frame: Frame) => boolean][] = [
   ['garbage collection', ({ functionName }) => functionName === '(garbage collector)'],
   ['PostgreSQL: batches, rows, gate', ({ url }) => /\/(db|node_modules\/pg[^/]*)\/|database\.ts$/.test(url)],
   ['JSON', ({ url }) => /fast-json-stringify|json-schema/.test(url)],
-  ['who it is: bearer, revocations, guard', ({ url }) => /(authentication|revocations|token-memory)\.ts$/.test(url)],
+  ['who it is: bearer, revocations, guard', ({ url }) => /(authentication|revocations|token-cache)\.ts$/.test(url)],
   ['limits', ({ url }) => /(limits|quotas)\.ts$/.test(url)],
   ['host and tenant', ({ url }) => /(hosts|tenants|slug-cache)\.ts$/.test(url)],
   ['headers and CORS', ({ url }) => /headers\.ts$|cors/.test(url)],

@@ -1,4 +1,4 @@
-import { ShareExhausted } from '../../src/limits/keyed-semaphore.ts'
+import { SemaphoreExhausted } from '../../src/limits/keyed-semaphore.ts'
 
 /** What a failed query means for its caller, derived from PostgreSQL's SQLSTATE or from the driver's error. */
 export type Failure = 'connection' | 'timeout' | 'overloaded' | 'conflict' | 'invalid_text' | undefined
@@ -61,7 +61,7 @@ const driverMessages =
 /** Undefined when neither the database nor the connection caused the error. */
 export function classifyFailure(err: unknown): Failure {
   if (!(err instanceof Error)) return undefined
-  if (err instanceof ShareExhausted) return 'overloaded'
+  if (err instanceof SemaphoreExhausted) return 'overloaded'
   const { code, syscall } = err as { code?: string; syscall?: string }
   if (code !== undefined && failureBySqlState[code]) return failureBySqlState[code]
   if (code?.startsWith('08')) return 'connection'

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
-import { createShares } from '../../src/limits/keyed-semaphore.ts'
+import { createKeyedSemaphore } from '../../src/limits/keyed-semaphore.ts'
 import type { TenantTables } from '../tables.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
@@ -117,7 +117,11 @@ export function createTenantGate(
 ): TenantGate {
   // slow queries of one tenant, or of one user in several tenants, must leave connections for the others
   const maxPerKey = Math.max(1, Math.floor(pool.options.max / 2))
-  const semaphore = createShares({ width: maxPerKey, depth: maxWaitingPerKey, patienceMs: semaphoreTimeoutMs })
+  const semaphore = createKeyedSemaphore({
+    concurrency: maxPerKey,
+    depth: maxWaitingPerKey,
+    timeoutMs: semaphoreTimeoutMs
+  })
 
   function withinSemaphore<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
     // the user's key first: a query that waits for its user must not occupy a place of its tenant

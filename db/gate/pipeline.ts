@@ -1,6 +1,6 @@
 import type pg from 'pg'
 import { ExpectedError } from '../../src/expected-error.ts'
-import { createTurns } from '../../src/limits/round-robin-queue.ts'
+import { createRoundRobinQueue } from '../../src/limits/round-robin-queue.ts'
 import { Connection } from './connection.ts'
 import { connectionTo, type Timeouts } from './connection-settings.ts'
 import { type GateSettings, prepareGate, type QueryCallback, type QueryConfig } from './gate-query.ts'
@@ -61,7 +61,7 @@ export function createPipeline(databaseUrl: string, count: number, onError: (err
     ...{ client: undefined, wire: undefined, opening: undefined },
     ...{ connects: 0, lastAnswer: 0, sentAt: 0, sent: 0, reconnectAt: 0 }
   }))
-  const waiting = createTurns<Read>()
+  const waiting = createRoundRobinQueue<Read>()
   /** Reads whose connection broke once; they are sent before all others. */
   const retries: Read[] = []
   /** When the queue last moved: a read was taken, or one was added to the empty queue. */

@@ -53,7 +53,7 @@ const laterOf = (one: string, other: string) => (one > other ? one : other)
  * dropped the events before this time.
  */
 export function readStatements(keys: AuditKeys, { statements }: Pick<AuditState, 'statements'>) {
-  const valid = (statements ?? []).filter((each) => keys.holds(signedFieldsOfStatement(each), [each]))
+  const valid = (statements ?? []).filter((each) => keys.verify(signedFieldsOfStatement(each), [each]))
   const times = (kind: Statement['kind']) => valid.flatMap((each) => (each.kind === kind ? each.at : [])).sort()
   return {
     signed_from: times('signed_from')[0] ?? null,
@@ -158,7 +158,7 @@ export function checkTail(
   const last = seq ?? 0
   if (signed_seq !== null && signed_seq > last) return { segment: signed_seq, id: null, reason: 'removed' }
   const mustBeSigned = seq !== null && signed_from !== null && to_at > signed_from
-  if (mustBeSigned && !keys.holds(signedFieldsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
+  if (mustBeSigned && !keys.verify(signedFieldsOf({ ...tail, tenant_id, seq }), tail.signatures)) {
     return { segment: seq, id: null, reason: 'unsigned' }
   }
   return added_id === null ? null : { segment: last + 1, id: added_id, reason: 'added' }

@@ -96,7 +96,7 @@ export async function declareSigning(
         each.kind === kind &&
         each.at === at &&
         each.key_id === keys.first &&
-        keys.holds(signedFieldsOfStatement(each), [each])
+        keys.verify(signedFieldsOfStatement(each), [each])
     )
   if (!isStated('signed_from', from)) await makeStatement(gate, keys, { kind: 'signed_from', at: from, keep_days: 0 })
   if (dropped !== '-infinity' && !isStated('dropped_to', dropped)) {
@@ -125,7 +125,7 @@ export async function sealAudit(
   const continues = ({ tenant_id, last_seq, last_digest, last_bounds, last_to, signatures }: FreshHead) =>
     last_seq === null ||
     last_to <= signed_from ||
-    keys.holds(
+    keys.verify(
       signedFieldsOf({ tenant_id, seq: last_seq, digest: last_digest, bounds: last_bounds, to_at: last_to }),
       signatures
     )
@@ -156,7 +156,7 @@ type Ticket = { number: string; ticket: Buffer; next_hash: Buffer }
 /** The ticket whose hash was stored by the last run, whichever key made it, and the hash of the next ticket. */
 function ticketOf(keys: AuditKeys, { ticket_number: number, ticket_hash }: AuditState): Ticket {
   const hashOf = (ticket: Buffer) => createHash('sha256').update(ticket).digest()
-  const tickets = keys.each(['ticket', number])
+  const tickets = keys.signWithAll(['ticket', number])
   const ticket = tickets.find((each) => ticket_hash?.equals(hashOf(each))) ?? (tickets[0] as Buffer)
   return { number, ticket, next_hash: hashOf(keys.sign(['ticket', String(BigInt(number) + 1n)])) }
 }
@@ -184,7 +184,7 @@ export async function signWithNewKey(gate: TenantGate, keys: AuditKeys): Promise
   for (let after = '00000000-0000-0000-0000-000000000000'; ; ) {
     const page = await gate.query(systemScope, headsToSign, { key_id: keys.first, after, batch: pageOfTenants })
     const heads = page.flatMap((row) =>
-      row.seq !== null && keys.holds(signedFieldsOf({ ...row, seq: row.seq }), row.signatures)
+      row.seq !== null && keys.verify(signedFieldsOf({ ...row, seq: row.seq }), row.signatures)
         ? [{ ...row, seq: row.seq }]
         : []
     )

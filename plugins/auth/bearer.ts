@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { Bearer } from '../../src/auth/admission.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
-import { createTokenMemory } from '../../src/auth/token-memory.ts'
+import { createTokenCache } from '../../src/auth/token-cache.ts'
 import { Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
@@ -34,7 +34,7 @@ const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
  */
 export default fp(
   async (app) => {
-    const verified = createTokenMemory<AccessClaims>(cachedTokens)
+    const verified = createTokenCache<AccessClaims>(cachedTokens)
     const lookups = { hit: 0, miss: 0 }
     app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', verified.size)
     app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>

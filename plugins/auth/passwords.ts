@@ -28,7 +28,7 @@ export default fp(
     }
     // the cores are shared with the other workers
     const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
-    const hasher = createHasher({ width, log: app.log })
+    const hasher = createHasher({ concurrency: width, log: app.log })
     app.addHook('onClose', async () => hasher.close())
     app.decorate('passwords', await createPasswords(peppers, hasher, width))
     app.decorateRequest('party', {

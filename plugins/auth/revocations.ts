@@ -3,9 +3,9 @@ import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../../db/queries/directory.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
-import { createRevocationMemory } from '../../src/auth/revocation-memory.ts'
+import { createRevocationList } from '../../src/auth/revocation-list.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../../src/http/problems.ts'
-import { firstId } from '../../src/uuids.ts'
+import { nilUuid } from '../../src/uuids.ts'
 
 type TenantListener = (tenantId: string | undefined) => void
 
@@ -42,7 +42,7 @@ const pageRows = 10_000
  */
 export default fp(
   async (app) => {
-    const memory = createRevocationMemory()
+    const memory = createRevocationList()
     const listeners: TenantListener[] = []
     /** The snapshot of the last read; undefined: everything is to be read. */
     let seen: string | undefined
@@ -87,7 +87,7 @@ export default fp(
       if (!now) throw new Error('the database gave no snapshot')
       const readPage = (after_tenant: string, after_id: number) =>
         app.gate.query(systemScope, revocationsPage, { after_tenant, after_id, limit: pageRows })
-      let page: ReturnType<typeof readPage> | undefined = readPage(firstId, 0)
+      let page: ReturnType<typeof readPage> | undefined = readPage(nilUuid, 0)
       while (page) {
         const [read]: Awaited<typeof page> = await page
         if (!read) throw new Error('the database gave no page')

@@ -1,8 +1,8 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+import { openStore } from '../../src/files/store/configured-store.ts'
 import type { ObjectStore } from '../../src/files/store/object-store.ts'
-import { openStore } from '../../src/files/store/open.ts'
-import { createUploadPlaces, type UploadOwner } from '../../src/files/upload-places.ts'
+import { createUploadSlots, type UploadOwner } from '../../src/files/upload-slots.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -30,9 +30,9 @@ const tidyIntervalMs = 3_600_000
 export default fp(
   async (app) => {
     const store = openStore(app.config)
-    const places = createUploadPlaces(
-      { width: maxOfTenant, depth: maxWaitingOfTenant, patienceMs: shareMs },
-      { width: maxUploads, depth: maxWaiting, patienceMs: placeMs }
+    const places = createUploadSlots(
+      { concurrency: maxOfTenant, depth: maxWaitingOfTenant, timeoutMs: shareMs },
+      { concurrency: maxUploads, depth: maxWaiting, timeoutMs: placeMs }
     )
     app.decorate('objects', store)
     const { metrics } = app
@@ -41,7 +41,7 @@ export default fp(
     metrics.counter(
       'aggios_uploads_yielded_total',
       'Slow uploads whose place somebody else waited for',
-      () => places.stats().yielded
+      () => places.stats().preempted
     )
     app.decorateRequest('uploadEnd', undefined)
     app.decorate('withUploadPlace', (request: FastifyRequest, owner: UploadOwner, work) =>
@@ -50,12 +50,12 @@ export default fp(
         return work()
       })
     )
-    const dropForgotten = () =>
-      store.dropForgotten().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
-    const timer = setInterval(dropForgotten, tidyIntervalMs)
+    const dropStaleParts = () =>
+      store.dropStaleParts().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
+    const timer = setInterval(dropStaleParts, tidyIntervalMs)
     timer.unref()
     app.addHook('onReady', async () => {
-      dropForgotten()
+      dropStaleParts()
       store.check().catch((err) => app.log.error({ err }, 'the object store can not be used'))
     })
     app.addHook('onClose', async () => {

@@ -3,7 +3,7 @@ import type { TObject } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { unlessEnded } from '../../src/files/minimum-rate.ts'
+import { rejectOnAbort } from '../../src/abort-signals.ts'
 import { invalidMembers, messageKeyword } from '../../src/http/field-errors.ts'
 import { readFormData } from '../../src/http/forms.ts'
 
@@ -36,7 +36,7 @@ export default fp(
 
       return async () => {
         const part: Part | undefined = await readFormData(
-          async () => (await unlessEnded(this.uploadEnd, parts.next())).value
+          async () => (await rejectOnAbort(this.uploadEnd, parts.next())).value
         )
         if (part) {
           const { fieldname } = part

@@ -50,7 +50,7 @@ export default fp(
       return
     }
 
-    const breaker = createCircuitBreaker({ failures: maxFailures, restMs })
+    const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs: restMs })
     const attempt = <T>(work: () => Promise<T>) => breaker.run(() => within(commandTimeoutMs, work()))
     const client = new Redis(redisUrl, {
       lazyConnect: true,

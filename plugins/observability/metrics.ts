@@ -1,7 +1,7 @@
 import { constants, monitorEventLoopDelay, PerformanceObserver, performance } from 'node:perf_hooks'
 import type { RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
-import { createHistogram, type Family, type Row, type Sample } from '../../src/metrics.ts'
+import { createHistogram, type Family, type Sample, type Series } from '../../src/metrics.ts'
 
 /** Looked at when somebody asks, so that it costs nothing until then. */
 type Read = () => number | Sample[]
@@ -21,7 +21,7 @@ declare module 'fastify' {
   }
   interface FastifyContextConfig {
     /** The series of the route, one a status. */
-    observed?: Row[]
+    observed?: Series[]
   }
 }
 
@@ -78,8 +78,8 @@ export default fp(
     )
 
     /** Statuses come from the server alone, so a route has as many rows as kinds of answers. */
-    function rowFor(observed: Row[], method: string, route: string, status: number): Row {
-      observed[status] ??= requests.row({ method, route, status: String(status) })
+    function rowFor(observed: Series[], method: string, route: string, status: number): Series {
+      observed[status] ??= requests.series({ method, route, status: String(status) })
       return observed[status]
     }
 
@@ -88,14 +88,14 @@ export default fp(
       route.config.observed = []
     })
     // whatever a client makes up as path and method is one route
-    const unmatched: Row[] = []
+    const unmatched: Series[] = []
     app.addHook('onResponse', (request, reply, done) => {
       const status = reply.statusCode
       if (request.is404) {
         requests.observe(rowFor(unmatched, 'any', 'unmatched', status), reply.elapsedTime / 1000)
       } else {
         const { config, url = '' } = request.routeOptions
-        requests.observe(rowFor(config.observed as Row[], request.method, url, status), reply.elapsedTime / 1000)
+        requests.observe(rowFor(config.observed as Series[], request.method, url, status), reply.elapsedTime / 1000)
       }
       done()
     })
@@ -111,7 +111,7 @@ function measureProcess(register: (type: Family['type'], name: string, help: str
   const delay = monitorEventLoopDelay({ resolution: delayResolutionMs })
   delay.enable()
   const collections = createHistogram(gcBounds)
-  const rows = Object.fromEntries(Object.entries(gcKinds).map(([id, kind]) => [id, collections.row({ kind })]))
+  const rows = Object.fromEntries(Object.entries(gcKinds).map(([id, kind]) => [id, collections.series({ kind })]))
   const observer = new PerformanceObserver((list) => {
     for (const entry of list.getEntries()) {
       const row = rows[(entry as unknown as { detail: { kind: number } }).detail.kind]

@@ -2,7 +2,7 @@ import { Readable } from 'node:stream'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { type AuditLine, type AuditRow, auditEventsBy, auditLinesBy } from './queries.ts'
 import {
   AuditEventPage,
@@ -125,7 +125,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
 
 type Position = { after_at: string; after_id: string }
 /** The position before the newest event. */
-const start: Position = { after_at: 'infinity', after_id: lastId }
+const start: Position = { after_at: 'infinity', after_id: maxUuid }
 
 function valuesOf(request: FastifyRequest, filters: AuditFilters, position: Position, limit: number) {
   const { action, actor_id, from, to } = filtersOf(filters)

@@ -7,7 +7,7 @@ import { type PasswordHash, storedHash } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/http/problems.ts'
 import { normalizeEmail } from '../../src/mail/mailboxes.ts'
-import { readSlug } from '../../src/tenancy/slugs.ts'
+import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { SignIn } from './schemas.ts'
 
 type SignInRequest = FastifyRequest<{ Body: SignIn }>
@@ -26,7 +26,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   const { identity } = account
 
   const slug = request.body.tenant
-  const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(readSlug(slug)))
+  const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(normalizeSlug(slug)))
   const stored = identity && storedHash(identity)
   const correct = await app.passwords.verify(password, stored, request.party)
 

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { findOpenSession, openSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { notFound, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
-import { readSlug } from '../../src/tenancy/slugs.ts'
+import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
 /**
@@ -18,7 +18,7 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   })
   if (!open) throw sessionRevoked()
 
-  const target = await app.tenants.find(readSlug(request.body.tenant))
+  const target = await app.tenants.find(normalizeSlug(request.body.tenant))
   if (!target) throw notFound()
   const subject = { tenant_id: target.id, user_id }
   const [admission] = await request.tenantQuery(

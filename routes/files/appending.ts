@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
 import { headBytes, requireFileType } from '../../src/files/file-types.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
-import { inParts, partBytes } from '../../src/files/store/writing.ts'
+import { partBytes, splitIntoParts } from '../../src/files/store/object-writer.ts'
 import { conflict, payloadTooLarge } from '../../src/http/problems.ts'
 import { abandonUpload, bodyOf } from './receiving.ts'
 import {
@@ -116,7 +116,7 @@ export async function append(
   }
 
   const content = renewing(untilDisconnected(request, upload.size - upload.received))
-  for await (const piece of inParts(content, partBytes, partBytes - keptBytes)) {
+  for await (const piece of splitIntoParts(content, partBytes, partBytes - keptBytes)) {
     const end = state.received + piece.length
     if (state.tags.length === 0 && keptBytes < headBytes && end >= headBytes) await requireType(piece)
     if (end === upload.size) state.last = Buffer.from(await withKeptBytes(piece))

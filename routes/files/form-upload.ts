@@ -1,7 +1,7 @@
 import type { MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { FileRow } from '../../db/queries/files.ts'
-import { unlessEnded } from '../../src/files/minimum-rate.ts'
+import { rejectOnAbort } from '../../src/abort-signals.ts'
 import { readFormData } from '../../src/http/forms.ts'
 import { malformedRequest } from '../../src/http/problems.ts'
 import { receiveFile } from './receiving.ts'
@@ -44,7 +44,7 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
 async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readFormData(() => unlessEnded(uploadEnd, source.next()))
+    const next = await readFormData(() => rejectOnAbort(uploadEnd, source.next()))
     if (next.done) break
     yield next.value
   }

@@ -4,7 +4,7 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { allows, type Role } from '../../src/auth/roles.ts'
 import { foldText } from '../../src/files/file-names.ts'
 import { conflict, forbidden, notFound } from '../../src/http/problems.ts'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { NoContent } from '../schemas.ts'
 import content from './content.ts'
 import directUploads from './direct-uploads.ts'
@@ -73,7 +73,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         status: deleted ? 'deleted' : 'ready'
       } as const
       const scope = `files ${tenant_id} ${JSON.stringify(filter)}`
-      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const [after_id = maxUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(filesBy(filter), { ...filter, tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])

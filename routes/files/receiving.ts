@@ -5,11 +5,11 @@ import { v7 as uuidv7 } from 'uuid'
 import { queryIn } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { abandonFile, type FileRow, finishFile, growFile, removeFile, reserveFile } from '../../db/queries/files.ts'
+import { throwOnAbort } from '../../src/abort-signals.ts'
 import { cleanFileName, foldText } from '../../src/files/file-names.ts'
 import { headBytes, requireFileType } from '../../src/files/file-types.ts'
-import { untilEnded } from '../../src/files/minimum-rate.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
-import { writeObject } from '../../src/files/store/writing.ts'
+import { writeObject } from '../../src/files/store/object-writer.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { fileTooLarge, notFound, quotaExceeded } from '../../src/http/problems.ts'
 import { heldBytes, insertUpload, lockStorageUsage } from './upload-queries.ts'
@@ -181,7 +181,7 @@ export async function publishFile(
  */
 export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffer> {
   if (body === undefined) return Readable.from([])
-  return untilEnded(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
+  return throwOnAbort(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
 }
 
 /** Removes the row and the bytes of an unfinished file. On failure the sweep removes them later. */

@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { allows } from '../../src/auth/roles.ts'
 import { notFound } from '../../src/http/problems.ts'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { FileParams, UnfinishedUploadPage } from './schemas.ts'
 import { endUpload, listUnfinishedUploads } from './upload-queries.ts'
@@ -31,7 +31,7 @@ const unfinishedUploads: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const user_id = ownerFilter(request)
       const scope = `uploads ${tenant_id} ${user_id}`
-      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const [after_id = maxUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listUnfinishedUploads, { tenant_id, user_id, after_id, limit: limit + 1 })
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])
     }

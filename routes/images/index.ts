@@ -8,8 +8,8 @@ import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { readUser } from '../../db/queries/users.ts'
+import { rejectOnAbort } from '../../src/abort-signals.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/files/images.ts'
-import { unlessEnded } from '../../src/files/minimum-rate.ts'
 import { imageKey } from '../../src/files/store/keys.ts'
 import { matchesTag } from '../../src/http/etags.ts'
 import { readFormData } from '../../src/http/forms.ts'
@@ -179,7 +179,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
     const { user } = request
     // the upload slot is held until the image is re-encoded, so that memory holds at most one image per slot
     return app.withUploadPlace(request, user, async () => {
-      const content = await unlessEnded(request.uploadEnd, readImage(request))
+      const content = await rejectOnAbort(request.uploadEnd, readImage(request))
       return reencodeImage(content, (image) => app.decoders.decode(image, user.tenant_id))
     })
   }

@@ -4,7 +4,7 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { mayManage } from '../../src/auth/roles.ts'
 import { alreadyAMember, alreadyInvited, forbidden, notFound } from '../../src/http/problems.ts'
 import { normalizeEmail } from '../../src/mail/mailboxes.ts'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { Accepted, NoContent, PageQuery, TokenReply } from '../schemas.ts'
 import { acceptInvitation } from './accept.ts'
 import { deleteInvitation, insertInvitation, isMember, listInvitations, renewInvitation } from './queries.ts'
@@ -32,7 +32,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const { tenant_id } = request.user
       const scope = `invitations ${tenant_id}`
-      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const [after_id = maxUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listInvitations, { tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ id }) => [id])

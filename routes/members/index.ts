@@ -5,7 +5,7 @@ import { listMembers, readMember } from '../../db/queries/members.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { notFound } from '../../src/http/problems.ts'
 import { requireDone } from '../../src/tenancy/member-outcomes.ts'
-import { firstId } from '../../src/uuids.ts'
+import { nilUuid } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { Member, MemberPage, MemberPatch, UserId } from './schemas.ts'
 
@@ -37,7 +37,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const { tenant_id } = request.user
       const scope = `members ${tenant_id}`
-      const [after_id = firstId] = app.cursors.require(scope, cursor)
+      const [after_id = nilUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(listMembers, { tenant_id, after_id, limit: limit + 1 })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ user_id }) => [user_id])

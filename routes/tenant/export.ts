@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import { sql } from 'kysely'
 import { type Statement, statement } from '../../db/gate/statement.ts'
-import { firstId } from '../../src/uuids.ts'
+import { nilUuid } from '../../src/uuids.ts'
 
 type Line = { position: string; line: string }
 type Position = { tenant_id: string; after: string; limit: number }
@@ -74,8 +74,8 @@ const auditEvents = statement(
 
 /** Generates all lines of the tenant's data, page by page, so that memory stays flat for any amount of data. */
 export async function* exportLines(request: FastifyRequest): AsyncGenerator<string> {
-  for (const part of parts) yield* linesOf(request, part, firstId)
-  yield* linesOf(request, auditEvents, `-infinity ${firstId}`)
+  for (const part of parts) yield* linesOf(request, part, nilUuid)
+  yield* linesOf(request, auditEvents, `-infinity ${nilUuid}`)
 }
 
 async function* linesOf(request: FastifyRequest, part: Statement<Position, Line>, from: string) {

@@ -14,7 +14,7 @@ import { matchesTag, tenantTag, tenantVersion } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { forbidden, notFound, preconditionFailed } from '../../src/http/problems.ts'
 import { requireDone } from '../../src/tenancy/member-outcomes.ts'
-import { readSlug } from '../../src/tenancy/slugs.ts'
+import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
 import { exportLines } from './export.ts'
 import { lockTenant, updateTenant } from './queries.ts'
@@ -148,7 +148,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const { tenant_id } = request.user
       const outcome = await request.withTenant(async (trx) => {
         const tenant = await lockTenant(trx, tenant_id)
-        if (tenant?.slug !== readSlug(request.body.slug)) return 'unconfirmed'
+        if (tenant?.slug !== normalizeSlug(request.body.slug)) return 'unconfirmed'
         const roles = await lockRoles(trx, [request.user.user_id])
         if (roles.find(({ user_id }) => user_id === request.user.user_id)?.role !== 'owner') return 'demoted'
         const [tokenSeconds, purgeAfter] = [revocationSeconds(app.config), app.config.tenantPurgeAfter]

@@ -10,7 +10,7 @@ import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { matchesTag } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidCredentials, lastOwner, notFound, preconditionFailed, sessionRevoked } from '../../src/http/problems.ts'
-import { lastId } from '../../src/uuids.ts'
+import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import { requirePassword } from './credentials.ts'
 import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
@@ -165,7 +165,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { limit = 25, cursor } = request.query
       const scope = `sessions ${request.user.user_id}`
-      const [after_id = lastId] = app.cursors.require(scope, cursor)
+      const [after_id = maxUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(mySessionsPage, {
         idle_seconds: refreshTokenTtl,
         after_id,

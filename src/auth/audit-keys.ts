@@ -3,14 +3,16 @@ import { createKeyRing, deriveKey } from './keys.ts'
 
 const purpose = 'audit seal'
 
-/** As the database keeps it, in hexadecimal. */
+/** A signature as it is stored: the id of its key, and the MAC in hexadecimal. */
 export type Signature = { key_id: string; signature: string }
 
 export type AuditKeys = ReturnType<typeof createAuditKeys>
 
 /**
- * Signs what is said of the audit log: the first key of the list signs, all verify. The keys come from the peppers of passwords,
- * which stay for as long as a stored password needs them; a secret of tokens may have to go at once.
+ * Signs statements about the audit log with HMAC-SHA256. The first key of the list signs, and all keys verify.
+ *
+ * The keys are derived from the password peppers, which stay configured for as long as a stored password needs them. A
+ * token secret would not do, because it may have to be removed at once.
  */
 export function createAuditKeys(peppers: readonly string[]) {
   const ring = createKeyRing(peppers, purpose)
@@ -22,13 +24,14 @@ export function createAuditKeys(peppers: readonly string[]) {
   }
 
   return {
+    /** The id of the key that signs. */
     first: ring.first.id,
     count: keys.size,
-    /** What each key of the list makes of the same facts, the first one first. */
-    each: (facts: readonly unknown[]): Buffer[] => [...keys.keys()].map((id) => macOf(id, facts) as Buffer),
+    /** Signs the same facts with each key of the list, in the order of the list. */
+    signWithAll: (facts: readonly unknown[]): Buffer[] => [...keys.keys()].map((id) => macOf(id, facts) as Buffer),
     sign: (facts: readonly unknown[]): Buffer => macOf(ring.first.id, facts) as Buffer,
-    /** Whether one of the signatures is good. */
-    holds: (facts: readonly unknown[], signatures: readonly Signature[] | null): boolean =>
+    /** Whether at least one of the signatures is valid. */
+    verify: (facts: readonly unknown[], signatures: readonly Signature[] | null): boolean =>
       (signatures ?? []).some(({ key_id, signature }) => {
         const mac = macOf(key_id, facts)
         const given = Buffer.from(signature, 'hex')

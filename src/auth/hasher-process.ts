@@ -2,9 +2,9 @@ import { serveJobs } from '../subprocesses/job-loop.ts'
 import { compute } from './hasher.ts'
 
 /*
- * Hashes what the process that started it sends.
+ * The subprocess that hashes passwords for its parent.
  *
- * Its niceness, of 0 to 19, means a tenth of the time where a core is wanted by others too. 19 would be a seventieth, and on a
- * machine that is full nobody could sign in.
+ * Its niceness is 10, of 0 to 19: on a core that other processes want too it gets a tenth of the time. With 19 it would
+ * get a seventieth, and nobody could sign in on a fully busy machine.
  */
 serveJobs(compute, 10)

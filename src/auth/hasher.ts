@@ -1,14 +1,14 @@
 import { join } from 'node:path'
 import argon2, { type HashOptions, type VerifyOptions } from 'argon2'
-import { type HelperProcess, Lost, startHelper } from '../subprocesses/subprocess.ts'
+import { type Subprocess, SubprocessEnded, startSubprocess } from '../subprocesses/subprocess.ts'
 
-/** What hashes: the package itself, or a process that is asked to. */
+/** Computes argon2 hashes: the argon2 package itself, or a subprocess. */
 export type Hasher = {
   hash(password: string, options: HashOptions): Promise<string>
   verify(stored: string, password: string, options: VerifyOptions): Promise<boolean>
 }
 
-/** A password to hash, or to compare with what is stored. */
+/** A password to hash or, with `stored`, to compare with a stored hash. */
 export type Job = { password: string } & (
   | { stored?: never; options: HashOptions }
   | { stored: string; options: VerifyOptions }
@@ -20,28 +20,36 @@ export const compute = (job: Job): Promise<Result> =>
     ? argon2.hash(job.password, job.options)
     : argon2.verify(job.stored, job.password, job.options)
 
-type Options = { width: number; log: { warn(details: object, message: string): void }; program?: string }
-
-/** A start, or a hash, on a machine that is busy with everything else. A process that takes longer is taken for stuck. */
-export const answerMs = 10_000
-/** After one has ended none is started for so long: one that can't live would cost a start for each hash. */
-export const restMs = 5000
+type Options = { concurrency: number; log: { warn(details: object, message: string): void }; program?: string }
 
 /**
- * Hashes in a process of lower priority, so that reads don't share the cores evenly with sign-ins. Keep to `width` jobs at once.
- *
- * It is started at the first hash. Until it can begin, and where it can't be started, has ended or is stuck, this process hashes
- * itself, so nobody waits for it and what it was doing is done again.
+ * The timeout of the subprocess's start and of one hash, on a machine that is fully busy. A slower subprocess counts as
+ * stuck.
  */
-export function createHasher({ width, log, program = join(import.meta.dirname, 'hasher-process.ts') }: Options) {
-  let other: HelperProcess<Job, Result> | undefined
-  let restsUntil = 0
+export const answerTimeoutMs = 10_000
+/**
+ * The pause between the end of a subprocess and the next start. Without it, a subprocess that can't run would be
+ * started for each hash.
+ */
+export const restartDelayMs = 5000
+
+/**
+ * Hashes in a subprocess of lower priority, so that sign-ins don't get as much of the cores as reads do. The caller
+ * passes at most `concurrency` jobs at once.
+ *
+ * The subprocess is started with the first hash. This process computes a hash itself while the subprocess is not ready,
+ * and repeats here what a subprocess that ended or got stuck was computing. So no request fails because of the
+ * subprocess.
+ */
+export function createHasher({ concurrency, log, program = join(import.meta.dirname, 'hasher-process.ts') }: Options) {
+  let subprocess: Subprocess<Job, Result> | undefined
+  let restartAt = 0
   let warned = false
   let closed = false
 
   function ended(reason: object, wasReady: boolean): void {
-    other = undefined
-    restsUntil = performance.now() + restMs
+    subprocess = undefined
+    restartAt = performance.now() + restartDelayMs
     if (closed) return
     if (wasReady) log.warn(reason, 'the process that hashes passwords ended and is replaced')
     else if (!warned)
@@ -50,10 +58,11 @@ export function createHasher({ width, log, program = join(import.meta.dirname, '
   }
 
   function start(): void {
-    if (other || closed || performance.now() < restsUntil) return
+    if (subprocess || closed || performance.now() < restartAt) return
     try {
-      // as many threads as jobs; Node's own number is 4
-      other = startHelper({ program, env: { UV_THREADPOOL_SIZE: String(width) }, answerMs, onEnd: ended })
+      // one thread for each concurrent job; Node's default is 4
+      const env = { UV_THREADPOOL_SIZE: String(concurrency) }
+      subprocess = startSubprocess({ program, env, answerTimeoutMs, onEnd: ended })
     } catch (err) {
       ended({ err }, false)
     }
@@ -61,11 +70,11 @@ export function createHasher({ width, log, program = join(import.meta.dirname, '
 
   async function run(job: Job): Promise<Result> {
     start()
-    if (!other?.isReady()) return compute(job)
+    if (!subprocess?.isReady()) return compute(job)
     try {
-      return await other.run(job)
+      return await subprocess.run(job)
     } catch (err) {
-      if (err instanceof Lost) return compute(job)
+      if (err instanceof SubprocessEnded) return compute(job)
       throw err
     }
   }
@@ -73,10 +82,10 @@ export function createHasher({ width, log, program = join(import.meta.dirname, '
   return {
     hash: (password, options) => run({ password, options }) as Promise<string>,
     verify: (stored, password, options) => run({ password, stored, options }) as Promise<boolean>,
-    /** What is hashed from now on is hashed here. */
+    /** Ends the subprocess. Later hashes are computed by this process. */
     close(): void {
       closed = true
-      other?.end({})
+      subprocess?.end({})
     }
   } satisfies Hasher & { close(): void }
 }

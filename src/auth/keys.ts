@@ -1,13 +1,14 @@
 import { createHash, createSecretKey, hkdfSync, type KeyObject } from 'node:crypto'
 
 /**
- * One secret of a rotation list under its public name.
+ * One secret of a rotation list, with its public id.
  *
- * `id` names the key in tokens and hashes and says nothing about it: 64 bits of a digest of at least 256 random ones.
+ * `id` names the key in tokens and hashes. It does not reveal the secret: it is 66 bits of a digest, and the secret has
+ * at least 256 random bits.
  */
 export type Key = { id: string; secret: string }
 
-/** The secrets of a list, in order: the first signs, all verify. */
+/** The keys of a rotation list, in its order. The first key signs, and all keys verify. */
 export type KeyRing = { first: Key; byId: ReadonlyMap<string, Key> }
 
 export function createKeyRing(secrets: readonly string[], purpose: string): KeyRing {
@@ -22,8 +23,11 @@ function keyId(secret: string, purpose: string): string {
 }
 
 /**
- * A key of 32 bytes for one purpose, from which neither the secret nor a key for another purpose can be found. As an object of
- * Node's: bytes it would make into one for every HMAC, at six times the cost of the HMAC.
+ * Derives a key of 32 bytes for one purpose (HKDF-SHA256). Neither the secret nor a key for another purpose can be
+ * computed from it.
+ *
+ * The result is a KeyObject, because Node would convert a buffer into one for every HMAC, at six times the cost of the
+ * HMAC.
  */
 export function deriveKey(secret: string, purpose: string): KeyObject {
   return createSecretKey(Buffer.from(hkdfSync('sha256', secret, '', `aggios ${purpose}`, 32)))

@@ -2,21 +2,28 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 import { deriveKey, type KeyRing } from './keys.ts'
 
-/** What a mailed token is for. A token of one purpose is nothing to another. */
+/** The purpose of a mailed token. A token is not valid for another purpose. */
 export type Purpose = 'invitation'
 
 export type OneTimeToken = { tenant_id: string; id: string; generation: number }
 
 export type OneTimeTokens = {
   issue(purpose: Purpose, token: OneTimeToken): string
-  /** The content of a token that was issued for this purpose, or undefined. Whether it is still good the row says. */
+  /**
+   * Returns the content of a token that was issued for this purpose, else undefined. Its row says whether it is still
+   * valid.
+   */
   verify(purpose: Purpose, token: string): OneTimeToken | undefined
 }
 
+// key id, tenant, id, generation
 const bodySize = 11 + 16 + 16 + 4
 const macSize = 32
 
-/** Tokens for mails: recomputable when the mail is sent, so that neither they nor a hash of them rests anywhere. */
+/**
+ * Issues and verifies the tokens of mails. A token is computed again when its mail is sent, so neither it nor its hash
+ * is stored.
+ */
 export function createOneTimeTokens(ring: KeyRing): OneTimeTokens {
   function sign(purpose: Purpose, keyId: string, body: Buffer): Buffer | undefined {
     const key = ring.byId.get(keyId)

@@ -7,55 +7,56 @@ import { createBoundedQueue, QueueFull } from '../limits/bounded-queue.ts'
 import type { Hasher } from './hasher.ts'
 import type { KeyRing } from './keys.ts'
 
-/** OWASP's second row for argon2id: 19 MiB, two passes, one lane. */
+/** The second of OWASP's recommended settings for argon2id: 19 MiB, two passes, one lane. */
 export const parameters = { type: argon2.argon2id, memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const
 
 const maxLength = 128
 
-/** What is stored: the PHC string (parameters, salt, hash) and which pepper went into it. */
+/** A stored password: the PHC string (parameters, salt, hash), and the id of the pepper that was used. */
 export type PasswordHash = { password_hash: string; pepper_id: string }
 
-/** What is stored for somebody; nothing for one who signs in in other ways only. */
+/** Returns the stored password of a row, or undefined for a person without one, who signs in in other ways only. */
 export function storedHash(row: { password_hash: string | null; pepper_id: string | null }): PasswordHash | undefined {
   const { password_hash, pepper_id } = row
   return password_hash !== null && pepper_id !== null ? { password_hash, pepper_id } : undefined
 }
 
 export type Passwords = {
-  /** `party`: who takes turns with others where many wait. */
-  hash(password: string, party?: string): Promise<PasswordHash>
+  /** Throws `overloaded` when too many hashes wait. Waiting hashes are served round robin by `fairnessKey`. */
+  hash(password: string, fairnessKey?: string): Promise<PasswordHash>
   /**
-   * Whether the password belongs to the hash. With nothing stored the same work is done and the answer is no, so that an
-   * unknown address takes as long as a wrong password.
+   * Whether the password matches the hash. When nothing is stored, a decoy is verified and the answer is false, so that
+   * an unknown address takes as long as a wrong password.
    */
-  verify(password: string, stored: PasswordHash | undefined, party?: string): Promise<boolean>
-  /** Whether parameters or pepper have moved on since this hash was made. */
+  verify(password: string, stored: PasswordHash | undefined, fairnessKey?: string): Promise<boolean>
+  /** Whether the hash was made with other parameters or another pepper than the current ones. */
   needsRehash(stored: PasswordHash): boolean
   stats(): { running: number; waiting: number; refused: number }
 }
 
 /**
- * Hashes with argon2id and a pepper, `width` at once (one a core; more would only make each of them slower). Agencies take
- * turns, and when `depth` wait already: 503 `overloaded`.
+ * Hashes passwords with argon2id and a pepper, at most `concurrency` at once: one a core, since more would only make
+ * each hash slower. Waiting hashes are served round robin by agency. When `depth` hashes wait already, a further one
+ * fails with 503 `overloaded`.
  */
 export async function createPasswords(
   peppers: KeyRing,
   hasher: Hasher = argon2,
-  width = availableParallelism(),
+  concurrency = availableParallelism(),
   depth = 64
 ): Promise<Passwords> {
-  const queue = createBoundedQueue(width, depth)
+  const queue = createBoundedQueue(concurrency, depth)
   const pepper = (id: string) => {
     const key = peppers.byId.get(id)
     return key && Buffer.from(key.secret)
   }
   const options = { ...parameters, secret: Buffer.from(peppers.first.secret) }
-  // here: one hash is no reason to start a process
+  // by argon2 itself: one hash is no reason to start the subprocess of the hasher
   const decoy = { password_hash: await argon2.hash('nobody has this password', options), pepper_id: peppers.first.id }
 
-  async function queued<T>(job: () => Promise<T>, party: string | undefined): Promise<T> {
+  async function queued<T>(job: () => Promise<T>, fairnessKey: string | undefined): Promise<T> {
     try {
-      return await queue.run(job, party)
+      return await queue.run(job, fairnessKey)
     } catch (err) {
       if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
       throw err
@@ -63,16 +64,16 @@ export async function createPasswords(
   }
 
   return {
-    hash: async (password, party) => ({
-      password_hash: await queued(() => hasher.hash(password.normalize('NFKC'), options), party),
+    hash: async (password, fairnessKey) => ({
+      password_hash: await queued(() => hasher.hash(password.normalize('NFKC'), options), fairnessKey),
       pepper_id: peppers.first.id
     }),
-    verify: async (password, stored = decoy, party) => {
+    verify: async (password, stored = decoy, fairnessKey) => {
       const secret = pepper(stored.pepper_id)
-      // start refuses a database whose peppers are not all configured
+      // can't happen: the start fails when the pepper of a stored password is not configured
       if (!secret) throw new Error('a stored password needs a pepper that is not configured')
       const normalized = password.normalize('NFKC')
-      const matches = await queued(() => hasher.verify(stored.password_hash, normalized, { secret }), party)
+      const matches = await queued(() => hasher.verify(stored.password_hash, normalized, { secret }), fairnessKey)
       return matches && stored !== decoy
     },
     needsRehash: (stored) =>
@@ -86,8 +87,9 @@ const commonest = new Set(
 )
 
 /**
- * What is wrong with a new password, or undefined. No composition rules (NIST SP 800-63B, 3.1.1.2): length after NFKC, not
- * among the commonest, and not the person's own address or names.
+ * Returns what is wrong with a new password, or undefined. The password must be neither too short nor too long after
+ * NFKC, not one of the commonest passwords, and not the person's own address or name. There are no composition rules
+ * (NIST SP 800-63B, 3.1.1.2).
  */
 export function passwordFault(password: string, minLength: number, own: readonly string[]): string | undefined {
   const normalized = password.normalize('NFKC')

@@ -2,26 +2,26 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 import { deriveKey, type KeyRing } from './keys.ts'
 
-/** What a refresh token says: the `counter`-th token of one session (`family`) of one tenant. */
+/** The content of a refresh token: it is the `counter`-th token of one session (`family`) of one tenant. */
 export type RefreshToken = { tenant_id: string; family: string; counter: number }
 
 export type RefreshTokens = {
   issue(token: RefreshToken): string
-  /** The content of a token that this server issued, or undefined for anything else. */
+  /** Returns the content of a token that this server issued, else undefined. */
   verify(token: string): RefreshToken | undefined
 }
 
-// key id (8 bytes of base64url text as 11 characters), tenant, family, counter, HMAC-SHA256
+// key id (11 characters of base64url), tenant, family, counter, HMAC-SHA256
 const sizes = { keyId: 11, uuid: 16, counter: 4, mac: 32 }
 const bodySize = sizes.keyId + 2 * sizes.uuid + sizes.counter
 const tokenSize = bodySize + sizes.mac
 const tokenLength = Math.ceil((tokenSize * 4) / 3)
 
 /**
- * Refresh tokens that need no storage: all content is under one HMAC, so any replica can make the successor of a token
- * again, and a copy of the database forges nothing.
+ * Issues and verifies refresh tokens, which are not stored: an HMAC covers all of their content. So every replica can
+ * compute the successor of a token again, and a copy of the database is not enough to forge one.
  *
- * Whether a genuine token is still current is the session row's answer, not this module's.
+ * This module only says whether a token is genuine. The session's row says whether it is still the current one.
  */
 export function createRefreshTokens(ring: KeyRing): RefreshTokens {
   const macKeys = new Map([...ring.byId.values()].map((key) => [key.id, deriveKey(key.secret, 'refresh token')]))
@@ -43,7 +43,7 @@ export function createRefreshTokens(ring: KeyRing): RefreshTokens {
     verify(token) {
       if (token.length !== tokenLength) return undefined
       const bytes = Buffer.from(token, 'base64url')
-      // base64 has several spellings of the same bytes; only ours is the token
+      // reject other base64 spellings of the same bytes
       if (bytes.length !== tokenSize || bytes.toString('base64url') !== token) return undefined
       const body = bytes.subarray(0, bodySize)
       const expected = sign(body.toString('latin1', 0, sizes.keyId), body)

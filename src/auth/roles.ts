@@ -1,8 +1,8 @@
 /**
- * The roles of a tenant, highest first, and what each may do. Guards, `x-authz` in the OpenAPI document and the page on roles
- * derive from this table and from the one word at each route.
+ * The roles of a tenant, highest first, with their permissions. A role has the permissions of all roles below it.
  *
- * A role may do all that the roles below it may.
+ * The guards, `x-authz` in the OpenAPI document and the page on roles are derived from this table and from the `access`
+ * of each route.
  */
 export const roleTable = {
   owner: { rank: 4, may: 'transfer, export and delete the agency; make and remove owners' },
@@ -14,24 +14,24 @@ export const roleTable = {
 export type Role = keyof typeof roleTable
 export const roles = Object.keys(roleTable) as Role[]
 
-/** An owner is made by an owner from a member, never by mail. */
+/** The roles that an invitation can give. An owner is never invited: an owner promotes a member. */
 export const invitableRoles = ['admin', 'member', 'viewer'] as const
 export type InvitableRole = (typeof invitableRoles)[number]
 
 /**
- * Who may call a route.
+ * The callers a route allows.
  *
- * `public`: anybody; a bearer is not looked at. `user`: any signed-in person, whatever the tenant. `internal`: nobody on
- * the public listener. A role: that role or a higher one in the token's tenant.
+ * `public`: everybody; a bearer token is ignored. `user`: every signed-in person, in whichever tenant. A role: persons
+ * with that role or a higher one in the token's tenant. `internal`: the route does not exist on the public listener.
  */
 export type Access = 'public' | 'user' | 'internal' | Role
 
-/** Whether a role meets what a route asks for. */
+/** Whether a role may call a route with this access. */
 export function allows(access: Role | 'user', role: Role): boolean {
   return access === 'user' || roleTable[role].rank >= roleTable[access].rank
 }
 
-/** Nobody grants, changes or removes a role above their own. */
+/** Whether the actor may grant, change or remove the target role: only roles up to their own. */
 export function mayManage(actor: Role, target: Role): boolean {
   return roleTable[actor].rank >= roleTable[target].rank
 }

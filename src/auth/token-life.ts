@@ -1,9 +1,9 @@
-/** How far ahead of this process's clock a token may say that it was issued. */
+/** The clock skew between processes that is accepted: a token's `iat` may be so far in the future. */
 export const clockToleranceSeconds = 60
 
 /**
- * For how many seconds a revocation is remembered: as long as a token that was issued at the last moment, by a process whose
- * clock is ahead, can be shown.
+ * The lifetime of a revocation in seconds. It covers a token that was issued just before the revocation by a process
+ * whose clock is ahead.
  */
 export const revocationSeconds = ({ accessTokenTtl }: { accessTokenTtl: number }): number =>
   accessTokenTtl + clockToleranceSeconds

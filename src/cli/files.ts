@@ -1,6 +1,6 @@
 import { compareFiles } from '../../db/queries/file-comparison.ts'
 import { acceptStore, checkStoreOwner } from '../../db/queries/store-fence.ts'
-import { openStore } from '../files/store/open.ts'
+import { openStore } from '../files/store/configured-store.ts'
 import { createCommand } from './command.ts'
 import { operate, Refusal } from './operator.ts'
 

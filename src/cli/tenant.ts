@@ -4,7 +4,7 @@ import { findTenant } from '../../db/queries/directory.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
-import { readSlug } from '../tenancy/slugs.ts'
+import { normalizeSlug } from '../tenancy/slugs.ts'
 import { createCommand } from './command.ts'
 import { operate, Refusal } from './operator.ts'
 
@@ -54,7 +54,7 @@ function setPlan(slug: string, name: string): Promise<never> {
 }
 
 async function requireTenant(gate: TenantGate, given: string) {
-  const slug = readSlug(given)
+  const slug = normalizeSlug(given)
   const [tenant] = await gate.query(systemScope, findTenant, { slug })
   if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
   return tenant

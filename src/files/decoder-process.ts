@@ -1,20 +1,20 @@
 import { writeFileSync } from 'node:fs'
 import { serveJobs } from '../subprocesses/job-loop.ts'
 import { type DecoderJob, type DecoderResult, niceness } from './decoders.ts'
-import { findTypeOf } from './file-type-detection.ts'
+import { detectFileType } from './file-type-detection.ts'
 import { decodeImage } from './image-decoding.ts'
 
 /*
- * Reads the bytes of strangers for the process that started it, which watches what it uses.
+ * The subprocess that decodes untrusted bytes. Its parent checks the memory and CPU that it uses.
  */
 
 try {
-  // where memory ends, this process goes before any that serves
+  // when memory runs out, the kernel kills this process before any that serves requests
   writeFileSync('/proc/self/oom_score_adj', '1000')
 } catch {
-  // no Linux: memory is watched all the same
+  // not Linux: the parent checks the memory in any case
 }
 serveJobs<DecoderJob, DecoderResult>(
-  async (job) => ('image' in job ? decodeImage(job.image) : findTypeOf(job.head)),
+  async (job) => ('image' in job ? decodeImage(job.image) : detectFileType(job.head)),
   niceness[process.argv[2] as keyof typeof niceness]
 )

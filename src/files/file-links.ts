@@ -2,23 +2,25 @@ import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto'
 import { deriveKey, type KeyRing } from '../auth/keys.ts'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 
-/** What whoever holds a link may do with one file of one tenant, and until when. */
+/** The content of a link: it gives access to one file of one tenant until it expires. */
 export type FileLink = { tenant_id: string; id: string; expires_at: Date }
+/** What the holder of a link may do with the file. */
 export type LinkPurpose = 'read' | 'write'
 
 export type FileLinks = {
   issue(purpose: LinkPurpose, link: FileLink): string
-  /** The content of a link that was issued for this purpose and is still good, or undefined. */
+  /** Returns the content of a link that was issued for this purpose and has not expired, else undefined. */
   verify(purpose: LinkPurpose, token: string): FileLink | undefined
 }
 
-/** Seconds for which a link is good. */
+/** The lifetime of a link in seconds. */
 export const linkSeconds = 300
 
+// tenant, id, milliseconds of the expiry
 const bodySize = 16 + 16 + 6
 const macSize = 32
 
-/** Tokens in links, for what can't send a header: good by themselves, for one file and a short time. */
+/** Issues and verifies the tokens of links, for clients that can't send a header. A token needs no other sign-in. */
 export function createFileLinks(ring: KeyRing): FileLinks {
   const keys = (purpose: LinkPurpose) =>
     [...ring.byId.values()].map(({ secret }) => deriveKey(secret, `file link ${purpose}`))

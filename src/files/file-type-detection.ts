@@ -1,7 +1,10 @@
 import { fileTypeFromBuffer } from 'file-type'
 
-/** What the first bytes of a file say of its type. What the library can't read is of no type that it knows. */
-export async function findTypeOf(head: Uint8Array): Promise<string | undefined> {
+/**
+ * Detects the media type of a file by its first bytes. Resolves to undefined for an unknown type and for bytes that
+ * can't be read.
+ */
+export async function detectFileType(head: Uint8Array): Promise<string | undefined> {
   const found = await fileTypeFromBuffer(head).catch(() => undefined)
   return found?.mime
 }

@@ -4,12 +4,12 @@ import { extensionOf } from './file-names.ts'
 
 const unknownType = 'application/octet-stream'
 
-/** As much of a file's beginning as is looked at. */
+/** The number of bytes at the beginning of a file that are examined. */
 export const headBytes = 4100
 
 /**
- * Programs, installers, scripts, shortcuts, and disks that open as a folder of them: nothing that an agency's documents are, and
- * everything that somebody may open by mistake.
+ * Extensions of programs, installers, scripts, shortcuts, and of disk images that open as a folder of these. They are
+ * no documents of an agency, and somebody may start them by mistake.
  */
 const dangerousExtensions = new Set(
   [
@@ -43,8 +43,8 @@ const dangerousTypes = new Set([
 ])
 
 /**
- * Types that share their first bytes, so that one can't be told from another by them, and names that stand for them. `also` is
- * what programs write under these names besides; `text`: and plain text.
+ * Types that can't be told apart by their first bytes, with their extensions. `also`: other types that programs write
+ * with these extensions. `text`: plain text is one of these.
  */
 type Family = { types: RegExp; extensions: string; also?: RegExp; text?: true }
 
@@ -52,7 +52,7 @@ const zipped =
   /^application\/(zip|x-zip-compressed|epub\+zip|vnd\.(openxmlformats|oasis|apple\.(pages|numbers|keynote)|ms-\w+\.\w*macroenabled|ms-visio\.\w+|google-earth\.kmz).*)$/
 const compound = /^application\/(x-cfb|msword|vnd\.ms-(excel|powerpoint|outlook|project|publisher)|vnd\.visio)$/
 const xml = /^(application|text)\/xml$|\+xml$/
-/** What people can read; a program that they may start is none of it. */
+/** Types of readable text. No type of a program that can be started is one of them. */
 const textual =
   /^text\/|^application\/(pdf|postscript|eps|rtf|(x-)?ndjson|json|yaml|xml|csv|pgp-encrypted|x-ms-regedit)$|\+(xml|json)$/
 
@@ -61,13 +61,13 @@ const families: readonly Family[] = [
     types: zipped,
     extensions:
       'zip docx docm dotx dotm xlsx xlsm xltx pptx pptm potx ppsx ppsm odt ods odp odg ott ots otp epub kmz 3mf vsdx pages numbers key idml',
-    // with a password they are of the older kind
+    // documents with a password have the compound format
     also: compound
   },
   {
     types: compound,
     extensions: 'doc dot xls xlt ppt pps msg mpp pub vsd',
-    // what exports call .xls or .doc, and what Windows calls an Excel file where it is a table in text
+    // exports name other formats .xls or .doc, and Windows declares a text table as an Excel file
     also: new RegExp(`${zipped.source}|${xml.source}|^application/rtf$`),
     text: true
   },
@@ -79,7 +79,7 @@ const families: readonly Family[] = [
     text: true
   },
   { types: /^application\/(x-)?pdf$/, extensions: 'pdf' },
-  // programs for drawing write PDF under the older name
+  // drawing programs write PDF with these extensions
   { types: /^application\/(postscript|eps|illustrator)$/, extensions: 'ps eps ai', also: /^application\/pdf$/ },
   { types: /^(application|text)\/rtf$/, extensions: 'rtf' },
   { types: /^image\/(a?png|x-png|vnd\.mozilla\.apng)$/, extensions: 'png apng' },
@@ -111,71 +111,72 @@ const familyOfType = (type: string) => families.find(({ types }) => types.test(t
 const familyOfExtension = (extension: string) =>
   families.find(({ extensions }) => extensions.split(' ').includes(extension))
 
-/** What knows the types of first bytes: a process of its own, which is asked to. */
-export type FindType = (head: Buffer) => Promise<string | undefined>
+/** Detects a type by the first bytes of a file. The product does this in a subprocess. */
+export type DetectType = (head: Buffer) => Promise<string | undefined>
 
 /**
- * The type of a file by what is in it, checked against what its name and its sender say. Throws `unsupported_media_type` for
- * programs, and for a file that pretends to be another kind.
+ * Returns the media type of a file by its content, after comparing it with the file's extension and its declared type.
+ * Throws `unsupported_media_type` for programs, and for a file whose extension or declared type does not match its
+ * content.
  */
 export async function requireFileType(
   head: Buffer,
   name: string,
   declared: string | undefined,
-  findTypeOf: FindType
+  detectType: DetectType
 ): Promise<string> {
   const extension = extensionOf(name)
   const isText = looksLikeText(head)
   const given = essence(declared)
-  // what a part of a form is when nobody says anything (RFC 7578, 4.4)
+  // text/plain is the default type of a form's part (RFC 7578, 4.4), so it says nothing about a file that is no text
   const claimed = given === 'text/plain' && !isText ? unknownType : given
-  const found = await findType(head, isText, findTypeOf)
+  const found = await findType(head, isText, detectType)
   if (dangerousExtensions.has(extension) || dangerousTypes.has(found ?? '') || head.toString('latin1', 0, 2) === '#!') {
     throw unsupportedMediaType({ detail: 'programs and scripts are not accepted' })
   }
-  const isOf = (family: Family | undefined) => family === undefined || mayHold(family, found, isText)
+  const matches = (family: Family | undefined) => family === undefined || isOfFamily(family, found, isText)
   const wrong = [
-    ...(isOf(familyOfType(claimed)) ? [] : [claimed]),
-    ...(isOf(familyOfExtension(extension)) ? [] : [`what .${extension} stands for`])
+    ...(matches(familyOfType(claimed)) ? [] : [claimed]),
+    ...(matches(familyOfExtension(extension)) ? [] : [`what .${extension} stands for`])
   ]
   // an empty file is of any type
   if (head.length > 0 && wrong.length > 0) {
     throw unsupportedMediaType({ detail: `what is in the file is not ${wrong.join(', and not ')}` })
   }
   if (found === undefined) {
-    // a claim that was let through and does not hold
+    // text that is declared as a compound document is allowed, and stored as the text that it is
     return head.length > 0 && compound.test(claimed) ? (extension === 'csv' ? 'text/csv' : 'text/plain') : claimed
   }
-  // of a family the sender knows more than the first bytes tell
+  // within a family the declared type is more precise than the first bytes
   return familyOfType(found)?.types.test(claimed) ? claimed : found
 }
 
-function mayHold({ types, also, text }: Family, found: string | undefined, isText: boolean): boolean {
+function isOfFamily({ types, also, text }: Family, found: string | undefined, isText: boolean): boolean {
   if (found === undefined) return isText && text === true
   return types.test(found) || also?.test(found) === true
 }
 
-/** What the first bytes say; nothing for text, which may begin with anything, and for what nobody knows. */
-async function findType(head: Buffer, isText: boolean, findTypeOf: FindType): Promise<string | undefined> {
+/** The type by the first bytes. Undefined for plain text, which may begin with anything, and for unknown types. */
+async function findType(head: Buffer, isText: boolean, detectType: DetectType): Promise<string | undefined> {
   const start = head.toString('latin1', 0, 1024)
   if (isText && /^(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE svg)\b/i.test(start)) return 'application/xml'
-  const found = await findTypeOf(head).catch((err) => {
+  const found = await detectType(head).catch((err) => {
     if (err instanceof JobRefused) throw unsupportedMediaType({ detail: 'the file can not be read', cause: err })
     throw err
   })
   if (found !== undefined && !(isText && !textual.test(found))) return found
-  // readers allow for something before it
+  // PDF readers accept other bytes before the header
   return start.includes('%PDF-') ? 'application/pdf' : undefined
 }
 
-/** No control characters but those that lay text out, in any encoding of one byte a character or in UTF-16. */
+/** Whether the bytes are UTF-16, or contain no control characters except those that lay out text. */
 function looksLikeText(head: Buffer): boolean {
   const utf16 = /^(\xff\xfe|\xfe\xff)/.test(head.toString('latin1', 0, 2))
   // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for
   return utf16 || !/[\x00-\x07\x0b\x0e-\x1a\x1c-\x1f]/.test(head.toString('latin1'))
 }
 
-/** A media type without its parameters, or what says nothing. */
+/** Returns a media type without its parameters, or application/octet-stream for a missing or invalid one. */
 function essence(declared: string | undefined): string {
   const type = (declared ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? ''
   const known = /^[a-z]+\/[a-z0-9][a-z0-9.+_-]{0,100}$/.test(type) && !/^(multipart|message)\//.test(type)

@@ -1,24 +1,26 @@
-/** The longest side of what is kept. */
-const keptSide = 512
-/** What a good camera makes. */
+/** The longest side of the stored image in pixels. */
+const storedSide = 512
+/** The pixels of a good camera's image. */
 export const maxPixels = 40_000_000
-/** Some of what is needed to decode depends on one side alone, so the product is not enough. */
+/**
+ * The limit of each side: some memory of the decoders depends on one side alone, so the limit of pixels is not enough.
+ */
 export const maxSide = 10_000
 
-/** What libvips calls the loaders of the formats that are accepted. */
+/** The names in libvips of the loaders of the accepted formats. */
 const loaders = ['Jpeg', 'Png', 'Webp', 'Nsgif', 'Heif'].map((format) => `VipsForeignLoad${format}`)
 
-/** What an image is refused for. */
+/** The reason why an image is refused. */
 export type ImageFault = 'unreadable' | 'pixels' | 'side' | 'memory'
 
 let loading: Promise<typeof import('sharp').default> | undefined
 
 function loadSharp() {
   loading ??= import('sharp').then(({ default: sharp }) => {
-    // one image at a time on one thread: the cores belong to what serves
+    // one thread: the other cores are left to the processes that serve requests
     sharp.concurrency(1)
     sharp.cache(false)
-    // the library reads many more formats, some of which are languages: SVG, PDF
+    // block the many other formats of the library, some of which are languages: SVG, PDF
     sharp.block({ operation: ['VipsForeignLoad'] })
     sharp.unblock({ operation: loaders })
     return sharp
@@ -27,8 +29,11 @@ function loadSharp() {
 }
 
 /**
- * Makes a small WebP of an image: upright, without metadata, and with nothing of the original bytes in it. Sizes are decided by what
- * the header declares, before anything is decoded; of moving pictures only the first is read. Meant for a process of its own.
+ * Decodes an image and encodes it as a small WebP: upright, without metadata, and without any of the original bytes.
+ * Only the first frame of an animation is read. The limits of size are checked by the header, before anything is
+ * decoded.
+ *
+ * Runs in a subprocess, since the decoders read untrusted bytes.
  */
 export async function decodeImage(content: Uint8Array): Promise<Buffer | ImageFault> {
   const sharp = await loadSharp()
@@ -39,7 +44,7 @@ export async function decodeImage(content: Uint8Array): Promise<Buffer | ImageFa
     if (width * height > maxPixels) return 'pixels'
     return await image
       .rotate()
-      .resize({ width: keptSide, height: keptSide, fit: 'inside', withoutEnlargement: true })
+      .resize({ width: storedSide, height: storedSide, fit: 'inside', withoutEnlargement: true })
       .webp({ quality: 85 })
       .toBuffer()
   } catch (err) {

@@ -5,16 +5,17 @@ import { type ImageFault, maxPixels, maxSide } from './image-decoding.ts'
 
 const formats = ['jpeg', 'png', 'webp', 'gif', 'avif'] as const
 
-/** What an image may have before it is re-encoded. */
+/** The maximum size of an uploaded image. */
 export const maxImageBytes = 10 * 1024 * 1024
+/** The media type of stored images. */
 export const imageType = 'image/webp'
 
-/** What decodes: a process of its own, which is asked to. */
+/** Decodes and re-encodes an image. The product does this in a subprocess. */
 export type Decode = (content: Buffer) => Promise<Buffer | ImageFault>
 
 /**
- * Makes a small WebP of an image. Throws for what is no image or too large a one. No library sees a byte of what does not begin
- * like one of the accepted formats.
+ * Re-encodes an uploaded image as a small WebP. Throws for bytes that are no image, and for an image that is too large.
+ * Only bytes that begin like one of the accepted formats are passed to a library.
  */
 export async function reencodeImage(content: Buffer, decode: Decode): Promise<Buffer> {
   if (imageFormat(content) === undefined) throw refusal('unreadable')
@@ -28,7 +29,7 @@ export async function reencodeImage(content: Buffer, decode: Decode): Promise<Bu
   }
 }
 
-/** The format that the first bytes stand for. */
+/** Detects the format by the first bytes. Returns undefined for a format that is not accepted. */
 export function imageFormat(content: Buffer): (typeof formats)[number] | undefined {
   const text = (start: number, end: number) => content.toString('latin1', start, end)
   if (text(0, 3) === '\xff\xd8\xff') return 'jpeg'
@@ -36,7 +37,7 @@ export function imageFormat(content: Buffer): (typeof formats)[number] | undefin
   if (text(0, 4) === 'RIFF' && text(8, 12) === 'WEBP') return 'webp'
   if (text(0, 6) === 'GIF87a' || text(0, 6) === 'GIF89a') return 'gif'
   if (text(4, 8) === 'ftyp' && content.length >= 16) {
-    // the brand, a version, and the brands that it is compatible with
+    // the box holds the brand, a version, and the compatible brands
     const brands = text(8, Math.min(content.readUInt32BE(0), 256)).match(/.{4}/gs) ?? []
     if (brands.some((brand) => brand === 'avif' || brand === 'avis')) return 'avif'
   }

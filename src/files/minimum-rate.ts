@@ -1,72 +1,51 @@
-/** Slower than any network that people still use: whoever is holds a place for nothing. */
-export const slowest = { bytes_per_second: 1024, grace_ms: 60_000 }
-/** Whoever was slower of late gives their place up to somebody else who waits for one. Of so many times that it was looked at. */
-export const floor = { bytes_a_second: 64 * 1024, looks: 5, min_ms: 4000 }
+/**
+ * The minimum average rate of an upload, slower than any network still in use. An upload below it would hold its slot
+ * for nothing.
+ */
+export const minimumRate = { bytes_per_second: 1024, grace_ms: 60_000 }
+/**
+ * An upload below this rate is preempted when another one waits for its slot. The rate is the average of the last
+ * `samples`, which must cover at least `min_ms` of waiting for the client.
+ */
+export const preemption = { bytes_per_second: 64 * 1024, samples: 5, min_ms: 4000 }
 
-/** What can be seen of a body at one moment: bytes that have come, and whether more of them are waited for. */
-export type Arrival = { bytes: number; awaited: boolean }
+/** A request body at one moment: the bytes received so far, and whether the server waits for more. */
+export type BodyState = { bytes: number; awaited: boolean }
 
 /**
- * How fast a body comes, looked at now and then. Only the time in which its sender is waited for counts, and not that in which the
- * sender waits.
+ * Measures the rate of a request body from periodic samples. Only the time counts in which the server waits for the
+ * client; the time in which the client waits for the server does not.
  */
-export function createPace(read: () => Arrival, limits = slowest) {
+export function createRateMeter(readState: () => BodyState, limits = minimumRate) {
   const recent: { ms: number; bytes: number }[] = []
-  let known = { at: performance.now(), bytes: read().bytes }
+  let last = { at: performance.now(), bytes: readState().bytes }
   let awaitedMs = 0
   let total = 0
 
   return {
-    look(at = performance.now()): void {
-      const { bytes, awaited } = read()
-      const seen = { ms: awaited ? at - known.at : 0, bytes: bytes - known.bytes }
-      known = { at, bytes }
-      awaitedMs += seen.ms
-      total += seen.bytes
-      recent.push(seen)
-      if (recent.length > floor.looks) recent.shift()
+    sample(at = performance.now()): void {
+      const { bytes, awaited } = readState()
+      const measured = { ms: awaited ? at - last.at : 0, bytes: bytes - last.bytes }
+      last = { at, bytes }
+      awaitedMs += measured.ms
+      total += measured.bytes
+      recent.push(measured)
+      if (recent.length > preemption.samples) recent.shift()
     },
 
-    /** Slower than anybody may be, on average. */
-    isTooSlow: (): boolean => awaitedMs > limits.grace_ms && total < (awaitedMs / 1000) * limits.bytes_per_second,
+    /**
+     * Whether the average rate since the beginning is below the minimum. False until the server has waited for
+     * `grace_ms`.
+     */
+    isBelowMinimum: (): boolean => awaitedMs > limits.grace_ms && total < (awaitedMs / 1000) * limits.bytes_per_second,
 
-    /** Bytes a second of late, where that is too little to keep a place that others wait for; else undefined. */
-    belowFloor(): number | undefined {
+    /** The recent rate in bytes per second, if it is low enough for preemption; else undefined. */
+    rateBelowPreemption(): number | undefined {
       const ms = recent.reduce((sum, each) => sum + each.ms, 0)
-      const pace = (recent.reduce((sum, each) => sum + each.bytes, 0) / ms) * 1000
-      return ms >= floor.min_ms && pace < floor.bytes_a_second ? pace : undefined
+      const rate = (recent.reduce((sum, each) => sum + each.bytes, 0) / ms) * 1000
+      return ms >= preemption.min_ms && rate < preemption.bytes_per_second ? rate : undefined
     }
   }
 }
 
-/** What a promise gives, unless the signal is given before: then its reason is thrown. */
-export function unlessEnded<T>(signal: AbortSignal | undefined, promise: Promise<T>): Promise<T> {
-  if (!signal) return promise
-  return new Promise((resolve, reject) => {
-    const end = () => reject(signal.reason)
-    if (signal.aborted) end()
-    signal.addEventListener('abort', end, { once: true })
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', end))
-  })
-}
-
-/** Passes a content on until the signal is given, and throws its reason then, also while nothing comes. */
-export async function* untilEnded(
-  signal: AbortSignal | undefined,
-  content: AsyncIterable<Buffer>
-): AsyncGenerator<Buffer> {
-  const source = content[Symbol.asyncIterator]()
-  let isAsked = false
-  try {
-    for (;;) {
-      isAsked = true
-      const next = await unlessEnded(signal, source.next())
-      isAsked = false
-      if (next.done) return
-      yield next.value
-    }
-  } finally {
-    // one that is asked answers once something comes, and nobody waits for that
-    if (!isAsked) await source.return?.()
-  }
-}
+export type RateMeter = ReturnType<typeof createRateMeter>

@@ -1,64 +1,68 @@
 import { ExpectedError } from '../expected-error.ts'
-import { createTurns } from './round-robin-queue.ts'
+import { createRoundRobinQueue } from './round-robin-queue.ts'
 
-/** Thrown instead of queueing when as much waits as may wait, to a waiting job that gives way to another party, or waits too long. */
+/**
+ * Thrown for a job that finds the queue full, is evicted from it for another fairness key, or waits longer than the
+ * timeout.
+ */
 export class QueueFull extends ExpectedError {}
 
 type Waiter = { start(): void; refuse(err: QueueFull): void }
 
 /**
- * Runs at most `width` jobs at once and lets at most `depth` wait, for `patienceMs` at most; one more is refused at once with
- * QueueFull.
+ * Runs at most `concurrency` jobs at once and queues at most `depth` more. A queued job fails with QueueFull after
+ * `timeoutMs`.
  *
- * Parties take turns, however many jobs each has waiting. When no more may wait, the latest job of the party with the most gives
- * way to one of a party with fewer, so that nobody's flood keeps others out.
+ * Queued jobs are served round robin by fairness key. When the queue is full, the newest job of the key with the most
+ * queued jobs is evicted for a job of a key with fewer, so that a flood from one key does not keep the others out.
+ * Without such a key the new job fails with QueueFull at once.
  *
- * The place is held by the job and not by who asked for it: a client that goes away frees nothing, so a flood of aborted
- * requests can't start more work than `width`.
+ * A running job holds its slot until it settles, even if its client has gone. So a flood of aborted requests can't
+ * start more than `concurrency` jobs.
  */
-export function createBoundedQueue(width: number, depth: number, patienceMs = Number.POSITIVE_INFINITY) {
-  const waiting = createTurns<Waiter>()
+export function createBoundedQueue(concurrency: number, depth: number, timeoutMs = Number.POSITIVE_INFINITY) {
+  const waiting = createRoundRobinQueue<Waiter>()
   let running = 0
   let refused = 0
 
-  async function run<T>(job: () => Promise<T>, party = ''): Promise<T> {
-    if (running < width) running++
-    else await wait(party)
+  async function run<T>(job: () => Promise<T>, fairnessKey = ''): Promise<T> {
+    if (running < concurrency) running++
+    else await wait(fairnessKey)
     try {
       return await job()
     } finally {
       const next = waiting.take()
-      // the place is handed over, not given back, so that nobody slips in between
+      // the slot goes straight to the next waiter, so that no new job can take it in between
       if (next) next.start()
       else running--
     }
   }
 
-  function wait(party: string): Promise<void> {
+  function wait(fairnessKey: string): Promise<void> {
     if (waiting.size() >= depth) {
       refused++
       const refusal = new QueueFull()
-      const last = waiting.takeBack(party)
-      if (!last) throw refusal
-      last.refuse(refusal)
+      const evicted = waiting.evictFor(fairnessKey)
+      if (!evicted) throw refusal
+      evicted.refuse(refusal)
     }
     return new Promise((start, refuse) => {
       const waiter = { start, refuse }
-      waiting.add(waiter, party)
-      if (patienceMs === Number.POSITIVE_INFINITY) return
+      waiting.add(waiter, fairnessKey)
+      if (timeoutMs === Number.POSITIVE_INFINITY) return
       const giveUp = () => {
-        if (!waiting.remove(waiter, party)) return
+        if (!waiting.remove(waiter, fairnessKey)) return
         refused++
         refuse(new QueueFull())
       }
-      // a busy event loop fires timers before it reads what would have ended the wait
-      const patience = setTimeout(() => setImmediate(giveUp), patienceMs)
+      // setImmediate: a busy event loop fires timers before it reads the I/O that would have freed a slot
+      const timer = setTimeout(() => setImmediate(giveUp), timeoutMs)
       waiter.start = () => {
-        clearTimeout(patience)
+        clearTimeout(timer)
         start()
       }
       waiter.refuse = (err) => {
-        clearTimeout(patience)
+        clearTimeout(timer)
         refuse(err)
       }
     })

@@ -1,21 +1,22 @@
 import { ExpectedError } from '../expected-error.ts'
 
-/** Thrown instead of trying what has failed again and again a moment ago. */
+/** Thrown instead of a call while the circuit is open. */
 export class CircuitOpen extends ExpectedError {}
 
 /**
- * Stops asking somebody who does not answer. After `failures` in a row nothing is tried for `restMs`; then one goes ahead, and
- * the others are refused until it is known how it fared.
+ * A circuit breaker for a service that does not answer. After `failures` failed calls in a row the circuit is open:
+ * calls fail with CircuitOpen for `cooldownMs`. Then one trial call goes through, and the others keep failing until the
+ * trial has settled.
  */
-export function createCircuitBreaker({ failures, restMs }: { failures: number; restMs: number }) {
+export function createCircuitBreaker({ failures, cooldownMs }: { failures: number; cooldownMs: number }) {
   let failed = 0
-  let restsUntil = 0
+  let openUntil = 0
 
   async function run<T>(work: () => Promise<T>): Promise<T> {
     if (failed >= failures) {
       const now = performance.now()
-      if (now < restsUntil) throw new CircuitOpen('nothing is tried for a moment')
-      restsUntil = now + restMs
+      if (now < openUntil) throw new CircuitOpen('nothing is tried for a moment')
+      openUntil = now + cooldownMs
     }
     try {
       const result = await work()
@@ -23,7 +24,7 @@ export function createCircuitBreaker({ failures, restMs }: { failures: number; r
       return result
     } catch (err) {
       failed++
-      restsUntil = performance.now() + restMs
+      openUntil = performance.now() + cooldownMs
       throw err
     }
   }

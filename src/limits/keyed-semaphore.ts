@@ -1,66 +1,76 @@
 import { ExpectedError } from '../expected-error.ts'
 
-/** Thrown to who holds all that they may, when as many wait for it as may wait, or they have waited too long. */
-export class ShareExhausted extends ExpectedError {}
+/** Thrown for a job that finds too many jobs waiting for the same key, or waits longer than the timeout. */
+export class SemaphoreExhausted extends ExpectedError {}
 
-type Owner = { held: number; waiting: (() => void)[] }
+type Semaphore = { held: number; waiting: (() => void)[] }
 
 /**
- * Lets each owner have at most `width` jobs running at once. A job may have several owners, a person and their agency say: it
- * counts for each of them, and waits for one after the other in their order.
+ * A semaphore for each key: at most `concurrency` jobs of one key run at once. A job may have several keys, for example
+ * a person and their agency. It takes a permit of each key, one after the other in the given order, and counts for each
+ * of them.
  *
- * One more waits for the owner's own to finish, for `patienceMs` at most in all and behind `depth` at most; owners never wait for
- * each other. Remembers only owners who have something running.
+ * A job waits only for jobs that share a key with it: at most `timeoutMs` for all its keys together, and behind at most
+ * `depth` other jobs of a key. Beyond either bound it fails with SemaphoreExhausted. A key is stored only while one of
+ * its jobs runs.
  */
-export function createShares({ width, depth, patienceMs }: { width: number; depth: number; patienceMs: number }) {
-  const owners = new Map<string, Owner>()
+export function createKeyedSemaphore({
+  concurrency,
+  depth,
+  timeoutMs
+}: {
+  concurrency: number
+  depth: number
+  timeoutMs: number
+}) {
+  const semaphores = new Map<string, Semaphore>()
 
-  async function run<T>(names: readonly string[], job: () => Promise<T>): Promise<T> {
-    let taken = 0
-    let until = 0
+  async function run<T>(keys: readonly string[], job: () => Promise<T>): Promise<T> {
+    let acquired = 0
+    let deadline = 0
     try {
-      for (const name of names) {
-        const owner = owners.get(name) ?? { held: 0, waiting: [] }
-        owners.set(name, owner)
-        if (owner.held < width) owner.held++
+      for (const key of keys) {
+        const semaphore = semaphores.get(key) ?? { held: 0, waiting: [] }
+        semaphores.set(key, semaphore)
+        if (semaphore.held < concurrency) semaphore.held++
         else {
-          until ||= performance.now() + patienceMs
-          await wait(owner, until - performance.now())
+          deadline ||= performance.now() + timeoutMs
+          await wait(semaphore, deadline - performance.now())
         }
-        taken++
+        acquired++
       }
       return await job()
     } finally {
-      while (taken > 0) giveBack(names[--taken] as string)
+      while (acquired > 0) release(keys[--acquired] as string)
     }
   }
 
-  function giveBack(name: string): void {
-    const owner = owners.get(name) as Owner
-    const next = owner.waiting.shift()
-    // the place is handed over, not given back, so that nobody slips in between
+  function release(key: string): void {
+    const semaphore = semaphores.get(key) as Semaphore
+    const next = semaphore.waiting.shift()
+    // the permit goes straight to the next waiter, so that no new job can take it in between
     if (next) next()
-    else if (--owner.held === 0) owners.delete(name)
+    else if (--semaphore.held === 0) semaphores.delete(key)
   }
 
-  function wait({ waiting }: Owner, forMs: number): Promise<void> {
-    if (waiting.length >= depth) throw new ShareExhausted('too many wait for their share')
+  function wait({ waiting }: Semaphore, forMs: number): Promise<void> {
+    if (waiting.length >= depth) throw new SemaphoreExhausted('too many wait for their share')
     return new Promise((resolve, reject) => {
       const start = () => {
-        clearTimeout(patience)
+        clearTimeout(timer)
         resolve()
       }
       const giveUp = () => {
-        const place = waiting.indexOf(start)
-        if (place === -1) return
-        waiting.splice(place, 1)
-        reject(new ShareExhausted('the share stayed taken'))
+        const index = waiting.indexOf(start)
+        if (index === -1) return
+        waiting.splice(index, 1)
+        reject(new SemaphoreExhausted('the share stayed taken'))
       }
-      // a busy event loop fires timers before it reads what would have ended the wait
-      const patience = setTimeout(() => setImmediate(giveUp), forMs)
+      // setImmediate: a busy event loop fires timers before it reads the I/O that would have freed a permit
+      const timer = setTimeout(() => setImmediate(giveUp), forMs)
       waiting.push(start)
     })
   }
 
-  return { run, size: () => owners.size }
+  return { run, size: () => semaphores.size }
 }

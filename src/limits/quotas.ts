@@ -1,79 +1,88 @@
 import { LRUCache } from 'lru-cache'
 import type { Rate } from '../config/value-readers.ts'
 
-/** What a store has granted: these many may pass now, `remaining` are left for everybody, until the window ends. */
+/**
+ * A store's reply: `granted` requests may pass now, and `remaining` are left for all processes until the window ends.
+ */
 export type Grant = { granted: number; remaining: number; ends_in_ms: number }
 
-/** Where those who count together keep their counts. */
+/** The store of the counters that several processes share. */
 export type QuotaStore = {
   /**
-   * Takes `needed` of what is left under a key, and up to `spare` more, of which it gives less the less is left. A window begins
-   * with the first request in it. Rejects when it can't say, in bounded time.
+   * Grants up to `needed` of what is left under a key, and up to `prefetch` more; a store that has little left grants
+   * less of `prefetch`. A window begins with its first request. Rejects, in bounded time, when the store fails.
    */
-  take(key: string, rate: Rate, needed: number, spare: number): Promise<Grant>
+  take(key: string, rate: Rate, needed: number, prefetch: number): Promise<Grant>
 }
 
-/** `ends_in_ms` is until the quota is whole again. */
+/** The decision about one request. `ends_in_ms` is the time until the quota is full again. */
 export type Verdict = { allowed: boolean; remaining: number; ends_in_ms: number }
 
-/** What this process knows of one key in the window that is open. */
+/** The state of one key in its open window, as far as this process knows it. */
 type Entry = {
   max: number
   window_ms: number
   ends_at: number
-  /** Let through here in this window. Never above `max`, whatever a store that was emptied says. */
+  /**
+   * Requests that this process let through in this window. Never above `max`, even when the store was emptied
+   * meanwhile.
+   */
   used: number
-  /** Granted and not used yet. */
+  /** Requests that are granted to this process and not used yet. */
   leased: number
-  /** Left at the store when it was last asked. */
+  /** Requests that were left at the store at its last reply. */
   remaining: number
-  /** The store has said that there is no more, or, without one, this process has. */
+  /** The quota is used up, by the store's last reply or, without a store, by this process's count. */
   exhausted: boolean
-  /** How many to ask for beyond need: doubles with each time it was not enough. */
-  spare: number
+  /** How many requests to lease in advance. Doubles with every refill, up to `maxPrefetchShare`. */
+  prefetch: number
   waiting: number
   refill: Promise<void> | undefined
 }
 
-/** At most this part is taken beyond need: it may stay unused where it is, while somebody else could use it. */
-export const spareShare = 1 / 128
-/** Below this much left nothing is given beyond need. */
-const minForSpare = 8
+/**
+ * The part of a quota that one process may lease in advance. Other processes can't use it while it lies unused here.
+ */
+export const maxPrefetchShare = 1 / 128
+/** When fewer requests than this remain, nothing is leased in advance. */
+const minForPrefetch = 8
 
 /**
- * Counts requests against quotas in windows that begin with their first request.
+ * Counts requests against quotas. A quota's window begins with its first request.
  *
- * With a store a process takes a batch and counts it down by itself, so that most answers are immediate; the last of a quota
- * is handed out one by one. Never more than the quota passes in total, and less than a hundredth of it lies unused in each process.
- * Without a store, and while it fails, the process counts for itself: nothing becomes unlimited.
+ * With a store, a process leases a batch of requests and counts it down in memory, so that most decisions need no I/O.
+ * The last requests of a quota are leased one by one. All processes together never let through more than the quota, and
+ * less than a hundredth of it lies unused in each process. Without a store, and while the store fails, each process
+ * counts alone: no request is ever unlimited.
  *
- * `name` goes in front of each key at the store, where others count too.
+ * `name` is the prefix of the keys at the store, which holds other counters too.
  *
- * Time is this process's monotonic clock and what the store says is left of a window; no two clocks are compared.
+ * Time is measured by this process's monotonic clock and by the rest of the window that the store reports. Two clocks
+ * are never compared.
  */
 export function createQuotas({ name = '', store, max }: { name?: string; store: QuotaStore | undefined; max: number }) {
   const entries = new LRUCache<string, Entry>({ max })
 
-  /** Counts one request, without waiting where that is possible. */
+  /** Counts one request. The verdict is returned without a promise unless the store has to be asked first. */
   function count(key: string, rate: Rate): Verdict | Promise<Verdict> {
     const entry = current(key, rate)
     if (entry.leased === 0 && !entry.exhausted) {
-      if (!store) grantHere(entry, entry.max)
-      else return countLater(key, rate, entry)
+      if (!store) grantLocally(entry, entry.max)
+      else return countAfterRefill(key, rate, entry)
     }
     return decide(key, rate, entry)
   }
 
-  /** As often as it takes: who comes while a refill is under way may find nothing left of it. */
-  async function countLater(key: string, rate: Rate, waited: Entry): Promise<Verdict> {
+  /** Waits for a refill and counts then. Repeats when other requests have used up the refill meanwhile. */
+  async function countAfterRefill(key: string, rate: Rate, waited: Entry): Promise<Verdict> {
     waited.waiting++
     try {
       await (waited.refill ?? refill(key, rate, waited))
     } finally {
       waited.waiting--
     }
-    // a limit that has changed meanwhile counts for those who waited too: else they and who came after would change it back
-    // and forth, and what is taken for one is not for the other
+    // use the entry's rate, which may have changed during the wait: with the old rate this request and newer ones would
+    // change the entry back and forth, and leases of one rate are not valid for the other
     return count(key, entries.get(key) ?? rate)
   }
 
@@ -82,8 +91,13 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
     if (allowed) {
       entry.leased--
       entry.used++
-      // before it is empty, so that nobody has to wait
-      if (!entry.exhausted && !entry.refill && entry.leased * 2 <= entry.spare && entry.remaining >= minForSpare) {
+      // refill before the lease is used up, so that no request has to wait
+      if (
+        !entry.exhausted &&
+        !entry.refill &&
+        entry.leased * 2 <= entry.prefetch &&
+        entry.remaining >= minForPrefetch
+      ) {
         refill(key, rate, entry)
       }
     }
@@ -91,13 +105,13 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
     return { allowed, remaining: entry.leased + entry.remaining, ends_in_ms }
   }
 
-  /** The entry of the open window; a new one where it is over. */
+  /** The entry of the open window, or a new entry when that window is over. */
   function current(key: string, { max: limit, window_ms }: Rate): Entry {
     const known = entries.get(key)
     const now = performance.now()
     if (known && known.ends_at > now && known.window_ms === window_ms) {
       if (known.max !== limit) {
-        // what is left of a quota that has changed must be asked again
+        // the limit has changed: drop the lease and ask the store again
         Object.assign(known, {
           max: limit,
           leased: 0,
@@ -110,48 +124,49 @@ export function createQuotas({ name = '', store, max }: { name?: string; store: 
     const fresh: Entry = {
       ...{ max: limit, window_ms, ends_at: now + window_ms },
       ...{ used: 0, leased: 0, remaining: limit, exhausted: false, waiting: 0, refill: undefined },
-      // a key that was busy will be busy
-      spare: known ? Math.floor(known.spare / 2) : 0
+      // a key that was busy in the last window is likely to be busy in this one
+      prefetch: known ? Math.floor(known.prefetch / 2) : 0
     }
     entries.set(key, fresh)
     return fresh
   }
 
   function refill(key: string, rate: Rate, entry: Entry): Promise<void> {
-    entry.refill = ask(key, rate, entry).finally(() => {
+    entry.refill = askStore(key, rate, entry).finally(() => {
       entry.refill = undefined
     })
     return entry.refill
   }
 
-  async function ask(key: string, rate: Rate, entry: Entry): Promise<void> {
-    // whoever begins to wait in this turn of the event loop waits for this answer
+  async function askStore(key: string, rate: Rate, entry: Entry): Promise<void> {
+    // one request to the store serves all requests that begin to wait before the next microtask
     await undefined
     const askedAt = performance.now()
-    entry.spare = Math.min(Math.max(1, entry.spare * 2), Math.floor(rate.max * spareShare))
+    entry.prefetch = Math.min(Math.max(1, entry.prefetch * 2), Math.floor(rate.max * maxPrefetchShare))
     try {
-      const spare = Math.max(0, entry.spare - entry.leased)
+      const prefetch = Math.max(0, entry.prefetch - entry.leased)
       const { granted, remaining, ends_in_ms } = await (store as QuotaStore).take(
         name + key,
         rate,
         entry.waiting,
-        spare
+        prefetch
       )
       if (entry.max !== rate.max) return
-      // the window of the store is the one that counts; one that begins while ours is open means that it was emptied
+      // the store's window is the valid one; a window that ends later than ours means that the store was emptied
+      // meanwhile
       if (entry.used === 0 && entry.leased === 0) entry.ends_at = askedAt + ends_in_ms
       else entry.ends_at = Math.min(entry.ends_at, askedAt + ends_in_ms)
       entry.leased = Math.min(entry.leased + granted, entry.max - entry.used)
       entry.remaining = remaining
       entry.exhausted = remaining === 0 || entry.leased === entry.max - entry.used
     } catch {
-      // no more than is needed now: the store is asked again by the next who needs some
-      grantHere(entry, entry.waiting)
+      // grant only what is needed now, so that the next request asks the store again
+      grantLocally(entry, entry.waiting)
     }
   }
 
-  /** Of what this process alone may let through. */
-  function grantHere(entry: Entry, wanted: number): void {
+  /** Grants requests without the store, within the quota of this process alone. */
+  function grantLocally(entry: Entry, wanted: number): void {
     entry.leased = Math.min(entry.leased + wanted, entry.max - entry.used)
     entry.remaining = entry.max - entry.used - entry.leased
     entry.exhausted = entry.remaining === 0

@@ -1,49 +1,53 @@
 /**
- * What waits, of several parties: taken one of each in turn, however many each has waiting, and within a party in the order of
- * arrival. Remembers only parties who have something waiting.
+ * A queue that serves its fairness keys round robin: one item of each key in turn, however many each key has waiting.
+ * Items of one key keep the order of their arrival. The queue stores a key only while one of its items waits.
  */
-export function createTurns<T>() {
-  // in the order in which parties have their turn
-  const parties = new Map<string, T[]>()
+export function createRoundRobinQueue<T>() {
+  // Map order is the order of service: the first key is served next
+  const itemsByKey = new Map<string, T[]>()
   let size = 0
 
   return {
     size: () => size,
 
-    add(item: T, party: string): void {
-      const own = parties.get(party)
-      if (own) own.push(item)
-      else parties.set(party, [item])
+    add(item: T, fairnessKey: string): void {
+      const items = itemsByKey.get(fairnessKey)
+      if (items) items.push(item)
+      else itemsByKey.set(fairnessKey, [item])
       size++
     },
 
+    /** Removes and returns the next item, or returns undefined when the queue is empty. */
     take(): T | undefined {
-      for (const [party, items] of parties) {
+      for (const [fairnessKey, items] of itemsByKey) {
         const item = items.shift()
-        parties.delete(party)
-        if (items.length > 0) parties.set(party, items)
+        itemsByKey.delete(fairnessKey)
+        if (items.length > 0) itemsByKey.set(fairnessKey, items)
         size--
         return item
       }
       return undefined
     },
 
-    /** False: it has been taken before. */
-    remove(item: T, party: string): boolean {
-      const items = parties.get(party) ?? []
-      const place = items.indexOf(item)
-      if (place === -1) return false
-      items.splice(place, 1)
-      if (items.length === 0) parties.delete(party)
+    /** Removes a waiting item. Returns false when the item was taken before. */
+    remove(item: T, fairnessKey: string): boolean {
+      const items = itemsByKey.get(fairnessKey) ?? []
+      const index = items.indexOf(item)
+      if (index === -1) return false
+      items.splice(index, 1)
+      if (items.length === 0) itemsByKey.delete(fairnessKey)
       size--
       return true
     },
 
-    /** The latest of the party with the most, so that another of `party` fits. Undefined: nobody has more than it would have. */
-    takeBack(party: string): T | undefined {
-      const own = parties.get(party)?.length ?? 0
+    /**
+     * Removes the newest item of the key with the most items, to make room for one more item of `fairnessKey`. Returns
+     * undefined when no key has more items than `fairnessKey` would have then.
+     */
+    evictFor(fairnessKey: string): T | undefined {
+      const own = itemsByKey.get(fairnessKey)?.length ?? 0
       let largest: T[] | undefined
-      for (const items of parties.values()) if (items.length > (largest?.length ?? own + 1)) largest = items
+      for (const items of itemsByKey.values()) if (items.length > (largest?.length ?? own + 1)) largest = items
       if (largest) size--
       return largest?.pop()
     }

@@ -2,24 +2,26 @@ import { createHash } from 'node:crypto'
 import type { Rate } from '../config/value-readers.ts'
 import type { Grant, QuotaStore } from './quotas.ts'
 
-/** The commands of a Redis client that shared quotas need. */
+/** The part of a Redis client that shared quotas need. */
 export type ScriptRunner = {
   evalsha(sha: string, keyCount: number, ...keysAndValues: (string | number)[]): Promise<unknown>
   script(command: 'LOAD', script: string): Promise<unknown>
 }
 
 /*
- * One number a key, with an expiry, set by whoever is first in the window. Spare is an eighth of what is left at most. KEYS is made by the server from digests and ids; nothing of the text is a client's.
+ * Keeps one counter a key, which expires with its window; the first request of a window sets the expiry. `prefetch` is
+ * granted up to an eighth of what is left. The server builds KEYS from digests and ids, so the script never contains a
+ * client's text.
  */
 const take = `
-local max, window, needed, spare = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local max, window, needed, prefetch = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local used = tonumber(redis.call('get', KEYS[1]) or '0')
 local ends = redis.call('pttl', KEYS[1])
 if ends < 0 then
   used, ends = 0, window
 end
 local left = math.max(0, max - used)
-local granted = math.min(left, needed + math.min(spare, math.floor(left / 8)))
+local granted = math.min(left, needed + math.min(prefetch, math.floor(left / 8)))
 if granted > 0 then
   redis.call('set', KEYS[1], used + granted, 'px', math.max(1, ends))
 end
@@ -27,7 +29,10 @@ return { granted, left - granted, ends }
 `
 const sha = createHash('sha1').update(take).digest('hex')
 
-/** Quotas in Redis, decided there in one step: whoever asks at the same moment, no more is granted than there is. */
+/**
+ * A store of quotas in Redis. One script reads and counts in one atomic step, so that concurrent processes are never
+ * granted more than the quota.
+ */
 export function createSharedQuotas(
   redis: ScriptRunner,
   { prefix, attempt }: { prefix: string; attempt: <T>(work: () => Promise<T>) => Promise<T> }
@@ -43,11 +48,11 @@ export function createSharedQuotas(
   }
 
   return {
-    async take(key: string, { max, window_ms }: Rate, needed: number, spare: number): Promise<Grant> {
-      // addresses and e-mails stay out of a store that anybody on its network may list
+    async take(key: string, { max, window_ms }: Rate, needed: number, prefetch: number): Promise<Grant> {
+      // a digest, because keys contain addresses and e-mails, and everybody who reaches Redis may list its keys
       const digest = createHash('sha256').update(key).digest('base64url').slice(0, 22)
       const name = `${prefix}${digest}:${window_ms}`
-      const reply = await attempt(() => run([name, max, window_ms, needed, spare]))
+      const reply = await attempt(() => run([name, max, window_ms, needed, prefetch]))
       const [granted, remaining, ends_in_ms] = reply as [number, number, number]
       return { granted, remaining, ends_in_ms }
     }

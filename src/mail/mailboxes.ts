@@ -1,6 +1,6 @@
 /**
- * One spelling for all addresses that reach the same mailbox, to count by: without the part from a plus sign on, and at Gmail
- * without dots. No mail is sent to it.
+ * Returns one spelling for all addresses of the same mailbox, for limits: without the part from a plus sign on, and for
+ * Gmail without dots. It is only counted by, and no mail is sent to it.
  */
 export function mailboxOf(email: string): string {
   const at = email.lastIndexOf('@')
@@ -10,7 +10,10 @@ export function mailboxOf(email: string): string {
   return isGmail ? `${name.replaceAll('.', '')}@gmail.com` : `${name}@${domain}`
 }
 
-/** How an address is stored and looked up. Its schema lets ASCII through only, so this is one spelling for each mailbox. */
+/**
+ * Returns the form in which an address is stored and looked up. Its schema allows only ASCII, so each address has one
+ * form.
+ */
 export function normalizeEmail(email: string): string {
   return email.normalize('NFKC').toLowerCase()
 }

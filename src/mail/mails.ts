@@ -3,7 +3,7 @@ import { nameInMail, nameInSubject } from '../names.ts'
 export const locales = ['en', 'pt-BR'] as const
 export type Locale = (typeof locales)[number]
 
-/** A mail, ready to be sent. Every text that came from people is made safe, and in `html` it is escaped. */
+/** A mail, ready to be sent. Texts by users are made safe for mail programs, and escaped in `html`. */
 export type Mail = { to: string; subject: string; text: string; html: string }
 
 export type InvitationFacts = {
@@ -39,7 +39,7 @@ const invitationTexts = {
   }
 }
 
-/** The mail that carries an invitation's token. */
+/** Writes the mail of an invitation, whose link contains the token. */
 export function invitationMail(facts: InvitationFacts): Mail {
   const texts = invitationTexts[facts.locale]
   const wordsOf = (safe: (name: string) => string): InvitationWords => {

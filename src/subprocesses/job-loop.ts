@@ -4,16 +4,17 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Answer } from './subprocess.ts'
 
 /**
- * Linux may share its cores by sessions first (autogroups), where niceness only counts inside of one; each connection of
- * PostgreSQL is a session. So a helper process has one of its own, whose niceness is set as well. Containers share by cgroups
- * instead, and what can't be set here does not matter there.
+ * Sets the niceness of this process's autogroup. Linux may schedule by sessions first (autogroups), and niceness counts
+ * only inside of a session; each connection of PostgreSQL is a session. So a subprocess is the leader of a session of
+ * its own, which needs the niceness too. Containers are scheduled by cgroups instead, so a failure here does no harm
+ * there.
  */
-async function yieldToOtherSessions(niceness: number): Promise<void> {
+async function setSessionNiceness(niceness: number): Promise<void> {
   for (;;) {
     try {
       return writeFileSync('/proc/self/autogroup', String(niceness))
     } catch (err) {
-      // Linux takes one such change in 100 ms from all users
+      // EAGAIN: Linux accepts one such change in 100 ms, from all users together
       if ((err as NodeJS.ErrnoException).code !== 'EAGAIN') return
       await sleep(100)
     }
@@ -21,26 +22,26 @@ async function yieldToOtherSessions(niceness: number): Promise<void> {
 }
 
 /**
- * The loop of a helper process: does what the process that started it sends, at a lower priority than everything else. It ends
- * with that process, which closes the channel by whatever way it ends.
+ * The main loop of a subprocess: receives jobs from its parent, computes them and sends the results back, with the
+ * given niceness. The subprocess exits when its parent ends, because the IPC channel closes then in any case.
  */
 export function serveJobs<Job, Result>(compute: (job: Job) => Promise<Result>, niceness: number): void {
-  const tell = (answer: Answer<Result>) => void process.send?.(answer, () => {})
+  const send = (answer: Answer<Result>) => void process.send?.(answer, () => {})
   if (niceness > 0) {
-    // the threads that work begin later, and inherit it
+    // worker threads start later and inherit the priority
     setPriority(niceness)
-    void yieldToOtherSessions(niceness)
+    void setSessionNiceness(niceness)
   }
   process.on('disconnect', () => process.exit())
-  // meant for the process that it works for, which may have requests to finish
+  // signals are meant for the parent, which may have requests to finish with the help of this process
   process.on('SIGTERM', () => {})
   process.on('SIGINT', () => {})
   process.on('message', async ({ id, job }: { id: number; job: Job }) => {
     try {
-      tell({ id, result: await compute(job) })
+      send({ id, result: await compute(job) })
     } catch (err) {
-      tell({ id, error: (err as Error).message })
+      send({ id, error: (err as Error).message })
     }
   })
-  tell('ready')
+  send('ready')
 }

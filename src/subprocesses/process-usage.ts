@@ -2,20 +2,20 @@ import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 
-/** What a process has by now: bytes of memory that are resident, and milliseconds of CPU since its start. */
+/** The resources a process uses: bytes of resident memory, and milliseconds of CPU since its start. */
 export type Usage = { memory: number; cpuMs: number }
 
-/** Linux counts CPU in hundredths of a second, on every platform that Node runs on. */
+/** The clock tick of /proc/<pid>/stat: a hundredth of a second on every platform that Node runs on. */
 const tickMs = 10
 const run = promisify(execFile)
 
-/** Undefined for a process that is gone. */
+/** Reads what a process uses. Resolves to undefined when the process has ended. */
 export const readUsage: (pid: number) => Promise<Usage | undefined> =
-  process.platform === 'linux' ? usageOfProc : usageOfPs
+  process.platform === 'linux' ? readProcUsage : readPsUsage
 
-async function usageOfProc(pid: number): Promise<Usage | undefined> {
+async function readProcUsage(pid: number): Promise<Usage | undefined> {
   try {
-    // the command stands in brackets and may contain anything; the fields are numbered from the third on
+    // the second field is the command in brackets, which may contain anything; the split begins at the third field
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
     const resident = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1] ?? 0
@@ -25,12 +25,12 @@ async function usageOfProc(pid: number): Promise<Usage | undefined> {
   }
 }
 
-/** Where there is no /proc. */
-export async function usageOfPs(pid: number): Promise<Usage | undefined> {
+/** Reads the same from `ps`, for systems without /proc. */
+export async function readPsUsage(pid: number): Promise<Usage | undefined> {
   try {
     const { stdout } = await run('ps', ['-o', 'rss=,time=', '-p', String(pid)])
     const [resident, time = ''] = stdout.trim().split(/\s+/)
-    // [days-]hours:minutes:seconds, or minutes:seconds with hundredths
+    // the time is [days-]hours:minutes:seconds, or minutes:seconds with hundredths
     const [days, clock = ''] = time.includes('-') ? time.split('-') : ['0', time]
     const seconds = clock.split(':').reduce((sum, part) => sum * 60 + Number(part), 0) + Number(days) * 86_400
     return Number.isNaN(seconds) ? undefined : { memory: Number(resident) * 1024, cpuMs: seconds * 1000 }

@@ -2,17 +2,22 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { overloaded } from '../http/problems.ts'
 import { createBoundedQueue, QueueFull } from '../limits/bounded-queue.ts'
 import { readUsage } from './process-usage.ts'
-import { type EndReason, type HelperProcess, Lost, startHelper } from './subprocess.ts'
+import { type EndReason, type Subprocess, SubprocessEnded, startSubprocess } from './subprocess.ts'
 
-/** What a job may use. */
+/** The resources of one job, and the life of its subprocess. */
 export type Limits = {
-  /** Bytes that are resident. */
+  /** Bytes of resident memory. */
   memory: number
-  /** Milliseconds of CPU, so that a job on a busy machine is not ended for what others use. */
+  /**
+   * Milliseconds of CPU of one job. CPU time, so that a busy machine does not end a job for what other processes use.
+   */
   cpuMs: number
-  /** Milliseconds by the clock, after which the machine is taken for overloaded. */
+  /**
+   * The timeout of one job in milliseconds of wall-clock time. A job that exceeds it means that the machine is
+   * overloaded.
+   */
   wallMs: number
-  /** How many jobs a process does before it is replaced: what one of them may have left behind ends with it. */
+  /** The number of jobs after which the subprocess is replaced, so that anything a job left behind ends with it. */
   jobs: number
 }
 
@@ -25,7 +30,7 @@ type Options = {
   log: { warn(details: object, message: string): void }
 }
 
-/** Thrown for a job that passed a limit or broke its process: what it was given is to blame. */
+/** Thrown for a job that exceeded a limit or crashed its subprocess. The job's input is the cause. */
 export class JobRefused extends Error {
   readonly limit: string
   constructor(limit: string) {
@@ -36,39 +41,42 @@ export class JobRefused extends Error {
 
 export type Sandbox<Job, Result> = ReturnType<typeof createSandbox<Job, Result>>
 
-/** How often a job's process is looked at. `ps` costs a process each time. */
-const watchIntervalMs = process.platform === 'linux' ? 50 : 500
-/** What a process of Node and its libraries may write to before any job, most of which it never touches. */
-const dataOfNode = 1024 ** 3
-/** After so much CPU a process is replaced. */
-const lifeCpuSeconds = 120
-/** Signals by which a process ends of itself: what it was working on broke it. */
-const ownFaults: readonly unknown[] = ['SIGABRT', 'SIGBUS', 'SIGFPE', 'SIGILL', 'SIGSEGV', 'SIGSYS', 'SIGTRAP']
+/** The interval of the checks of memory and CPU. It is longer where each check has to start `ps`. */
+const checkIntervalMs = process.platform === 'linux' ? 50 : 500
+/** Bytes of data that Node and its libraries reserve before any job; most of them are never touched. */
+const nodeDataBytes = 1024 ** 3
+/** Seconds of CPU after which the kernel ends a subprocess. */
+const maxCpuSeconds = 120
+/** Signals that a process causes itself by a crash, so that the job is to blame. Other signals come from outside. */
+const crashSignals: readonly unknown[] = ['SIGABRT', 'SIGBUS', 'SIGFPE', 'SIGILL', 'SIGSEGV', 'SIGSYS', 'SIGTRAP']
 
 /**
- * Does jobs in a process of their own, so that whatever is in the bytes of strangers can only harm that process. It is started with
- * the first job, and replaced when it dies, when it passes a limit and after a number of jobs.
+ * Runs jobs with untrusted input in a subprocess, so that hostile bytes can only harm that subprocess. The subprocess
+ * starts with the first job, and is replaced when it dies, when it exceeds a limit and after a number of jobs.
  *
- * One job at a time, so that whoever passes a limit is known; parties take turns. Throws `JobRefused` for a job that passed a limit
- * or broke two processes, and `overloaded` where too many wait or where the process was ended from outside twice.
+ * Only one job runs at a time, so that a limit exceeded is always that job's. The others wait in a queue that is fair
+ * by fairness key. A job whose subprocess ended without exceeding a limit is tried once more.
+ *
+ * Throws `JobRefused` when a job exceeded a limit, or when its second subprocess crashed too. Throws `overloaded` when
+ * too many jobs wait, or when the second subprocess was killed from outside or timed out.
  */
 export function createSandbox<Job, Result>({ program, args, limits, depth, log }: Options) {
   const queue = createBoundedQueue(1, depth)
-  let helper: HelperProcess<Job, Result> | undefined
+  let subprocess: Subprocess<Job, Result> | undefined
   let done = 0
   let killed = 0
   let closed = false
 
-  function start(): HelperProcess<Job, Result> {
+  function start(): Subprocess<Job, Result> {
     done = 0
-    const started: HelperProcess<Job, Result> = startHelper<Job, Result>({
+    const started: Subprocess<Job, Result> = startSubprocess<Job, Result>({
       program,
       args,
-      answerMs: limits.wallMs,
-      kernelLimits: { data: limits.memory + dataOfNode, cpuSeconds: lifeCpuSeconds },
+      answerTimeoutMs: limits.wallMs,
+      kernelLimits: { data: limits.memory + nodeDataBytes, cpuSeconds: maxCpuSeconds },
       onEnd: (reason, wasReady) => {
-        if (helper === started) helper = undefined
-        if (closed || reason.reason === retired.reason) return
+        if (subprocess === started) subprocess = undefined
+        if (closed || reason.reason === recycled.reason) return
         killed++
         log.warn({ ...reason, wasReady }, 'a process that reads bytes of strangers ended and is replaced')
       }
@@ -76,67 +84,69 @@ export function createSandbox<Job, Result>({ program, args, limits, depth, log }
     return started
   }
 
-  /** Ends the process when it passes a limit, for as long as `working` says so. */
-  async function watch(watched: HelperProcess<Job, Result>, working: () => boolean): Promise<void> {
-    const { pid } = watched
+  /**
+   * Checks the usage of a subprocess while `isWorking` returns true, and ends the subprocess when it exceeds a limit.
+   */
+  async function enforceLimits(current: Subprocess<Job, Result>, isWorking: () => boolean): Promise<void> {
+    const { pid } = current
     if (pid === undefined) return
     const before = await readUsage(pid)
-    while (working()) {
-      await sleep(watchIntervalMs)
+    while (isWorking()) {
+      await sleep(checkIntervalMs)
       const now = await readUsage(pid)
-      if (!now || !working()) continue
-      if (now.memory > limits.memory) watched.end({ limit: `more than ${Math.round(limits.memory / 2 ** 20)} MiB` })
+      if (!now || !isWorking()) continue
+      if (now.memory > limits.memory) current.end({ limit: `more than ${Math.round(limits.memory / 2 ** 20)} MiB` })
       if (now.cpuMs - (before?.cpuMs ?? 0) > limits.cpuMs)
-        watched.end({ limit: `more than ${limits.cpuMs / 1000} s of CPU` })
+        current.end({ limit: `more than ${limits.cpuMs / 1000} s of CPU` })
     }
   }
 
   async function attempt(job: Job): Promise<Result> {
-    if (closed) throw new Lost({ reason: 'the server is shutting down' })
-    helper ??= start()
-    const current = helper
+    if (closed) throw new SubprocessEnded({ reason: 'the server is shutting down' })
+    subprocess ??= start()
+    const current = subprocess
     let working = true
-    void watch(current, () => working)
+    void enforceLimits(current, () => working)
     try {
       return await current.run(job)
     } finally {
       working = false
-      if (++done >= limits.jobs) current.end(retired)
+      if (++done >= limits.jobs) current.end(recycled)
     }
   }
 
-  async function perform(job: Job): Promise<Result> {
-    let lost: EndReason = {}
+  async function runWithRetry(job: Job): Promise<Result> {
+    let lastEnd: EndReason = {}
     for (let i = 0; i < 2; i++) {
       try {
         return await attempt(job)
       } catch (err) {
-        if (!(err instanceof Lost)) throw err
-        lost = err.reason
-        if (lost.limit !== undefined) throw new JobRefused(lost.limit)
+        if (!(err instanceof SubprocessEnded)) throw err
+        lastEnd = err.reason
+        if (lastEnd.limit !== undefined) throw new JobRefused(lastEnd.limit)
         if (closed) break
       }
     }
-    if (ownFaults.includes(lost.signal)) throw new JobRefused('it broke the process that read it')
-    throw overloaded({ headers: { 'retry-after': '5' }, cause: new Lost(lost) })
+    if (crashSignals.includes(lastEnd.signal)) throw new JobRefused('it broke the process that read it')
+    throw overloaded({ headers: { 'retry-after': '5' }, cause: new SubprocessEnded(lastEnd) })
   }
 
   return {
-    async run(job: Job, party?: string): Promise<Result> {
+    async run(job: Job, fairnessKey?: string): Promise<Result> {
       try {
-        return await queue.run(() => perform(job), party)
+        return await queue.run(() => runWithRetry(job), fairnessKey)
       } catch (err) {
         if (err instanceof QueueFull) throw overloaded({ headers: { 'retry-after': '1' }, cause: err })
         throw err
       }
     },
-    /** Ends the process, whatever it is doing. */
+    /** Kills the subprocess, with its job if it has one. */
     close(): void {
       closed = true
-      helper?.end({ reason: 'the server is shutting down' })
+      subprocess?.end({ reason: 'the server is shutting down' })
     },
     stats: () => ({ ...queue.stats(), killed })
   }
 }
 
-const retired = { reason: 'it has done its number of jobs' }
+const recycled = { reason: 'it has done its number of jobs' }

@@ -1,13 +1,13 @@
 import { type ChildProcess, fork } from 'node:child_process'
 
-/** What a helper process says: that it can begin, and then how each job went. */
+/** A message from the subprocess: it is ready for jobs, or the outcome of one job. */
 export type Answer<Result> = 'ready' | { id: number; result: Result } | { id: number; error: string }
 
-/** Thrown where the process ended before it had answered. `reason` says how. */
-export class Lost extends Error {
+/** Thrown for each pending job when the subprocess ends. `reason` says how it ended. */
+export class SubprocessEnded extends Error {
   readonly reason: EndReason
   constructor(reason: EndReason) {
-    super('the helper process ended')
+    super('the subprocess ended')
     this.reason = reason
   }
 }
@@ -21,61 +21,75 @@ export type EndReason = {
 }
 
 type Options = {
-  /** The file that it runs: see helper-loop.ts. */
+  /** The path of the program, which calls `serveJobs` of job-loop.ts. */
   program: string
   args?: string[]
   env?: Record<string, string>
-  /** A process that is silent for longer is taken for stuck, at its start and at each job. */
-  answerMs: number
+  /** The timeout of the start and of each job. A subprocess that exceeds it counts as stuck and is killed. */
+  answerTimeoutMs: number
   /**
-   * What the kernel lets it have: bytes of data (RLIMIT_DATA), so that an allocation beyond fails between two looks of its watcher
-   * too, and seconds of CPU in all its life, so that it ends when its watcher was killed.
+   * Limits that the kernel enforces: bytes of data (RLIMIT_DATA), so that a large allocation also fails between two
+   * checks of sandbox.ts, and seconds of CPU in the subprocess's whole life, so that it ends even when the parent was
+   * killed.
    */
   kernelLimits?: { data: number; cpuSeconds: number }
-  /** Called once, when it has ended or was ended. */
+  /** Called once, when the subprocess has exited or was killed. */
   onEnd(reason: EndReason & { pid: number | undefined }, wasReady: boolean): void
 }
 
-export type HelperProcess<Job, Result> = ReturnType<typeof startHelper<Job, Result>>
+export type Subprocess<Job, Result> = ReturnType<typeof startSubprocess<Job, Result>>
 
-/** Those that live. One that never looks at its channel again would not notice that this process ends. */
-const alive = new Set<ChildProcess>()
+/** Killed when this process exits: a subprocess in an endless loop would not notice that its channel closes. */
+const running = new Set<ChildProcess>()
 process.on('exit', () => {
-  for (const child of alive) child.kill('SIGKILL')
+  for (const child of running) child.kill('SIGKILL')
 })
 
-/** Starts a process that does jobs for this one. It never outlives this process, nor keeps it from ending. */
-export function startHelper<Job, Result>({ program, args = [], env = {}, answerMs, kernelLimits, onEnd }: Options) {
+/**
+ * Starts a subprocess that computes jobs. It ends with this process, and does not keep this process alive while it is
+ * idle.
+ */
+export function startSubprocess<Job, Result>({
+  program,
+  args = [],
+  env = {},
+  answerTimeoutMs,
+  kernelLimits,
+  onEnd
+}: Options) {
   const child = fork(program, args, {
     serialization: 'advanced',
-    // nothing of this process's environment: there are secrets in it
+    // not inherited: the environment of this process contains secrets
     env,
     execArgv: [],
-    // a shell can set limits and become the program; Node can't set them for a child
-    ...(kernelLimits && { execPath: '/bin/sh', execArgv: ['-c', limited(kernelLimits), process.execPath] }),
+    // a shell sets the limits and then executes Node, because Node can't set them for a child
+    ...(kernelLimits && { execPath: '/bin/sh', execArgv: ['-c', ulimitScript(kernelLimits), process.execPath] }),
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-    // a session of its own: see helper-loop.ts
+    // makes it the leader of a session of its own: see job-loop.ts
     detached: true
   })
-  const pending = new Map<number, { settle(answer: Exclude<Answer<Result>, 'ready'>): void; lose(lost: Lost): void }>()
-  let asked = 0
+  const pending = new Map<
+    number,
+    { settle(answer: Exclude<Answer<Result>, 'ready'>): void; reject(err: SubprocessEnded): void }
+  >()
+  let lastJobId = 0
   let ready = false
-  let over = false
-  const stuck = () => end({ reason: `it gave no answer for ${answerMs} ms` })
-  const starting = setTimeout(stuck, answerMs).unref()
-  alive.add(child)
-  letGo()
+  let ended = false
+  const killStuck = () => end({ reason: `it gave no answer for ${answerTimeoutMs} ms` })
+  const startTimer = setTimeout(killStuck, answerTimeoutMs).unref()
+  running.add(child)
+  unref()
 
   function end(reason: EndReason): void {
-    if (over) return
-    over = true
-    clearTimeout(starting)
-    // it has nothing to put in order, and does not listen to less
+    if (ended) return
+    ended = true
+    clearTimeout(startTimer)
+    // SIGKILL: it has no state to save, and ignores the milder signals
     child.kill('SIGKILL')
-    alive.delete(child)
-    letGo()
+    running.delete(child)
+    unref()
     onEnd({ ...reason, pid: child.pid }, ready)
-    for (const { lose } of pending.values()) lose(new Lost(reason))
+    for (const { reject } of pending.values()) reject(new SubprocessEnded(reason))
   }
 
   child.on('error', (err) => end({ err }))
@@ -83,41 +97,42 @@ export function startHelper<Job, Result>({ program, args = [], env = {}, answerM
   child.on('message', (answer: Answer<Result>) => {
     if (answer !== 'ready') return pending.get(answer.id)?.settle(answer)
     ready = true
-    clearTimeout(starting)
+    clearTimeout(startTimer)
   })
 
-  function hold(): void {
+  /** Keeps this process alive while a job is pending. */
+  function ref(): void {
     child.ref()
     child.channel?.ref()
   }
-  function letGo(): void {
+  function unref(): void {
     child.unref()
     child.channel?.unref()
   }
 
   async function run(job: Job): Promise<Result> {
-    const id = ++asked
-    const late = setTimeout(stuck, answerMs)
-    hold()
+    const id = ++lastJobId
+    const jobTimer = setTimeout(killStuck, answerTimeoutMs)
+    ref()
     try {
-      return await new Promise((done, fail) => {
+      return await new Promise((resolve, reject) => {
         pending.set(id, {
-          settle: (answer) => ('error' in answer ? fail(new Error(answer.error)) : done(answer.result)),
-          lose: fail
+          settle: (answer) => ('error' in answer ? reject(new Error(answer.error)) : resolve(answer.result)),
+          reject
         })
-        // one that is just dying can't be told; its exit says so
+        // an error is ignored: a subprocess that can't be reached is ending, and its exit event rejects the job
         child.send({ id, job }, () => {})
       })
     } finally {
-      clearTimeout(late)
+      clearTimeout(jobTimer)
       pending.delete(id)
-      if (pending.size === 0) letGo()
+      if (pending.size === 0) unref()
     }
   }
 
   return { pid: child.pid, run, end, isReady: () => ready }
 }
 
-/** What a system can't limit its watcher limits. */
-const limited = ({ data, cpuSeconds }: NonNullable<Options['kernelLimits']>) =>
+/** Errors of `ulimit` are ignored: where the system lacks a limit, the checks of sandbox.ts remain. */
+const ulimitScript = ({ data, cpuSeconds }: NonNullable<Options['kernelLimits']>) =>
   `ulimit -d ${Math.ceil(data / 1024)} 2>/dev/null; ulimit -t ${cpuSeconds} 2>/dev/null; exec "$0" "$@"`

@@ -1,8 +1,9 @@
 import { forbidden, lastOwner, notFound, type Problem, sessionRevoked } from '../http/problems.ts'
 
+/** The problem of each outcome that the queries return. */
 const refusals = { forbidden, last_owner: lastOwner, not_found: notFound, gone: sessionRevoked }
 
-/** Throws what an act on a member was refused for. */
+/** Throws the problem of a refused change of a member. */
 export function requireDone(outcome: 'done' | keyof typeof refusals): void {
   const refusal: (() => Problem) | undefined = outcome === 'done' ? undefined : refusals[outcome]
   if (refusal) throw refusal()

@@ -1,15 +1,15 @@
 import { LRUCache } from 'lru-cache'
 
 /**
- * Keeps entries by id and by slug: at most `max`, and what was unused for longest goes first, by whichever name it was used. A
- * slug leads to one entry, the last one that was kept under it.
+ * An LRU cache of at most `max` entries that are found by id or by slug. Both look-ups count as a use. A slug finds the
+ * entry that was kept last under it.
  */
 export function createSlugCache<Entry extends { id: string; slug: string }>(max: number) {
   const bySlug = new Map<string, Entry>()
   const byId = new LRUCache<string, Entry>({
     max,
     dispose(entry) {
-      // another one may have the slug by now
+      // another entry may have taken over the slug
       if (bySlug.get(entry.slug) === entry) bySlug.delete(entry.slug)
     }
   })
@@ -30,7 +30,7 @@ export function createSlugCache<Entry extends { id: string; slug: string }>(max:
       if (entry) byId.delete(entry.id)
     },
     clear(): void {
-      // first, so that there is nothing to look for with each that goes
+      // first, so that `dispose` finds nothing to delete for each entry
       bySlug.clear()
       byId.clear()
     },

@@ -1,12 +1,14 @@
 import { slugTaken } from '../http/problems.ts'
 
-/** What a tenant may be called: its slug is a host name. */
+/** The pattern of a slug, which is a label of the tenant's host name. */
 export const slugPattern = '^[a-z][a-z0-9-]{1,38}[a-z0-9]$'
 
-/** A slug as it is stored, of one that somebody names: like the host that it is, in any case. */
-export const readSlug = (given: string) => given.toLowerCase()
+/** Returns the stored form of a slug. Case does not matter, as in a host name. */
+export const normalizeSlug = (given: string) => given.toLowerCase()
 
-/** Names of the platform's own hosts, of mail and infrastructure, and of what a visitor would take for the operator. */
+/**
+ * Slugs for the platform's own hosts, for mail and infrastructure, and names that visitors would take for the operator.
+ */
 const reserved = new Set(
   `about abuse account accounts admin administrator aggios alertmanager api app apps assets auth autoconfig autodiscover
   backend billing blog careers cdn console contact dashboard db demo dev dns docs download email example files ftp git
@@ -18,12 +20,12 @@ const reserved = new Set(
   webmaster wpad ws www www1 www2 xn--`.split(/\s+/)
 )
 
-/** Whether nobody may register this slug. Punycode labels are refused as a whole: they can look like any other name. */
+/** Whether a slug can't be registered. All punycode labels are reserved, because they can look like any other name. */
 export function isReservedSlug(slug: string): boolean {
   return reserved.has(slug) || slug.startsWith('xn--')
 }
 
-/** Throws `slug_taken` for a slug that nobody may register. */
+/** Throws `slug_taken` for a reserved slug. */
 export function requireUnreserved(slug: string): void {
   if (isReservedSlug(slug)) throw slugTaken({ detail: 'this slug is reserved: no agency can have it' })
 }

@@ -2,22 +2,22 @@ import { randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { type ObjectStore, passing, type StoredObject, StoreFailure } from './object-store.ts'
+import { type ObjectStore, type StoredObject, StoreFailure, wrapStoredStream } from './object-store.ts'
 
 const keyPattern = /^(?:[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}|installation)$/
 
-/** Longer than any upload is waited for. */
+/** Age of parts that no upload will complete any more: longer than the server keeps any unfinished upload. */
 const forgottenAfterMs = 2 * 86_400_000
 
 /**
- * Objects as files under a folder. What is written lies beside them until it is whole and on the disk, and is then renamed into
- * its place; a rename is on the disk once its folder is.
+ * Stores objects as files under a folder. A new object is written to `unfinished`, flushed to the disk, and then
+ * renamed into `objects`. The folders are flushed after the rename, because only then a rename survives a crash.
  */
 export function createDiskStore(folder: string): ObjectStore {
   const objects = join(folder, 'objects')
   const unfinished = join(folder, 'unfinished')
 
-  /** Keys are ours, and so are their characters: a path can't lead out of the folder. */
+  /** Throws for a key that does not match the pattern of the server's keys, so that no path leads out of the folder. */
   function pathOf(key: string): string {
     if (!keyPattern.test(key)) throw new TypeError(`not a key: ${key}`)
     return join(objects, key)
@@ -27,8 +27,8 @@ export function createDiskStore(folder: string): ObjectStore {
     return join(unfinished, id)
   }
 
-  /** Into its place, so that a crash leaves either what was there before or the whole of this. */
-  async function settle(from: string, key: string): Promise<void> {
+  /** Renames a file to its final path. After a crash the old object is there, or the whole new one. */
+  async function moveIntoPlace(from: string, key: string): Promise<void> {
     const path = pathOf(key)
     await mkdir(dirname(path), { recursive: true, mode: 0o700 })
     await rename(from, path)
@@ -42,7 +42,7 @@ export function createDiskStore(folder: string): ObjectStore {
       for (const entry of (entries ?? []).sort((a, b) => (a.name < b.name ? -1 : 1))) {
         if (found.length >= limit) return
         const key = prefix === '' ? entry.name : `${prefix}/${entry.name}`
-        // what a folder holds sorts from its own name on
+        // skip a folder when all of its keys sort before `after`; \uffff sorts behind any key in it
         if (entry.isDirectory() && `${key}/\uffff` > after) await walk(key)
         else if (entry.isFile() && key > after) {
           const facts = await stat(join(objects, key)).catch(ignoreMissing)
@@ -63,7 +63,7 @@ export function createDiskStore(folder: string): ObjectStore {
           await file.writeFile(content)
           await file.sync()
         })
-        await settle(path, key)
+        await moveIntoPlace(path, key)
       } catch (err) {
         await rm(path, { force: true })
         throw err
@@ -73,7 +73,7 @@ export function createDiskStore(folder: string): ObjectStore {
     async get(key, range) {
       const file = await open(pathOf(key)).catch(ignoreMissing)
       if (!file) return undefined
-      return passing(createReadStream('', { fd: file, ...range, highWaterMark: 256 * 1024 }), toFailure)
+      return wrapStoredStream(createReadStream('', { fd: file, ...range, highWaterMark: 256 * 1024 }), toFailure)
     },
 
     async size(key) {
@@ -82,7 +82,7 @@ export function createDiskStore(folder: string): ObjectStore {
     async remove(key) {
       await rm(pathOf(key), { force: true })
     },
-    move: (from, to) => settle(pathOf(from), to),
+    move: (from, to) => moveIntoPlace(pathOf(from), to),
     list,
 
     minPartBytes: 1,
@@ -104,13 +104,13 @@ export function createDiskStore(folder: string): ObjectStore {
       return { number, tag: '' }
     },
     async finishParts(key, id) {
-      await settle(partsPath(id), key)
+      await moveIntoPlace(partsPath(id), key)
     },
     async dropParts(_key, id) {
       await rm(partsPath(id), { force: true })
     },
 
-    async dropForgotten() {
+    async dropStaleParts() {
       const before = Date.now() - forgottenAfterMs
       for (const name of (await readdir(unfinished).catch(ignoreMissing)) ?? []) {
         const facts = await stat(join(unfinished, name)).catch(ignoreMissing)
@@ -121,7 +121,7 @@ export function createDiskStore(folder: string): ObjectStore {
     direct: undefined,
     async check() {
       await mkdir(objects, { recursive: true, mode: 0o700 })
-      // also where a version before made it
+      // an earlier version created the folder with wider permissions
       await chmod(folder, 0o700)
       await readdir(folder)
     },
@@ -153,7 +153,7 @@ function toFailure(err: unknown): StoreFailure {
   return new StoreFailure(full.has(code) ? 'full' : refused.has(code) ? 'refused' : 'away', err)
 }
 
-/** Says of each error of the file system what it means. */
+/** Wraps the methods so that errors of the file system become StoreFailures. */
 function withFailures(store: ObjectStore): ObjectStore {
   const wrapped = Object.entries(store).map(([name, member]) => {
     if (typeof member !== 'function') return [name, member]

@@ -1,17 +1,20 @@
-/** The bytes of a file. */
+/** The key of a file's bytes. */
 export const fileKey = (tenantId: string, id: string) => `${tenantId}/files/${id}`
-/** What a client has put into the store itself and nobody has looked at yet. */
+/** The key of bytes that a client has sent directly to the store and the server has not checked yet. */
 export const uploadKey = (tenantId: string, id: string) => `${tenantId}/uploads/${id}`
-/** An avatar or a logo; the owner is a user or a tenant. */
+/** The key of an avatar or a logo. The owner is a user or a tenant. */
 export const imageKey = (ownerId: string, id: string) => `${ownerId}/images/${id}`
-/** The image's address, by which whoever is shown it may fetch it: its id can't be guessed. */
+/** The path of an image's URL. Fetching it needs no token, because the id can't be guessed. */
 export const imagePath = (ownerId: string, id: string) => `/api/v1/images/${ownerId}/${id}`
 
-/** Whether a key is of our making; anything else in the bucket is none of our business. */
+/** Whether the server has made this key. Other objects of the bucket are left alone. */
 export const isOurKey = (key: string) =>
   /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\/(files|uploads|images)\/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(
     key
   )
 
-/** The object that says to which installation the store belongs (db/queries/store-fence.ts). It sorts behind all others. */
+/**
+ * The key of the object that names the installation to which the store belongs (db/queries/store-fence.ts). It sorts
+ * last.
+ */
 export const markKey = 'installation'

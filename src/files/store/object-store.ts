@@ -1,56 +1,67 @@
 import { type Readable, Transform } from 'node:stream'
-import { passed } from '../young-garbage.ts'
+import { countDiscardedBytes } from '../garbage-collection.ts'
 
-/** One object as a listing shows it. */
+/** An entry of a listing. */
 export type StoredObject = { key: string; size: number; modified_at: Date }
 
-/** A request that a client sends to the store itself. */
+/** A signed request that a client sends directly to the store. */
 export type DirectRequest = { url: string; method: 'GET' | 'PUT'; headers: Record<string, string> }
 
-/** A part of an object that is still being written; `tag` is the store's name for its content. */
+/** A part of a multipart upload. `tag` is the store's ETag of its content. */
 export type Part = { number: number; tag: string }
 
 /**
- * Where the bytes of files lie: an S3 bucket or a folder. Nothing else knows which.
+ * The store of the files' bytes: an S3 bucket or a folder. Callers don't know which of the two it is.
  *
- * Keys are made by the server, the owner's id first. An object is there whole or not at all, and what was acknowledged survives
- * a crash. Every method rejects with a StoreFailure when the store can't, or gives no sign of life for `patienceMs`.
+ * The server makes the keys, which begin with the owner's id. An object is either complete or absent, and an
+ * acknowledged write survives a crash. A method rejects with a StoreFailure when the store refuses, fails or is silent
+ * for `storeTimeoutMs`.
  */
 export type ObjectStore = {
-  /** Writes a small object at once. */
+  /** Writes a small object in one request. */
   put(key: string, content: Buffer): Promise<void>
-  /** Bytes from `start` to `end`, both included; the whole object without them. Undefined: there is no such object. */
+  /**
+   * Reads the bytes from `start` to `end`, both included, or the whole object. Resolves to undefined when there is no
+   * such object.
+   */
   get(key: string, range?: { start: number; end: number }): Promise<Readable | undefined>
+  /** Resolves to the number of bytes, or to undefined when there is no such object. */
   size(key: string): Promise<number | undefined>
-  /** Removes the object; one that is not there is gone already. */
+  /** Removes an object. Succeeds when there is no such object. */
   remove(key: string): Promise<void>
-  /** Renames an object, replacing what is there. */
+  /** Renames an object, and replaces the object that has the new name. */
   move(from: string, to: string): Promise<void>
-  /** Objects in the order of their keys, after one of them. */
+  /** Lists at most `limit` objects in the order of their keys, beginning behind the key `after`. */
   list(after: string, limit: number): Promise<StoredObject[]>
 
-  /** A part must have at least this many bytes, but for the last one. */
+  /** The minimum size of every part except the last. */
   readonly minPartBytes: number
-  /** Begins an object that arrives in parts. Resolves to the store's id of it. */
+  /** Starts a multipart upload. Resolves to the store's id of the upload. */
   startParts(key: string): Promise<string>
-  /** Writes one part at its place; the same number again replaces it. Numbers begin at 1. */
+  /**
+   * Writes one part, and replaces a part with the same number. Numbers begin at 1; `offset` is the position in the
+   * object.
+   */
   putPart(key: string, id: string, number: number, offset: number, content: Buffer): Promise<Part>
-  /** Makes the object out of its parts. */
+  /** Completes a multipart upload: joins the parts into the object. */
   finishParts(key: string, id: string, parts: readonly Part[]): Promise<void>
-  /** Forgets the parts; those of an id that is not known are gone already. */
+  /** Aborts a multipart upload and removes its parts. Succeeds when the id is unknown. */
   dropParts(key: string, id: string): Promise<void>
-  /** Forgets the parts to which nobody has added anything for two days; a bucket does so by a rule of its own. */
-  dropForgotten(): Promise<void>
+  /**
+   * Removes the parts of uploads without a new byte for two days. Does nothing for a bucket, which has a lifecycle rule
+   * for it.
+   */
+  dropStaleParts(): Promise<void>
 
-  /** Requests that clients can send to the store; undefined where they can't reach it. */
+  /** Makes signed requests for clients. Undefined where clients can't reach the store. */
   readonly direct: DirectRequests | undefined
-  /** Rejects when the store can't be reached or does not let us in. */
+  /** Rejects when the store can't be reached or refuses the credentials. */
   check(): Promise<void>
   close(): void
 }
 
 export type DirectRequests = {
-  /** Stores exactly these bytes, or nothing: their number and their SHA-256 are signed. */
+  /** A request that stores exactly these bytes or nothing: their number and their SHA-256 are signed. */
   put(
     key: string,
     content: { size: number; sha256: Buffer; content_type: string },
@@ -63,14 +74,14 @@ export type DirectRequests = {
   ): Promise<DirectRequest>
 }
 
-/** Longer without a sign of life, and the store counts as away. */
-export const patienceMs = 10_000
+/** A store that is silent for longer counts as unavailable. */
+export const storeTimeoutMs = 10_000
 
 /**
- * The store could not do it.
+ * A failed operation of the store.
  *
- * `away`: it does not answer, or says that it can't now. `full`: there is no room. `refused`: it does not let us, which waits for
- * an operator.
+ * `away`: the store does not answer, or reports that it is unavailable. `full`: it has no room. `refused`: it denies
+ * access, which only an operator can change.
  */
 export class StoreFailure extends Error {
   readonly kind: 'away' | 'full' | 'refused'
@@ -80,12 +91,14 @@ export class StoreFailure extends Error {
   }
 }
 
-/** What a store gives to be read. What breaks on the way is a failure of the store. */
-export function passing(source: Readable, toFailure: (err: unknown) => Error): Readable {
+/**
+ * Wraps the stream of a stored object. An error of the source reaches the reader as the StoreFailure of `toFailure`.
+ */
+export function wrapStoredStream(source: Readable, toFailure: (err: unknown) => Error): Readable {
   const read = new Transform({
     highWaterMark: 256 * 1024,
     transform(chunk: Buffer, _encoding, done) {
-      passed(chunk.length)
+      countDiscardedBytes(chunk.length)
       done(null, chunk)
     }
   })

@@ -5,15 +5,15 @@ import { Client, S3Error } from 'minio'
 import {
   type DirectRequests,
   type ObjectStore,
-  passing,
-  patienceMs,
   type StoredObject,
-  StoreFailure
+  StoreFailure,
+  storeTimeoutMs,
+  wrapStoredStream
 } from './object-store.ts'
 
 export type S3Settings = {
   endpoint: string
-  /** Where clients reach the same store; undefined: they don't. */
+  /** The store's URL for clients. Undefined when clients can't reach the store. */
   public_endpoint: string | undefined
   region: string
   bucket: string
@@ -24,26 +24,26 @@ export type S3Settings = {
 const mebibyte = 1024 * 1024
 
 /**
- * Objects in a bucket of MinIO or any S3. Asks for four actions on the bucket's objects (Get, Put, Delete,
- * AbortMultipartUpload) and, for the sweep of what nothing refers to, for ListBucket.
+ * Stores objects in a bucket of MinIO or any other S3. It needs four permissions on the bucket's objects (Get, Put,
+ * Delete, AbortMultipartUpload), and ListBucket for the sweep of unreferenced objects.
  */
 export function createS3Store(settings: S3Settings): ObjectStore {
   const { bucket, region } = settings
   const endpoint = new URL(settings.endpoint)
   const secure = endpoint.protocol === 'https:'
   const library = secure ? https : http
-  // a connection that nobody uses is closed before the store closes it under a request
-  const agent = new library.Agent({ keepAlive: true, timeout: patienceMs })
+  // the timeout closes idle connections before the store does, which could happen in the middle of a request
+  const agent = new library.Agent({ keepAlive: true, timeout: storeTimeoutMs })
   const client = new Client({
     endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
     port: Number(endpoint.port) || (secure ? 443 : 80),
     useSSL: secure,
-    // named, so that nobody has to ask for it
+    // given, because the library would send a request to find it out
     region,
     accessKey: settings.access_key,
     secretKey: settings.secret_key,
     transportAgent: agent,
-    transport: { request: impatient(library.request as typeof http.request) },
+    transport: { request: withTimeouts(library.request as typeof http.request) },
     retryOptions: { disableRetry: true }
   })
 
@@ -54,7 +54,7 @@ export function createS3Store(settings: S3Settings): ObjectStore {
       throw toFailure(err)
     }
   }
-  /** What is not there is no failure. */
+  /** Like `call`, but resolves to undefined when there is no such object or upload. */
   async function find<T>(work: () => Promise<T>): Promise<T | undefined> {
     return call(() =>
       work().catch((err) => {
@@ -68,7 +68,7 @@ export function createS3Store(settings: S3Settings): ObjectStore {
     put: (key, content) => call(async () => void (await client.putObject(bucket, key, content, content.length))),
     get: (key, range) =>
       find(async () =>
-        passing(
+        wrapStoredStream(
           range
             ? await client.getPartialObject(bucket, key, range.start, range.end - range.start + 1)
             : await client.getObject(bucket, key),
@@ -85,7 +85,7 @@ export function createS3Store(settings: S3Settings): ObjectStore {
     list: (after, limit) =>
       call(async () => {
         const found: StoredObject[] = []
-        // a server may give fewer than it was asked for, and more when it is asked again
+        // a server may return fewer entries than requested, so ask until there are enough or no more
         for (let more = true, from = after; more && found.length < limit; from = found.at(-1)?.key ?? '') {
           const { objects, isTruncated } = await client.listObjectsV2Query(
             bucket,
@@ -107,7 +107,8 @@ export function createS3Store(settings: S3Settings): ObjectStore {
     startParts: (key) => call(() => client.initiateNewMultipartUpload(bucket, key, {})),
     putPart: (key, id, number, _offset, content) =>
       call(async () => {
-        const uploadID = escaped(id)
+        // the library writes the id into the URL without escaping it
+        const uploadID = encodeURIComponent(id)
         const config = { bucketName: bucket, objectName: key, uploadID, partNumber: number, headers: {} }
         return { number, tag: (await client.uploadPart(config, content)).etag }
       }),
@@ -116,9 +117,10 @@ export function createS3Store(settings: S3Settings): ObjectStore {
         const tags = parts.map(({ number, tag }) => ({ part: number, etag: tag }))
         await client.completeMultipartUpload(bucket, key, id, tags)
       }),
-    dropParts: async (key, id) => void (await find(() => client.abortMultipartUpload(bucket, key, escaped(id)))),
+    dropParts: async (key, id) =>
+      void (await find(() => client.abortMultipartUpload(bucket, key, encodeURIComponent(id)))),
 
-    dropForgotten: async () => {},
+    dropStaleParts: async () => {},
     direct:
       settings.public_endpoint === undefined ? undefined : createDirectRequests(settings, settings.public_endpoint),
     check: () =>
@@ -129,27 +131,33 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   }
 }
 
-/** Putting a large object together takes its time, but less than a client's connection may be idle. */
-export const assemblyPatienceMs = 50_000
-/** Replies that the library throws away unread, and with them their connections. */
+/**
+ * The timeout for joining parts or copying, which is slow for large objects. It is shorter than a client's idle
+ * timeout.
+ */
+export const assemblyTimeoutMs = 50_000
+/** Statuses of replies that the library leaves unread. An unread reply would keep its connection from being reused. */
 const unreadStatuses = new Set([408, 429, 499, 500, 502, 503, 504, 520])
 
-/** A store that says nothing for too long is away, whatever TCP thinks of it, also while it is connected to. */
-function impatient(request: typeof http.request): typeof http.request {
+/**
+ * Adds timeouts to the library's requests: a request is destroyed when the store is silent for too long, also while it
+ * connects. TCP's own timeouts are much longer.
+ */
+function withTimeouts(request: typeof http.request): typeof http.request {
   return ((options: http.RequestOptions, callback: (reply: http.IncomingMessage) => void) => {
-    const assembles =
+    const isSlow =
       (options.method === 'POST' && options.path?.includes('uploadId=')) ||
       'x-amz-copy-source' in (options.headers ?? {})
-    const sent = request({ ...options, timeout: assembles ? assemblyPatienceMs : patienceMs }, callback)
+    const sent = request({ ...options, timeout: isSlow ? assemblyTimeoutMs : storeTimeoutMs }, callback)
     let reply: http.IncomingMessage | undefined
     sent.on('timeout', () => {
-      // it is the reader who pauses
-      if (reply !== undefined && reply.readableLength > 0) sent.setTimeout(patienceMs)
+      // unread data: the reader is slow, not the store
+      if (reply !== undefined && reply.readableLength > 0) sent.setTimeout(storeTimeoutMs)
       else sent.destroy(new Error('the store did not answer in time'))
     })
     sent.once('response', (begun) => {
       reply = begun
-      sent.setTimeout(patienceMs)
+      sent.setTimeout(storeTimeoutMs)
       if (unreadStatuses.has(begun.statusCode ?? 0)) begun.resume()
     })
     return sent
@@ -205,9 +213,6 @@ function createDirectRequests(settings: S3Settings, endpoint: string): DirectReq
       )
   }
 }
-
-/** The store's ids of parts, where the library writes them into an address as they are. */
-const escaped = encodeURIComponent
 
 const missing = new Set(['NoSuchKey', 'NotFound', 'NoSuchUpload'])
 const full = new Set(['XMinioStorageFull', 'QuotaExceeded', 'XMinioAdminBucketQuotaExceeded', 'InsufficientCapacity'])

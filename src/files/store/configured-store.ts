@@ -4,7 +4,7 @@ import { createDiskStore } from './disk.ts'
 import type { ObjectStore } from './object-store.ts'
 import { createS3Store } from './s3.ts'
 
-/** The store that the settings name: a bucket, or else a folder. */
+/** Opens the store of the settings: a bucket if S3_ENDPOINT is set, else the folder DATA_DIR/files. */
 export function openStore(config: Config): ObjectStore {
   if (config.s3Endpoint === undefined) return createDiskStore(join(config.dataDir, 'files'))
   return createS3Store({
