@@ -593,7 +593,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     'src/app.ts requestTimeout',
     // a start that reads a million revocations
     'src/app.ts pluginTimeout',
-    'plugins/limits/limits.ts dayMs',
+    'plugins/limits/attempts.ts dayMs',
     ...[
       'plugins/infrastructure/redis.ts maxReconnectMs',
       'db/gate/replica.ts intervalMs',

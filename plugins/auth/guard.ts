@@ -5,13 +5,6 @@ import type { Access } from '../../src/auth/roles.ts'
 import type { Problem } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
-  interface FastifyInstance {
-    /**
-     * Why a request may not reach a route with this entrance, or undefined. What was decided besides is stated on the request:
-     * `user`, `denied`, `disguise`.
-     */
-    findRefusal(request: FastifyRequest, entrance: Entrance): Problem | undefined
-  }
   interface FastifyRequest {
     /** What a refusal of this request is shown as; undefined: as what it is. */
     disguise: Problem | undefined
@@ -31,7 +24,6 @@ declare module 'fastify' {
 export default fp(
   async (app) => {
     app.decorateRequest('disguise', undefined)
-    app.decorate('findRefusal', findRefusal)
 
     const routes: { name: string; config: NonNullable<RouteOptions['config']> }[] = []
     app.addHook('onRoute', (route) => {
@@ -50,6 +42,7 @@ export default fp(
   { name: 'guard', dependencies: ['bearer', 'denied-attempts', 'hosts', 'rates', 'concurrency'] }
 )
 
+/** Why a request may not reach its handler, or undefined. What was decided besides is stated on the request. */
 function findRefusal(request: FastifyRequest, entrance: Entrance): Problem | undefined {
   const { refusal, caller, attempt, disguise } = decide(entrance, request)
   if (caller) request.user = caller

@@ -1,5 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+import { decide } from '../../src/auth/admission.ts'
 import { isDecodable } from '../../src/http/paths.ts'
 import { malformedRequest, methodNotAllowed, type Problem, routeNotFound } from '../../src/http/problems.ts'
 
@@ -45,7 +46,7 @@ export default fp(
 
     /** Undefined for OPTIONS of a path that there is. */
     function problemOf(request: FastifyRequest, methods: string[]): Problem | undefined {
-      const refusal = app.findRefusal(request, { access: 'public' })
+      const { refusal } = decide({ access: 'public' }, request)
       if (refusal) return refusal
       if (!isDecodable(request.originalUrl)) return malformedRequest()
       if (methods.length === 0) {

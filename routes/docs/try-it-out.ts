@@ -4,7 +4,11 @@
  */
 
 type Fields = { getIn(way: string[]): unknown; toJS(): Document }
-type Document = { paths: Record<string, Record<string, { parameters?: { name: string; in: string }[] }>> }
+type Operation = {
+  parameters?: { name: string; in: string }[]
+  responses?: Record<string, { content?: unknown; headers?: unknown }>
+}
+type Document = { paths: Record<string, Record<string, Operation>> }
 type System = {
   authSelectors: { authorized(): Fields }
   specSelectors: { specJson(): Fields }
@@ -98,6 +102,21 @@ export function tryItOut() {
     }
   }
 
+  /**
+   * Drops bodies and headers of refusals from the document that the page has read, which resolves all of it anew for each operation
+   * that is opened. Every refusal has the same body (the schema Problem), and its description lists its codes.
+   */
+  function withoutRefusalBodies(document: Document): Document {
+    for (const { responses = {} } of Object.values(document.paths).flatMap((item) => Object.values(item))) {
+      for (const [status, response] of Object.entries(responses)) {
+        if (status < '4') continue
+        delete response.content
+        delete response.headers
+      }
+    }
+    return document
+  }
+
   return {
     statePlugins: {
       auth: {
@@ -111,6 +130,8 @@ export function tryItOut() {
       },
       spec: {
         wrapActions: {
+          updateJsonSpec: (original: Action<[Document]>) => (document: Document) =>
+            original(withoutRefusalBodies(document)),
           setResponse:
             (original: Action<[string, string, Reply]>, system: System) =>
             (path: string, method: string, reply: Reply) => {
