@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { openStore } from '../../src/files/store/configured-store.ts'
 import type { ObjectStore } from '../../src/files/store/object-store.ts'
 import { createUploadSlots, type UploadOwner } from '../../src/files/upload-slots.ts'
+import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -24,7 +25,7 @@ export const maxOfTenant = 12
 export const maxWaitingOfTenant = 100
 export const shareMs = 10_000
 export const placeMs = 10_000
-const tidyIntervalMs = 3_600_000
+const stalePartsIntervalMs = 3_600_000
 
 /** The object store: a bucket where one is named, else a folder. Nothing waits for it at start: what needs it says so. */
 export default fp(
@@ -50,16 +51,18 @@ export default fp(
         return work()
       })
     )
-    const dropStaleParts = () =>
-      store.dropStaleParts().catch((err) => app.log.warn({ err }, 'parts of given up uploads could not be removed'))
-    const timer = setInterval(dropStaleParts, tidyIntervalMs)
-    timer.unref()
+    const poller = createPoller({
+      intervalMs: stalePartsIntervalMs,
+      work: store.dropStaleParts,
+      onError: (err) => app.log.warn({ err }, 'parts of given up uploads could not be removed')
+    })
     app.addHook('onReady', async () => {
-      dropStaleParts()
+      poller.start()
+      poller.wake()
       store.check().catch((err) => app.log.error({ err }, 'the object store can not be used'))
     })
     app.addHook('onClose', async () => {
-      clearInterval(timer)
+      await poller.stop()
       store.close()
     })
   },

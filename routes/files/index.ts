@@ -129,7 +129,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       })
       if (outcome === 'gone') throw notFound()
       if (outcome === 'forbidden') throw forbidden()
-      app.objectSweep.nudge()
+      app.objectSweep.wake()
       reply.code(204)
     }
   )

@@ -207,7 +207,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
       await requireUpload(request, id)
       // the sweep removes the bytes, because it checks that the store belongs to this database
       await request.tenantQuery(abandonFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
-      app.objectSweep.nudge()
+      app.objectSweep.wake()
       reply.code(204)
     }
   )
