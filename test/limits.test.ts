@@ -363,7 +363,7 @@ t.test('how long Redis may take', (t) => {
   const { what, value } = rowAbout('Redis: connecting')
   t.match(what, 'three failures')
   t.equal(redis.maxFailures, 3)
-  t.strictSame(times(value), [redis.connectTimeoutMs, redis.commandTimeoutMs, redis.restMs])
+  t.strictSame(times(value), [redis.connectTimeoutMs, redis.commandTimeoutMs, redis.cooldownMs])
   t.end()
 })
 
@@ -551,7 +551,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...[
       'plugins/infrastructure/redis.ts commandTimeoutMs',
       'plugins/infrastructure/redis.ts connectTimeoutMs',
-      'plugins/infrastructure/redis.ts restMs'
+      'plugins/infrastructure/redis.ts cooldownMs'
     ],
     ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
     ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],

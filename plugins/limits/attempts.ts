@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { type Counted, findExceeded, rateHeaders } from '../../src/limits/rate-headers.ts'
-import type { CountRequest } from './counters.ts'
+import type { CountAttempt } from './counters.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -43,16 +43,16 @@ const dayMs = 86_400_000
 export default fp(
   async (app) => {
     const { rateLimitAuth, tenantsPerDay } = app.config
-    const byRoute = app.createCounter('route', maxKeys)
-    const byAddress = app.createCounter('address', maxKeys)
-    const byAccount = app.createCounter('account', maxKeys)
-    const byFounder = app.createCounter('founder', maxKeys)
+    const byRoute = app.createAttemptCounter('route', maxKeys)
+    const byAddress = app.createAttemptCounter('address', maxKeys)
+    const byAccount = app.createAttemptCounter('account', maxKeys)
+    const byFounder = app.createAttemptCounter('founder', maxKeys)
     const founders = new WeakMap<FastifyRequest, Promise<void>>()
 
     async function count(
       request: FastifyRequest,
       reply: FastifyReply,
-      counting: ReturnType<CountRequest>,
+      counting: Counted | undefined | ReturnType<CountAttempt>,
       detail?: string
     ): Promise<void> {
       const counted = await counting

@@ -1,27 +1,52 @@
+import rateLimit, {
+  type CreateRateLimitOptions,
+  type FastifyRateLimitStore,
+  type FastifyRateLimitStoreCtor
+} from '@fastify/rate-limit'
 import fp from 'fastify-plugin'
 import type { Rate } from '../../src/config/value-readers.ts'
 import { after } from '../../src/limits/after.ts'
-import { createQuotas } from '../../src/limits/quotas.ts'
+import { createQuotas, type Quotas } from '../../src/limits/quotas.ts'
 import type { Counted } from '../../src/limits/rate-headers.ts'
 
-/** Counts one request of a key. Undefined where the rate switches the limit off; a promise only where the store is asked. */
+/** Counts one request of a key. Undefined when the rate switches the limit off. A promise only when the store is asked. */
 export type CountRequest = (key: string, rate: Rate) => Counted | undefined | Promise<Counted>
+
+/** Counts one attempt of a key. Resolves to undefined when the rate switches the limit off. */
+export type CountAttempt = (key: string, rate: Rate) => Promise<Counted | undefined>
 
 declare module 'fastify' {
   interface FastifyInstance {
-    /** A counter of its own for one limit, which remembers at most `max` keys. The name stands in headers and metrics. */
+    /**
+     * Creates the counter of one limit that every request passes. It remembers at most `max` keys. The name appears in headers
+     * and metrics.
+     */
     createCounter(name: string, max: number): CountRequest
+    /** The same for rare requests, such as sign-ins. The limiter is the one of @fastify/rate-limit. */
+    createAttemptCounter(name: string, max: number): CountAttempt
   }
 }
 
-/** Counters of requests, with their metrics. All processes count together through Redis, and each for itself while there is none. */
+/**
+ * Counters of requests and attempts, with their metrics. All processes count together through Redis. While Redis does not
+ * answer, each process counts alone.
+ *
+ * Both kinds count in the same quotas (src/limits/quotas.ts). @fastify/rate-limit returns a promise for each count, which the
+ * limits of every request avoid.
+ */
 export default fp(
   async (app) => {
     const counters: { limit: string; known(): number; refused: number }[] = []
-    app.decorate('createCounter', (name: string, max: number): CountRequest => {
+
+    function createLimit(name: string, max: number) {
       const quotas = createQuotas({ name: `${name} `, store: app.shared.quotas, max })
       const stats = { limit: name, known: quotas.size, refused: 0 }
       counters.push(stats)
+      return { quotas, stats }
+    }
+
+    app.decorate('createCounter', (name: string, max: number): CountRequest => {
+      const { quotas, stats } = createLimit(name, max)
       return (key, rate) => {
         if (rate.max === 0) return undefined
         return after(quotas.count(key, rate), (verdict) => {
@@ -30,6 +55,33 @@ export default fp(
         })
       }
     })
+
+    // the limiter of the package itself has no key: each counter makes a child of it
+    const unused = createQuotas({ store: undefined, max: 1 })
+    const Store = (() => toStore(unused)) as unknown as FastifyRateLimitStoreCtor
+    await app.register(rateLimit, { global: false, store: Store })
+
+    app.decorate('createAttemptCounter', (name: string, max: number): CountAttempt => {
+      const { quotas, stats } = createLimit(name, max)
+      // what is counted is an attempt, in the place of the request that the package's types name
+      const options = {
+        quotas,
+        keyGenerator: ({ key }: Attempt) => key,
+        max: ({ rate }: Attempt) => rate.max,
+        timeWindow: ({ rate }: Attempt) => rate.window_ms
+      }
+      const count = app.createRateLimit(options as unknown as CreateRateLimitOptions)
+      return async (key, rate) => {
+        if (rate.max === 0) return undefined
+        const attempt: Attempt = { key, rate, routeOptions: {} }
+        const counted = await count(attempt as never)
+        if (counted.isAllowed) throw new Error('there is no list of exempt keys')
+        if (counted.isExceeded) stats.refused++
+        const verdict = { allowed: !counted.isExceeded, remaining: counted.remaining, ends_in_ms: counted.ttl }
+        return { name, rate, verdict }
+      }
+    })
+
     app.metrics.gauge('aggios_limit_keys', 'Who is counted here, by limit', () =>
       counters.map(({ limit, known }) => ({ labels: { limit }, value: known() }))
     )
@@ -39,3 +91,19 @@ export default fp(
   },
   { name: 'counters', dependencies: ['metrics', 'redis'] }
 )
+
+type Attempt = { key: string; rate: Rate; routeOptions: object }
+
+/** Quotas as a store of @fastify/rate-limit, which counts up where quotas count down. */
+function toStore(quotas: Quotas): FastifyRateLimitStore {
+  return {
+    incr(key, callback, window_ms, max) {
+      Promise.resolve(quotas.count(key, { max, window_ms })).then(
+        ({ allowed, remaining, ends_in_ms }) =>
+          callback(null, { current: allowed ? max - remaining : max + 1, ttl: ends_in_ms }),
+        callback
+      )
+    },
+    child: (options) => toStore((options as unknown as { quotas: Quotas }).quotas)
+  }
+}
