@@ -1,11 +1,11 @@
 export type Poller = ReturnType<typeof createPoller>
 
 /**
- * Runs `work` again and again, `intervalMs` after the end of the last run. One run is in progress at a time. The timer does
- * not keep the process alive.
+ * Runs `work` again and again, `intervalMs` after the end of the last run. One run is in progress at a time. The timer
+ * does not keep the process alive.
  *
- * A failed run is reported to `onError` once, and the next run comes after the same interval. `work` gets a signal that is
- * aborted when the poller stops, so that a long run can end early.
+ * A failed run is reported to `onError` once, and the next run comes after the same interval. `work` gets a signal that
+ * is aborted when the poller stops, so that a long run can end early.
  */
 export function createPoller({
   intervalMs,
@@ -45,8 +45,9 @@ export function createPoller({
   }
 
   /**
-   * Runs the work now, or after the run in progress; all callers that wait share the next run. So what was true when `run`
-   * was called is seen by the run that it waits for. Rejects when that run fails. Does nothing when the poller is stopped.
+   * Runs the work now, or after the run in progress; all callers that wait share the next run. So what was true when
+   * `run` was called is seen by the run that it waits for. Rejects when that run fails. Does nothing when the poller is
+   * stopped.
    */
   function run(): Promise<void> {
     if (next) return next

@@ -5,9 +5,10 @@ import type { Family, Sample } from './metrics.ts'
 const resolutionMs = 20
 
 /**
- * Default metrics that are left out. The series of `nodejs_active_…` come and go, and some are gauges named like counters.
- * `nodejs_eventloop_lag_seconds` has percentiles here, which are made from other metrics below. prom-client observes only the
- * first of several garbage collections that Node reports together, so plugins/observability/metrics.ts counts them.
+ * Default metrics that are left out. The series of `nodejs_active_…` come and go, and some are gauges named like
+ * counters. `nodejs_eventloop_lag_seconds` has percentiles here, which are made from other metrics below. prom-client
+ * observes only the first of several garbage collections that Node reports together, so
+ * plugins/observability/metrics.ts counts them.
  */
 const omitted = /^nodejs_(?:active_.*|eventloop_lag_seconds|gc_duration_seconds)$/
 

@@ -16,11 +16,14 @@ declare module 'fastify' {
       /** The reason to refuse a token with these claims, or undefined. Reads memory only; no I/O. */
       find(claims: AccessClaims): Problem | undefined
       /**
-       * Reads the revocations that were just committed, so that this process refuses with the next request. Announces them to
-       * the other processes. Never rejects.
+       * Reads the revocations that were just committed, so that this process refuses with the next request. Announces
+       * them to the other processes. Never rejects.
        */
       readNow(): Promise<void>
-      /** Calls the listener with the id of each tenant that has changed, or with undefined when any tenant may have changed. */
+      /**
+       * Calls the listener with the id of each tenant that has changed, or with undefined when any tenant may have
+       * changed.
+       */
       onTenantChange(listener: TenantListener): void
       stats(): { entries: number; lag_ms: number }
     }
@@ -38,11 +41,12 @@ const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: t
 const pageRows = 10_000
 
 /**
- * Remembers which issued tokens must be refused. A revocation is a row, which is written by the transaction that causes it.
+ * Remembers which issued tokens must be refused. A revocation is a row, which is written by the transaction that causes
+ * it.
  *
- * Every process reads the new rows twice a second: the rows that were not visible in the snapshot of its last read. So a
- * transaction that commits late is not missed, and no row is read twice. An announcement through Redis only makes a process
- * read sooner.
+ * Every process reads the new rows twice a second: the rows that were not visible in the snapshot of its last read. So
+ * a transaction that commits late is not missed, and no row is read twice. An announcement through Redis only makes a
+ * process read sooner.
  *
  * Five seconds after the last successful read, the memory counts as unknown, and signed-in requests get 503.
  */
@@ -78,10 +82,12 @@ export default fp(
     }
 
     /**
-     * Reads all unexpired revocations page by page, and then the ones that were not visible when the first page was read.
+     * Reads all unexpired revocations page by page, and then the ones that were not visible when the first page was
+     * read.
      *
-     * Until the end, the earlier entries stay in force and `lastRead` stays as it was, because a part of the revocations is not
-     * enough to serve. At the end, entries that were not read again are dropped: a failover may have undone them.
+     * Until the end, the earlier entries stay in force and `lastRead` stays as it was, because a part of the
+     * revocations is not enough to serve. At the end, entries that were not read again are dropped: a failover may have
+     * undone them.
      */
     async function readAll(): Promise<void> {
       if (!memory.beginReread()) {

@@ -25,8 +25,9 @@ declare module 'fastify' {
   interface FastifyInstance {
     mail: {
       /**
-       * Puts a mail into the outbox, in the transaction of the change that it is about. Throws `rate_limited` when its sender or
-       * its recipient has used up their allowance. The exception must leave the transaction, so that the change is rolled back.
+       * Puts a mail into the outbox, in the transaction of the change that it is about. Throws `rate_limited` when its
+       * sender or its recipient has used up their allowance. The exception must leave the transaction, so that the
+       * change is rolled back.
        */
       queue(trx: TenantTransaction, mail: QueuedMail): Promise<void>
       /** Makes this process look into the outbox now and not only after the interval. Returns at once. */
@@ -37,7 +38,10 @@ declare module 'fastify' {
 }
 
 const intervalMs = 5_000
-/** One mail a lease. The lease is longer than the timeouts of SMTP, so that no other process sends the same mail meanwhile. */
+/**
+ * One mail a lease. The lease is longer than the timeouts of SMTP, so that no other process sends the same mail
+ * meanwhile.
+ */
 const batch = 1
 const lease_seconds = 90
 const smtpTimeoutMs = 20_000
@@ -53,8 +57,8 @@ const spentDetails: Record<SpentAllowance['spent'], string> = {
 }
 
 /**
- * Sends the mails of the outbox: by SMTP, or into the log in development. Any number of processes may do so at once: a lease
- * gives each mail to one of them. When a process dies, its lease expires and another process sends the mail.
+ * Sends the mails of the outbox: by SMTP, or into the log in development. Any number of processes may do so at once: a
+ * lease gives each mail to one of them. When a process dies, its lease expires and another process sends the mail.
  */
 export default fp(
   async (app) => {

@@ -28,8 +28,8 @@ export const maxFailures = 3
 export const cooldownMs = 1000
 
 /**
- * Connects to Redis when REDIS_URL is set. The process starts and serves without Redis too: commands are never queued, fail
- * after a tenth of a second, and after three failures in a row are not sent for a second.
+ * Connects to Redis when REDIS_URL is set. The process starts and serves without Redis too: commands are never queued,
+ * fail after a tenth of a second, and after three failures in a row are not sent for a second.
  */
 export default fp(
   async (app) => {
@@ -93,7 +93,8 @@ export default fp(
     // connect before the first request, because requests that are counted earlier are not in the shared count
     await within(connectTimeoutMs, client.connect()).catch(() => {})
     if (client.status === 'ready') await app.register(fastifyRedis, { client })
-    // the plugin would wait for Redis until the start times out, or fail the start. The client goes on connecting by itself
+    // the plugin would wait for Redis until the start times out, or fail the start. The client goes on connecting by
+    // itself
     else app.decorate('redis', client as FastifyRedis)
 
     app.decorate('shared', {
@@ -113,8 +114,8 @@ export default fp(
 )
 
 /**
- * Rejects when the work takes longer. The rejection comes after the event loop has read the bytes that have arrived by then,
- * because a busy event loop runs timers first.
+ * Rejects when the work takes longer. The rejection comes after the event loop has read the bytes that have arrived by
+ * then, because a busy event loop runs timers first.
  */
 async function within<T>(ms: number, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined

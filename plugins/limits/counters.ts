@@ -9,7 +9,9 @@ import { after } from '../../src/limits/after.ts'
 import { createQuotas, type Quotas } from '../../src/limits/quotas.ts'
 import type { Counted } from '../../src/limits/rate-headers.ts'
 
-/** Counts one request of a key. Undefined when the rate switches the limit off. A promise only when the store is asked. */
+/**
+ * Counts one request of a key. Undefined when the rate switches the limit off. A promise only when the store is asked.
+ */
 export type CountRequest = (key: string, rate: Rate) => Counted | undefined | Promise<Counted>
 
 /** Counts one attempt of a key. Resolves to undefined when the rate switches the limit off. */
@@ -18,21 +20,21 @@ export type CountAttempt = (key: string, rate: Rate) => Promise<Counted | undefi
 declare module 'fastify' {
   interface FastifyInstance {
     /**
-     * Creates the counter of one limit that every request passes. It remembers at most `max` keys. The name appears in headers
-     * and metrics.
+     * Creates the counter of one limit that every request passes. It remembers at most `max` keys. The name appears in
+     * headers and metrics.
      */
     createCounter(name: string, max: number): CountRequest
-    /** The same for rare requests, such as sign-ins. The limiter is the one of @fastify/rate-limit. */
+    /** Creates a counter for rare requests, such as sign-ins, by the limiter of @fastify/rate-limit. */
     createAttemptCounter(name: string, max: number): CountAttempt
   }
 }
 
 /**
- * Counters of requests and attempts, with their metrics. All processes count together through Redis. While Redis does not
- * answer, each process counts alone.
+ * Counters of requests and attempts, with their metrics. All processes count together through Redis. While Redis does
+ * not answer, each process counts alone.
  *
- * Both kinds count in the same quotas (src/limits/quotas.ts). @fastify/rate-limit returns a promise for each count, which the
- * limits of every request avoid.
+ * Both kinds count in the same quotas (src/limits/quotas.ts). @fastify/rate-limit returns a promise for each count,
+ * which the limits of every request avoid.
  */
 export default fp(
   async (app) => {

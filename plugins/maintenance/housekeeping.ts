@@ -34,8 +34,8 @@ const intervalMs = 60_000
 export const batch = 1000
 
 /**
- * Removes expired rows, seals and prunes the audit log, and creates the partitions of its next months. Several processes may
- * run the jobs at once: each row is handled by one of them.
+ * Removes expired rows, seals and prunes the audit log, and creates the partitions of its next months. Several
+ * processes may run the jobs at once: each row is handled by one of them.
  */
 export default fp(
   async (app) => {
@@ -45,8 +45,8 @@ export default fp(
     let mayPrune = true
 
     /**
-     * Seals new audit events. The heads of the chains are written to the log as well, so that a chain that was replaced by an
-     * older one in the database can be recognised.
+     * Seals new audit events. The heads of the chains are written to the log as well, so that a chain that was replaced
+     * by an older one in the database can be recognised.
      */
     async function seal(stopping: AbortSignal): Promise<void> {
       const { signed_from, first } = await declareSigning(app.gate, auditKeys)
@@ -62,7 +62,9 @@ export default fp(
       signedWithNewKey = true
     }
 
-    /** Drops whole months of audit events by the retention that the owner has set, and then the seals of these months. */
+    /**
+     * Drops whole months of audit events by the retention that the owner has set, and then the seals of these months.
+     */
     async function drop(stopping: AbortSignal): Promise<void> {
       const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
       if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')

@@ -32,11 +32,12 @@ const lease_seconds = 120
 const page = 1000
 
 /**
- * Removes objects from the store: of abandoned uploads, of deleted files, and objects without a row. Any number of processes
- * may sweep at once: a lease gives each file to one of them.
+ * Removes objects from the store: of abandoned uploads, of deleted files, and objects without a row. Any number of
+ * processes may sweep at once: a lease gives each file to one of them.
  *
  * Nothing is removed, and no row is changed, unless the store fence has found that the store belongs to this database
- * (plugins/maintenance/store-fence.ts). With `SWEEP=report` the objects are only logged. With `SWEEP=off` nothing is done.
+ * (plugins/maintenance/store-fence.ts). With `SWEEP=report` the objects are only logged. With `SWEEP=off` nothing is
+ * done.
  */
 export default fp(
   async (app) => {
@@ -78,7 +79,9 @@ export default fp(
       counts[was === 'pending' ? 'pending' : 'deleted']++
     }
 
-    /** Checks one page of the store's listing in each run, so that a run costs the same however many objects there are. */
+    /**
+     * Checks one page of the store's listing in each run, so that a run costs the same however many objects there are.
+     */
     async function removeOrphans(): Promise<void> {
       const [claim] = await app.gate.query(systemScope, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
       if (claim?.reached === null || claim === undefined) return

@@ -36,8 +36,8 @@ const gcKinds = {
 }
 
 /**
- * The metrics of this process. A request costs one look-up and two additions in an array that is allocated once. Everything
- * else is read when the internal listener is asked.
+ * The metrics of this process. A request costs one look-up and two additions in an array that is allocated once.
+ * Everything else is read when the internal listener is asked.
  */
 export default fp(
   async (app) => {
@@ -113,7 +113,10 @@ export default fp(
   { name: 'metrics', dependencies: ['config'] }
 )
 
-/** Adds the metrics of the process that prom-client has not, or not completely. Returns the function that ends the measuring. */
+/**
+ * Adds the metrics of the process that prom-client has not, or not completely. Returns the function that ends the
+ * measuring.
+ */
 function measureProcess(register: (type: Family['type'], name: string, help: string, read: Read) => void): () => void {
   const collections = createHistogram(gcBounds)
   const series = Object.fromEntries(Object.entries(gcKinds).map(([id, kind]) => [id, collections.series({ kind })]))

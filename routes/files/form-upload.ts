@@ -14,7 +14,7 @@ const maxOverheadBytes = 64 * 1024
 export async function receiveForm(app: FastifyInstance, request: FastifyRequest): Promise<FileRow> {
   const next = request.readForm(FileForm)
   const fields = new Map<string, unknown>()
-  const { uploadEnd } = request
+  const { uploadSignal } = request
 
   /** Reads fields up to the file, or up to the end of the form. */
   async function readFields(): Promise<MultipartFile | undefined> {
@@ -29,7 +29,7 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
   const part = (await readFields()) as MultipartFile
   const { filename: name, mimetype: content_type } = part
   if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
-  const content = fileBytes(part, uploadEnd)
+  const content = fileBytes(part, uploadSignal)
   return receiveFile(app, request, { name, content_type, minSize: minFileSize(request), content }, async () => {
     await readFields()
     return {
@@ -41,10 +41,10 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
 }
 
 /** The bytes of the file. A malformed or truncated form throws `malformed_request`. */
-async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
+async function* fileBytes({ file }: MultipartFile, uploadSignal: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readFormData(() => rejectOnAbort(uploadEnd, source.next()))
+    const next = await readFormData(() => rejectOnAbort(uploadSignal, source.next()))
     if (next.done) break
     yield next.value
   }
@@ -52,8 +52,9 @@ async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | unde
 }
 
 /**
- * The least size that the file can have by Content-Length. Undefined without a Content-Length. Storage is reserved by it:
- * the bytes above it are reserved when they arrive, and a reservation that was too large is given back when the file is complete.
+ * The least size that the file can have by Content-Length. Undefined without a Content-Length. Storage is reserved by
+ * it: the bytes above it are reserved when they arrive, and a reservation that was too large is given back when the
+ * file is complete.
  */
 function minFileSize({ headers }: FastifyRequest): number | undefined {
   const total = headers['content-length']

@@ -20,7 +20,9 @@ const timeout_seconds = 900
 const heartbeatMs = 300_000
 /** A file that may be smaller is read up to this size before storage is reserved. Most files are complete by then. */
 const readAheadBytes = 4 * 1024 * 1024
-/** The reservation of a larger file grows by this step when its size was not announced, and by the small step otherwise. */
+/**
+ * The reservation of a larger file grows by this step when its size was not announced, and by the small step otherwise.
+ */
 const stepBytes = 64 * 1024 * 1024
 const smallStepBytes = 64 * 1024
 
@@ -180,9 +182,9 @@ export async function publishFile(
  * The bytes of a body that no parser has read. A reader that stops early leaves the rest on the connection. Destroying
  * the body would close the connection, and the client would not get the reply that says why.
  */
-export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffer> {
+export function bodyOf({ body, uploadSignal }: FastifyRequest): AsyncIterable<Buffer> {
   if (body === undefined) return Readable.from([])
-  return throwOnAbort(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
+  return throwOnAbort(uploadSignal, (body as Readable).iterator({ destroyOnReturn: false }))
 }
 
 /** Removes the row and the bytes of an unfinished file. On failure the sweep removes them later. */
@@ -201,8 +203,8 @@ export async function abandonUpload(app: FastifyInstance, request: FastifyReques
 }
 
 /**
- * Reads at least so many bytes of a content, or all of it. `head` is its first bytes, by which its type is found, `read` the
- * number of bytes that were read, and `whole` the content from its beginning.
+ * Reads at least so many bytes of a content, or all of it. `head` is its first bytes, by which its type is found,
+ * `read` the number of bytes that were read, and `whole` the content from its beginning.
  */
 async function readAhead(content: AsyncIterable<Buffer>, bytes: number) {
   const source = content[Symbol.asyncIterator]()
@@ -223,8 +225,8 @@ async function readAhead(content: AsyncIterable<Buffer>, bytes: number) {
 }
 
 /**
- * Counts and hashes the bytes that pass through, and reserves storage for them before they pass: `step` bytes at once, or
- * only the bytes that have arrived when a whole step exceeds the quota.
+ * Counts and hashes the bytes that pass through, and reserves storage for them before they pass: `step` bytes at once,
+ * or only the bytes that have arrived when a whole step exceeds the quota.
  */
 function meterContent(
   app: FastifyInstance,

@@ -177,7 +177,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
       if (Number(request.headers['content-length'] ?? 0) > upload.size - offset) {
         throw payloadTooLarge({ detail: `${upload.size} bytes were announced` })
       }
-      const state = await app.withUploadPlace(request, request.user, async () => {
+      const state = await app.withUploadSlot(request, request.user, async () => {
         const appended = await append(app, request, id, upload)
         if (appended.last) await complete(request, id, { ...upload, ...appended }, appended.last)
         return appended
