@@ -1,8 +1,4 @@
-import rateLimit, {
-  type CreateRateLimitOptions,
-  type FastifyRateLimitStore,
-  type FastifyRateLimitStoreCtor
-} from '@fastify/rate-limit'
+import rateLimit, { type CreateRateLimitOptions, type FastifyRateLimitStore } from '@fastify/rate-limit'
 import fp from 'fastify-plugin'
 import type { Rate } from '../../src/config/value-readers.ts'
 import { after } from '../../src/limits/after.ts'
@@ -58,10 +54,7 @@ export default fp(
       }
     })
 
-    // the limiter of the package itself has no key: each counter makes a child of it
-    const unused = createQuotas({ store: undefined, max: 1 })
-    const Store = (() => toStore(unused)) as unknown as FastifyRateLimitStoreCtor
-    await app.register(rateLimit, { global: false, store: Store })
+    await app.register(rateLimit, { global: false, store: AttemptStore })
 
     app.decorate('createAttemptCounter', (name: string, max: number): CountAttempt => {
       const { quotas, stats } = createLimit(name, max)
@@ -96,16 +89,26 @@ export default fp(
 
 type Attempt = { key: string; rate: Rate; routeOptions: object }
 
-/** Quotas as a store of @fastify/rate-limit, which counts up where quotas count down. */
-function toStore(quotas: Quotas): FastifyRateLimitStore {
-  return {
-    incr(key, callback, window_ms, max) {
-      Promise.resolve(quotas.count(key, { max, window_ms })).then(
-        ({ allowed, remaining, ends_in_ms }) =>
-          callback(null, { current: allowed ? max - remaining : max + 1, ttl: ends_in_ms }),
-        callback
-      )
-    },
-    child: (options) => toStore((options as unknown as { quotas: Quotas }).quotas)
+/**
+ * The quotas of a counter as a store of @fastify/rate-limit, which counts up where quotas count down. The package makes one store
+ * without quotas for its global limit, which is off.
+ */
+class AttemptStore implements FastifyRateLimitStore {
+  readonly #quotas: Quotas | undefined
+
+  constructor(options: object) {
+    this.#quotas = (options as { quotas?: Quotas }).quotas
+  }
+
+  incr(key: string, callback: Parameters<FastifyRateLimitStore['incr']>[1], window_ms: number, max: number): void {
+    Promise.resolve((this.#quotas as Quotas).count(key, { max, window_ms })).then(
+      ({ allowed, remaining, ends_in_ms }) =>
+        callback(null, { current: allowed ? max - remaining : max + 1, ttl: ends_in_ms }),
+      callback
+    )
+  }
+
+  child(options: object): AttemptStore {
+    return new AttemptStore(options)
   }
 }
