@@ -57,7 +57,7 @@ import { createProxyTrust } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './http/problems.ts'
 
-/** Paths of the first clients, which had no version. They answer like the canonical ones, for ever. */
+/** The paths without a version that the first clients use. They stay aliases of the canonical paths for ever. */
 const aliases = new Map([
   ['/api/auth/login', '/api/v1/auth/login'],
   ['/api/auth/refresh', '/api/v1/auth/refresh'],
@@ -73,8 +73,8 @@ export const maxHeaderSize = 16_384
 const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
 
 /**
- * The application, top to bottom as a request meets its parts. Only registers: await `ready()`, and a boot that failed can
- * still be closed.
+ * Builds the application. The plugins are registered in the order in which a request passes them. This function only
+ * registers: await `ready()`. After a failed start the application can still be closed.
  */
 export function buildApp(
   settings: Config,
@@ -95,12 +95,12 @@ export function buildApp(
       return canonicalUrl(request)
     },
     routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
-    // how long a body may take depends on its route: plugins/http/request-body.ts
+    // the timeout of a body depends on the route: plugins/http/request-body.ts
     requestTimeout: 0,
     connectionTimeout: 60_000,
-    // the first read of a million revocations takes seconds, and more where all processes start at once
+    // the first read of a million revocations takes seconds, and longer when all processes start at once
     pluginTimeout: 60_000,
-    // longer than a load balancer keeps its idle connections
+    // longer than load balancers keep idle connections
     keepAliveTimeout: 75_000,
     http: {
       headersTimeout: 15_000,
@@ -114,7 +114,7 @@ export function buildApp(
     clientErrorHandler: refuseConnection
   })
 
-  // what a client expects besides a 100 is nothing to refuse a request for
+  // an unknown Expect header is ignored; Node would answer 417
   app.server.on('checkExpectation', app.routing)
 
   app.register(config, { config: settings })
@@ -138,13 +138,13 @@ export function buildApp(
   app.register(tenants)
   app.register(tokens)
   app.register(counters)
-  // these state facts about a request
+  // these collect facts about a request
   app.register(bearer)
   app.register(hosts)
   app.register(rates)
   app.register(concurrency)
   app.register(tenantLookup)
-  // and these decide from them
+  // these decide by the facts
   app.register(deniedAttempts)
   app.register(guard)
   app.register(attempts)
@@ -177,32 +177,33 @@ export function buildApp(
   return app
 }
 
-/** A client's own id is kept when it can do no harm in a log line or a header. */
+/** The request id: the client's own, when it is harmless in log lines and headers, or else a new one. */
 function requestId({ headers }: { headers: IncomingMessage['headers'] }): string {
   const given = headers['x-request-id']
   return typeof given === 'string' && requestIdPattern.test(given) ? given : randomUuid()
 }
 
 /**
- * Makes a POST what its X-HTTP-Method-Override says, for tus clients behind proxies that know no PATCH (tus 1.0). Only where an
- * upload goes on, and only of a POST, so that nothing that is harmless elsewhere changes something here.
+ * Replaces the method of a POST by its X-HTTP-Method-Override, for tus clients behind proxies that refuse PATCH (tus
+ * 1.0). Only for the content of resumable uploads, and only for POST, so that no request becomes more than a proxy took
+ * it for.
  */
 function overrideMethod(request: IncomingMessage): void {
-  const asked = request.headers['x-http-method-override']
-  if (typeof asked !== 'string' || request.method !== 'POST' || !uploadContent.test(request.url ?? '')) return
-  if (/^(?:patch|delete|head)$/i.test(asked)) request.method = asked.toUpperCase()
+  const override = request.headers['x-http-method-override']
+  if (typeof override !== 'string' || request.method !== 'POST' || !uploadContent.test(request.url ?? '')) return
+  if (/^(?:patch|delete|head)$/i.test(override)) request.method = override.toUpperCase()
 }
 
 function canonicalUrl({ url = '/' }: IncomingMessage): string {
   const end = url.indexOf('?')
   const path = end === -1 ? url : url.slice(0, end)
-  // to where nothing is: unlike the router's own refusal, what answers there is behind all hooks
+  // a path without a route: unlike the router's own refusal, its reply passes all hooks
   if (!isDecodable(url)) return '/'
   const canonical = aliases.get(path)
   return canonical === undefined ? url : canonical + url.slice(path.length)
 }
 
-/** Answers a URL that the router refuses by itself: there is no route whose error handler could. */
+/** Answers a request whose URL the router refuses. No route matches, so no error handler is called. */
 function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): void {
   request.log.debug({ err }, 'the URL could not be read')
   const problem = malformedRequest()
@@ -214,16 +215,16 @@ function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): vo
     .send(JSON.stringify(problemDocument(problem, request.id)))
 }
 
-/** Answers what is not HTTP, or came too slowly to become a request, before there is anything to route. */
+/** Answers bytes that are not HTTP, and headers that are too large or arrive too slowly. There is no request yet. */
 function refuseConnection(this: FastifyInstance, err: NodeJS.ErrnoException, socket: Socket): void {
-  // a reply that is under way on this connection, or still to come, must not be cut in two or taken for this one
+  // an earlier request on this connection is still being answered: a reply here would be mixed up with that one
   const { _httpMessage: pending } = socket as { _httpMessage?: { headersSent: boolean; req: { complete: boolean } } }
   if (err.code === 'ECONNRESET' || !socket.writable || pending?.headersSent || pending?.req.complete) {
     return void socket.destroy()
   }
   let problem: Problem = malformedRequest()
   if (err.code === 'HPE_HEADER_OVERFLOW') problem = headersTooLarge()
-  // headers that came too slowly
+  // headers that arrived too slowly
   else if (err.code === 'ERR_HTTP_REQUEST_TIMEOUT') problem = requestTimeout()
   const { status, title } = problem.kind
   this.metrics.unreadable(status)

@@ -29,7 +29,8 @@ t.test('who reads keeps a month from being dropped, and no writer waits behind t
   // the server ends a statement that waits for a lock for longer
   await writer.query("set lock_timeout = '1s'")
   let dropping = true
-  const drops = Promise.all([app.housekeeping.run(), app.housekeeping.run()]).finally(() => {
+  const other = await startApp(t, { LOG_LEVEL: 'info' }, app.database)
+  const drops = Promise.all([app.housekeeping.run(), other.housekeeping.run()]).finally(() => {
     dropping = false
   })
   let written = 0
@@ -39,7 +40,7 @@ t.test('who reads keeps a month from being dropped, and no writer waits behind t
   await drops
   t.ok(written > 0, `${written} events were written meanwhile, and none waited for long`)
   t.equal(await isThere(), true, 'it is left for a later turn')
-  t.match(app.logLines.join(''), 'audit events are being read, and are dropped later')
+  t.match([...app.logLines, ...other.logLines].join(''), 'audit events are being read, and are dropped later')
 
   await reader.query('commit')
   await app.housekeeping.run()

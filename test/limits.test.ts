@@ -363,7 +363,7 @@ t.test('how long Redis may take', (t) => {
   const { what, value } = rowAbout('Redis: connecting')
   t.match(what, 'three failures')
   t.equal(redis.maxFailures, 3)
-  t.strictSame(times(value), [redis.connectTimeoutMs, redis.commandTimeoutMs, redis.restMs])
+  t.strictSame(times(value), [redis.connectTimeoutMs, redis.commandTimeoutMs, redis.cooldownMs])
   t.end()
 })
 
@@ -373,18 +373,18 @@ t.test('the limits of files', async (t) => {
   const port = await listen(app)
   t.test('how many uploads are taken at once, and wait', async (t) => {
     const [, share = 0] = rowAbout('uploads at once; of one person or agency').value.split('; ').map(Number)
-    t.equal(rowAbout('uploads at once').value, `${uploads.maxUploads}; ${uploads.maxOfTenant}`)
+    t.equal(rowAbout('uploads at once').value, `${uploads.maxUploads}; ${uploads.maxPerOwner}`)
     const { value, over } = rowAbout('uploads that wait')
     const [, all, depth] = /^(\d+); (\d+); /.exec(value) ?? []
-    t.strictSame([Number(all), Number(depth)], [uploads.maxWaiting, uploads.maxWaitingOfTenant])
-    t.strictSame(times(value), [uploads.shareMs, uploads.placeMs])
+    t.strictSame([Number(all), Number(depth)], [uploads.maxWaiting, uploads.maxWaitingPerOwner])
+    t.strictSame(times(value), [uploads.ownerTimeoutMs, uploads.slotTimeoutMs])
     let release = () => {}
     const held = new Promise<void>((resolve) => {
       release = resolve
     })
     const holder = { user_id: null, tenant_id: acme.id }
     const whole = { raw: { complete: true } } as FastifyRequest
-    const running = Array.from({ length: share + Number(depth) }, () => app.withUploadPlace(whole, holder, () => held))
+    const running = Array.from({ length: share + Number(depth) }, () => app.withUploadSlot(whole, holder, () => held))
     const one = form([{ name: 'file', filename: 'a.txt', content: 'hello' }])
     const upload = { method: 'POST', url: '/api/v1/files', ...one } as const
     t.match((await acme.send(upload)).json(), { status: 503, code: 'overloaded' })
@@ -551,7 +551,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ...[
       'plugins/infrastructure/redis.ts commandTimeoutMs',
       'plugins/infrastructure/redis.ts connectTimeoutMs',
-      'plugins/infrastructure/redis.ts restMs'
+      'plugins/infrastructure/redis.ts cooldownMs'
     ],
     ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
     ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
@@ -562,8 +562,8 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
       'src/files/decoders.ts wallMs'
     ],
     ...[
-      'plugins/files/objects.ts shareMs',
-      'plugins/files/objects.ts placeMs',
+      'plugins/files/objects.ts ownerTimeoutMs',
+      'plugins/files/objects.ts slotTimeoutMs',
       'plugins/http/request-body.ts bodyTimeoutMs',
       'src/files/store/object-store.ts storeTimeoutMs'
     ],
@@ -582,13 +582,13 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ],
     'db/gate/gate.ts disconnectWindowMs',
     ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
-    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownForMs'],
+    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownSlugMs'],
     ...[
       'plugins/observability/health.ts freshForMs',
-      'plugins/observability/health.ts patienceMs',
+      'plugins/observability/health.ts timeoutMs',
       'plugins/http/request-body.ts lingerMs'
     ],
-    ...['plugins/files/objects.ts tidyIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
+    ...['plugins/files/objects.ts stalePartsIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
     // off: plugins/http/request-body.ts bounds it by route
     'src/app.ts requestTimeout',
     // a start that reads a million revocations

@@ -39,13 +39,13 @@ t.test('a metric that can not be read costs nobody the others', async (t) => {
     throw new Error('this one is broken')
   })
   app.metrics.gauge('aggios_whole', 'Is whole', () => 7)
-  const collect = () => new Map(app.metrics.collect().map(({ name, samples }) => [name, samples]))
-  const before = collect()
+  const collect = async () => new Map((await app.metrics.collect()).map(({ name, samples }) => [name, samples]))
+  const before = await collect()
   t.strictSame(before.get('aggios_whole'), [{ value: 7 }])
   t.notOk(before.has('aggios_broken'))
   t.ok(before.has('nodejs_eventloop_active_seconds_total'))
   // of the page before: it is read ahead of the broken one
-  t.strictSame(collect().get('aggios_metric_failures_total'), [{ value: 1 }])
+  t.strictSame((await collect()).get('aggios_metric_failures_total'), [{ value: 1 }])
   t.match(JSON.parse(app.logLines.at(-1) as string), {
     metric: 'aggios_broken',
     err: { message: 'this one is broken' }
@@ -139,7 +139,7 @@ t.test('any plugin adds what it knows in a line', async (t) => {
   const app = await startApp(t)
   app.metrics.gauge('aggios_test_number', 'one', () => 41 + 1)
   app.metrics.counter('aggios_test_kinds_total', 'several', () => [{ labels: { kind: 'a' }, value: 7 }])
-  const page = parseExposition(render([{ worker: '1', families: app.metrics.collect() }]))
+  const page = parseExposition(render([{ worker: '1', families: await app.metrics.collect() }]))
   t.equal(page.sum('aggios_test_number', { worker: '1' }), 42)
   t.equal(page.sum('aggios_test_kinds_total', { kind: 'a' }), 7)
   t.throws(() => app.metrics.gauge('aggios_test_number', 'again', () => 1), /aggios_test_number/)
@@ -265,6 +265,29 @@ t.test('a process with the internal listener', async (t) => {
     t.ok(page.sum('nodejs_eventloop_lag_seconds', { percentile: '100' }) < 60)
     t.ok(Math.abs(Date.now() / 1000 - page.sum('process_start_time_seconds')) < 600)
     t.equal(page.sum('http_requests_in_flight'), 0)
+  })
+
+  t.test('has the metrics of Node under the names that dashboards use', async (t) => {
+    const { types } = await scrape()
+    for (const [name, type] of [
+      ['process_cpu_user_seconds_total', 'counter'],
+      ['process_cpu_system_seconds_total', 'counter'],
+      ['process_cpu_seconds_total', 'counter'],
+      ['process_start_time_seconds', 'gauge'],
+      ['process_resident_memory_bytes', 'gauge'],
+      ['nodejs_heap_size_used_bytes', 'gauge'],
+      ['nodejs_heap_size_total_bytes', 'gauge'],
+      ['nodejs_heap_space_size_used_bytes', 'gauge'],
+      ['nodejs_external_memory_bytes', 'gauge'],
+      ['nodejs_eventloop_active_seconds_total', 'counter'],
+      ['nodejs_eventloop_idle_seconds_total', 'counter'],
+      ['nodejs_eventloop_lag_seconds', 'gauge'],
+      ['nodejs_eventloop_lag_p99_seconds', 'gauge'],
+      ['nodejs_gc_duration_seconds', 'histogram'],
+      ['nodejs_version_info', 'gauge']
+    ] as const) {
+      t.equal(types.get(name), type, name)
+    }
   })
 
   t.test('knows a revocation, and an agency that is asked for', async (t) => {
@@ -434,7 +457,7 @@ t.test('limits say whom they know and how often they refused', async (t) => {
   const statuses: number[] = []
   for (let i = 0; i < 5; i++) statuses.push((await send(app, 'localhost', '/api/v1/users/me')).statusCode)
   t.strictSame(statuses, [401, 401, 401, 429, 429])
-  const families = app.metrics.collect()
+  const families = await app.metrics.collect()
   const seriesValue = (name: string, limit: string) =>
     families.find((family) => family.name === name)?.samples.find(({ labels }) => labels?.limit === limit)?.value
   t.equal(seriesValue('aggios_limit_keys', 'anonymous'), 1)

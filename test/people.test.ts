@@ -181,7 +181,7 @@ t.test('invitations', async (t) => {
     await acme.send(remove(`/members/${author.id}`))
     // as if it had not been sent yet
     await allRows(app.database, 'update outbox set sent_at = null, due_at = now() where subject_id = $1', [id])
-    app.mail.nudge()
+    app.mail.wake()
     await eventually(async () => {
       const rows = await allRows(app.database, 'select dropped_at, sent_at from outbox where subject_id = $1', [id])
       return rows.length === 0 || rows[0].dropped_at !== null

@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cachedTokens } from '../plugins/auth/bearer.ts'
-import { maxOfTenant, maxUploads } from '../plugins/files/objects.ts'
+import { maxPerOwner, maxUploads } from '../plugins/files/objects.ts'
 import { pipelineCount, replicaPool } from '../plugins/infrastructure/database.ts'
 import { maxUnderWay } from '../plugins/limits/concurrency.ts'
 import { batch } from '../plugins/maintenance/housekeeping.ts'
@@ -104,7 +104,7 @@ const numbers: [says: string, value: number][] = [
   ['processes x #. The primary', replicaPool],
   ['With the defaults a process takes #', Number(settings.databasePool.fallback) + pipelineCount],
   ['Each process has # upload places', maxUploads],
-  ['upload places, # for one agency', maxOfTenant],
+  ['upload places, # for one agency', maxPerOwner],
   ['three buffers of # MiB', partBytes / 2 ** 20],
   ['# a process | 503 `overloaded` for that agency | processes', maxUnderWay],
   ['batches of a #th', 1 / maxPrefetchShare],

@@ -31,8 +31,8 @@ async function sweep(app: TestApp): Promise<void> {
   await app.objectSweep.run()
 }
 
-const fenced = (app: TestApp) =>
-  app.metrics.collect().find(({ name }) => name === 'aggios_object_sweep_fenced')?.samples[0]?.value
+const fenced = async (app: TestApp) =>
+  (await app.metrics.collect()).find(({ name }) => name === 'aggios_object_sweep_fenced')?.samples[0]?.value
 const errors = (app: TestApp) =>
   app.logLines.map((line) => JSON.parse(line)).flatMap(({ level, reason }) => (level === 50 && reason ? [reason] : []))
 const markOf = (app: TestApp) => JSON.parse(readFileSync(join(folderOf(app), markKey), 'utf8'))
@@ -92,7 +92,7 @@ t.test('a database that is older than its store removes nothing', async (t) => {
   })
   await t.test('and says why', async (t) => {
     t.match(errors(restored), [/^the store was swept by another database/], 'once')
-    t.equal(fenced(restored), 1)
+    t.equal(await fenced(restored), 1)
     t.match(restored.storeFence.reason(), 'another database')
     t.match(await command(restored, 'compare', '--repair'), { said: /not this database's: another database/, code: 1 })
     t.strictSame(there(), keys)
@@ -133,10 +133,10 @@ t.test('a database that is older than its store removes nothing', async (t) => {
       code: 0
     })
     await sweep(restored)
-    t.equal(fenced(restored), 0)
+    t.equal(await fenced(restored), 0)
     t.notOk(there().includes(fileKey(acme.id, newer.id)), 'it removes what it knows no row of')
     await sweep(app)
-    t.equal(fenced(app), 1)
+    t.equal(await fenced(app), 1)
   })
 })
 

@@ -71,7 +71,7 @@ t.test('places for uploads', async (t) => {
     { host: string; token: string }
   ]
   async function placesOf(state: 'running' | 'waiting'): Promise<number> {
-    const text = render([{ worker: '1', families: app.metrics.collect() }])
+    const text = render([{ worker: '1', families: await app.metrics.collect() }])
     return Number(new RegExp(`^aggios_uploads_${state}\\{[^}]*\\} (\\d+)`, 'm').exec(text)?.[1])
   }
   const formsOf = (count: number, { host, token }: { host: string; token: string }, pace: number) =>

@@ -1,4 +1,5 @@
 import type pg from 'pg'
+import { createPoller } from '../../src/poller.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
 import type { GateSettings } from './gate-query.ts'
@@ -36,10 +37,7 @@ export function createReplica({
   const movedToPrimary = new WeakSet<object>()
   let positions: PrimaryPosition[] = []
   let completeUntil = Number.NEGATIVE_INFINITY
-  let timer: NodeJS.Timeout | undefined
-  let running: Promise<void> | undefined
   let wasUsable = false
-  let closed = false
 
   const isUsable = () => performance.now() - completeUntil < staleAfterMs
 
@@ -76,20 +74,12 @@ export function createReplica({
     }
   }
 
-  function schedule(): void {
-    if (closed) return
-    timer = setTimeout(() => {
-      running = refresh()
-        .catch((err) => onChange(false, err))
-        .finally(schedule)
-    }, intervalMs)
-    timer.unref()
-  }
+  const poller = createPoller({ intervalMs, work: refresh, onError: (err) => onChange(false, err as Error) })
 
   return {
     async start(): Promise<void> {
       await refresh()
-      schedule()
+      poller.start()
     },
 
     /**
@@ -118,9 +108,7 @@ export function createReplica({
     },
 
     async close(): Promise<void> {
-      closed = true
-      clearTimeout(timer)
-      await running
+      await poller.stop()
       await pool.end()
     }
   }

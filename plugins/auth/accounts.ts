@@ -15,13 +15,17 @@ export type Account = { email: string; failures: number; identity: Identity | un
 
 declare module 'fastify' {
   interface FastifyInstance {
-    /** Every place that checks a password goes through these: an account has one count, wherever it is guessed at. */
+    /**
+     * The failed attempts of accounts. All routes that check a password use these, so that an account has one count.
+     */
     accounts: {
       /**
-       * What a password is checked against; without an `identity` nobody has the address, which must cost as much. Throws
-       * `rate_limited` when there were too many attempts lately, or too many wrong ones ever, from elsewhere than a known network.
-       * `proven`: an identity whose address is not verified is let through whatever its wrong attempts, because the caller has
-       * shown that the mailbox is theirs.
+       * Finds the account of an e-mail address. `identity` is undefined when nobody has the address; the check of the
+       * password must take the same time then.
+       *
+       * Throws `rate_limited` when there were too many attempts lately. Throws it also after too many wrong passwords
+       * in a row, unless the request comes from a known network, or `proven` says that the caller has proven to own the
+       * mailbox of a person whose address is not verified.
        */
       find(
         request: FastifyRequest,
@@ -29,23 +33,27 @@ declare module 'fastify' {
         email: string,
         options?: { proven?: boolean }
       ): Promise<Account>
-      /** The attempt failed. Written before the client hears of it. */
+      /**
+       * Counts a failed attempt. Await it before the reply, so that the attempt is counted when the client knows of the
+       * failure.
+       */
       failed(request: FastifyRequest, email: string): Promise<void>
-      /** It was the right one: wrong ones are counted from none again. */
+      /** Resets the count after a correct password. */
       succeeded(request: FastifyRequest, account: Account): Promise<void>
     }
   }
 }
 
-/** Wrong passwords in a row, after which only networks that the account is known from may try. */
+/** After so many wrong passwords in a row, only networks where the account was used before may try. */
 const maxFailures = 100
 const retryAfterSeconds = 3600
 
 /**
- * Slows guessing at one account without locking its owner out: whatever strangers try, a network from which the person has opened a
- * session within 90 days still may. The database knows both, so a restart forgets nothing and all processes agree.
+ * Limits the guessing of one account's password without locking out its owner: a network from which the person has
+ * opened a session within 90 days may always try. The counts and the networks are in the database, so they survive
+ * restarts and are the same for all processes.
  *
- * A sign-in that succeeds writes nothing of this unless there is something to forget.
+ * A successful sign-in writes nothing here unless there are failures to reset.
  */
 export default fp(
   async (app) => {

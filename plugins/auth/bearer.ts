@@ -9,16 +9,20 @@ declare module 'fastify' {
   interface FastifyInstance {
     bearers: {
       /**
-       * The claims of a good bearer token, for a public route that treats signed-in people differently. The host need not be
-       * the token's tenant. Undefined without a token; throws like any other route for a token that is not good.
+       * The claims of a valid bearer token, for a public route that treats signed-in people differently. The host may
+       * belong to another tenant than the token. Undefined without a token. Throws the problem of an invalid token,
+       * like other routes.
        */
       findLive(request: FastifyRequest): AccessClaims | undefined
-      /** The claims of a bearer token that this server signed, even if expired or revoked; undefined without a token. */
+      /**
+       * The claims of a bearer token that this server has signed, also when it has expired or is revoked. Undefined
+       * without a token.
+       */
       findSigned(request: FastifyRequest): AccessClaims | undefined
     }
   }
   interface FastifyRequest {
-    /** The bearer token of the request, verified once and remembered; undefined where there is none. */
+    /** The verified bearer token of the request. Undefined when the request has none. */
     bearer: Bearer | undefined
   }
 }
@@ -27,10 +31,11 @@ export const cachedTokens = 20_000
 const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
 
 /**
- * Reads the bearer token of each request (RFC 6750, 2.1). States a fact and refuses nothing: `src/auth/admission.ts` decides.
+ * Reads and verifies the bearer token of each request (RFC 6750, 2.1). Refuses nothing: `src/auth/admission.ts`
+ * decides.
  *
- * Verified tokens are remembered, because verifying costs more than the rest of a request. Expiry and revocation, which can
- * change, are checked on every hit.
+ * Verified tokens are cached, because verification costs more than the rest of a request. Expiry and revocation are
+ * checked on every cache hit, because they can change.
  */
 export default fp(
   async (app) => {

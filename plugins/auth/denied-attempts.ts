@@ -5,12 +5,12 @@ import type { AccessClaims } from '../../src/auth/claims.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Somebody whose token is good and who asked for what is not theirs. */
+    /** The caller with a valid token whose request was refused for lack of permission. */
     denied: AccessClaims | undefined
   }
 }
 
-/** Records in the audit log of a person's tenant that they were refused what they may not do (`authz.denied`). */
+/** Records refusals for lack of permission in the audit log of the caller's tenant (`authz.denied`). */
 export default fp(
   async (app) => {
     async function record(request: FastifyRequest, caller: AccessClaims): Promise<void> {
@@ -23,8 +23,8 @@ export default fp(
     }
 
     app.decorateRequest('denied', undefined)
-    // Not behind a disguise: that the tenant of the host exists must not show in anybody's audit log.
-    // On sending and not when the reply has been read: a client that goes away before must leave a trace too
+    // not with a disguise: no audit log of another tenant may show that the tenant of the host exists
+    // in onSend, because onResponse would miss clients that disconnect before they have read the reply
     app.addHook('onSend', (request, reply, _payload, done) => {
       const caller = request.denied ?? (reply.statusCode === 403 ? request.user : undefined)
       if (caller && !request.disguise) record(request, caller)

@@ -6,20 +6,23 @@ import type { Problem } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** What a refusal of this request is shown as; undefined: as what it is. */
+    /** The problem as which every refusal of this request is shown. Undefined when refusals are shown as they are. */
     disguise: Problem | undefined
   }
   interface FastifyContextConfig {
-    /** Who may call the route. Guard, OpenAPI `security` and `x-authz` derive from this one word. */
+    /** The lowest role that may call the route. The guard, and `security` and `x-authz` of OpenAPI, derive from it. */
     access?: Access
-    /** The route answers also where others say 404 or 421: on `any` host, or on that of a `suspended` tenant. */
+    /**
+     * The route also answers on hosts where other routes answer 404 or 421: on `any` host, or on the host of a
+     * `suspended` tenant.
+     */
     host?: 'any' | 'suspended'
   }
 }
 
 /**
- * Puts a guard before every route, which refuses a request or states who is calling (`request.user`). It runs when all facts are
- * known, and `src/auth/admission.ts` decides from them. A route that does not say who may call it stops the boot.
+ * Puts a guard before every route. The guard refuses a request, or sets its caller (`request.user`). It runs after the
+ * hooks that collect the facts, and `src/auth/admission.ts` decides by them. A route without `access` stops the start.
  */
 export default fp(
   async (app) => {
@@ -42,7 +45,6 @@ export default fp(
   { name: 'guard', dependencies: ['bearer', 'denied-attempts', 'hosts', 'rates', 'concurrency'] }
 )
 
-/** Why a request may not reach its handler, or undefined. What was decided besides is stated on the request. */
 function findRefusal(request: FastifyRequest, entrance: Entrance): Problem | undefined {
   const { refusal, caller, attempt, disguise } = decide(entrance, request)
   if (caller) request.user = caller

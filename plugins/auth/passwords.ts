@@ -12,12 +12,12 @@ declare module 'fastify' {
     passwords: Passwords
   }
   interface FastifyRequest {
-    /** Who takes turns where much waits: the agency that is known, or a stranger's network. */
-    readonly party: string
+    /** The key by which waiting jobs take turns: the tenant, or the client's network when no tenant is known. */
+    readonly fairnessKey: string
   }
 }
 
-/** Hashes passwords, and refuses to start where a stored one needs a pepper that is not configured. */
+/** Hashes passwords. Refuses to start when a stored password needs a pepper that is not configured. */
 export default fp(
   async (app) => {
     const peppers = createKeyRing(app.config.passwordPepper, 'pepper')
@@ -26,12 +26,12 @@ export default fp(
     if (missing.length > 0) {
       throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
     }
-    // the cores are shared with the other workers
-    const width = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
-    const hasher = createHasher({ concurrency: width, log: app.log })
+    // the workers share the cores
+    const concurrency = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
+    const hasher = createHasher({ concurrency, log: app.log })
     app.addHook('onClose', async () => hasher.close())
-    app.decorate('passwords', await createPasswords(peppers, hasher, width))
-    app.decorateRequest('party', {
+    app.decorate('passwords', await createPasswords(peppers, hasher, concurrency))
+    app.decorateRequest('fairnessKey', {
       getter(this: FastifyRequest) {
         return this.tenant?.id ?? this.user?.tenant_id ?? this.network
       }

@@ -1,10 +1,11 @@
-import { setImmediate as breathe } from 'node:timers/promises'
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises'
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../../db/queries/directory.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createRevocationList } from '../../src/auth/revocation-list.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../../src/http/problems.ts'
+import { createPoller } from '../../src/poller.ts'
 import { nilUuid } from '../../src/uuids.ts'
 
 type TenantListener = (tenantId: string | undefined) => void
@@ -12,52 +13,59 @@ type TenantListener = (tenantId: string | undefined) => void
 declare module 'fastify' {
   interface FastifyInstance {
     revocations: {
-      /** Why this token is no longer to be believed, or undefined. From memory; no I/O. */
+      /** The reason to refuse a token with these claims, or undefined. Reads memory only; no I/O. */
       find(claims: AccessClaims): Problem | undefined
-      /** Reads what was just published, so that the next request to this process sees it, and tells the others. Never rejects. */
+      /**
+       * Reads the revocations that were just committed, so that this process refuses with the next request. Announces
+       * them to the other processes. Never rejects.
+       */
       readNow(): Promise<void>
-      /** Calls back with the id of each tenant of which something has changed, or undefined: anything may have. */
+      /**
+       * Calls the listener with the id of each tenant that has changed, or with undefined when any tenant may have
+       * changed.
+       */
       onTenantChange(listener: TenantListener): void
       stats(): { entries: number; lag_ms: number }
     }
   }
 }
 
-/** Twice a second, so that what was published is in force everywhere within one. */
+/** Half a second, so that a revocation is in force in all processes within a second. */
 const intervalMs = 500
 export const staleAfterMs = 5000
 const topic = 'revocations'
 const never = -2 * staleAfterMs
 const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: tenantSuspended }
 
-/** Rows of one statement when all are read: each page has the time-out of a statement for itself. */
+/** The rows of a page when all revocations are read. Each page is one statement, with a timeout of its own. */
 const pageRows = 10_000
 
 /**
- * Remembers which issued tokens must be refused. A revocation is a row, written by the transaction that causes it; every
- * process reads the new ones twice a second: those that were not visible in the snapshot of its last read, so that no commit
- * is missed however late it comes, and none is read twice. News through Redis only makes a process read sooner.
+ * Remembers which issued tokens must be refused. A revocation is a row, which is written by the transaction that causes
+ * it.
  *
- * When nothing could be read for five seconds, nothing is known and signed-in requests get 503.
+ * Every process reads the new rows twice a second: the rows that were not visible in the snapshot of its last read. So
+ * a transaction that commits late is not missed, and no row is read twice. An announcement through Redis only makes a
+ * process read sooner.
+ *
+ * Five seconds after the last successful read, the memory counts as unknown, and signed-in requests get 503.
  */
 export default fp(
   async (app) => {
     const memory = createRevocationList()
     const listeners: TenantListener[] = []
-    /** The snapshot of the last read; undefined: everything is to be read. */
+    /** The snapshot of the last read. Undefined when all revocations must be read. */
     let seen: string | undefined
-    /** By a clock that nobody sets; before the first read nothing is known. */
+    /** When the last successful read began, by the monotonic clock. */
     let lastRead = never
-    let reading: Promise<void> | undefined
-    let next: Promise<void> | undefined
-    let timer: NodeJS.Timeout | undefined
 
-    function tell(tenantId: string | undefined): void {
+    function notify(tenantId: string | undefined): void {
       for (const listener of listeners) listener(tenantId)
     }
 
     async function read(): Promise<void> {
-      // whoever was halted for so long may have missed what has expired since
+      memory.prune()
+      // a process that was halted for so long may have missed revocations that have expired since
       if (performance.now() - lastRead > staleAfterMs) {
         memory.clear()
         seen = undefined
@@ -66,17 +74,20 @@ export default fp(
         if (seen === undefined) await readAll()
         else await readUnseen(seen)
       } catch (err) {
-        // after a failover transaction ids may come again, and what was published meanwhile may be gone by the next read
+        // after a failover, transaction ids may be used again, and a revocation may be gone by the next read
         seen = undefined
-        tell(undefined)
+        notify(undefined)
         throw err
       }
     }
 
     /**
-     * Reads every living revocation by pages, and then what was not visible when that began. Until the end, what was known
-     * before stays known and the time of the last whole read counts: a part of the facts is no reason to serve. A failover
-     * may have undone what was read before, and so whatever is not seen again is dropped.
+     * Reads all unexpired revocations page by page, and then the ones that were not visible when the first page was
+     * read.
+     *
+     * Until the end, the earlier entries stay in force and `lastRead` stays as it was, because a part of the
+     * revocations is not enough to serve. At the end, entries that were not read again are dropped: a failover may have
+     * undone them.
      */
     async function readAll(): Promise<void> {
       if (!memory.beginReread()) {
@@ -91,13 +102,13 @@ export default fp(
       while (page) {
         const [read]: Awaited<typeof page> = await page
         if (!read) throw new Error('the database gave no page')
-        // asked for before this one is remembered, so that the database and this process work at once
+        // request the next page before this one is processed, so that the database and this process work in parallel
         page = read.found === pageRows ? readPage(read.last_tenant, read.last_id) : undefined
         if (read.found > 0) memory.rememberLines(read.entries)
       }
       await readUnseen(now.snapshot)
-      tell(undefined)
-      for (const _ of memory.endReread()) await breathe()
+      notify(undefined)
+      for (const _ of memory.endReread()) await yieldToEventLoop()
     }
 
     async function readUnseen(before: string): Promise<void> {
@@ -106,47 +117,26 @@ export default fp(
       const changed = new Set<string | undefined>()
       let snapshot = before
       for (const [index, row] of rows.entries()) {
-        if (index % pageRows === pageRows - 1) await breathe()
+        if (index % pageRows === pageRows - 1) await yieldToEventLoop()
         if (row.snapshot !== null) {
           snapshot = row.snapshot
           continue
         }
         memory.remember(row)
-        // by the entry and not by the plan: two of them changed at once have no order
+        // forget all tenants and not only those of the plan: two concurrent changes of plans have no order
         if (row.kind === 'plan') changed.add(undefined)
         else if (row.kind === 'tenant') changed.add(row.subject)
       }
-      for (const tenantId of changed) tell(tenantId)
+      for (const tenantId of changed) notify(tenantId)
       seen = snapshot
       lastRead = startedAt
     }
 
-    /** One read at a time; all who ask while one is under way share the one that starts after it. */
-    function readOnce(): Promise<void> {
-      if (!reading) {
-        reading = read().finally(() => {
-          reading = undefined
-        })
-        return reading
-      }
-      next ??= reading
-        .catch(() => {})
-        .then(() => {
-          next = undefined
-          return readOnce()
-        })
-      return next
-    }
-
-    const readOrWarn = () => readOnce().catch((err) => app.log.warn({ err }, 'revocations could not be read'))
-
-    function poll(): void {
-      timer = setTimeout(() => {
-        memory.prune()
-        readOrWarn().finally(poll)
-      }, intervalMs)
-      timer.unref()
-    }
+    const poller = createPoller({
+      intervalMs,
+      work: read,
+      onError: (err) => app.log.warn({ err }, 'revocations could not be read')
+    })
 
     app.decorate('revocations', {
       find(claims: AccessClaims) {
@@ -154,9 +144,9 @@ export default fp(
         const reason = memory.find(claims)
         return reason && refusals[reason]()
       },
-      readNow() {
+      async readNow() {
         app.shared.announce(topic)
-        return readOrWarn()
+        await poller.run().catch(() => {})
       },
       onTenantChange: (listener: TenantListener) => void listeners.push(listener),
       stats: () => ({
@@ -169,20 +159,14 @@ export default fp(
     app.metrics.gauge('aggios_revocations', 'Revocations that are remembered', () => stats().entries)
     app.metrics.gauge('aggios_revocation_lag_seconds', 'Since revocations were read', () => stats().lag_ms / 1000)
 
-    let closed = false
-    // that there is something new, and not what: the database is asked
-    app.shared.onAnnounced(topic, () => {
-      if (!closed) readOrWarn()
-    })
+    // an announcement carries no content; the database has it
+    app.shared.onAnnounced(topic, poller.wake)
     app.addHook('onReady', async () => {
-      await readOnce()
-      if (!closed) poll()
+      await poller.run()
+      poller.start()
     })
-    app.addHook('onClose', async () => {
-      closed = true
-      clearTimeout(timer)
-      await reading?.catch(() => {})
-    })
+    // not in preClose: the requests in progress still need the revocations
+    app.addHook('onClose', () => poller.stop())
   },
   { name: 'revocations', dependencies: ['database', 'redis', 'metrics'] }
 )

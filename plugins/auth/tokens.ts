@@ -21,14 +21,14 @@ declare module '@fastify/jwt' {
 declare module 'fastify' {
   interface FastifyInstance {
     tokens: {
-      /** An access token and the `counter`-th refresh token of the session. */
+      /** Issues an access token, and the refresh token with this counter of the session. */
       issue(subject: TokenSubject, counter: number): TokenReply
       /**
-       * The claims of an access token that this server signed. Whether it was revoked is not asked. Throws `invalid_token`, and
-       * `token_expired` unless expired ones are accepted.
+       * Verifies an access token and returns its claims. Does not check revocation. Throws `invalid_token`, and
+       * `token_expired` unless expired tokens are accepted.
        */
       verify(token: string, options: { expired: 'refused' | 'accepted' }): AccessClaims
-      /** The content of a refresh token that this server issued, or undefined. */
+      /** Verifies a refresh token and returns its content. Undefined when this server has not issued it. */
       verifyRefresh(token: string): RefreshToken | undefined
     }
   }
@@ -36,7 +36,7 @@ declare module 'fastify' {
 
 const maxTokenLength = 4096
 
-/** Signs and verifies access tokens (JWT, HS256, RFC 9068) and refresh tokens, with the keys of one ring. */
+/** Signs and verifies access tokens (JWT, HS256, RFC 9068) and refresh tokens with the keys of one key ring. */
 export default fp(
   async (app) => {
     const { accessTokenTtl, baseDomain, jwtSecret } = app.config
@@ -65,7 +65,7 @@ export default fp(
       let claims: unknown
       try {
         claims = withoutStacks(() =>
-          // with options of its own a verifier is made anew, which the common case must not pay for
+          // with options, the package creates a new verifier for each call; the common case avoids this cost
           expired === 'accepted'
             ? verifier.verify(token, { ...verifyOptions, ignoreExpiration: true })
             : verifier.verify(token)
@@ -75,7 +75,8 @@ export default fp(
         throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
       }
       if (!claimsSchema.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
-      // revocations live as long as tokens do now, so one that was made to live longer must not outlive them
+      // a revocation is kept for the configured lifetime, so a token that was issued with a longer one must not outlive
+      // it
       claims.exp = Math.min(claims.exp, claims.iat + accessTokenTtl)
       if (expired === 'refused' && claims.exp * 1000 <= Date.now()) throw tokenExpired()
       return claims
@@ -103,12 +104,18 @@ export default fp(
   { name: 'tokens', dependencies: ['config'] }
 )
 
-/** base64url has several spellings of the same bytes where they don't fill the last character; only ours is the token. */
+/**
+ * base64url may spell the same bytes in several ways, because the last character can have unused bits. Only our
+ * spelling is valid.
+ */
 function isCanonical(token: string): boolean {
   return token.split('.').every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
 }
 
-/** The header may hold alg, typ and kid and nothing else: we would ignore what another member (crit, jku, jwk, …) asks for. */
+/**
+ * Undefined unless the header has exactly alg, typ and kid. Other members (crit, jku, jwk, …) would be ignored, so they
+ * are refused.
+ */
 function findKeyId(token: string): string | undefined {
   try {
     const header = JSON.parse(Buffer.from(token.slice(0, token.indexOf('.')), 'base64url').toString())

@@ -5,16 +5,22 @@ import { readAddress } from '../../src/http/addresses.ts'
 declare module 'fastify' {
   interface FastifyRequest {
     /**
-     * Of the client: what the proxies in front say of it, else of who is connected. Undefined: the connection is gone, and nobody
-     * knows any more. Nothing else of a request says where it is from.
+     * The client's IP address: from the trusted proxies, or else of the connection. Undefined when the connection is
+     * gone. This is the only source of a request's address.
      */
     readonly address: string | undefined
-    /** The same as it is counted: IPv6 by /64, within which a device moves as it likes. */
+    /**
+     * The client's network for limits: the IPv4 address, or the /64 of the IPv6 address, within which a device may
+     * change its own.
+     */
     readonly network: string
   }
 }
 
-/** Where requests are from. What a proxy passes on and is no address would be a new stranger each time: the proxy is meant then. */
+/**
+ * The addresses of clients. When a proxy passes on a value that is no address, the proxy's own address counts.
+ * Otherwise each such value would get a limit of its own.
+ */
 export default fp(
   async (app) => {
     app.decorateRequest('address', {

@@ -5,20 +5,20 @@ import { parseHost } from '../../src/http/hosts.ts'
 
 const allowedHeaders =
   'Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
-/** What browsers send along for tracing (W3C Trace Context and Baggage, Sentry). */
+/** The tracing headers of browsers (W3C Trace Context and Baggage, Sentry). */
 const traceHeaders = 'baggage, sentry-trace, traceparent, tracestate'
 const exposedHeaders =
   'Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Expires, Upload-Length, Upload-Offset, WWW-Authenticate, X-Request-Id'
 const methods = 'GET, HEAD, POST, PUT, PATCH, DELETE'
 const localOrigin = /^http:\/\/(?:(?:[a-z0-9-]+\.)?localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?$/
 
-/** Tells browsers which origins may call. Only listed ones, each echoed by itself, and no credentials mode. */
+/** CORS: tells browsers which origins may call. A reply names the one allowed origin, and never allows credentials. */
 export default fp(
   async (app) => {
     const { baseDomain, corsOrigins, nodeEnv } = app.config
     const development = nodeEnv === 'development'
 
-    /** The slug whose own web page this origin is. In production that is https on the default port and nothing else. */
+    /** The slug of the tenant whose web page has this origin. In production only https on the default port counts. */
     function slugOf(origin: string): string | undefined {
       const [scheme, host, rest] = origin.split('://')
       if (rest !== undefined || !host || (scheme !== 'https' && !development)) return undefined
@@ -31,7 +31,7 @@ export default fp(
       if (corsOrigins.includes(origin) || corsOrigins.includes('*')) return true
       if (development && localOrigin.test(origin)) return true
       const { tenant } = request
-      // as if it were not there
+      // like an unknown tenant, so that a suspended one can't be recognised
       if (tenant?.status === 'suspended') return false
       const slug = slugOf(origin)
       if (tenant) return slug === tenant.slug || (tenant.settings.allowed_origins ?? []).includes(origin)
@@ -40,7 +40,7 @@ export default fp(
       return found?.status === 'active'
     }
 
-    // its route for preflights is the plugin's own; everybody may ask what is allowed
+    // the package adds its own route for preflights, which is public
     app.addHook('onRoute', (route) => {
       if (route.method === 'OPTIONS' && route.url === '*')
         route.config = Object.assign(route.config ?? {}, { access: 'public' as const })
@@ -48,21 +48,22 @@ export default fp(
     await app.register(cors, {
       delegator(request, done) {
         const { origin } = request.headers
-        // an OPTIONS that asks for no method is a question to the route, such as what tus it speaks
-        const asks = request.headers['access-control-request-method'] !== undefined
+        // an OPTIONS without this header is no preflight but a request to the route, such as the one of tus for its
+        // versions
+        const isPreflight = request.headers['access-control-request-method'] !== undefined
         const options = {
           methods,
           allowedHeaders: `${allowedHeaders}, ${traceHeaders}`,
           exposedHeaders,
           maxAge: 600,
           strictPreflight: false,
-          // a request that can be read in two ways gets no answer but the guard's
-          preflight: asks && !request.malformed
+          // the guard refuses a malformed request
+          preflight: isPreflight && !request.malformed
         }
         if (origin === undefined || request.malformed) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),
-          // without a database nothing is known about the origin; the request gets its own 503 later
+          // the database is away, so the origin is not allowed; the request is answered with 503 later
           () => done(null, { ...options, origin: false })
         )
       }

@@ -14,15 +14,13 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_BAD_URL: problems.malformedRequest
 }
 
-/**
- * The only writer of problem documents: whatever a hook, a parser, a validator, a handler or the router throws ends here.
- */
+/** Writes all problem documents. Exceptions of hooks, parsers, validators, handlers and the router end here. */
 export default fp(
   async (app) => {
     app.setErrorHandler((err, request, reply) => {
       const problem = toProblem(err, request)
-      // a suspended tenant's host must look like one that is not there, whatever else is wrong with the request; only a handler
-      // that has seen a token of the tenant says `tenant_suspended`
+      // every refusal on a suspended tenant's host looks like the one on an unknown host. `tenant_suspended` is shown
+      // only after a token of that tenant was verified
       const { status, code } = problem.kind
       const shown = status < 500 && code !== 'tenant_suspended' ? (request.disguise ?? problem) : problem
       return sendProblem(shown, err, request, reply)
@@ -35,12 +33,12 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
   if (err instanceof Problem) return err
   const { code, validation, validationContext, statusCode } = err as Partial<FastifyError>
   if (validation) return invalidMembers(fieldErrors(validation, validationContext ?? 'body'))
-  // where a body is read the plugin of media types has said more
+  // for operations with a body, plugins/http/media-types.ts has refused earlier, with the accepted types
   if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') {
     return problems.unsupportedMediaType({ detail: 'this operation takes no body', cause: err })
   }
   if (code !== undefined && byFastifyCode[code]) return byFastifyCode[code]({ cause: err })
-  // secure-json-parse: a body with __proto__ or constructor in it
+  // from secure-json-parse, for a body with __proto__ or constructor in it
   if (err instanceof SyntaxError && statusCode === 400) return problems.malformedJson({ cause: err })
 
   const retry = { headers: { 'retry-after': '1' }, cause: err }
@@ -56,7 +54,7 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
     case 'conflict':
       return problems.overloaded(retry)
     case 'invalid_text':
-      // PostgreSQL does not say of which value
+      // PostgreSQL does not name the value
       return invalidMembers(
         [
           {
@@ -67,7 +65,7 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
         err
       )
   }
-  // whatever else of the framework blames the client for
+  // another error of the framework that the client has caused
   if (statusCode !== undefined && statusCode >= 400 && statusCode < 500)
     return problems.malformedRequest({ cause: err })
   return problems.internalError({ cause: err })
@@ -90,7 +88,7 @@ function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, re
     .send(problemDocument(problem, request.id))
 }
 
-/** RFC 6750, 3: no error code for somebody who sent no token. */
+/** The WWW-Authenticate header (RFC 6750, 3). It has no error code when no token was sent. */
 function challenge(code: string): string {
   switch (code) {
     case 'invalid_token':

@@ -12,21 +12,22 @@ type Part = MultipartFile | MultipartValue
 declare module 'fastify' {
   interface FastifyRequest {
     /**
-     * Begins to read a form; each call of the result reads its next part, and gives undefined when there are no more. `form` names
-     * the parts: those of format `binary` are files, and the others are texts that are checked by their schemas.
+     * Starts to read a multipart form. Each call of the returned function reads the next part, and resolves to
+     * undefined after the last part. The members of `form` are the parts: members of format `binary` are files, the
+     * others are texts, which are validated by their schemas.
      *
-     * Throws `validation_failed` for a part that `form` does not have, that is of the other kind or comes twice, and at the end
-     * for one that is missing.
+     * Throws `validation_failed` for a part that is unknown, of the wrong kind or repeated, and after the last part
+     * when a required part is missing.
      */
     readForm(form: TObject, fileSize?: number): () => Promise<Part | undefined>
   }
 }
 
-/** Forms, held against their schemas as they arrive. */
+/** Multipart forms, which are validated by their schemas part by part, as they arrive. */
 export default fp(
   async (app) => {
     app.decorateRequest('readForm', function (this: FastifyRequest, form, fileSize = Number.MAX_SAFE_INTEGER) {
-      // one more than there are names is unknown or comes twice, and is refused as that
+      // one part more than there are members: it is unknown or repeated, and is refused with that message
       const most = Object.keys(form.properties).length + 1
       const counts = { files: most, fields: most, parts: most }
       const sizes = { fileSize, fieldNameSize: 100, fieldSize: 1024, headerPairs: 20, headerSize: 8192 }
@@ -36,7 +37,7 @@ export default fp(
 
       return async () => {
         const part: Part | undefined = await readFormData(
-          async () => (await rejectOnAbort(this.uploadEnd, parts.next())).value
+          async () => (await rejectOnAbort(this.uploadSignal, parts.next())).value
         )
         if (part) {
           const { fieldname } = part

@@ -1,7 +1,10 @@
 import type { Socket } from 'node:net'
 import fp from 'fastify-plugin'
 
-/** For a JSON API: nothing may be loaded, framed, sniffed or remembered. A route overrides what differs for it. */
+/**
+ * Security headers for a JSON API: replies load nothing, and are not framed, sniffed or cached. A route may override
+ * them.
+ */
 export const defaultHeaders = {
   'cache-control': 'no-store',
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
@@ -13,17 +16,17 @@ export const defaultHeaders = {
   'x-frame-options': 'DENY'
 }
 
-/** Requests that one connection may have sent without having read the answers to those before. */
+/** The requests of one connection that may be without a complete reply at once. */
 const maxPipelined = 16
 
 const unanswered = Symbol('requests without an answer')
 type CountingSocket = Socket & { [unanswered]?: number }
 
-/** Security headers and the request id on every reply, and no more of them than a client reads. */
+/** Adds security headers and the request id to every reply, and bounds the pipelined requests of a connection. */
 export default fp(
   async (app) => {
-    // Node takes in whatever is pipelined however slow the reader, and keeps every answer: a megabyte of requests would be
-    // gigabytes of replies
+    // Node reads all pipelined requests, also when the client does not read the replies, and buffers these: a megabyte
+    // of requests could become gigabytes of replies
     app.addHook('onResponse', (request, _reply, done) => {
       const socket = request.raw.socket as CountingSocket
       socket[unanswered] = (socket[unanswered] ?? 1) - 1
@@ -41,7 +44,7 @@ export default fp(
       done()
     })
 
-    // whoever goes away takes the reply's end along, so what is under way is what open connections wait for
+    // count by open connections: a reply to a client that has disconnected never ends
     const connections = new Set<CountingSocket>()
     let abandoned = 0
     app.server.on('connection', (socket: CountingSocket) => {

@@ -10,25 +10,26 @@ import { idempotencyKeyInUse, idempotencyKeyReused, sessionRevoked } from '../..
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** Takes an Idempotency-Key. Its handler makes what it makes by `request.createOnce`. */
+    /** The route accepts an Idempotency-Key. Its handler must use `request.createOnce` for its changes. */
     repeatable?: true
   }
   interface FastifyRequest {
     /**
-     * A transaction like `withTenant`, whose outcome is the reply and, under an Idempotency-Key, is the reply to each repetition
-     * too. Set the status before, and headers that are part of the reply (ETag, Location) inside.
+     * Runs `work` in a transaction like `withTenant`. Its result is the reply. With an Idempotency-Key it is also the
+     * reply to every repetition. Set the status before the call, and headers that belong to the reply (ETag, Location)
+     * inside `work`.
      *
-     * The reply is stored by the same transaction, so whatever dies when, there is one object at most. What `work` throws
-     * stores nothing, and the key stays free: a refusal is thrown inside. On a repetition `work` does not run and the
-     * result is what the client got, parsed; so what follows here must bear to happen again.
+     * The reply is stored by the same transaction, so a crash at any moment leaves at most one created object. When
+     * `work` throws, nothing is stored and the key stays free, so throw refusals inside. On a repetition `work` does
+     * not run, and the result is parsed from the stored reply. So the code after the call must be safe to run again.
      *
-     * The key is the signed-in person's in the token's tenant, also where `work` runs in another `scope`.
+     * The key belongs to the signed-in person in the token's tenant, also when `work` runs in another `scope`.
      */
     createOnce<T>(reply: FastifyReply, work: (trx: TenantTransaction) => Promise<T>, scope?: Scope): Promise<T>
   }
 }
 
-/** A string of RFC 9651, or what stands between its quotes alone. */
+/** A string of RFC 9651, with or without its quotes. */
 const keyPattern = '^(?:"(?:[!#-\\[\\]-~]|\\\\["\\\\]){1,255}"|[!#-\\[\\]-~]{1,255})$'
 
 const keyHeader = {
@@ -47,7 +48,9 @@ const keyHeader = {
 
 const storedHeaders = ['etag', 'location']
 
-/** Repeats the reply to a request that is sent again under the same Idempotency-Key, and does nothing twice. */
+/**
+ * Answers a request that is sent again with the same Idempotency-Key by the first reply, and makes its changes once.
+ */
 export default fp(
   async (app) => {
     app.addHook('onRoute', (route) => {
@@ -98,7 +101,7 @@ function headersOf(reply: FastifyReply): Record<string, string> {
   )
 }
 
-/** What the handler returns goes out as these bytes. */
+/** Sends the stored bytes, whatever value the handler returns. */
 function send(reply: FastifyReply, { status, headers, body }: StoredReply): void {
   reply
     .code(status)

@@ -3,7 +3,10 @@ import fp from 'fastify-plugin'
 import { acceptedTypes } from '../../src/http/media-types.ts'
 import { type Problem, unsupportedMediaType } from '../../src/http/problems.ts'
 
-/** Refuses a body of a media type or coding that its route does not read, before any of it is read, and says what it reads. */
+/**
+ * Refuses a body whose media type or content coding its route does not accept, before it is read. The reply names the
+ * accepted ones.
+ */
 export default fp(
   async (app) => {
     app.addHook('onRoute', (route) => {

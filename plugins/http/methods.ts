@@ -7,7 +7,7 @@ import { malformedRequest, methodNotAllowed, type Problem, routeNotFound } from 
 const page = '/api/v1/docs'
 const document = '/api/v1/openapi.json'
 
-/** Answers requests for paths and methods that there are no routes for. Must come after the plugin that guards routes. */
+/** Answers requests for paths and methods without a route. Must be registered after the guard. */
 export default fp(
   async (app) => {
     const routes = new Map<string, { pattern: RegExp; methods: Set<string> }>()
@@ -20,21 +20,21 @@ export default fp(
       for (const each of [method].flat()) methods.add(each)
       routes.set(url, { pattern: new RegExp(`^${escaped}$`), methods })
       if (!url.includes(':')) return
-      // the router looks for each method by itself, so a DELETE of `/files/uploads` ends at `/files/:id`
+      // the router has a tree for each method, so a DELETE of `/files/uploads` matches `/files/:id`
       const refuseLiteral = (request: FastifyRequest, reply: FastifyReply, done: () => void) => {
         if (routes.has(pathOf(request))) answer(request, reply)
         else done()
       }
-      // before the guard, which asks who may do what can't be done
+      // before the guard: a path without this method is a 405 for every caller
       route.onRequest = [refuseLiteral, ...[route.onRequest ?? []].flat()]
     })
 
-    // before a body is read: what is wrong with it does not matter where nobody takes it
+    // before the body is read, because no route reads it
     app.addHook('preParsing', (request, reply, _payload, done) => {
       if (request.is404) answer(request, reply)
       else done()
     })
-    // reached by preflights that no CORS rule answered
+    // reached by preflights that the CORS plugin did not answer
     app.setNotFoundHandler(answer)
 
     function answer(request: FastifyRequest, reply: FastifyReply): void {
@@ -44,7 +44,7 @@ export default fp(
       else reply.code(204).header('allow', methods.join(', ')).send()
     }
 
-    /** Undefined for OPTIONS of a path that there is. */
+    /** Undefined for an OPTIONS request for a path that exists. */
     function problemOf(request: FastifyRequest, methods: string[]): Problem | undefined {
       const { refusal } = decide({ access: 'public' }, request)
       if (refusal) return refusal
@@ -57,7 +57,7 @@ export default fp(
       return methodNotAllowed({ headers: { allow: methods.join(', ') } })
     }
 
-    /** The methods of a path, with OPTIONS. A path that is registered as it stands is not an object of another one's parameter. */
+    /** The methods of a path, with OPTIONS. A literal route takes precedence over a route with parameters. */
     function methodsOf(request: FastifyRequest): string[] {
       const path = pathOf(request)
       const literal = routes.get(path)
@@ -69,5 +69,5 @@ export default fp(
   { name: 'methods', dependencies: ['errors'] }
 )
 
-/** As the router reads it. */
+/** The path, decoded like the router decodes it. */
 const pathOf = ({ url }: FastifyRequest) => decodeURI(url.split('?', 1)[0] as string)

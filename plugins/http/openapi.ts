@@ -9,9 +9,12 @@ import { catalogue } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** Codes of the catalogue that this operation may answer with, beyond those that any one may. */
+    /** The problem codes with which this operation may answer, besides the ones of every operation. */
     problems?: string[]
-    /** A body that the handler reads by itself. `anyType`: whatever its media type, of which the document names one. */
+    /**
+     * A body that the handler reads by itself. `anyType`: any media type is accepted, and `type` is the one in the
+     * document.
+     */
     receives?: { type: string; anyType?: boolean; schema: TSchema }
   }
 }
@@ -20,7 +23,7 @@ const { version } = JSON.parse(readFileSync(new URL('../../package.json', import
   version: string
 }
 
-/** `x-authz` at an operation is the lowest of these words, or `public` or `user` (any signed-in person). */
+/** `x-authz` of an operation is the lowest role that may call it, or `public` or `user` (any signed-in person). */
 const rolesText = `Roles, highest first; each may do what those below it may:\n\n${roles
   .map((role) => `- \`${role}\`: ${roleTable[role].may}`)
   .join('\n')}`
@@ -46,7 +49,7 @@ const signedIn = [
 
 type Schema = Record<string, unknown>
 
-/** The OpenAPI 3.1 document, made from the schemas and declarations of the routes and from nothing else. */
+/** Generates the OpenAPI 3.1 document from the schemas and the `config` of the routes. */
 export default fp(
   async (app) => {
     await app.register(swagger, {
@@ -85,7 +88,7 @@ export default fp(
         const access = config.access as Access
         const codes = [...anyRoute, ...(config.problems ?? [])]
         if (schema.body || schema.params || schema.querystring) codes.push('validation_failed')
-        // also where there is nothing to send: what is sent all the same is read
+        // also for operations without a body, because a body that is sent is parsed
         if (route.method !== 'GET') codes.push('malformed_json', 'payload_too_large', 'unsupported_media_type')
         if (config.limited !== false) codes.push('rate_limited')
         if (config.receives) codes.push('malformed_request')
@@ -166,15 +169,15 @@ function problemResponses(codes: string[]): Record<number, Schema> {
 }
 
 /**
- * Moves every schema that has a title into `components`, so that generated clients get the names that we use. Two different
- * schemas under one title are a mistake.
+ * Moves every schema that has a title into `components`, so that generated clients use our names. Throws when two
+ * different schemas have one title.
  */
 function nameSchemas(document: Schema): Schema {
   const components = document.components as { schemas: Record<string, Schema> }
   const visit = (node: unknown): unknown => {
     if (Array.isArray(node)) return node.map(visit)
     if (node === null || typeof node !== 'object') return node
-    if (isNullableEnum(node)) return visit(eitherNull(node))
+    if (isNullableEnum(node)) return visit(splitNullableEnum(node))
     const copy = Object.fromEntries(Object.entries(node).map(([key, value]) => [key, visit(value)])) as Schema
     const { title } = copy
     const isSchema = typeof title === 'string' && (copy.type !== undefined || copy.anyOf !== undefined)
@@ -190,13 +193,14 @@ function nameSchemas(document: Schema): Schema {
     const { parameters = [], requestBody, responses } = operation
     const limited = responses[429] !== undefined
     const repeatable = parameters.some(({ name }) => name === 'idempotency-key')
-    // a HEAD that is an operation of its own has its name to itself
+    // a HEAD route with an operation id of its own keeps it without the suffix
     operation.operationId = operation.operationId.replace(/-head$/, '')
-    // a body that may be null may be left out
+    // a nullable body is optional
     const body = components.schemas[requestBody?.content['application/json']?.schema?.$ref?.split('/').at(-1) ?? '']
     if (requestBody && Array.isArray(body?.type) && body.type.includes('null')) requestBody.required = false
-    for (const parameter of parameters) keepEmpty(parameter)
-    for (const [status, response] of Object.entries(responses)) describe(status, response, { repeatable, limited })
+    for (const parameter of parameters) moveExample(parameter)
+    for (const [status, response] of Object.entries(responses))
+      describeResponse(status, response, { repeatable, limited })
   }
   return { ...document, paths }
 }
@@ -205,23 +209,26 @@ function isNullableEnum(node: object): node is Schema {
   return 'enum' in node && 'type' in node && Array.isArray(node.type) && node.type.includes('null')
 }
 
-/** An enum beside null: generators that make a type of an enum's words have none for a null among them. */
-function eitherNull({ description, ...schema }: Schema): Schema {
+/**
+ * Splits a nullable enum into the enum and null: generators make a type of an enum's values, and null has no name
+ * there.
+ */
+function splitNullableEnum({ description, ...schema }: Schema): Schema {
   const type = (schema.type as string[]).find((each) => each !== 'null')
-  const words = (schema.enum as unknown[]).filter((word) => word !== null)
+  const values = (schema.enum as unknown[]).filter((word) => word !== null)
   return {
     ...(description !== undefined && { description }),
     ...(schema.examples !== undefined && { examples: schema.examples }),
-    anyOf: [{ ...schema, type, enum: words }, { type: 'null' }]
+    anyOf: [{ ...schema, type, enum: values }, { type: 'null' }]
   }
 }
 
 /**
- * A page to try operations on fills a field with the example that stands at a parameter, and leaves it empty when the example stands in
- * the schema. Filled is only what the operation can't do without and what is good as it is, which an id made up here is not.
+ * Moves the example of a parameter into its schema, so that the docs page does not fill the field with it. Only
+ * required parameters whose example works as it is keep the example, and an id from an example does not work.
  */
-function keepEmpty(parameter: Parameter): void {
-  // tus demands it of every request; a validator can't, because its absence is a 412 of tus
+function moveExample(parameter: Parameter): void {
+  // tus requires it on every request. The validator must not, because tus answers its absence with 412
   if (parameter.name === 'tus-resumable') parameter.required = true
   const { required, schema, example } = parameter
   if (example === undefined || (required && schema.format !== 'uuid')) return
@@ -265,11 +272,11 @@ const headersByStatus: Record<string, Header[]> = {
   429: ['Retry-After'],
   503: ['Retry-After']
 }
-/** Answered before anything is counted. */
+/** The statuses of replies that are sent before the request is counted, so that they have no headers of limits. */
 const uncounted = ['408', '431']
 
-/** Says what no route says itself: which schema it is, and the headers that go with a status. */
-function describe(status: string, response: Response, { repeatable = false, limited = false }): void {
+/** Adds the name of the schema as the description, and the headers that belong to a status. */
+function describeResponse(status: string, response: Response, { repeatable = false, limited = false }): void {
   const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
   if (response.description === 'Default Response') response.description = schema ?? 'Success'
   const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag' as const] : []))]

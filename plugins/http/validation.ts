@@ -14,37 +14,40 @@ import { isUtf8, readUtf8 } from '../../src/text.ts'
 
 const shared: Options = {
   allErrors: true,
-  // the schema of what failed, for its own words
+  // puts the failed schema into the error, because a schema may have a message of its own
   verbose: true,
   removeAdditional: false,
   useDefaults: true,
   strict: true,
   strictTypes: false,
-  // OpenAPI's words, which say nothing to a validator
+  // keywords of OpenAPI, which the validator ignores
   keywords: ['example', 'x-enum-varnames', messageKeyword]
 }
 
 const noQuery = Type.Object({}, { additionalProperties: false })
 
-/** Strict bodies, query strings whose numbers may be text, and no parameter that a route does not name. */
+/**
+ * Validates bodies without type coercion, and parameters with it. A parameter that the route does not declare is
+ * refused.
+ */
 export default fp(
   async (app) => {
-    const forBodies = withOurs(new Ajv({ ...shared, coerceTypes: false }), app.config)
-    // strictNumbers would let Infinity pass by the limits that it is over
-    const forText = withOurs(new Ajv({ ...shared, coerceTypes: true, strictNumbers: false }), app.config)
+    const forBodies = addKeywords(new Ajv({ ...shared, coerceTypes: false }), app.config)
+    // with strictNumbers, Infinity would pass the `maximum` of a schema
+    const forText = addKeywords(new Ajv({ ...shared, coerceTypes: true, strictNumbers: false }), app.config)
 
     app.setValidatorCompiler(({ schema, httpPart }) =>
       (httpPart === 'body' ? forBodies : forText).compile(schema as object)
     )
 
     app.addHook('onRoute', (route) => {
-      // the assets of the docs page and the preflight route are not ours to be strict about
+      // the assets of the docs page and the route for preflights come from packages
       if (route.schema?.hide || route.config?.access === undefined) return
       route.schema = { querystring: noQuery, ...route.schema }
     })
 
-    // a bearer alone is enough for some routes, and clients send their JSON header with nothing all the same; a schema that
-    // wants a body still refuses its absence
+    // clients send the content type of JSON also without a body. So an empty body counts as none, and a schema that
+    // requires a body refuses it
     const parseJson = app.getDefaultJsonParser('error', 'error')
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser(['application/json', mergePatch], { parseAs: 'buffer' }, (request, body, done) => {
@@ -67,7 +70,7 @@ export default fp(
   { name: 'validation' }
 )
 
-/** Takes from a text's ends what does not show, before the other keywords look at it. */
+/** Removes invisible characters from both ends of a text, before the other keywords check it. */
 const trimmed: FuncKeywordDefinition = {
   keyword: 'x-trimmed',
   type: 'string',
@@ -86,18 +89,21 @@ const trimmed: FuncKeywordDefinition = {
   }
 }
 
-/** What the pattern of a line can't say in every language: control characters beyond ASCII, and halves of surrogate pairs. */
-const oneLine: FuncKeywordDefinition = complains('x-one-line', 'boolean', (_: true, text) =>
+/**
+ * Refuses control characters beyond ASCII, and halves of surrogate pairs. Not every language of a generated client can
+ * express this as a pattern.
+ */
+const oneLine: FuncKeywordDefinition = textKeyword('x-one-line', 'boolean', (_: true, text) =>
   /[\u0080-\u009f\p{Cs}]/u.test(text) ? notOneLine : undefined
 )
 
-const maxBytes: FuncKeywordDefinition = complains('x-max-bytes', 'number', (most: number, text) =>
+const maxBytes: FuncKeywordDefinition = textKeyword('x-max-bytes', 'number', (most: number, text) =>
   Buffer.byteLength(text) > most ? `must have at most ${most} bytes` : undefined
 )
 
-/** A password that somebody chooses, who is named beside it. */
+/** Checks a new password, which must not contain the names that are beside it in the body. */
 const newPassword = ({ passwordMinLength }: Config) =>
-  complains('x-new-password', 'boolean', (_: true, password, { email, name, tenant }) =>
+  textKeyword('x-new-password', 'boolean', (_: true, password, { email, name, tenant }) =>
     passwordFault(
       password,
       passwordMinLength,
@@ -107,8 +113,8 @@ const newPassword = ({ passwordMinLength }: Config) =>
 
 type Beside = { email?: unknown; name?: unknown; tenant?: { name?: unknown } }
 
-/** A keyword for texts, whose failures have words of their own. */
-function complains<T>(
+/** Makes a keyword for texts with messages of its own. `faultOf` returns the message, or undefined for a valid text. */
+function textKeyword<T>(
   keyword: string,
   schemaType: 'number' | 'boolean',
   faultOf: (value: T, text: string, beside: Beside) => string | undefined
@@ -121,8 +127,8 @@ function complains<T>(
   return { keyword, type: 'string', schemaType, validate }
 }
 
-/** Ajv's own export of formats is a CommonJS one. */
-function withOurs(ajv: Ajv, config: Config): Ajv {
+/** Adds the keywords and formats of this product. `addFormats.default`, because the package is a CommonJS module. */
+function addKeywords(ajv: Ajv, config: Config): Ajv {
   ajv.addKeyword(trimmed).addKeyword(oneLine).addKeyword(maxBytes).addKeyword(newPassword(config))
   const production = config.nodeEnv === 'production'
   ajv.addFormat('web-origin', (text) => isOrigin(text) && !(production && text.startsWith('http://')))

@@ -14,7 +14,7 @@ declare module 'fastify' {
   }
 }
 
-/** What the process runs with. */
+/** The configuration, and the signers of cursors, one-time tokens and file links, whose keys come from it. */
 export default fp<{ config: Config }>(
   async (app, { config }) => {
     app.decorate('config', config)

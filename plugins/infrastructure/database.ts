@@ -20,20 +20,20 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** The connection pool. Tenant tables are reached through the tenant gate. */
     db: Kysely<SharedTables>
-    /** For what no request stands behind; a route uses the two doors of its request. */
+    /** The tenant gate, for work without a request. Routes use `tenantQuery` and `withTenant` of their request. */
     gate: TenantGate
   }
   interface FastifyRequest {
     /**
-     * One statement as the signed-in user in the token's tenant, in one network flush. `scope` names another tenant or user
-     * where there is no token: one that the server has verified or created itself, never input.
+     * Runs one statement as the signed-in user in the token's tenant, in one network flush. Without a token, `scope`
+     * names the tenant and the user: ones that the server has verified or created itself, never input.
      */
     tenantQuery<Values extends object, Row>(
       statement: Statement<Values, Row>,
       values: Values,
       scope?: Scope
     ): Promise<Row[]>
-    /** A transaction under the same rules. Only queries belong inside. */
+    /** Runs a transaction under the same rules. Do nothing but queries inside. */
     withTenant<T>(work: (trx: TenantTransaction) => Promise<T>, scope?: Scope): Promise<T>
   }
 }
@@ -43,19 +43,24 @@ export const replicaPool = 4
 export const acquireTimeoutMs = 2000
 export const idleTimeoutMs = 60_000
 export const queryTimeoutMs = 4000
-/** On the pool. The server's own; query_timeout is for a server that no longer says anything. */
+/**
+ * The timeouts that the server enforces on connections of the pool. `queryTimeoutMs` is for a server that is silent.
+ */
 const timeouts: Timeouts = {
   statement_timeout: 3000,
   lock_timeout: 2000,
   idle_in_transaction_session_timeout: 10_000
 }
 
-/** Connects to PostgreSQL, and refuses to start as a role that skips row security or on a schema that it can't serve. */
+/**
+ * Connects to PostgreSQL. Refuses to start as a role that bypasses row security, or with a schema of an incompatible
+ * version.
+ */
 export default fp(
   async (app) => {
     const { databaseUrl, databaseReplicaUrl, databasePool } = app.config
     if (!databaseUrl) throw new Error('there is no database to connect to')
-    // a pooler in transaction mode refuses start-up options, and forgets what was prepared
+    // a pooler in transaction mode refuses start-up options, and does not keep prepared statements
     const pooled = app.config.databasePooler === 'transaction'
     const inlineTimeouts = pooled ? { all: timeouts, keyed: keyedTimeouts } : undefined
     const log = (err: Error, text: string) => app.log.warn({ err }, text)
@@ -76,7 +81,7 @@ export default fp(
         }
       })
       pool.on('error', (err) => log(err, 'idle database connection lost'))
-      // one that is lost while somebody holds it: the pool listens to idle ones only
+      // for connections in use, because the pool listens to idle ones only
       pool.on('connect', (client) => client.on('error', (err) => log(err, 'database connection lost')))
       return pool
     }
@@ -85,7 +90,7 @@ export default fp(
     const pipeline = pooled
       ? undefined
       : createPipeline(databaseUrl, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
-    // one pool under two types: the tables of tenants are in the gate's only
+    // one pool with two types: only the gate's type has the tables of tenants
     const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
     const gate = createTenantGate(db, pool, pipeline, inlineTimeouts)
     const replica =
@@ -110,7 +115,7 @@ export default fp(
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)
-    observe(app, gate)
+    addMetrics(app, gate)
     app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
       const { tenant_id, user_id } = scope
       const settings = { tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }
@@ -135,7 +140,7 @@ export default fp(
   { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }
 )
 
-function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
+function addMetrics({ metrics }: FastifyInstance, gate: TenantGate): void {
   metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {
     const { total, idle } = gate.stats().pool
     return [
@@ -159,11 +164,11 @@ function observe({ metrics }: FastifyInstance, gate: TenantGate): void {
   metrics.counter('aggios_pipeline_connects_total', 'How often a pipelined connection was opened', connects)
 }
 
-/** Who asked, for the audit log. What a client makes up goes in as text and at a bounded length. */
+/** The request's id, address and user agent for the audit log, as bounded text. */
 function factsOf(request: FastifyRequest): RequestFacts {
   return JSON.stringify({
     id: request.id,
-    // of a connection that is gone nobody knows it any more
+    // unknown when the connection is gone
     ip: request.address ?? null,
     user_agent: request.headers['user-agent']?.slice(0, 512)
   })

@@ -17,6 +17,7 @@ import type { MailKind } from '../../db/tables.ts'
 import { rateLimited } from '../../src/http/problems.ts'
 import { mailboxOf } from '../../src/mail/mailboxes.ts'
 import { invitationMail, type Mail } from '../../src/mail/mails.ts'
+import { createPoller } from '../../src/poller.ts'
 
 type QueuedMail = { kind: MailKind; subject_id: string; generation: number; to: string }
 
@@ -24,26 +25,30 @@ declare module 'fastify' {
   interface FastifyInstance {
     mail: {
       /**
-       * Puts a mail into the outbox, in the transaction of what it is about. Throws `rate_limited` when its sender or its recipient
-       * has had as many as there may be; thrown out of the transaction, the refusal takes the rest along.
+       * Puts a mail into the outbox, in the transaction of the change that it is about. Throws `rate_limited` when its
+       * sender or its recipient has used up their allowance. The exception must leave the transaction, so that the
+       * change is rolled back.
        */
       queue(trx: TenantTransaction, mail: QueuedMail): Promise<void>
-      /** Something is in the outbox: look now and not in a while. Delays nobody. */
-      nudge(): void
+      /** Makes this process look into the outbox now and not only after the interval. Returns at once. */
+      wake(): void
       stats(): { sent: number; failed: number; undeliverable: number }
     }
   }
 }
 
 const intervalMs = 5_000
-/** One mail a lease, which is longer than a mail server may take: nobody else takes the mail while it is being sent. */
+/**
+ * One mail a lease. The lease is longer than the timeouts of SMTP, so that no other process sends the same mail
+ * meanwhile.
+ */
 const batch = 1
 const lease_seconds = 90
 const smtpTimeoutMs = 20_000
-/** Five tries over about ten hours: 1, 8, 64, 512 minutes apart. */
+/** Five attempts over about ten hours: 1, 8, 64, 512 minutes apart. */
 const maxAttempts = 5
 const backoffSeconds = (attempt: number) => 60 * 8 ** (attempt - 1)
-/** What the server said to: a refusal of anything earlier is about this installation and not about the mail. */
+/** The SMTP commands whose refusal is about the mail. A refusal of an earlier command is about this installation. */
 const commandsOfOneMail = ['RCPT TO', 'DATA']
 const spentDetails: Record<SpentAllowance['spent'], string> = {
   sender: 'you have caused as many mails as one person may for now',
@@ -52,8 +57,8 @@ const spentDetails: Record<SpentAllowance['spent'], string> = {
 }
 
 /**
- * Sends what is in the outbox: over SMTP, or into the log in development. Any number of processes work on it together; a lease
- * keeps a mail with one of them, and a process that dies loses none.
+ * Sends the mails of the outbox: by SMTP, or into the log in development. Any number of processes may do so at once: a
+ * lease gives each mail to one of them. When a process dies, its lease expires and another process sends the mail.
  */
 export default fp(
   async (app) => {
@@ -73,10 +78,6 @@ export default fp(
             socketTimeout: smtpTimeoutMs
           } as never)
     const counts = { sent: 0, failed: 0, undeliverable: 0 }
-    let timer: NodeJS.Timeout | undefined
-    let running: Promise<void> | undefined
-    let again = false
-    let closed = false
 
     if (!transport && nodeEnv === 'production') app.log.warn('SMTP_URL is not set: mails wait in the outbox')
     const enabled = transport !== undefined || nodeEnv === 'development'
@@ -98,7 +99,7 @@ export default fp(
         app.log.info({ mail: { to: mail.to, subject: mail.subject, text: mail.text } }, 'mail')
         return
       }
-      // an address object is never parsed: what it names is one mailbox, whatever characters are in it
+      // an address object is not parsed, so it names one mailbox whatever characters are in it
       const to = { name: '', address: mail.to }
       await transport.sendMail({
         ...mail,
@@ -119,7 +120,7 @@ export default fp(
         return
       }
       try {
-        // the same for each try, so that a mail server can tell a repetition
+        // each attempt has the same message id, so that a mail server can recognise a repetition
         await deliver(compose(tenant_id, entry), `<${id}@${app.config.baseDomain}>`)
       } catch (err) {
         const reason = err instanceof Error ? err.message.slice(0, 500) : 'unknown'
@@ -155,55 +156,44 @@ export default fp(
       })
     }
 
-    async function run(): Promise<void> {
-      do {
-        again = false
-        const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
-        for (const { tenant_id, id } of due) await send(tenant_id, id)
-        if (due.length === batch) again = true
-      } while (again && !closed)
-    }
-
-    function work(): void {
-      clearTimeout(timer)
-      again = true
-      running ??= run()
-        .catch((err) => app.log.warn({ err }, 'the outbox could not be worked on'))
-        .finally(() => {
-          running = undefined
-          if (closed) return
-          timer = setTimeout(work, intervalMs)
-          timer.unref()
-        })
+    const poller = createPoller({
+      intervalMs,
+      async work(stopping) {
+        for (let claimed = batch; claimed === batch && !stopping.aborted; ) {
+          const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
+          for (const { tenant_id, id } of due) await send(tenant_id, id)
+          claimed = due.length
+        }
+      },
+      onError: (err) => app.log.warn({ err }, 'the outbox could not be worked on')
+    })
+    const wake = () => {
+      if (enabled) poller.wake()
     }
 
     app.decorate('mail', {
       queue,
-      nudge: () => {
-        if (enabled && !closed) setImmediate(work)
-      },
+      wake,
       stats: () => ({ ...counts })
     })
     app.metrics.counter('aggios_mails_total', 'Tries to send a mail of the outbox, by how they ended', () =>
       Object.entries(counts).map(([outcome, value]) => ({ labels: { outcome }, value }))
     )
     app.addHook('onReady', async () => {
-      if (enabled) work()
+      if (enabled) poller.start()
+      wake()
     })
-    app.addHook('preClose', async () => {
-      closed = true
-      clearTimeout(timer)
-    })
-    // once no request is under way any more
+    // ends the work early, while the last requests are answered
+    app.addHook('preClose', async () => void poller.stop())
     app.addHook('onClose', async () => {
-      await running
+      await poller.stop()
       transport?.close()
     })
   },
   { name: 'mail', dependencies: ['database', 'config', 'metrics'] }
 )
 
-/** The server has refused this mail or its recipient for good (5xx). */
+/** The mail server has refused this mail or its recipient permanently (5xx). */
 function isPermanent(err: unknown): boolean {
   const { responseCode, command } = err as { responseCode?: number; command?: string }
   return responseCode !== undefined && responseCode >= 500 && commandsOfOneMail.includes(command ?? '')

@@ -1,4 +1,4 @@
-import fastifyRedis from '@fastify/redis'
+import fastifyRedis, { type FastifyRedis } from '@fastify/redis'
 import fp from 'fastify-plugin'
 import { Redis } from 'ioredis'
 import { createCircuitBreaker } from '../../src/limits/circuit-breaker.ts'
@@ -7,14 +7,14 @@ import { createSharedQuotas } from '../../src/limits/shared-quotas.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
-    /** What the processes have in common through Redis. Nothing of it is believed as a fact, and all of it may be lost. */
+    /** What the processes share through Redis. All of it may be lost, and no decision relies on it alone. */
     shared: {
-      /** Where requests are counted together; undefined without REDIS_URL, and each process counts for itself. */
+      /** The store of the shared rate limits. Undefined without REDIS_URL: then each process counts alone. */
       quotas: QuotaStore | undefined
-      /** Calls the listeners of every process, this one too. Never rejects, and promises nothing. */
+      /** Calls the listeners of all processes, of this one too. Delivery is not guaranteed. Never throws. */
       announce(topic: string): void
       onAnnounced(topic: string, listener: () => void): void
-      /** Rejects when Redis does not answer; undefined where there is none. */
+      /** Rejects when Redis does not answer. Undefined without REDIS_URL. */
       check: (() => Promise<unknown>) | undefined
     }
   }
@@ -25,11 +25,11 @@ export const commandTimeoutMs = 100
 export const connectTimeoutMs = 1000
 const maxReconnectMs = 2000
 export const maxFailures = 3
-export const restMs = 1000
+export const cooldownMs = 1000
 
 /**
- * Connects to Redis where REDIS_URL names one. The process starts and serves without it: commands are never queued, wait for
- * a tenth of a second at most, and are not tried for a moment after some have failed.
+ * Connects to Redis when REDIS_URL is set. The process starts and serves without Redis too: commands are never queued,
+ * fail after a tenth of a second, and after three failures in a row are not sent for a second.
  */
 export default fp(
   async (app) => {
@@ -38,11 +38,11 @@ export default fp(
     const onAnnounced = (topic: string, listener: () => void) => {
       listeners.set(topic, [...(listeners.get(topic) ?? []), listener])
     }
-    const tell = (topic: string) => {
+    const notify = (topic: string) => {
       for (const listener of listeners.get(topic) ?? []) listener()
     }
     if (redisUrl === undefined) {
-      // of several workers the primary says it
+      // with several workers, the primary logs this once
       if (nodeEnv === 'production' && webConcurrency === 1) {
         app.log.warn('there is no REDIS_URL: limits are counted by each process for itself')
       }
@@ -50,7 +50,7 @@ export default fp(
       return
     }
 
-    const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs: restMs })
+    const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs })
     const attempt = <T>(work: () => Promise<T>) => breaker.run(() => within(commandTimeoutMs, work()))
     const client = new Redis(redisUrl, {
       lazyConnect: true,
@@ -59,9 +59,9 @@ export default fp(
       maxRetriesPerRequest: 1,
       connectTimeout: connectTimeoutMs,
       retryStrategy: (times) => Math.min(maxReconnectMs, 50 * 2 ** times) * (0.5 + Math.random() / 2),
-      // a former primary: the name may lead to the new one
+      // the server was a primary and is a replica now: connect again, because the name may lead to the new primary
       reconnectOnError: (err) => err.message.startsWith('READONLY'),
-      // both would need commands that the product has no use for
+      // both send commands that the user of REDIS_URL needs no permission for otherwise
       enableReadyCheck: false,
       disableClientInfo: true
     })
@@ -75,19 +75,27 @@ export default fp(
       if (lost) app.log.info('Redis is back')
       lost = false
     })
-    // the same server, which was complained about already
+    // the client's listener has logged the failure of this server
     subscriber.on('error', () => {})
     subscriber.on('ready', () => {
       subscriber
         .subscribe(...[...listeners.keys()].map((topic) => prefix + topic))
         .catch(() => subscriber.disconnect(true))
     })
-    subscriber.on('message', (channel) => tell(channel.slice(prefix.length)))
+    subscriber.on('message', (channel) => notify(channel.slice(prefix.length)))
 
-    // @fastify/redis waits for a connection, and a boot must not
-    client.status = 'ready'
-    await app.register(fastifyRedis, { client })
-    client.status = 'wait'
+    let closed = false
+    app.addHook('onClose', async () => {
+      closed = true
+      client.disconnect()
+      subscriber.disconnect()
+    })
+    // connect before the first request, because requests that are counted earlier are not in the shared count
+    await within(connectTimeoutMs, client.connect()).catch(() => {})
+    if (client.status === 'ready') await app.register(fastifyRedis, { client })
+    // the plugin would wait for Redis until the start times out, or fail the start. The client goes on connecting by
+    // itself
+    else app.decorate('redis', client as FastifyRedis)
 
     app.decorate('shared', {
       quotas: createSharedQuotas(client, { prefix: `${prefix}quota:`, attempt }),
@@ -98,22 +106,17 @@ export default fp(
       check: () => attempt(() => client.ping())
     })
 
-    let closed = false
     app.addHook('onReady', async () => {
-      if (closed) return
-      // with a first answer where there is one: what is counted before is not counted together
-      await within(connectTimeoutMs, Promise.allSettled([client.connect(), subscriber.connect()])).catch(() => {})
-    })
-    app.addHook('onClose', async () => {
-      closed = true
-      client.disconnect()
-      subscriber.disconnect()
+      if (!closed) await within(connectTimeoutMs, subscriber.connect()).catch(() => {})
     })
   },
   { name: 'redis', dependencies: ['config'] }
 )
 
-/** Rejects after a time, but not before what has arrived by then was read: a busy event loop fires timers first. */
+/**
+ * Rejects when the work takes longer. The rejection comes after the event loop has read the bytes that have arrived by
+ * then, because a busy event loop runs timers first.
+ */
 async function within<T>(ms: number, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {

@@ -1,16 +1,17 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { type Counted, findExceeded, rateHeaders } from '../../src/limits/rate-headers.ts'
-import type { CountRequest } from './counters.ts'
+import type { CountAttempt } from './counters.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     attempts: {
-      /** Counts an attempt from the request's address. Throws `rate_limited`. */
+      /** Counts an attempt of the request's network. Throws `rate_limited`. */
       countAddress(request: FastifyRequest, reply: FastifyReply): Promise<void>
       /**
-       * Counts an attempt on one account from anywhere. Throws `rate_limited`. Where `isKnown` says that the request comes from the
-       * account's own network, which is asked only when the count is exceeded, that network has a count of its own.
+       * Counts an attempt on one account, from all networks together. When the limit is exceeded, `isKnown` is called:
+       * if the account was used from the request's network before, that network has a count of its own. Throws
+       * `rate_limited`.
        */
       countAccount(
         request: FastifyRequest,
@@ -19,46 +20,50 @@ declare module 'fastify' {
         isKnown?: () => Promise<boolean>
       ): Promise<void>
       /**
-       * Counts a tenant that is about to be made from the request's address. Called within the transaction, where nothing else can
-       * refuse it any more; counts once even if the transaction is retried. Throws `rate_limited`.
+       * Counts a tenant that the request creates, by the request's network. Call it within the transaction, when
+       * nothing else can refuse the request. A retried transaction is counted once. Throws `rate_limited`.
        */
       countTenant(request: FastifyRequest, reply: FastifyReply): Promise<void>
     }
   }
   interface FastifyContextConfig {
     /**
-     * The route has a limit of its own, counted before the body is read. A public route: by address, RATE_LIMIT_AUTH for all
-     * such routes together. Any other: by person, so many times RATE_LIMIT_AUTH for this route (`true`: once).
+     * The route has a limit of its own, which is counted before the body is read. Public routes share one count by
+     * network, with the limit RATE_LIMIT_AUTH. Other routes have a count of their own by person, with so many times
+     * RATE_LIMIT_AUTH (`true`: once).
      */
     throttled?: boolean | number
   }
 }
 
 export const maxKeys = 20_000
-/** People behind one address who may each make as many tenants as one may. */
+/** The people behind one address. The limit of created tenants is so many times the limit of one person. */
 const foundersPerAddress = 4
 const dayMs = 86_400_000
 
-/** Counts what is dear or secret: attempts to sign in, by address and by account; tenants that are made; throttled routes. */
+/**
+ * Limits expensive and security-relevant attempts: sign-ins by address and by account, created tenants, throttled
+ * routes.
+ */
 export default fp(
   async (app) => {
     const { rateLimitAuth, tenantsPerDay } = app.config
-    const byRoute = app.createCounter('route', maxKeys)
-    const byAddress = app.createCounter('address', maxKeys)
-    const byAccount = app.createCounter('account', maxKeys)
-    const byFounder = app.createCounter('founder', maxKeys)
+    const byRoute = app.createAttemptCounter('route', maxKeys)
+    const byAddress = app.createAttemptCounter('address', maxKeys)
+    const byAccount = app.createAttemptCounter('account', maxKeys)
+    const byFounder = app.createAttemptCounter('founder', maxKeys)
     const founders = new WeakMap<FastifyRequest, Promise<void>>()
 
     async function count(
       request: FastifyRequest,
       reply: FastifyReply,
-      counting: ReturnType<CountRequest>,
+      counting: Counted | undefined | ReturnType<CountAttempt>,
       detail?: string
     ): Promise<void> {
       const counted = await counting
       if (!counted) return
-      // behind a disguise the reply must look like one of a host where nothing is attempted
-      if (!request.disguise) append(reply, counted)
+      // with a disguise the reply must look like the reply of an unknown host, which counts no attempts
+      if (!request.disguise) appendHeaders(reply, counted)
       const exceeded = findExceeded([counted], detail)
       if (exceeded) throw exceeded
     }
@@ -74,7 +79,7 @@ export default fp(
       ) {
         const counted = await byAccount(account, rateLimitAuth)
         const exceeded = counted && !counted.verdict.allowed
-        // by network and not by address: a device moves within its own /64 as it likes
+        // by network, because a device may change its address within its /64
         const own = exceeded && (await isKnown()) ? byAccount(`${request.network} ${account}`, rateLimitAuth) : counted
         return count(request, reply, own)
       },
@@ -96,14 +101,15 @@ export default fp(
       const countPerson = (request: FastifyRequest, reply: FastifyReply) =>
         count(request, reply, byRoute(`${route.method} ${route.url} ${request.user.user_id}`, rate))
       const hook = access === 'public' ? attempts.countAddress : countPerson
-      // behind the guard, which says who is calling
+      // after the guard, which sets the caller
       route.onRequest = [...[route.onRequest ?? []].flat(), hook]
     })
   },
   { name: 'attempts', dependencies: ['addresses', 'counters', 'guard'] }
 )
 
-function append(reply: FastifyReply, counted: Counted): void {
+/** Adds a limit to the headers that earlier hooks have set. */
+function appendHeaders(reply: FastifyReply, counted: Counted): void {
   const { policy, state } = rateHeaders([counted])
   const [policies, states] = [reply.getHeader('ratelimit-policy'), reply.getHeader('ratelimit')]
   reply.header('ratelimit-policy', policies === undefined ? policy : `${policies}, ${policy}`)

@@ -4,15 +4,17 @@ import { createConcurrencyLimiter } from '../../src/limits/concurrency-limiter.t
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Frees the request's slots; null once the request is over. */
+    /** Frees the request's slots. Null when the request has ended. */
     releaseSlots: (() => void) | null | undefined
   }
 }
 
-/** Requests of one person, and of one tenant, under way in this process at once. */
+/** The concurrent requests of one person, and of one tenant, in this process. */
 export const maxUnderWay = 128
 
-/** Bounds how many requests one person, or one tenant, has under way, so that neither can take a whole process from others. */
+/**
+ * Limits the concurrent requests of one person and of one tenant, so that they leave room for others in each process.
+ */
 export default fp(
   async (app) => {
     const limiter = createConcurrencyLimiter(maxUnderWay)
@@ -20,7 +22,7 @@ export default fp(
     app.addHook('onRequest', (request, _reply, done) => {
       const { sender, overLimit } = request
       const { socket } = request.raw
-      // a request whose end came while its limits were asked for would never release its slots
+      // a request that has ended while its limits were counted would never release its slots
       if (!sender || overLimit || request.releaseSlots === null || socket.destroyed) return done()
       const release = limiter.acquire(socket, sender.user_id, sender.tenant_id)
       if (release) request.releaseSlots = release

@@ -9,36 +9,48 @@ import { type Counted, findExceeded, rateHeaders } from '../../src/limits/rate-h
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** Set where the sender asks too often or has too much under way. The guard refuses with it. */
+    /**
+     * The problem when the sender exceeds a rate limit or has too many concurrent requests. The guard refuses with it.
+     */
     overLimit: Problem | undefined
-    /** The claims that the request counts for: its token is good, or it could not be found out whether it was revoked. */
+    /**
+     * The claims of the person whose limits apply: of a valid token, or of one whose revocation could not be checked.
+     */
     sender: AccessClaims | undefined
   }
   interface FastifyContextConfig {
-    /** False: never limited. */
+    /** `false` exempts the route from rate limits. */
     limited?: false
-    /** The route is embedded in pages, such as an image: a stranger may request it ten times as often. */
+    /** The route is embedded in pages, such as an image: anonymous clients may request it ten times as often. */
     embedded?: true
   }
 }
 
 export const maxKeys = 20_000
-/** Tenants, and people with a token. One that is forgotten starts with a whole quota, but for what Redis knows. */
+/**
+ * The keys of tenants, and of people with a token. An evicted key starts with a full quota, less the count that Redis
+ * has.
+ */
 export const maxSenders = 150_000
-/** CORS preflights carry no token, and images in pages neither, so they get buckets of their own, so many times as large. */
+/**
+ * CORS preflights and images in pages carry no token, so they get counters of their own, with a limit so many times as
+ * large.
+ */
 const pageFactor = 10
 
 /**
- * Bounds how often anybody may ask. Requests with a good token count for their person, in whichever of their tenants, and for
- * the tenant, and for no address, so that an office behind one address can work. All others count for their address (IPv6 by
- * /64), and each public route has a quota of its own there: what a page shows, or somebody tries, keeps nobody behind the same
- * address from signing in. Nobody can use up a tenant's quota without a token of it.
+ * Rate limits. Requests with a valid token count for the person, in all of their tenants together, and for the tenant.
+ * They do not count for the address, so that an office behind one address can work. A tenant's quota can't be used up
+ * without a token of that tenant.
+ *
+ * All other requests count for their address (IPv6 by /64). There each public route has a quota of its own, so that
+ * other requests from the same address don't keep people from signing in.
  */
 export default fp(
   async (app) => {
     const { rateLimit, rateLimitTenant } = app.config
     const pageRate = { ...rateLimit, max: rateLimit.max * pageFactor }
-    const countStranger = app.createCounter('anonymous', maxKeys)
+    const countAnonymous = app.createCounter('anonymous', maxKeys)
     const countPreflight = app.createCounter('preflight', maxKeys)
     const countUser = app.createCounter('user', maxSenders)
     const countTenant = app.createCounter('tenant', maxSenders)
@@ -49,7 +61,7 @@ export default fp(
       if (method === 'OPTIONS') return after(countPreflight(network, pageRate), listed)
       const { access, embedded } = routeOptions.config ?? {}
       const key = access === 'public' ? `${routeOptions.url} ${network}` : network
-      return after(countStranger(key, embedded ? pageRate : rateLimit), listed)
+      return after(countAnonymous(key, embedded ? pageRate : rateLimit), listed)
     }
 
     function countSender(
@@ -57,7 +69,7 @@ export default fp(
       { tenant_id, user_id }: AccessClaims
     ): Counted[] | Promise<Counted[]> {
       return after(countUser(user_id, rateLimit), (user) => {
-        // a request over the limit of its person costs their tenant nothing
+        // a request over the person's limit does not count for the tenant
         if (user && !user.verdict.allowed) return [user]
         const limits = tenant?.id === tenant_id ? tenant.limits : app.tenants.limitsOf(tenant_id)
         return after(limits, (plan) =>
@@ -76,8 +88,8 @@ export default fp(
       request.sender = findSender(request)
       const settle = (counted: Counted[]) => {
         request.overLimit = findExceeded(counted)
-        // no script can read the headers of a preflight
-        if (request.sender || request.method !== 'OPTIONS') show(reply, counted)
+        // scripts can't read the headers of a preflight
+        if (request.sender || request.method !== 'OPTIONS') addHeaders(reply, counted)
         done()
       }
       const counted = countRequest(request)
@@ -99,7 +111,7 @@ function rateOf({ requests, window_seconds }: PlanLimits): Rate | undefined {
 
 const listed = (counted: Counted | undefined): Counted[] => (counted ? [counted] : [])
 
-function show(reply: FastifyReply, counted: Counted[]): void {
+function addHeaders(reply: FastifyReply, counted: Counted[]): void {
   if (counted.length === 0) return
   const { policy, state } = rateHeaders(counted)
   reply.header('ratelimit-policy', policy)

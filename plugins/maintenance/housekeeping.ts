@@ -19,11 +19,12 @@ import {
   sweepSessions
 } from '../../db/queries/directory.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
+import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     housekeeping: {
-      /** One turn of all jobs, which otherwise come once a minute. */
+      /** Runs all jobs once. Otherwise they run once a minute. */
       run(): Promise<void>
     }
   }
@@ -32,20 +33,22 @@ declare module 'fastify' {
 const intervalMs = 60_000
 export const batch = 1000
 
-/** Removes what is dead and prepares the audit log's next months. On several processes one works and the others find nothing. */
+/**
+ * Removes expired rows, seals and prunes the audit log, and creates the partitions of its next months. Several
+ * processes may run the jobs at once: each row is handled by one of them.
+ */
 export default fp(
   async (app) => {
-    let timer: NodeJS.Timeout | undefined
-    let running: Promise<void> | undefined
-    let closed = false
-
     const auditKeys = createAuditKeys(app.config.passwordPepper)
-    /** Once in the life of a process. */
+    /** After a key change, the seals are signed with the new key once in the life of a process. */
     let signedWithNewKey = auditKeys.count === 1
     let mayPrune = true
 
-    /** The heads go to the log: whoever puts an older chain back into the database can't take them back there. */
-    async function seal(): Promise<void> {
+    /**
+     * Seals new audit events. The heads of the chains are written to the log as well, so that a chain that was replaced
+     * by an older one in the database can be recognised.
+     */
+    async function seal(stopping: AbortSignal): Promise<void> {
       const { signed_from, first } = await declareSigning(app.gate, auditKeys)
       if (first) app.log.warn({ signed_from }, 'the signing of the audit log begins; this must not be seen again')
       for (;;) {
@@ -53,38 +56,40 @@ export default fp(
         for (const head of sealed) app.log.info({ audit_seal: head }, 'audit events sealed')
         for (const head of refused)
           app.log.error({ audit_seal: head }, 'the audit log does not continue what was signed')
-        if (sealed.length + refused.length === 0 || closed) break
+        if (sealed.length + refused.length === 0 || stopping.aborted) break
       }
       if (!signedWithNewKey) await signWithNewKey(app.gate, auditKeys)
       signedWithNewKey = true
     }
 
-    /** Whole months only, as the owner's row says, and then the seals of what is gone. */
-    async function drop(): Promise<void> {
+    /**
+     * Drops whole months of audit events by the retention that the owner has set, and then the seals of these months.
+     */
+    async function drop(stopping: AbortSignal): Promise<void> {
       const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
       if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')
       if (busy) app.log.info('audit events are being read, and are dropped later')
-      if (dropped > 0 || mayPrune) await all(pruneAuditSeals, {})()
+      if (dropped > 0 || mayPrune) await inBatches(pruneAuditSeals, {})(stopping)
       mayPrune = false
     }
 
-    async function purge(): Promise<void> {
+    async function purge(stopping: AbortSignal): Promise<void> {
       for (;;) {
         const [purged] = await app.gate.query(systemScope, purgeTenant, {})
-        if (!purged?.id || closed) return
+        if (!purged?.id || stopping.aborted) return
         app.log.info({ tenant_id: purged.id }, 'tenant purged')
       }
     }
 
-    /** A batch at a time until nothing is left, so that what dies faster than once a minute is kept up with. */
-    function all<Values extends object>(
+    /** Makes a job that removes one batch of rows after another until none is left, however many expire in a minute. */
+    function inBatches<Values extends object>(
       sweeping: Statement<Values & { batch: number }, { removed: number }>,
       values: Values
-    ): () => Promise<void> {
-      return async () => {
+    ): (stopping: AbortSignal) => Promise<void> {
+      return async (stopping) => {
         for (;;) {
           const [swept] = await app.gate.query(systemScope, sweeping, { ...values, batch })
-          if (!swept || swept.removed < batch || closed) return
+          if (!swept || swept.removed < batch || stopping.aborted) return
         }
       }
     }
@@ -94,49 +99,37 @@ export default fp(
       purge,
       seal,
       drop,
-      sweep: all(sweep, {}),
-      // an ended session is kept for as long as one that nobody uses
-      sessions: all(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
-      outbox: all(sweepOutbox, {}),
-      idempotency: all(sweepIdempotencyKeys, {}),
-      invitations: all(sweepInvitations, {}),
-      failures: all(sweepFailures, {})
+      sweep: inBatches(sweep, {}),
+      // an ended session is kept for as long as an unused one
+      sessions: inBatches(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
+      outbox: inBatches(sweepOutbox, {}),
+      idempotency: inBatches(sweepIdempotencyKeys, {}),
+      invitations: inBatches(sweepInvitations, {}),
+      failures: inBatches(sweepFailures, {})
     }
+    const warn = (err: unknown, job?: string) => app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
 
-    /** One that fails keeps none of the others from its turn. */
-    async function run(): Promise<void> {
-      for (const [job, work] of Object.entries(jobs)) {
-        if (closed) return
-        try {
-          await work()
-        } catch (err) {
-          app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
+    const poller = createPoller({
+      intervalMs,
+      /** Runs all jobs, also after one has failed. */
+      async work(stopping) {
+        for (const [job, runJob] of Object.entries(jobs)) {
+          if (stopping.aborted) return
+          await runJob(stopping).catch((err) => warn(err, job))
         }
-      }
-    }
+      },
+      onError: warn
+    })
 
-    function schedule(): void {
-      if (closed) return
-      timer = setTimeout(() => {
-        running = run().finally(schedule)
-      }, intervalMs)
-      timer.unref()
-    }
-
-    app.decorate('housekeeping', { run })
+    app.decorate('housekeeping', { run: poller.run })
     app.addHook('onReady', async () => {
-      // without this month's partition nothing could be recorded, so nothing could be changed
+      // every change writes an audit event, which needs the partition of the current month
       await jobs.partitions()
-      schedule()
+      poller.start()
     })
-    app.addHook('preClose', async () => {
-      closed = true
-      clearTimeout(timer)
-    })
-    // once no request is under way any more
-    app.addHook('onClose', async () => {
-      await running
-    })
+    // ends the work early, while the last requests are answered
+    app.addHook('preClose', async () => void poller.stop())
+    app.addHook('onClose', () => poller.stop())
   },
   { name: 'housekeeping', dependencies: ['database'] }
 )

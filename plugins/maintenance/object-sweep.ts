@@ -11,13 +11,14 @@ import {
 import { findOrphans } from '../../db/queries/orphans.ts'
 import { fileKey, uploadKey } from '../../src/files/store/keys.ts'
 import { StoreFailure } from '../../src/files/store/object-store.ts'
+import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     objectSweep: {
-      /** Something may have to be removed; the sweep need not wait for its turn. */
-      nudge(): void
-      /** Does all that there is to do now. */
+      /** Starts a sweep now and not only after the interval. Returns at once. */
+      wake(): void
+      /** Sweeps once, and resolves when the sweep has ended. */
       run(): Promise<void>
       stats(): { pending: number; deleted: number; orphans: number }
     }
@@ -26,40 +27,37 @@ declare module 'fastify' {
 
 const intervalMs = 60_000
 const batch = 100
-/** Longer than it takes to remove a batch; when this process dies another goes on after it. */
+/** Longer than it takes to remove a batch. When this process dies, another process takes the files after the lease. */
 const lease_seconds = 120
 const page = 1000
 
 /**
- * Removes from the object store what should not be there: uploads that were given up, files that were deleted, and objects that
- * no row refers to. Any number of processes may run it; each takes what nobody else has.
+ * Removes objects from the store: of abandoned uploads, of deleted files, and objects without a row. Any number of
+ * processes may sweep at once: a lease gives each file to one of them.
  *
- * Nothing is removed, and no row changed, unless the store is proven to be this database's (plugins/maintenance/store-fence.ts). With
- * `SWEEP=report` what would be removed is logged, with `SWEEP=off` nothing is done.
+ * Nothing is removed, and no row is changed, unless the store fence has found that the store belongs to this database
+ * (plugins/maintenance/store-fence.ts). With `SWEEP=report` the objects are only logged. With `SWEEP=off` nothing is
+ * done.
  */
 export default fp(
   async (app) => {
     const counts = { pending: 0, deleted: 0, orphans: 0 }
     const reportsOnly = app.config.sweep === 'report'
-    let timer: NodeJS.Timeout | undefined
-    let running: Promise<void> | undefined
-    let again = false
-    let closed = false
 
-    /** Bytes first and the row last, so that a crash in between leaves a row that says what is to be done. */
-    async function removeFiles(): Promise<void> {
+    /** Removes the object first and its row last, so that after a crash in between the row is found again. */
+    async function removeFiles(stopping: AbortSignal): Promise<void> {
       for (;;) {
         if (!(await app.storeFence.check())) return
         if (reportsOnly) return reportFiles()
         const claimed = await app.gate.query(systemScope, claimFiles, { batch, lease_seconds })
         for (const file of claimed) {
           await removeClaimed(file).catch((err) => {
-            // the others need not wait for one that can't be removed; where the store is away, all do
+            // go on with the other files, unless the store is away
             if (err instanceof StoreFailure && err.kind === 'away') throw err
             app.log.warn({ err, file_id: file.id }, 'a file could not be removed, and is tried again')
           })
         }
-        if (claimed.length < batch || closed) return
+        if (claimed.length < batch || stopping.aborted) return
       }
     }
 
@@ -81,14 +79,16 @@ export default fp(
       counts[was === 'pending' ? 'pending' : 'deleted']++
     }
 
-    /** One page of the store at a time, so that however much lies there a turn costs the same. */
+    /**
+     * Checks one page of the store's listing in each run, so that a run costs the same however many objects there are.
+     */
     async function removeOrphans(): Promise<void> {
-      const [turn] = await app.gate.query(systemScope, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
-      if (turn?.reached === null || turn === undefined) return
+      const [claim] = await app.gate.query(systemScope, claimObjectSweep, { pause_seconds: intervalMs / 1000 })
+      if (claim?.reached === null || claim === undefined) return
       if (!(await app.storeFence.check())) return
-      // also where nothing will be removed: a backup that is older than this turn is recognised by it
+      // also when nothing will be removed, so that a backup from before this run can be recognised
       await app.storeFence.advance()
-      const objects = await app.objects.list(turn.reached, page)
+      const objects = await app.objects.list(claim.reached, page)
       const orphans = await findOrphans(app.gate, objects)
       if (reportsOnly) report(orphans)
       else for (const key of orphans) await removeOrphan(key)
@@ -101,56 +101,29 @@ export default fp(
       counts.orphans++
     }
 
-    async function run(): Promise<void> {
+    const warn = (err: unknown) => app.log.warn({ err }, 'the object store could not be swept, and is tried again')
+
+    async function sweep(stopping: AbortSignal): Promise<void> {
       if (app.config.sweep === 'off') return
       const before = { ...counts }
-      for (const work of [removeFiles, removeOrphans]) {
-        if (closed) return
-        await work().catch((err) => app.log.warn({ err }, 'the object store could not be swept, and is tried again'))
+      for (const step of [removeFiles, removeOrphans]) {
+        if (stopping.aborted) return
+        await step(stopping).catch(warn)
       }
       const swept = Object.entries(counts).map(([what, count]) => [what, count - before[what as keyof typeof before]])
       if (swept.some(([, count]) => Number(count) > 0))
         app.log.info({ swept: Object.fromEntries(swept) }, 'object store swept')
     }
 
-    function work(): Promise<void> {
-      clearTimeout(timer)
-      again = running !== undefined
-      running ??= run().finally(() => {
-        running = undefined
-        if (closed) return
-        timer = setTimeout(work, again ? 0 : intervalMs)
-        timer.unref()
-      })
-      return running
-    }
-
-    app.decorate('objectSweep', {
-      nudge: () => {
-        if (!closed) setImmediate(work)
-      },
-      run: async () => {
-        // one that is under way may have looked already
-        while (running) await running
-        await work()
-      },
-      stats: () => ({ ...counts })
-    })
+    const poller = createPoller({ intervalMs, work: sweep, onError: warn })
+    app.decorate('objectSweep', { wake: poller.wake, run: poller.run, stats: () => ({ ...counts }) })
     app.metrics.counter('aggios_objects_swept_total', 'What the sweep removed from the object store', () =>
       Object.entries(counts).map(([kind, value]) => ({ labels: { kind }, value }))
     )
-    app.addHook('onReady', async () => {
-      timer = setTimeout(work, intervalMs)
-      timer.unref()
-    })
-    app.addHook('preClose', async () => {
-      closed = true
-      clearTimeout(timer)
-    })
-    // once no request is under way any more
-    app.addHook('onClose', async () => {
-      await running
-    })
+    app.addHook('onReady', async () => poller.start())
+    // ends the work early, while the last requests are answered
+    app.addHook('preClose', async () => void poller.stop())
+    app.addHook('onClose', () => poller.stop())
   },
   { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics', 'store-fence'] }
 )

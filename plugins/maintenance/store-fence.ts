@@ -4,13 +4,15 @@ import { advanceStore, checkStoreOwner, type Verdict } from '../../db/queries/st
 declare module 'fastify' {
   interface FastifyInstance {
     storeFence: {
-      /** Whether objects may be removed, asked anew. Rejects when the store or the database does not answer. */
+      /** Checks whether objects may be removed. Rejects when the store or the database does not answer. */
       check(): Promise<boolean>
-      /** The same, from an answer that may be a minute old. */
+      /** Like `check`, but uses the last result for up to a minute. */
       mayRemove(): Promise<boolean>
-      /** Moves the generation on, so that a backup that was made before is recognised. */
+      /** Increments the generation in the store and the database, so that an older backup can be recognised. */
       advance(): Promise<void>
-      /** Why nothing is removed; undefined while the store is this database's, or was not asked for yet. */
+      /**
+       * The reason why nothing is removed. Undefined when the store belongs to this database, or was not checked yet.
+       */
       reason(): string | undefined
     }
   }
@@ -26,7 +28,10 @@ const reasons: Record<Exclude<Verdict, 'ours'>, string> = {
   'older database': 'the store is ahead of this database, which was restored from a backup, or is a copy'
 }
 
-/** Lets nobody remove objects from a store that is not this database's, and says so in log, metric and internal health. */
+/**
+ * Keeps objects from being removed when the store does not belong to this database, for example after the database was
+ * restored from a backup. The reason is in the log, in a metric and in the internal health report.
+ */
 export default fp(
   async (app) => {
     let verdict: Verdict | undefined

@@ -10,35 +10,36 @@ declare module 'fastify' {
   interface FastifyInstance {
     health: {
       /**
-       * Whether what the process stands on answers, each asked at most once a second however many want to know. Without the
-       * database nothing is served, without the others all but what they are for; `redis` is absent where there is none.
+       * Checks the database, the object store and Redis. Each is checked at most once a second, however often this is
+       * called. Without the database nothing is served. Without one of the others, only the operations that need it
+       * fail. `redis` is absent when no Redis is configured.
        */
       report(): Promise<HealthReport>
-      /** Whether this process has begun to shut down. */
+      /** True when this process has begun to shut down. */
       draining: boolean
     }
   }
 }
 
 const freshForMs = 1000
-const patienceMs = 2000
+const timeoutMs = 2000
 
-/** Knows whether the process can serve, and makes connections close after their reply once it is shutting down. */
+/** Reports whether the process can serve. While it shuts down, each connection closes after its reply. */
 export default fp(
   async (app) => {
-    const database = asking(() => app.gate.query(systemScope, ping, {}))
-    const storage = asking(() => app.objects.check())
-    const redis = app.shared.check && asking(app.shared.check)
+    const database = cachedCheck(() => app.gate.query(systemScope, ping, {}))
+    const storage = cachedCheck(() => app.objects.check())
+    const redis = app.shared.check && cachedCheck(app.shared.check)
 
     const health = {
       draining: false,
       async report(): Promise<HealthReport> {
-        const asked = await Promise.all([database(), storage(), redis?.()])
-        return { database: asked[0], storage: asked[1], ...(asked[2] && { redis: asked[2] }) }
+        const checks = await Promise.all([database(), storage(), redis?.()])
+        return { database: checks[0], storage: checks[1], ...(checks[2] && { redis: checks[2] }) }
       }
     }
     app.decorate('health', health)
-    // when it is sent and not when it was asked for: what is under way when the shutdown begins must close too
+    // in onSend, so that the connections of requests that began before the shutdown close too
     app.addHook('onSend', (_request, reply, _payload, done) => {
       if (health.draining) reply.header('connection', 'close')
       done()
@@ -50,12 +51,12 @@ export default fp(
   { name: 'health', dependencies: ['database', 'objects', 'redis'] }
 )
 
-/** Remembers an answer for a moment, and takes silence for one. */
-function asking(check: () => Promise<unknown>): () => Promise<Check> {
-  let asked: { at: number; answer: Promise<Check> } | undefined
-  async function ask(): Promise<Check> {
+/** Remembers the result of a check for a moment. A check that takes too long counts as `down`. */
+function cachedCheck(check: () => Promise<unknown>): () => Promise<Check> {
+  let last: { at: number; result: Promise<Check> } | undefined
+  async function run(): Promise<Check> {
     const startedAt = performance.now()
-    const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, patienceMs, 'down').unref())
+    const late = new Promise<CheckStatus>((resolve) => setTimeout(resolve, timeoutMs, 'down').unref())
     const answer = check().then(
       () => 'ok' as const,
       () => 'down' as const
@@ -64,7 +65,7 @@ function asking(check: () => Promise<unknown>): () => Promise<Check> {
     return { status, latency_ms: Math.round((performance.now() - startedAt) * 10) / 10 }
   }
   return () => {
-    if (!asked || Date.now() - asked.at > freshForMs) asked = { at: Date.now(), answer: ask() }
-    return asked.answer
+    if (!last || Date.now() - last.at > freshForMs) last = { at: Date.now(), result: run() }
+    return last.result
   }
 }

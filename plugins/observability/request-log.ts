@@ -1,14 +1,17 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 
-/** A link's token is as good as a password while it lasts. */
+/**
+ * The path for the log. A route with a token in its path is logged as its pattern: the token is a secret while it is
+ * valid.
+ */
 function loggedPath({ url, routeOptions }: FastifyRequest): string | undefined {
   return routeOptions.url?.includes(':token') ? routeOptions.url : url.split('?', 1)[0]
 }
 
 /**
- * One line for each request that changed something or was refused, and for every one at level debug: a log of all reads costs
- * more than the reads.
+ * Logs requests: at level `info` the ones that may have changed something and the ones that were refused, at level
+ * `debug` all of them. A log line for every read would cost more than the read.
  */
 export default fp(
   async (app) => {

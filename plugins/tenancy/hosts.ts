@@ -6,22 +6,28 @@ import type { TenantEntry } from './tenants.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
-    /** The request could be read in two ways. The guard refuses it. */
+    /** The problem when the request is ambiguous, for example by two Host headers. The guard refuses it. */
     malformed: Problem | undefined
-    /** Why the request's host is not served. The guard refuses it, but on routes that answer on any host. */
+    /**
+     * The problem when the request's host is not served. The guard refuses it, except on routes that answer on any
+     * host.
+     */
     hostProblem: Problem | undefined
-    /** The slug in the host name of a tenant; undefined on the general host. */
+    /** The slug in a tenant's host name. Undefined on the general host. */
     slug: string | undefined
-    /** The tenant of the host name, suspended or not; undefined on the general host, and until `tenant-lookup` where memory lacks it. */
+    /**
+     * The tenant of the host name, also a suspended one. Undefined on the general host, and before `tenant-lookup` when
+     * not cached.
+     */
     tenant: TenantEntry | undefined
-    /** Scheme and host under which the client has reached this server, for links back to it. */
+    /** The scheme and host under which the client has reached this server, for links to it. */
     readonly origin: string
   }
 }
 
 /**
- * Reads the Host header, and finds its tenant in memory. The tenant of a request comes from there and from nothing else. States
- * facts and refuses nothing.
+ * Reads the Host header, and finds its tenant in the cache. The Host header is the only source of a request's tenant.
+ * Refuses nothing: `src/auth/admission.ts` decides.
  */
 export default fp(
   async (app) => {
@@ -32,7 +38,7 @@ export default fp(
     app.decorateRequest('slug', undefined)
     app.decorateRequest('tenant', undefined)
     app.decorateRequest('origin', {
-      // the Host header alone: no X-Forwarded-Host is ever checked, and what stands in X-Forwarded-Proto may be any scheme
+      // only from the Host header, because X-Forwarded-Host is not checked; X-Forwarded-Proto may have any text
       getter(this: FastifyRequest) {
         return `${this.protocol === 'https' ? 'https' : 'http'}://${this.headers.host}`
       }
@@ -40,7 +46,7 @@ export default fp(
 
     app.addHook('onRequest', (request, _reply, done) => {
       const host = hostOf(request)
-      // parsed each time: among 100,000 names it would take longer to find one in memory
+      // parsed each time, because a lookup among 100,000 names would take longer
       const name = host === undefined ? undefined : parseHost(host, baseDomain, isGeneral)
       if (!name) request.malformed = malformedRequest()
       else if (name.kind === 'unknown') request.hostProblem = unknownHost()
@@ -55,8 +61,8 @@ export default fp(
 )
 
 /**
- * The one Host header, or undefined for a request that could be read in two ways: none or several of it, several
- * Authorization headers (Node would silently take the first), or a target in absolute form that names a host of its own.
+ * The Host header. Undefined for an ambiguous request: without exactly one Host header, with several Authorization
+ * headers (Node would silently use the first), or with a target in absolute form, which names a host too.
  */
 function hostOf(request: FastifyRequest): string | undefined {
   const { rawHeaders, url } = request.raw

@@ -2,8 +2,8 @@ import fp from 'fastify-plugin'
 import { tenantNotFound } from '../../src/http/problems.ts'
 
 /**
- * Reads the tenant of the host from the database where memory lacks it. Comes after the limits: nothing is read for a sender who
- * is over theirs, or anybody could have the database asked for one invented name after the other.
+ * Reads the tenant of the host from the database when it is not cached. Runs after the limits: a sender over the limit
+ * causes no query, also not by a different invented name in each request.
  */
 export default fp(
   async (app) => {
@@ -23,7 +23,7 @@ export default fp(
           done()
         },
         (err) => {
-          // the routes that answer on any host do so without a database too
+          // routes that answer on any host ignore this problem
           request.hostProblem = err
           done()
         }

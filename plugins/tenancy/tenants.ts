@@ -6,21 +6,27 @@ import type { PlanLimits } from '../../db/queries/plans.ts'
 import { createSlugCache } from '../../src/tenancy/slug-cache.ts'
 import { slugPattern } from '../../src/tenancy/slugs.ts'
 
-/** What is remembered of a tenant. Equal limits, and settings that say nothing, are one object for all. */
+/** The cached entry of a tenant. Entries with equal limits share one object, and entries without settings too. */
 export type TenantEntry = Omit<TenantRow, keyof PlanLimits> & { limits: PlanLimits }
 
 declare module 'fastify' {
   interface FastifyInstance {
-    /** Bytes that a tenant may keep. */
+    /** The storage quota of a tenant in bytes. */
     storageQuota(tenantId: string): Promise<number>
     tenants: {
-      /** The tenant with this slug, from memory where it is known. */
+      /**
+       * Finds the tenant with this slug, in the cache or else in the database. Returns a promise only in the second
+       * case.
+       */
       find(slug: string): TenantEntry | undefined | Promise<TenantEntry | undefined>
-      /** The same from memory alone. */
+      /** Finds the tenant in the cache only. */
       peek(slug: string): TenantEntry | undefined
-      /** What a tenant's plan allows, from memory where it is known; what the settings say where it can't be read. */
+      /**
+       * The limits of a tenant's plan, from the cache or else from the database. When the plan can't be read, the
+       * settings apply.
+       */
       limitsOf(tenantId: string): PlanLimits | Promise<PlanLimits>
-      /** Forgets what was, or was not, under this slug. */
+      /** Drops the cached result for a slug under which a tenant was just created. */
       created(slug: string): void
       stats(): { known: number; unknown: number }
     }
@@ -29,21 +35,21 @@ declare module 'fastify' {
 
 export const maxTenants = 150_000
 export const maxUnknown = 5_000
-/** How long a slug that nobody has stays so for this process when another one registers it. */
-const unknownForMs = 2_000
+/** A slug that another process has just registered stays unknown in this process for so long. */
+const unknownSlugMs = 2_000
 
 const bySettings: PlanLimits = { requests: null, window_seconds: null, storage_quota: null }
 const noSettings = Object.freeze({})
 
 /**
- * Remembers tenants: one entry for each, by id and by slug, so that whichever a request brings first finds it for both. A
- * change of a tenant, of its plan, or to another one, is known within a second.
+ * A cache of tenants. Each has one entry, which is found by id and by slug. A change of a tenant or of its plan is
+ * known within a second.
  */
 export default fp(
   async (app) => {
     const known = createSlugCache<TenantEntry>(maxTenants)
-    const unknown = new LRUCache<string, true>({ max: maxUnknown, ttl: unknownForMs })
-    /** As many as there are plans: all are forgotten when one of them changes. */
+    const unknown = new LRUCache<string, true>({ max: maxUnknown, ttl: unknownSlugMs })
+    /** The limits that entries share: one object per plan. All are dropped when a plan changes. */
     const limits = new Map<string, PlanLimits>()
     const lookups = new Map<string, Promise<TenantEntry | undefined>>()
     const limitLookups = new Map<string, Promise<PlanLimits>>()
@@ -64,7 +70,10 @@ export default fp(
       return { id, slug, status, settings: Object.keys(settings).length > 0 ? settings : noSettings, limits: shared }
     }
 
-    /** Remembers an answer, unless something has changed since it was asked for: that must be read again. */
+    /**
+     * Caches the result of a query, unless a tenant has changed since the query began. Then the next request reads
+     * again.
+     */
     async function remember(asked: Promise<TenantRow[]>, slug?: string): Promise<TenantEntry | undefined> {
       const before = changes
       const [row] = await asked
@@ -118,7 +127,7 @@ export default fp(
   { name: 'tenants', dependencies: ['revocations', 'metrics'] }
 )
 
-/** Who comes while it is being done shares what comes of it. */
+/** Runs one query per key at a time. Callers that come meanwhile share its result. */
 function once<T>(running: Map<string, Promise<T>>, key: string, start: () => Promise<T>): Promise<T> {
   const found = running.get(key)
   if (found) return found

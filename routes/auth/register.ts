@@ -24,7 +24,7 @@ export async function register(
   const { sessionMaxAge } = app.config
   requireUnreserved(tenant.slug)
 
-  const hash = await app.passwords.hash(password, request.party)
+  const hash = await app.passwords.hash(password, request.fairnessKey)
   const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
   const sid = await request.withTenant(async (trx) => {
     // always the slug before the e-mail: with one order, two registrations can't deadlock. A throw rolls the

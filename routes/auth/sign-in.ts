@@ -28,7 +28,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   const slug = request.body.tenant
   const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(normalizeSlug(slug)))
   const stored = identity && storedHash(identity)
-  const correct = await app.passwords.verify(password, stored, request.party)
+  const correct = await app.passwords.verify(password, stored, request.fairnessKey)
 
   const refuse = async () => {
     await app.accounts.failed(request, email)
@@ -78,7 +78,7 @@ async function renewHash(
 ): Promise<void> {
   if (!app.passwords.needsRehash(stored)) return
   try {
-    const hash = await app.passwords.hash(password, request.party)
+    const hash = await app.passwords.hash(password, request.fairnessKey)
     const scope = { tenant_id: null, user_id: id }
     await request.tenantQuery(replaceHash, { user_id: id, password_version, ...hash }, scope)
   } catch (err) {

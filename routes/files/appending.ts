@@ -123,7 +123,7 @@ export async function append(
     else if (keptBytes + piece.length === partBytes) await storePart(await withKeptBytes(piece))
     else await storePiece(piece)
   }
-  request.uploadEnd?.throwIfAborted()
+  request.uploadSignal?.throwIfAborted()
   return state
 }
 
@@ -139,7 +139,7 @@ async function* untilDisconnected(request: FastifyRequest, maxBytes: number): As
       yield chunk
     }
   } catch (err) {
-    const hasEnded = (err as { code?: string }).code === 'ECONNRESET' || err === request.uploadEnd?.reason
+    const hasEnded = (err as { code?: string }).code === 'ECONNRESET' || err === request.uploadSignal?.reason
     if (!hasEnded) throw err
   }
 }

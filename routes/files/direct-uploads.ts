@@ -100,7 +100,7 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
         if (done) return done
         throw conflict({ detail: 'nothing has arrived yet' })
       }
-      return app.withUploadPlace(request, request.user, () =>
+      return app.withUploadSlot(request, request.user, () =>
         // moves the object before it is checked, so that the client can't change it any more
         completeUpload(app, request, id, upload, () => app.objects.move(from, to))
       )
@@ -145,7 +145,7 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
         const [upload] = await request.tenantQuery(readUpload, { tenant_id, id }, { tenant_id, user_id: null })
         if (!upload) throw notFound()
         // counts as an upload of the person who created the link
-        await app.withUploadPlace(request, { user_id: upload.created_by, tenant_id }, () =>
+        await app.withUploadSlot(request, { user_id: upload.created_by, tenant_id }, () =>
           writeObject(app.objects, uploadKey(tenant_id, id), requireExactSize(bodyOf(request), upload.size))
         )
         reply.code(204)

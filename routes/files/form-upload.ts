@@ -7,14 +7,14 @@ import { malformedRequest } from '../../src/http/problems.ts'
 import { receiveFile } from './receiving.ts'
 import { FileForm } from './schemas.ts'
 
-/** A generous upper bound for the fields of the form and their framing. */
-const maxFieldsBytes = 8 * 1024
+/** More than the boundaries, the headers of the parts and the fields of a form may have together. */
+const maxOverheadBytes = 64 * 1024
 
 /** Receives a form with one file and fields before or after the file. */
 export async function receiveForm(app: FastifyInstance, request: FastifyRequest): Promise<FileRow> {
   const next = request.readForm(FileForm)
   const fields = new Map<string, unknown>()
-  const { uploadEnd } = request
+  const { uploadSignal } = request
 
   /** Reads fields up to the file, or up to the end of the form. */
   async function readFields(): Promise<MultipartFile | undefined> {
@@ -29,8 +29,8 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
   const part = (await readFields()) as MultipartFile
   const { filename: name, mimetype: content_type } = part
   if (name?.includes('\ufffd')) throw malformedRequest({ detail: 'the name of the file is not UTF-8' })
-  const size = expectedSize(request, part, fields, app.config.maxFileSize)
-  return receiveFile(app, request, { name, content_type, size, content: fileBytes(part, uploadEnd) }, async () => {
+  const content = fileBytes(part, uploadSignal)
+  return receiveFile(app, request, { name, content_type, minSize: minFileSize(request), content }, async () => {
     await readFields()
     return {
       purpose: (fields.get('purpose') as string | undefined) ?? null,
@@ -41,10 +41,10 @@ export async function receiveForm(app: FastifyInstance, request: FastifyRequest)
 }
 
 /** The bytes of the file. A malformed or truncated form throws `malformed_request`. */
-async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | undefined): AsyncGenerator<Buffer> {
+async function* fileBytes({ file }: MultipartFile, uploadSignal: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const source = file[Symbol.asyncIterator]()
   for (;;) {
-    const next = await readFormData(() => rejectOnAbort(uploadEnd, source.next()))
+    const next = await readFormData(() => rejectOnAbort(uploadSignal, source.next()))
     if (next.done) break
     yield next.value
   }
@@ -52,29 +52,11 @@ async function* fileBytes({ file }: MultipartFile, uploadEnd: AbortSignal | unde
 }
 
 /**
- * Estimates the size of the file from Content-Length, less the framing and the fields before the file. Undefined
- * without a Content-Length.
- *
- * The estimate is too large when fields follow the file. So an estimate slightly above the limit counts as the limit,
- * and a file of exactly the maximum size is not refused.
+ * The least size that the file can have by Content-Length. Undefined without a Content-Length. Storage is reserved by
+ * it: the bytes above it are reserved when they arrive, and a reservation that was too large is given back when the
+ * file is complete.
  */
-function expectedSize(
-  request: FastifyRequest,
-  part: MultipartFile,
-  fields: Map<string, unknown>,
-  limit: number
-): number | undefined {
-  const total = Number(request.headers['content-length'] ?? Number.NaN)
-  const boundary = /boundary="?([^";]+)"?/i.exec(request.headers['content-type'] ?? '')?.[1] ?? ''
-  const line = (text: string) => Buffer.byteLength(text) + 2
-  const opening = line(`--${boundary}`)
-  const framed = [...fields].map(
-    ([name, value]) => opening + line(`Content-Disposition: form-data; name="${name}"`) + 2 + line(String(value))
-  )
-  const head =
-    line(`Content-Disposition: form-data; name="${part.fieldname}"; filename="${part.filename}"`) +
-    line(`Content-Type: ${part.mimetype}`)
-  const size = total - framed.reduce((sum, each) => sum + each, 0) - opening - head - 2 - 2 - line(`--${boundary}--`)
-  if (Number.isNaN(size)) return undefined
-  return size > limit && size - limit < maxFieldsBytes ? limit : Math.max(0, size)
+function minFileSize({ headers }: FastifyRequest): number | undefined {
+  const total = headers['content-length']
+  return total === undefined ? undefined : Math.max(0, Number(total) - maxOverheadBytes)
 }

@@ -44,7 +44,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      const file = await app.withUploadPlace(request, request.user, () => receiveForm(app, request))
+      const file = await app.withUploadSlot(request, request.user, () => receiveForm(app, request))
       reply.code(201).header('location', `/api/v1/files/${file.id}`)
       return file
     }
@@ -129,7 +129,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       })
       if (outcome === 'gone') throw notFound()
       if (outcome === 'forbidden') throw forbidden()
-      app.objectSweep.nudge()
+      app.objectSweep.wake()
       reply.code(204)
     }
   )

@@ -18,10 +18,13 @@ import { heldBytes, insertUpload, lockStorageUsage } from './upload-queries.ts'
 const timeout_seconds = 900
 /** A running upload renews its reservation this often. */
 const heartbeatMs = 300_000
-/** Without an announced size, this much is read before storage is reserved. Most files are complete by then. */
-const unannouncedBytes = 4 * 1024 * 1024
-/** The reservation of a larger file without an announced size grows by this step. */
+/** A file that may be smaller is read up to this size before storage is reserved. Most files are complete by then. */
+const readAheadBytes = 4 * 1024 * 1024
+/**
+ * The reservation of a larger file grows by this step when its size was not announced, and by the small step otherwise.
+ */
 const stepBytes = 64 * 1024 * 1024
+const smallStepBytes = 64 * 1024
 
 /** The unfinished uploads of a member may hold the quota of the agency divided by this. */
 export const quotaDivisor = 4
@@ -29,8 +32,8 @@ export const quotaDivisor = 4
 export type Incoming = {
   name: string | undefined
   content_type: string | undefined
-  /** The announced size in bytes; undefined when the sender announced none. */
-  size: number | undefined
+  /** The least size in bytes by the announced length of the request; undefined when no length was announced. */
+  minSize: number | undefined
   content: AsyncIterable<Buffer>
 }
 
@@ -46,18 +49,18 @@ export type FileFields = { purpose: string | null; sha256?: string | undefined }
 export async function receiveFile(
   app: FastifyInstance,
   request: FastifyRequest,
-  { name: given, content_type: declared, size: expected, content }: Incoming,
+  { name: given, content_type: declared, minSize, content }: Incoming,
   readFields: () => Promise<FileFields>
 ): Promise<FileRow> {
   const { tenant_id } = request.user
   const name = cleanFileName(given)
-  const { head, whole } = await readHead(content, expected === undefined ? unannouncedBytes : headBytes)
-  const content_type = await requireFileType(head.subarray(0, headBytes), name, declared, (bytes) =>
-    app.decoders.findType(bytes, tenant_id)
-  )
-  const size = expected ?? head.length
+  const isLarge = minSize !== undefined && minSize > Math.min(readAheadBytes, app.config.maxFileSize)
+  const { head, read, whole } = await readAhead(content, isLarge ? headBytes : readAheadBytes)
+  const content_type = await requireFileType(head, name, declared, (bytes) => app.decoders.findType(bytes, tenant_id))
+  const size = isLarge ? minSize : read
+  const step = minSize === undefined ? stepBytes : smallStepBytes
   return withReservation(app, request, { name, content_type, purpose: null, size }, async (id) => {
-    const meter = meterContent(app, request, { id, size, step: expected === undefined ? stepBytes : 0 }, whole)
+    const meter = meterContent(app, request, { id, size, step }, whole)
     await writeObject(app.objects, fileKey(tenant_id, id), meter.content)
     const { purpose, sha256: announced } = await readFields()
     const sha256 = meter.hash.digest()
@@ -179,9 +182,9 @@ export async function publishFile(
  * The bytes of a body that no parser has read. A reader that stops early leaves the rest on the connection. Destroying
  * the body would close the connection, and the client would not get the reply that says why.
  */
-export function bodyOf({ body, uploadEnd }: FastifyRequest): AsyncIterable<Buffer> {
+export function bodyOf({ body, uploadSignal }: FastifyRequest): AsyncIterable<Buffer> {
   if (body === undefined) return Readable.from([])
-  return throwOnAbort(uploadEnd, (body as Readable).iterator({ destroyOnReturn: false }))
+  return throwOnAbort(uploadSignal, (body as Readable).iterator({ destroyOnReturn: false }))
 }
 
 /** Removes the row and the bytes of an unfinished file. On failure the sweep removes them later. */
@@ -199,26 +202,31 @@ export async function abandonUpload(app: FastifyInstance, request: FastifyReques
   }
 }
 
-/** Reads the first bytes of a content. `whole` is the content from its beginning. */
-async function readHead(content: AsyncIterable<Buffer>, bytes: number) {
+/**
+ * Reads at least so many bytes of a content, or all of it. `head` is its first bytes, by which its type is found,
+ * `read` the number of bytes that were read, and `whole` the content from its beginning.
+ */
+async function readAhead(content: AsyncIterable<Buffer>, bytes: number) {
   const source = content[Symbol.asyncIterator]()
-  const read: Buffer[] = []
-  for (let size = 0; size < bytes; ) {
+  const chunks: Buffer[] = []
+  let read = 0
+  while (read < bytes) {
     const next = await source.next()
     if (next.done) break
-    read.push(next.value)
-    size += next.value.length
+    chunks.push(next.value)
+    read += next.value.length
   }
+  const head = Buffer.concat(chunks, Math.min(read, headBytes))
   async function* whole() {
-    yield* read.splice(0)
+    for (let chunk = chunks.shift(); chunk; chunk = chunks.shift()) yield chunk
     for (let next = await source.next(); !next.done; next = await source.next()) yield next.value
   }
-  return { head: Buffer.concat(read), whole: whole() }
+  return { head, read, whole: whole() }
 }
 
 /**
- * Counts and hashes the bytes that pass through, and reserves storage for them before they pass: `step` bytes ahead, or
- * only the bytes that have arrived.
+ * Counts and hashes the bytes that pass through, and reserves storage for them before they pass: `step` bytes at once,
+ * or only the bytes that have arrived when a whole step exceeds the quota.
  */
 function meterContent(
   app: FastifyInstance,

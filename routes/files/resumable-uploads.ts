@@ -177,7 +177,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
       if (Number(request.headers['content-length'] ?? 0) > upload.size - offset) {
         throw payloadTooLarge({ detail: `${upload.size} bytes were announced` })
       }
-      const state = await app.withUploadPlace(request, request.user, async () => {
+      const state = await app.withUploadSlot(request, request.user, async () => {
         const appended = await append(app, request, id, upload)
         if (appended.last) await complete(request, id, { ...upload, ...appended }, appended.last)
         return appended
@@ -207,7 +207,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
       await requireUpload(request, id)
       // the sweep removes the bytes, because it checks that the store belongs to this database
       await request.tenantQuery(abandonFile, { tenant_id: request.user.tenant_id, id, lease_seconds: 0 })
-      app.objectSweep.nudge()
+      app.objectSweep.wake()
       reply.code(204)
     }
   )

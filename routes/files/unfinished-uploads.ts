@@ -60,7 +60,7 @@ const unfinishedUploads: FastifyPluginAsyncTypebox = async (app) => {
         return true
       })
       if (!ended) throw notFound()
-      app.objectSweep.nudge()
+      app.objectSweep.wake()
       reply.code(204)
     }
   )

@@ -178,8 +178,8 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   async function receiveImage(request: FastifyRequest): Promise<Buffer> {
     const { user } = request
     // the upload slot is held until the image is re-encoded, so that memory holds at most one image per slot
-    return app.withUploadPlace(request, user, async () => {
-      const content = await rejectOnAbort(request.uploadEnd, readImage(request))
+    return app.withUploadSlot(request, user, async () => {
+      const content = await rejectOnAbort(request.uploadSignal, readImage(request))
       return reencodeImage(content, (image) => app.decoders.decode(image, user.tenant_id))
     })
   }

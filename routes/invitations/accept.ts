@@ -138,7 +138,7 @@ async function createAcceptor(
   return {
     id: uuidv7(),
     password_version: 1,
-    created: { name, ...(await app.passwords.hash(password, request.party)) }
+    created: { name, ...(await app.passwords.hash(password, request.fairnessKey)) }
   }
 }
 
@@ -152,7 +152,7 @@ async function findByPassword(
 ): Promise<Identity | undefined> {
   const account = await app.accounts.find(request, reply, email, { proven: true })
   const { identity } = account
-  const correct = await app.passwords.verify(password, identity && storedHash(identity), request.party)
+  const correct = await app.passwords.verify(password, identity && storedHash(identity), request.fairnessKey)
   if (!correct || !identity || identity.disabled_at) return undefined
   await app.accounts.succeeded(request, account)
   return identity

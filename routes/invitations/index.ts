@@ -71,7 +71,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         })
         return { ...invitation, valid: true, delivery: 'queued' as const }
       })
-      app.mail.nudge()
+      app.mail.wake()
       return invitation
     }
   )
@@ -101,7 +101,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         return invitation
       })
       if (!renewed) throw notFound()
-      app.mail.nudge()
+      app.mail.wake()
       reply.code(202)
       return { status: 'accepted' as const }
     }

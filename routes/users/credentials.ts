@@ -18,7 +18,7 @@ export async function requirePassword(
   const [credentials] = await request.tenantQuery(myCredentials, {})
   if (!credentials) throw sessionRevoked()
   const account = await app.accounts.find(request, reply, credentials.email)
-  if (!(await app.passwords.verify(password, storedHash(credentials), request.party))) {
+  if (!(await app.passwords.verify(password, storedHash(credentials), request.fairnessKey))) {
     await app.accounts.failed(request, credentials.email)
     throw invalidCredentials()
   }

@@ -136,7 +136,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (new_password === current_password) {
         throw invalidMembers([{ path, message: 'must differ from the current one' }])
       }
-      const hash = await app.passwords.hash(new_password, request.party)
+      const hash = await app.passwords.hash(new_password, request.fairnessKey)
       const changed = await request.withTenant(async (trx) => {
         if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false
         await endOtherSessions(trx, sid, token_seconds)

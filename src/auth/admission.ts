@@ -9,50 +9,54 @@ import {
 import type { AccessClaims } from './claims.ts'
 import { type Access, allows } from './roles.ts'
 
-/** A bearer token that was presented: its claims, where its signature is good, and why it does not count, where it does not. */
+/** A presented bearer token: its claims when the signature is valid, and the problem when the token is refused. */
 export type Bearer = { claims: AccessClaims; problem: Problem | undefined } | { claims: undefined; problem: Problem }
 
-/** What a route says of itself: who may call it, and whether it answers on `any` host, or on that of a `suspended` tenant. */
+/**
+ * A route's declaration: who may call it, and whether it answers on `any` host, or on the host of a `suspended` tenant.
+ */
 export type Entrance = { access: Access; host?: 'any' | 'suspended' }
 
-/** What the hooks have found out about a request. */
+/** The facts that the hooks have collected about a request. */
 export type Facts = {
-  /** The request can be read in two ways: several Host headers, say. */
+  /** The problem of an ambiguous request, for example with several Host headers. */
   malformed: Problem | undefined
-  /** Its sender is over a limit. */
+  /** The problem when the sender is over a limit. */
   overLimit: Problem | undefined
-  /** Its host is not served. */
+  /** The problem when the host is not served. */
   hostProblem: Problem | undefined
-  /** The tenant of its host; undefined on the general host. */
+  /** The tenant of the host. Undefined on the general host. */
   tenant: { id: string; status: 'active' | 'suspended' } | undefined
-  /** What came as its bearer token; undefined where none did. */
+  /** The bearer token. Undefined when the request has none. */
   bearer: Bearer | undefined
 }
 
-/** What is to happen to a request. One of `refusal` and `caller` at most is there; a public route has neither. */
+/** The decision about a request. It has `refusal` or `caller`, or neither on a public route. */
 export type Decision = {
   refusal?: Problem
-  /** Who is calling, with a token that is good here. */
+  /** The claims of the caller, whose token is valid on this host. */
   caller?: AccessClaims
-  /** Somebody whose token is good and who asked for what is not theirs: an attempt for the audit log. */
+  /** The claims of a caller with a valid token who lacks permission: an attempt for the audit log. */
   attempt?: AccessClaims
-  /** What every refusal of this request, also a later one, is shown as, so that a suspended tenant's host looks like none. */
+  /**
+   * The problem as which every refusal of this request is shown, also a later one. So a suspended tenant's host looks
+   * unknown.
+   */
   disguise?: Problem
 }
 
 /**
- * Decides whether a request may reach its handler. This is the only place where that is decided, and the order of the questions
- * is the order in which they stand here:
+ * Decides whether a request may reach its handler. No other place decides this. The checks run in this order:
  *
- * 1. `malformed_request`: can the request be read in one way only?
- * 2. `rate_limited`, `overloaded`: has its sender quota left?
- * 3. `unknown_host`, `tenant_not_found`, `unavailable`: is its host served? Not asked where the route answers on any host.
- * 4. `tenant_suspended` to members of a suspended tenant, `tenant_not_found` to everybody else on its host.
- * 5. `unauthenticated`, `invalid_token`, `tenant_mismatch`, `token_expired`, `session_revoked`: is the token good, here? Host and
- *    token are compared before anything else about the token is told.
- * 6. `forbidden`: is the caller's role enough?
+ * 1. `malformed_request`: is the request unambiguous?
+ * 2. `rate_limited`, `overloaded`: has the sender quota left?
+ * 3. `unknown_host`, `tenant_not_found`, `unavailable`: is the host served? Skipped when the route answers on any host.
+ * 4. `tenant_suspended` for members of a suspended tenant, `tenant_not_found` for all others on its host.
+ * 5. `unauthenticated`, `invalid_token`, `tenant_mismatch`, `token_expired`, `session_revoked`: is the token valid on
+ *    this host? Host and token are compared before any other problem of the token is shown.
+ * 6. `forbidden`: is the caller's role sufficient?
  *
- * Questions 5 and 6 are not asked on public routes.
+ * Checks 5 and 6 are skipped on public routes.
  */
 export function decide({ access, host }: Entrance, facts: Facts): Decision {
   const { malformed, overLimit, hostProblem, tenant } = facts
@@ -61,11 +65,11 @@ export function decide({ access, host }: Entrance, facts: Facts): Decision {
   if (hostProblem && host !== 'any') return { refusal: hostProblem }
   if (tenant?.status === 'suspended' && host !== 'any') {
     const disguise = disguiseOf(facts)
-    // the routes that answer there (sign-out, refresh) are public
+    // the routes that answer on such a host (sign-out, refresh) are public
     return host === 'suspended' ? { disguise } : { refusal: disguise, disguise }
   }
   if (access === 'public') return {}
-  // for a listener of its own; on the public one nobody is internal
+  // internal routes exist on the internal listener only; the public one refuses them
   if (access === 'internal') return { refusal: forbidden() }
   const decision = authenticate(facts)
   const { caller } = decision
@@ -77,15 +81,15 @@ function authenticate({ bearer, tenant }: Facts): Decision {
   const { claims, problem } = bearer
   if (!claims) return { refusal: problem }
   if (tenant && tenant.id !== claims.tenant_id) {
-    // a token that no longer counts is nobody's attempt
+    // a token that is expired or revoked is no attempt of its owner
     return problem ? { refusal: tenantMismatch() } : { refusal: tenantMismatch(), attempt: claims }
   }
   if (problem) return { refusal: problem }
-  // also where this process has not read the revocation that came with the suspension
+  // also when this process has not read the revocation of the suspension yet
   return tenant?.status === 'suspended' ? { refusal: tenantSuspended() } : { caller: claims }
 }
 
-/** A suspended tenant exists for its members only. That it exists must not show in the audit log of anybody else either. */
+/** Only members of a suspended tenant may learn that it exists. No other tenant's audit log may show it either. */
 function disguiseOf(facts: Facts): Problem {
   const { refusal } = authenticate(facts)
   return refusal?.kind.code === 'tenant_suspended' ? refusal : tenantNotFound()

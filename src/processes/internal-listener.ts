@@ -57,7 +57,7 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       const each = answers.map(({ worker, report = [] }) => ({ worker, families: report }))
       const known = answers.map(({ worker, report }) => ({ worker, families: [workerUp(report !== undefined)] }))
       reply.type('text/plain; version=0.0.4; charset=utf-8')
-      return render([...known, ...each, ...(config.webConcurrency > 1 ? primaryFamilies() : [])])
+      return render([...known, ...each, ...(config.webConcurrency > 1 ? await primaryFamilies() : [])])
     })
 
     internal.get('/health', { config: { access } }, async () => {
@@ -77,11 +77,12 @@ export function buildInternal(config: Config, processes: () => Processes | undef
     })
   })
 
-  function primaryFamilies() {
+  async function primaryFamilies() {
     const restarts = processes()?.restarts() ?? []
+    const families = await app.metrics.collect()
     return [
       // the primary's HTTP metrics would count the requests to this listener only
-      { worker: 'primary', families: app.metrics.collect().filter(({ name }) => !name.startsWith('http_')) },
+      { worker: 'primary', families: families.filter(({ name }) => !name.startsWith('http_')) },
       ...restarts.map(({ worker, count }) => ({ worker, families: [workerRestarts(count)] }))
     ]
   }

@@ -189,7 +189,7 @@ export async function serve(config: Config, onFault: () => void) {
   process.on('uncaughtException', crash)
 
   const reports: { [K in keyof Reports]: () => Promise<Reports[K]> } = {
-    metrics: async () => app.metrics.collect(),
+    metrics: () => app.metrics.collect(),
     health: async () => ({
       pid: process.pid,
       uptime_seconds: Math.round(process.uptime()),

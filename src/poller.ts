@@ -1,0 +1,85 @@
+export type Poller = ReturnType<typeof createPoller>
+
+/**
+ * Runs `work` again and again, `intervalMs` after the end of the last run. One run is in progress at a time. The timer
+ * does not keep the process alive.
+ *
+ * A failed run is reported to `onError` once, and the next run comes after the same interval. `work` gets a signal that
+ * is aborted when the poller stops, so that a long run can end early.
+ */
+export function createPoller({
+  intervalMs,
+  work,
+  onError
+}: {
+  intervalMs: number
+  work: (stopping: AbortSignal) => Promise<void>
+  onError: (err: unknown) => void
+}) {
+  const stopping = new AbortController()
+  const { signal } = stopping
+  let timer: NodeJS.Timeout | undefined
+  let running: Promise<void> | undefined
+  let next: Promise<void> | undefined
+  let started = false
+
+  function schedule(): void {
+    if (!started || signal.aborted) return
+    timer = setTimeout(wake, intervalMs)
+    timer.unref()
+  }
+
+  function begin(): Promise<void> {
+    if (signal.aborted) return Promise.resolve()
+    clearTimeout(timer)
+    running = work(signal)
+      .catch((err) => {
+        onError(err)
+        throw err
+      })
+      .finally(() => {
+        running = undefined
+        schedule()
+      })
+    return running
+  }
+
+  /**
+   * Runs the work now, or after the run in progress; all callers that wait share the next run. So what was true when
+   * `run` was called is seen by the run that it waits for. Rejects when that run fails. Does nothing when the poller is
+   * stopped.
+   */
+  function run(): Promise<void> {
+    if (next) return next
+    if (!running) return begin()
+    next = running
+      .catch(() => {})
+      .then(() => {
+        next = undefined
+        return begin()
+      })
+    return next
+  }
+
+  function wake(): void {
+    run().catch(() => {})
+  }
+
+  return {
+    run,
+    /** Starts the timer. The first run comes after the interval, unless the poller is woken earlier. */
+    start(): void {
+      if (started) return
+      started = true
+      if (!running) schedule()
+    },
+    /** Like `run`, for callers that do not wait. The run begins after the caller's current turn of the event loop. */
+    wake: () => void setImmediate(wake),
+    /** Begins no more runs, and resolves when the run in progress has ended. May be called more than once. */
+    async stop(): Promise<void> {
+      stopping.abort()
+      clearTimeout(timer)
+      await Promise.allSettled([running, next])
+    }
+  }
+}
