@@ -56,7 +56,7 @@ async function startServer(t: Test, { login = true } = {}) {
   return {
     connectionString: `postgres://somebody:secret@127.0.0.1:${port}/nothing`,
     write: (...messages: Buffer[]) => sockets.at(-1)?.write(Buffer.concat(messages)),
-    close: () => sockets.at(-1)?.destroy(),
+    close: () => sockets.at(-1)?.end(),
     /** Waits until the client has sent this much, and takes it. */
     async take(length: number): Promise<Buffer> {
       while (received.reduce((sum, { length }) => sum + length, 0) < length) await new Promise(setImmediate)
@@ -92,6 +92,9 @@ function recordingQuery(submit: (connection: PgConnection) => void) {
   }
   return { query: query as unknown as pg.Submittable, calls }
 }
+
+/** Unlike `once`, it does not reject when the client emits an error first. */
+const endOf = (client: pg.Client) => new Promise<void>((resolve) => client.once('end', resolve))
 
 async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise(setImmediate)
@@ -168,7 +171,7 @@ t.test('the socket of a client can be taken over, and pg still notices its end',
 
   const errors: string[] = []
   client.on('error', ({ message }) => errors.push(message))
-  const ended = once(client, 'end')
+  const ended = endOf(client)
   server.close()
   await ended
   t.strictSame(errors, ['Connection terminated unexpectedly'])
@@ -176,7 +179,7 @@ t.test('the socket of a client can be taken over, and pg still notices its end',
   t.test('and still says goodbye', async (t) => {
     const client = await open(t, new pg.Client(server))
     socketOf(client).removeAllListeners('data')
-    const ended = once(client, 'end')
+    const ended = endOf(client)
     client.end()
     t.ok((await server.take(5)).equals(serialize.end()))
     server.close()
@@ -184,7 +187,7 @@ t.test('the socket of a client can be taken over, and pg still notices its end',
   })
   t.test('and can be destroyed', async (t) => {
     const client = await open(t, new pg.Client(server))
-    const ended = once(client, 'end')
+    const ended = endOf(client)
     socketOf(client).destroy()
     await ended
   })
@@ -238,7 +241,7 @@ t.test('the messages of pg by which a lost connection is recognized', async (t) 
     t.equal(failure, 'connection')
     await pool.end()
     const refused = new pg.Pool({ connectionString: 'postgres://a@127.0.0.1:1/a', Client: Connection })
-    await t.rejects(refused.connect(), ConnectFailure)
+    t.ok((await refused.connect().catch((err) => err)) instanceof ConnectFailure)
     t.strictSame(await failureOf(refused.end().then(() => refused.connect())), [
       'Cannot use a pool after calling end on the pool',
       'connection'
@@ -345,7 +348,8 @@ t.test('minio', async (t) => {
   const sent: Sent[] = []
   const xml: Record<string, string> = {
     'POST uploads': '<InitiateMultipartUploadResult><UploadId>an/id</UploadId></InitiateMultipartUploadResult>',
-    'POST uploadId': '<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>',
+    'POST uploadId':
+      '<CompleteMultipartUploadResult><Location>x</Location><Bucket>bucket</Bucket><Key>key</Key><ETag>x</ETag></CompleteMultipartUploadResult>',
     'GET list-type': '<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>'
   }
   const server = http.createServer((request, reply) => {
