@@ -5,6 +5,7 @@ import { describeDisturbance } from './disturbance.ts'
 import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { hashing } from './scenarios/hashing.ts'
+import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, refusals, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
@@ -36,6 +37,7 @@ const scenarios: Scenario[] = [
   largeFile,
   memory,
   hashing,
+  pipeline,
   profile
 ]
 

@@ -90,12 +90,13 @@ export async function freePort(): Promise<number> {
 
 /**
  * Starts the product by its own entry point, as in production: with authentication, isolation, limits, logs and
- * metrics. The limits are too high to refuse a request.
+ * metrics. The limits are too high to refuse a request. `folder` holds its sources.
  */
 export async function startProduct(
   database: Database,
   { urls }: Dataset,
-  env: NodeJS.ProcessEnv = {}
+  env: NodeJS.ProcessEnv = {},
+  folder = root
 ): Promise<Server> {
   const unreached = '100000000/1m'
   const settings = {
@@ -112,7 +113,7 @@ export async function startProduct(
   return start({
     name: 'aggios',
     command: process.execPath,
-    args: [join(root, 'src', 'server.ts')],
+    args: [join(folder, 'src', 'server.ts')],
     env: { ...settings, ...env },
     readyPath: '/api/v1/health/ready'
   })

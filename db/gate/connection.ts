@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { ConnectFailure } from './failures.ts'
+import { socketOf } from './pg-internals.ts'
 
 /**
  * Rejects with ConnectFailure when the connection can't be opened, so that callers can tell this from a later failure.
@@ -27,8 +28,7 @@ export class TimeoutClosingClient extends Connection {
     const result: unknown = (super.query as (...args: unknown[]) => unknown)(...args)
     if (result instanceof Promise) {
       result.catch((err: Error) => {
-        if (err.message !== 'Query read timeout') return
-        ;(this as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
+        if (err.message === 'Query read timeout') socketOf(this).destroy()
       })
     }
     return result as never

@@ -1,6 +1,6 @@
 import pg from 'pg'
-import { prepareValue } from 'pg/lib/utils.js'
 import { localSettings, type Timeouts, transactionIsolation } from './connection-settings.ts'
+import { type PgConnection, prepareValue } from './pg-internals.ts'
 import { readTimestamp } from './timestamps.ts'
 
 /**
@@ -66,18 +66,6 @@ export async function prepareGate(client: pg.ClientBase): Promise<void> {
 
 export type Field = { name: string; dataTypeID: number }
 
-/** The connection that pg passes to `submit`, which pg's types leave out. */
-type Connection = {
-  parse(config: { name: string; text: string }): void
-  bind(config: { statement: string; values: unknown[] }): void
-  describe(config: { type: 'P' }): void
-  execute(config: object): void
-  sync(): void
-  stream: { cork(): void; uncork(): void }
-  /** The statements that are prepared on this connection, by name. Maintained by pg. */
-  parsedStatements: Record<string, string>
-}
-
 /** The columns of a statement's rows, and the parser of each. */
 export type Shape = { names: string[]; readers: ((text: string) => unknown)[] }
 
@@ -92,7 +80,7 @@ export function shapeOf(fields: readonly Field[]): Shape {
  * The known row shapes per connection, by statement name. PostgreSQL refuses to run a prepared statement whose columns have
  * changed, so a shape stays valid for as long as the connection.
  */
-const shapes = new WeakMap<Connection, Map<string, Shape>>()
+const shapes = new WeakMap<PgConnection, Map<string, Shape>>()
 
 export type QueryCallback = (err: Error | null, rows: unknown[]) => void
 
@@ -125,7 +113,7 @@ export class GateQuery {
   readonly #setsIsolation: boolean
   /** How many statements before the main one have not been answered yet. */
   #unansweredSettings: number
-  #connection: Connection | undefined
+  #connection: PgConnection | undefined
   #shape: Shape | undefined
   #rows: unknown[] = []
   #failure: Error | undefined
@@ -148,7 +136,7 @@ export class GateQuery {
   }
 
   /** Called by pg when the connection is free for this query. */
-  submit(connection: Connection): null {
+  submit(connection: PgConnection): null {
     this.#connection = connection
     this.#shape = this.name === '' ? undefined : shapes.get(connection)?.get(this.name)
     const isParsed = this.name !== '' && this.name in connection.parsedStatements

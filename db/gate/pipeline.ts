@@ -4,6 +4,7 @@ import { createRoundRobinQueue } from '../../src/limits/round-robin-queue.ts'
 import { Connection } from './connection.ts'
 import { connectionTo, type Timeouts } from './connection-settings.ts'
 import { type GateSettings, prepareGate, type QueryCallback, type QueryConfig } from './gate-query.ts'
+import { socketOf } from './pg-internals.ts'
 import { createRead, createWire, type Read, type Wire } from './wire.ts'
 
 export const connectTimeoutMs = 2000
@@ -288,5 +289,5 @@ async function endWithTimeout(client: pg.Client): Promise<void> {
 
 /** Destroys the socket without telling the server, which may be gone. The reads in flight fail when the socket closes. */
 function destroy(client: pg.Client): void {
-  ;(client as unknown as { connection: { stream: { destroy(): void } } }).connection.stream.destroy()
+  socketOf(client).destroy()
 }

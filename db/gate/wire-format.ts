@@ -1,5 +1,5 @@
-import { serialize } from 'pg-protocol'
 import type { Shape } from './gate-query.ts'
+import { serialize } from './pg-internals.ts'
 
 /*
  * The byte format of PostgreSQL's protocol, version 3 (chapter 55 of its manual). Numbers are big-endian. A message is one

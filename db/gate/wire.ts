@@ -1,7 +1,4 @@
-import type { Socket } from 'node:net'
 import type pg from 'pg'
-import { serialize } from 'pg-protocol'
-import { Parser } from 'pg-protocol/dist/parser.js'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import {
   type Field,
@@ -14,6 +11,7 @@ import {
   serializeValue,
   shapeOf
 } from './gate-query.ts'
+import { Parser, serialize, socketOf } from './pg-internals.ts'
 import { createBatchWriter, createFramer, messageType, readRow } from './wire-format.ts'
 
 /** How many times a statement is prepared again for one read whose plan is stale after a schema change. */
@@ -75,7 +73,7 @@ type Listener = {
  * begins. When one fails, PostgreSQL skips the rest up to the Sync: those reads have not begun, and are sent again.
  */
 export function createWire(client: pg.ClientBase, listener: Listener) {
-  const { stream } = (client as unknown as { connection: { stream: Socket } }).connection
+  const stream = socketOf(client)
   const prepared = new Map<string, Prepared>()
   const exchanges: (Batch | Preparation)[] = []
   const writer = createBatchWriter()

@@ -140,8 +140,8 @@ export const assemblyTimeoutMs = 50_000
 const unreadStatuses = new Set([408, 429, 499, 500, 502, 503, 504, 520])
 
 /**
- * Adds timeouts to the library's requests: a request is destroyed when the store is silent for too long, also while it
- * connects. TCP's own timeouts are much longer.
+ * Adds timeouts to the library's requests, which have none: a request is destroyed when the store is silent for too long,
+ * also while it connects. TCP's own timeouts are much longer.
  */
 function withTimeouts(request: typeof http.request): typeof http.request {
   return ((options: http.RequestOptions, callback: (reply: http.IncomingMessage) => void) => {
@@ -164,6 +164,7 @@ function withTimeouts(request: typeof http.request): typeof http.request {
   }) as typeof http.request
 }
 
+/** Signs by aws4fetch, because minio signs only the host of a PUT: not its length, type or checksum. */
 function createDirectRequests(settings: S3Settings, endpoint: string): DirectRequests {
   const { access_key, secret_key, region, bucket } = settings
   const signer = new AwsClient({
