@@ -13,6 +13,7 @@ import {
   type TestApp,
   testEnvironment
 } from './harness.ts'
+import { me } from './requests.ts'
 
 /*
  * What strangers do to somebody's account: guess at it until its owner is locked out, register its address first, go on with a
@@ -20,7 +21,6 @@ import {
  */
 
 const limited = { RATE_LIMIT_AUTH: '10/1m', TRUST_PROXY: '10.0.0.0/8', LOG_LEVEL: 'info' }
-const me = '/api/v1/users/me'
 const wrong = 'not the right password'
 /** As the trusted proxy passes it on. */
 const from = (ip: string, agent = 'test') => ({

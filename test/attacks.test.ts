@@ -8,16 +8,10 @@ import { crc32, deflateSync } from 'node:zlib'
 import t from 'tap'
 import { parseExposition } from './exposition.ts'
 import { boundary, form } from './forms.ts'
-import {
-  createTestDatabase,
-  eventually,
-  freePort,
-  password,
-  type Server,
-  startServer,
-  testEnvironment
-} from './harness.ts'
+import { createTestDatabase, eventually, password, type Server, startServer, testEnvironment } from './harness.ts'
 import { watchStolen } from './machine.ts'
+import { freePort } from './ports.ts'
+import type { Json } from './tokens.ts'
 
 // bounded in time: what a neighbour waits for during an attack
 
@@ -33,7 +27,6 @@ const maxLagMs = 200
 /** An answer may take twice as long as without the attack. Below this many milliseconds a busy machine decides, not the product. */
 const floorMs = 250
 
-type Json = Record<string, unknown>
 type Caller = { token: string; slug: string }
 type Window = { latencies: number[]; failed: number }
 

@@ -1,8 +1,9 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { type Access, allows, type Role, roles } from '../src/auth/roles.ts'
-import { form } from './forms.ts'
+import { form, onePixel } from './forms.ts'
 import { password } from './harness.ts'
 import type { Person, Side, World } from './isolation.ts'
+import { unknownId } from './requests.ts'
 
 /*
  * What the isolation matrix can not read from the OpenAPI document: who may call each operation (said a second time, so that a
@@ -61,7 +62,6 @@ export type Policy = {
   also?: { title: string; call: (world: World) => Promise<Call> }[]
 }
 
-export const unknownId = '019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e'
 export const fresh = (prefix: string) => `${prefix}-${randomBytes(6).toString('hex')}`
 
 /** By the person with that role who is always there. */
@@ -140,19 +140,7 @@ const withUpload =
   })
 
 const oneNote = () => form([{ name: 'file', filename: 'notes.txt', type: 'text/plain', content: `${fresh('note')}` }])
-/** One pixel. */
-const onePixel = () =>
-  form([
-    {
-      name: 'file',
-      filename: 'face.png',
-      type: 'image/png',
-      content: Buffer.from(
-        'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-        'base64'
-      )
-    }
-  ])
+const oneImage = () => form([{ name: 'file', filename: 'face.png', type: 'image/png', content: onePixel }])
 const tus = { 'tus-resumable': '1.0.0' }
 const nextBytes = (side: Side): Partial<Call> => ({
   payload: Buffer.from(side.canary.slice(0, 8)),
@@ -812,9 +800,9 @@ export const policies: Record<string, Policy> = {
   },
 
   // images
-  setAvatar: { access: 'user', status: 200, audited: true, make: standing(onePixel) },
+  setAvatar: { access: 'user', status: 200, audited: true, make: standing(oneImage) },
   deleteAvatar: { access: 'user', status: 204, audited: true, make: passing() },
-  setLogo: { access: 'admin', status: 200, audited: true, make: standing(onePixel) },
+  setLogo: { access: 'admin', status: 200, audited: true, make: standing(oneImage) },
   deleteLogo: {
     access: 'admin',
     status: 204,

@@ -7,7 +7,16 @@ import type { BrowserContext, Page, Request } from 'playwright-core'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
 import type { DatabaseUrls } from './databases.ts'
-import { allRows, createTestDatabase, eventually, password, root, startServer, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  clientFolder,
+  createTestDatabase,
+  eventually,
+  password,
+  root,
+  startServer,
+  testEnvironment
+} from './harness.ts'
 import { findProgram } from './parts.ts'
 
 // bounded in time: how long a page takes
@@ -16,7 +25,6 @@ import { findProgram } from './parts.ts'
  * What only a browser knows: whether a policy lets a page work, whether a script may read a reply, and what tabs share.
  */
 
-const client = join(root, 'client')
 const chromium = findProgram('chromium')
 
 /** Why these tests are left out, if they are. Where CI is "true" nothing may be missing. */
@@ -25,7 +33,7 @@ function reasonToSkip(): string | false {
   const missing = [
     [join(root, 'node_modules', 'playwright-core'), 'playwright-core is not installed: npm ci'],
     [
-      join(client, 'dist', 'index.js'),
+      join(clientFolder, 'dist', 'index.js'),
       'client/dist is not built: npm --prefix client ci && npm --prefix client run build'
     ]
   ].find(([path]) => !existsSync(path as string))
@@ -52,8 +60,8 @@ const types: Record<string, string> = { html: 'text/html', js: 'text/javascript'
 /** The page in test/pages with the client as it is published: no bundler stands between. */
 async function servePage(t: Test): Promise<number> {
   const folders: [prefix: string, folder: string][] = [
-    ['/client/', join(client, 'dist')],
-    ['/openapi-fetch/', join(client, 'node_modules', 'openapi-fetch', 'dist')],
+    ['/client/', join(clientFolder, 'dist')],
+    ['/openapi-fetch/', join(clientFolder, 'node_modules', 'openapi-fetch', 'dist')],
     ['/', join(root, 'test', 'pages')]
   ]
   const server = createServer((request, reply) => {

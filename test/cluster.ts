@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import { startEmbedded, wrap } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
-import { eventually, freePort, type Owner } from './harness.ts'
+import { eventually, type Owner } from './harness.ts'
+import { freePort } from './ports.ts'
 
 /** A PostgreSQL server of a test's own, with the schema, on disk for good: it may be killed, frozen, copied and promoted. */
 export type Cluster = {

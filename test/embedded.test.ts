@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { findBinaries, wrap } from '../db/embedded.ts'
-import { eventually, freePort, type Server, startServer } from './harness.ts'
+import { eventually, isReady, type Server, startServer } from './harness.ts'
+import { freePort } from './ports.ts'
 
 /*
  * What an embedded database meets in its folder after an end in disorder.
@@ -20,12 +21,6 @@ const pidFile = join(data, 'postmaster.pid')
 const env = { DATA_DIR: dataDir, LOG_LEVEL: 'warn' }
 
 t.setTimeout(180_000)
-
-const isReady = (server: Server) =>
-  server.fetch('/api/v1/health/ready').then(
-    ({ status }) => status === 200,
-    () => false
-  )
 
 /** In a process group of its own. Fails with what it says when it ends. */
 async function start(t: Test): Promise<Server> {

@@ -2,14 +2,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { createKeyedSemaphore } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, eventually, post, send, startApp, type Tenant } from './harness.ts'
+import { me } from './requests.ts'
 
 // bounded in time: what others wait for beside who asks a lot
 
 /*
  * Agencies cost nothing to make, so whoever has several of them is one person all the same.
  */
-
-const me = '/api/v1/users/me'
 
 /** A person's tokens for an agency of their own and for others that they make. */
 async function tokensOf(owner: Tenant, slugs: string[]): Promise<{ host: string; token: string; tenant_id: string }[]> {

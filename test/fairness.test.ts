@@ -2,10 +2,10 @@ import pg from 'pg'
 import t, { type Test } from 'tap'
 import { withClient } from './databases.ts'
 import { allRows, createTenant, setStatus, startApp, type Tenant } from './harness.ts'
+import { me } from './requests.ts'
 
 // bounded in time: what others wait for beside who asks a lot
 
-const me = '/api/v1/users/me'
 const rename = (name: string) => ({ method: 'PATCH', url: me, payload: { name } }) as const
 
 /** Counts how often somebody finds all connections of the pool taken. */

@@ -1,7 +1,7 @@
 import { parseArgs } from 'node:util'
 import { onSignals } from '../src/signals.ts'
+import { createRandom } from './random.ts'
 import { type FaultName, faults, startStand, tryFaults } from './stand.ts'
-import { createRandom } from './tokens.ts'
 
 /*
  * `npm run faults -- --minutes 10 --seed 7`: two or three faults at a time, drawn by the seed, under clients whose books are

@@ -7,7 +7,7 @@ import { v4 as randomUuid } from 'uuid'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
-import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
+import { boundary, createFile, disagreements, fileForm, form, onePixel, storedObjects, sweep } from './forms.ts'
 import {
   allRows,
   createTenant,
@@ -45,16 +45,6 @@ function sweptBy(app: TestApp): { pending: number; deleted: number; orphans: num
   return sum
 }
 
-/** The search for what nobody refers to takes turns; this is one now. */
-async function sweep(app: TestApp): Promise<void> {
-  await allRows(app.database, 'update object_sweep set due_at = now()')
-  await app.objectSweep.run()
-}
-
-const onePixel = Buffer.from(
-  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-  'base64'
-)
 const image = () => form([{ name: 'file', filename: 'a.png', type: 'image/png', content: onePixel }])
 
 t.test('the sweep', async (t) => {

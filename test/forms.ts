@@ -94,3 +94,15 @@ export async function disagreements(app: TestApp, tenant: { id: string }): Promi
     ...unfinished.map((name) => `${name} was never finished`)
   ]
 }
+
+/** An image of one pixel, as a PNG. */
+export const onePixel = Buffer.from(
+  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
+  'base64'
+)
+
+/** Makes the sweep of the object store due, and runs it. */
+export async function sweep(app: TestApp): Promise<void> {
+  await allRows(app.database, 'update object_sweep set due_at = now()')
+  await app.objectSweep.run()
+}

@@ -13,11 +13,13 @@ import { recordAudit } from '../db/queries/audit.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { allRows, createTestDatabase, eventually, startApp } from './harness.ts'
+import { createRandom } from './random.ts'
 
 /*
  * What the tests of the tenant gate share, whichever way leads to the database.
  */
 
+/** A UUID that ends in these digits. */
 export const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
 export const members = 3
 export const tenants = [id('a'), id('b')] as const
@@ -49,17 +51,6 @@ export async function prepare(t: Test): Promise<DatabaseUrls> {
     }
   })
   return database
-}
-
-/** The same numbers in each run, so that a failure comes again. */
-export function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
 }
 
 export type Row = { tenant_id: string; setting: string; one: number }
@@ -140,7 +131,7 @@ export async function terminate(database: DatabaseUrls, application: string, mos
   const ended = await allRows(
     database,
     `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
-      where datname = current_database() and application_name = $1 order by random() limit $2) victims`,
+      where datname = current_database() and application_name = $1 order by createRandom() limit $2) victims`,
     [application, most]
   )
   return ended.length
@@ -151,7 +142,7 @@ export async function terminate(database: DatabaseUrls, application: string, mos
  * checkout finds the settings empty, and what was acknowledged is there. `env` says how the product reaches the database.
  */
 export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Environment = {}): Promise<void> {
-  const next = random(2)
+  const next = createRandom(2)
   const seen = { checkouts: 0, leftovers: [] as Leftover[], foreign: 0, answered: 0, ended: 0 }
   const failures: Record<string, number> = {}
   const acknowledged: string[] = []

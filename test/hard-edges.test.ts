@@ -11,6 +11,7 @@ import {
   allRows,
   createTestDatabase,
   eventually,
+  isReady,
   jwtSecret,
   type Server,
   startApp,
@@ -186,11 +187,6 @@ function record({ child }: Server) {
         .map((line) => JSON.parse(line) as Record<string, unknown>)
         .filter(({ msg }) => msg === 'request')
   }
-}
-
-async function isReady(server: Server): Promise<boolean> {
-  const reply = await server.fetch(`${api}/health/ready`).catch(() => undefined)
-  return reply?.status === 200
 }
 
 type Slow = { kind: 'headers' | 'body' | 'reader'; socket: Socket; closedAfter: number | undefined; received: string }

@@ -1,9 +1,10 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { createServer } from 'node:net'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
 import type { Test } from 'tap'
 import { buildApp } from '../src/app.ts'
@@ -12,13 +13,20 @@ import type { Environment } from '../src/config/environment.ts'
 import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
 import { stopwatch } from './machine.ts'
+import { freePort } from './ports.ts'
 
 export const root = join(import.meta.dirname, '..')
 /** Programs of the product are started from here: a developer's own `.env` lies in the root. */
 export const elsewhere = tmpdir()
-const serverFile = join(root, 'src', 'server.ts')
+/** The entry point of the product. */
+export const serverFile = join(root, 'src', 'server.ts')
 /** The file of an operator's command. */
 export const commandFile = (name: string) => join(root, 'src', 'cli', `${name}.ts`)
+export const clientFolder = join(root, 'client')
+/** The text of a file of the repository. */
+export const readText = (path: string) => readFileSync(join(root, path), 'utf8')
+/** Runs a program without a shell, and resolves to what it printed. */
+export const run = promisify(execFile)
 export const password = 'correct horse battery'
 export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
@@ -53,6 +61,14 @@ export async function createTestDatabase(t: Test): Promise<DatabaseUrls> {
   const urls = await createDatabase(name, templateDatabase)
   t.teardown(() => dropDatabase(name))
   return urls
+}
+
+/** A folder of its own, removed when the test ends. */
+export function temporaryFolder(t: Test): string {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
+  // a server that was just killed may still be writing its last page
+  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+  return dir
 }
 
 /** What the tests run with: nothing of it weakens the product, but for the limits, which some test switches on. */
@@ -248,33 +264,21 @@ export async function startServer(
   return server
 }
 
+/** Whether a server says that it is ready for requests. A server that can't be reached is not. */
+export async function isReady(server: Server): Promise<boolean> {
+  const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
+  return reply?.status === 200
+}
+
 /** Resolves when it takes requests; rejects when it has ended instead. */
 export async function waitUntilReady(server: Server): Promise<void> {
   const elapsed = stopwatch()
   while (elapsed() < 60_000) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
-    const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
-    if (reply?.status === 200) return
+    if (await isReady(server)) return
     await sleep(50)
   }
   throw new Error(`the server did not become ready:\n${server.output()}`)
-}
-
-/** Below those that the system gives to connections, of which one may be anywhere a moment later. */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = 15_000 + Math.floor(Math.random() * 16_000)
-    const server = createServer()
-    server.listen(port, '127.0.0.1')
-    const taken = await once(server, 'listening').then(
-      () => false,
-      () => true
-    )
-    if (taken) continue
-    server.close()
-    await once(server, 'close')
-    return port
-  }
 }
 
 /** Waits until `check` says yes. Fails loudly and not by the file's time-out. Gives the milliseconds of a stopwatch. */

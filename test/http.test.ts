@@ -17,6 +17,7 @@ import {
   startApp,
   type TestApp
 } from './harness.ts'
+import { listen } from './requests.ts'
 
 /** What must never leave: stacks, paths, SQL, the words of driver, framework and parser. */
 const inside =
@@ -42,11 +43,6 @@ function isProblemOfRequest(t: Test, reply: Written, status: number, code: strin
   const id = reply.headers['x-request-id']
   t.match(id, /^[A-Za-z0-9._-]{1,128}$/, `${what}: X-Request-Id`)
   t.equal(JSON.parse(reply.body).request_id, id, `${what}: request_id`)
-}
-
-async function listen(app: TestApp): Promise<number> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return (app.server.address() as { port: number }).port
 }
 
 /** Writes bytes to a socket and reads until the other side closes it, or `patienceMs` have gone. */

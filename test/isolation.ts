@@ -10,10 +10,11 @@ import { type Access, allows, type Role, roles } from '../src/auth/roles.ts'
 import { readConfig } from '../src/config/config.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
 import { catalogue, Problem, problemDocument } from '../src/http/problems.ts'
-import { type Call, fresh, type ObjectKind, type Policy, policies, unknownId } from './authz-policy.ts'
+import { type Call, fresh, type ObjectKind, type Policy, policies } from './authz-policy.ts'
 import { tenantTables } from './catalogue.ts'
 import { watchContract } from './contract-check.ts'
 import { createTestDatabase, eventually, jwtSecret, password, type Reply, testEnvironment } from './harness.ts'
+import { unknownId } from './requests.ts'
 import { decode, encode, fingerprint, type Json, makeToken, seconds } from './tokens.ts'
 
 /*

@@ -3,13 +3,12 @@ import { once } from 'node:events'
 import http from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import { pipeline } from 'node:stream/promises'
+import { mebibyte } from './bytes.ts'
 
 /*
  * Files that are larger than what anybody holds in memory, made and checked as they pass: for test/large-files.test.ts, and for
  * `npm run bench`, which measures how fast they are.
  */
-
-export const mebibyte = 1024 * 1024
 
 /** The same bytes over and over, beginning like no type of file: making them must not be what is measured. */
 const block = Buffer.alloc(mebibyte, 'nothing that anybody knows ')

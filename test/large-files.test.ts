@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs'
 import t from 'tap'
+import { mebibyte } from './bytes.ts'
 import { createTestDatabase, post, type Server, startServer, testEnvironment } from './harness.ts'
-import { contentSum, createFileClient, mebibyte } from './large-file.ts'
+import { contentSum, createFileClient } from './large-file.ts'
 import { objectStores } from './object-stores.ts'
 
 /*

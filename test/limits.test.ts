@@ -39,7 +39,8 @@ import { catalogue } from '../src/http/problems.ts'
 import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
-import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
+import { createTenant, createTestDatabase, eventually, post, readText, root, send, startApp } from './harness.ts'
+import { listen } from './requests.ts'
 
 // bounded in time: how long one may wait
 
@@ -49,7 +50,6 @@ import { createTenant, createTestDatabase, eventually, post, root, send, startAp
  */
 
 const page = readFileSync(join(root, 'docs', 'operations.md'), 'utf8')
-const source = (path: string) => readFileSync(join(root, path), 'utf8')
 
 type Row = { what: string; value: string; over: string }
 
@@ -87,11 +87,6 @@ function times(text: string): number[] {
 
 /** Every size in a text, in bytes. */
 const sizes = (text: string) => [...text.matchAll(/(\d+) KiB/g)].map(([, count]) => Number(count) * 1024)
-
-async function listen(app: TestApp): Promise<number> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return (app.server.address() as { port: number }).port
-}
 
 /** What a connection gets for some bytes, and after how long it is closed. */
 async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
@@ -524,7 +519,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     .concat(['src/files/store/object-store.ts', 'src/files/store/s3.ts', 'src/files/store/disk.ts'])
     .flatMap((path) =>
       [
-        ...source(path).matchAll(
+        ...readText(path).matchAll(
           /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
         )
       ].map(([, name]) => `${path} ${name}`)

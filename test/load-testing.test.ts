@@ -1,17 +1,14 @@
-import { execFile } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
 import t from 'tap'
-import { commandFile, createTestDatabase, elsewhere, root, startServer, testEnvironment } from './harness.ts'
+import { commandFile, createTestDatabase, elsewhere, root, run, startServer, testEnvironment } from './harness.ts'
 import { findBenchPackage, findProgram } from './parts.ts'
 
 /*
  * What docs/load-testing.md shows works as it is pasted.
  */
 
-const run = promisify(execFile)
 const page = readFileSync(join(root, 'docs', 'load-testing.md'), 'utf8')
 
 /** The text of the page's program with this name, which its first line says. */

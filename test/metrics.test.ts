@@ -11,7 +11,6 @@ import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,
   eventually,
-  freePort,
   jwtSecret,
   password,
   type Server,
@@ -22,6 +21,7 @@ import {
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
  * What operators see: that it is right, that it stays small, and that it tells nothing about anybody.

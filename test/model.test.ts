@@ -1,9 +1,9 @@
 import fc from 'fast-check'
 import t from 'tap'
 import type { Role } from '../src/auth/roles.ts'
-import { unknownId } from './authz-policy.ts'
 import { post, type Reply, send } from './harness.ts'
 import { createWorld, type Side, type World } from './isolation.ts'
+import { unknownId } from './requests.ts'
 
 /*
  * Two agencies that know nothing of each other, each with a map of what it should be. Whatever both do at the same time, each

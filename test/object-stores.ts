@@ -12,8 +12,9 @@ import type { Environment } from '../src/config/environment.ts'
 import { createDiskStore } from '../src/files/store/disk.ts'
 import type { ObjectStore } from '../src/files/store/object-store.ts'
 import { createS3Store, type S3Settings } from '../src/files/store/s3.ts'
-import { freePort, root } from './harness.ts'
+import { root } from './harness.ts'
 import { findProgram, type Part } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
  * The stores that the product is tested with, each as an operator would set it up: the S3 servers with a bucket, and for the

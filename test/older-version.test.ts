@@ -13,12 +13,12 @@ import {
   createTestDatabase,
   elsewhere,
   eventually,
-  freePort,
   root,
   startServer,
   testEnvironment
 } from './harness.ts'
 import { registerAgency } from './oracle.ts'
+import { freePort } from './ports.ts'
 
 /*
  * What a process of an older version does on the schema of a newer one, and which processes know the owner's credentials.

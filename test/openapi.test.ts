@@ -7,8 +7,8 @@ import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config/config.ts'
 import { catalogue } from '../src/http/problems.ts'
 import { createTestDatabase, send, startApp, testEnvironment } from './harness.ts'
+import type { Json } from './tokens.ts'
 
-type Json = Record<string, unknown>
 type Operation = {
   operationId?: string
   summary?: string

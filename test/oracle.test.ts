@@ -5,7 +5,7 @@ import t from 'tap'
 import { withClient } from './databases.ts'
 import { createTestDatabase, eventually, startServer, testEnvironment } from './harness.ts'
 import { judge, type Operation, openLedger, prepareAgency, startWorkload } from './oracle.ts'
-import { createRandom } from './tokens.ts'
+import { createRandom } from './random.ts'
 
 /*
  * The judge of the fault scenarios is judged: what is planted has to be found, and where nothing is wrong nothing is said.

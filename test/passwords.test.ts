@@ -25,15 +25,13 @@ import {
   testEnvironment
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { bearer, me } from './requests.ts'
 import { fingerprint } from './tokens.ts'
 
 // bounded in time: that signing in takes the same time for all
 
-const me = '/api/v1/users/me'
-
 const login = (app: TestApp, email: string, word: unknown, options: object = {}): Promise<Reply> =>
   send(app, 'localhost', { ...post('/auth/login', { email, password: word }), ...options })
-const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
 
 function register(app: TestApp, word: unknown, slug: string, change: object = {}): Promise<Reply> {
   const body = { tenant: { name: 'An agency', slug }, name: 'Ada', email: `${slug}@agency.example`, password: word }

@@ -16,8 +16,9 @@ import {
   rowsByPool,
   tryEveryFailure
 } from './gate-trials.ts'
-import { allRows, createTenant, createTestDatabase, eventually, freePort, post, send, startApp } from './harness.ts'
+import { allRows, createTenant, createTestDatabase, eventually, post, send, startApp } from './harness.ts'
 import { type PgBouncer, pgbouncer, startPgBouncer } from './pgbouncer.ts'
+import { freePort } from './ports.ts'
 
 /*
  * The product with PgBouncer in transaction mode between it and PostgreSQL: whose connection it is changes with every

@@ -11,8 +11,7 @@ import {
   startApp,
   testEnvironment
 } from './harness.ts'
-
-const me = '/api/v1/users/me'
+import { me } from './requests.ts'
 
 t.test('plans', async (t) => {
   const database = await createTestDatabase(t)

@@ -1,8 +1,7 @@
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { Agent, request as httpRequest, type IncomingMessage } from 'node:http'
 import { connect, createServer, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -13,28 +12,23 @@ import {
   allRows,
   createTestDatabase,
   eventually,
-  freePort,
+  isReady,
   password,
   root,
   type Server,
   startServer,
   type Tokens,
+  temporaryFolder,
   testEnvironment
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { accepts, freePort } from './ports.ts'
 
 // bounded in time: how soon a process starts and ends
 
 /*
  * The product as what it is in the end: processes, which are started, killed and cut off from their database.
  */
-
-function temporaryFolder(t: Test): string {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-process-'))
-  // a server that was just killed may still be writing its last page
-  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
-  return dir
-}
 
 /** What a process has written, each stream by itself. */
 function record(server: Server) {
@@ -45,11 +39,6 @@ function record(server: Server) {
     })
   }
   return seen
-}
-
-async function isReady(server: Server): Promise<boolean> {
-  const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
-  return reply?.status === 200
 }
 
 /** Starts it, and waits until it has ended or answers. */
@@ -123,18 +112,6 @@ async function authenticationAsked(port: number, user: string, database: string)
   const [reply] = (await once(socket, 'data')) as [Buffer]
   socket.destroy()
   return reply.toString('latin1', 0, 1) === 'R' ? reply.readInt32BE(5) : -1
-}
-
-async function accepts(port: number): Promise<boolean> {
-  const socket = connect(port, '127.0.0.1')
-  try {
-    await once(socket, 'connect')
-    return true
-  } catch {
-    return false
-  } finally {
-    socket.destroy()
-  }
 }
 
 const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)

@@ -14,14 +14,10 @@ import {
   testEnvironment
 } from './harness.ts'
 import { callsOf, keysOf, needsRedis, startRedis } from './redis.ts'
+import { bearer, from, me } from './requests.ts'
 
 // bounded in time: windows of limits
 
-const me = '/api/v1/users/me'
-const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
-
-/** As the trusted proxy passes a client on. */
-const from = (ip: string) => ({ remoteAddress: '10.0.0.1', headers: { 'x-forwarded-for': ip } })
 const proxied = { TRUST_PROXY: '10.0.0.0/8' }
 
 const stranger = (app: TestApp, ip: string, url = me) => send(app, 'localhost', { url, ...from(ip) })

@@ -12,6 +12,7 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { needsRedis, type RedisServer, startRedis, unusedRedisUrl } from './redis.ts'
+import { me } from './requests.ts'
 
 // bounded in time: answers while Redis does not answer
 
@@ -20,7 +21,6 @@ import { needsRedis, type RedisServer, startRedis, unusedRedisUrl } from './redi
  * and all is as before when it is back. Processes are never restarted here.
  */
 
-const me = '/api/v1/users/me'
 const limit = { RATE_LIMIT_AUTH: '10/1h', RATE_LIMIT: '1000/1h', RATE_LIMIT_TENANT: '5000/1h' }
 
 let guesses = 0

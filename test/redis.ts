@@ -3,8 +3,9 @@ import { once } from 'node:events'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import type { Test } from 'tap'
-import { eventually, freePort, root } from './harness.ts'
+import { eventually, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
  * A Redis of a test's own, started as in compose.yaml: by db/deploy/redis.sh, with the user that the product has.

@@ -21,7 +21,8 @@ import {
 } from './harness.ts'
 import { ask, prepareAgency, registerAgency } from './oracle.ts'
 import { findFakeClock, findProgram } from './parts.ts'
-import { createRandom, decode, makeToken } from './tokens.ts'
+import { createRandom } from './random.ts'
+import { decode, makeToken } from './tokens.ts'
 
 // bounded in time: when a replica is left
 

@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import * as tus from 'tus-js-client'
 import { StoreFailure } from '../src/files/store/object-store.ts'
+import { mebibyte, sha256 } from './bytes.ts'
 import { disagreements, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -21,10 +22,8 @@ import {
 
 // bounded in time: how long an upload may take
 
-const mebibyte = 1024 * 1024
 const endpoint = '/api/v1/files/resumable'
 const version = { 'tus-resumable': '1.0.0' }
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
 /** Uploads by the client that people use. */
 async function listen(app: TestApp, tenant: Tenant) {

@@ -7,27 +7,15 @@ import { changePlan, setPlan } from '../db/queries/plans.ts'
 import { endSession } from '../db/queries/sessions.ts'
 import { changeTenant, setTenantStatus } from '../db/queries/tenant-status.ts'
 import { withClient } from './databases.ts'
-import {
-  allRows,
-  asOwner,
-  createTenant,
-  eventually,
-  post,
-  send,
-  startApp,
-  type TestApp,
-  type Tokens
-} from './harness.ts'
+import { allRows, asOwner, createTenant, eventually, post, send, startApp, type TestApp } from './harness.ts'
+import { me } from './requests.ts'
+import { sidOf } from './tokens.ts'
 
 // bounded in time: how soon a revocation is in force
 
 /*
  * What a process knows of revocations is what the database has, whatever has become of either meanwhile.
  */
-
-const me = '/api/v1/users/me'
-const sidOf = ({ access_token }: Tokens): string =>
-  JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
 
 /** What becomes of each further read of revocations. */
 function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): void {

@@ -5,18 +5,19 @@ import http from 'node:http'
 import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { sha256 } from './bytes.ts'
 import { withClient } from './databases.ts'
 import {
   allRows,
   createTestDatabase,
   eventually,
-  freePort,
   password,
   type Server,
   startServer,
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 import { ask, startTraefik } from './traefik.ts'
 
 // bounded in time: how long a deploy takes
@@ -131,8 +132,6 @@ async function sumOf(reply: http.IncomingMessage, ms = 0): Promise<string> {
   }
   return hash.digest('hex')
 }
-
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
 function formOf(content: Buffer): Pick<Question, 'method' | 'path' | 'type' | 'body'> {
   const boundary = randomBytes(16).toString('hex')

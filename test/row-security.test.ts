@@ -2,12 +2,12 @@ import pg from 'pg'
 import t, { type Test } from 'tap'
 import { tenantTables } from './catalogue.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
+import { id } from './gate-trials.ts'
 import { allRows, createTestDatabase } from './harness.ts'
 
 type Table = { name: string; columns: string[]; generated: string[]; key: string[]; partitions: string[] }
 type Person = { tenant: string; user: string }
 
-const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
 const a: Person = { tenant: id('a'), user: id('a1') }
 const b: Person = { tenant: id('b'), user: id('b1') }
 /** A member of both. */

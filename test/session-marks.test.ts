@@ -15,18 +15,17 @@ import {
   type TestApp,
   type Tokens
 } from './harness.ts'
+import { me } from './requests.ts'
+import { sidOf } from './tokens.ts'
 
 /*
  * All sessions of a person in an agency end by one mark, however many there are; and there are never many.
  */
 
-const me = '/api/v1/users/me'
 const most = 100
 const many = 20_000
 const newPassword = 'the newest of all passwords'
 
-const sidOf = ({ access_token }: Tokens): string =>
-  JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
 const tokensFor = (
   app: TestApp,
   tenant: Tenant,

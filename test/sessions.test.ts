@@ -16,17 +16,14 @@ import {
   type TestApp,
   type Tokens
 } from './harness.ts'
-import { createRandom, decode, fingerprint, makeToken, seconds } from './tokens.ts'
+import { createRandom } from './random.ts'
+import { bearer, me, unknownId } from './requests.ts'
+import { decode, fingerprint, makeToken, seconds, sidOf, singleSecret } from './tokens.ts'
 
-const me = '/api/v1/users/me'
 const sessions = '/api/v1/users/me/sessions'
-const unknownId = '019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e'
-const jwtSecret = 'one secret of these tests with enough bytes'
 
 const refresh = (app: TestApp, token: string, host = 'localhost') =>
   send(app, host, post('/auth/refresh', { refresh_token: token }))
-const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
-const sidOf = (tokens: Tokens) => decode(tokens.access_token).claims.sid as string
 
 async function rotate(app: TestApp, token: string): Promise<Tokens> {
   const reply = await refresh(app, token)
@@ -44,7 +41,7 @@ function refused(t: Test, reply: Reply, code: string, message = code): void {
 }
 
 t.test('refreshing', async (t) => {
-  const app = await startApp(t, { JWT_SECRET: jwtSecret })
+  const app = await startApp(t, { JWT_SECRET: singleSecret })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
 
@@ -101,7 +98,7 @@ t.test('refreshing', async (t) => {
   })
 
   t.test('on two replicas at once gives one successor', async (t) => {
-    const other = await startApp(t, { JWT_SECRET: jwtSecret }, app.database)
+    const other = await startApp(t, { JWT_SECRET: singleSecret }, app.database)
     const first = await acme.signIn()
     const replies = await Promise.all(
       Array.from({ length: 40 }, (_, index) => refresh(index % 2 ? app : other, first.refresh_token))
@@ -310,7 +307,7 @@ t.test('a session ends at its greatest age, however much it is used', async (t) 
 })
 
 t.test('signing out', async (t) => {
-  const app = await startApp(t, { JWT_SECRET: jwtSecret })
+  const app = await startApp(t, { JWT_SECRET: singleSecret })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   const logout = (host: string, headers: object, body?: object) => send(app, host, post('/auth/logout', body, headers))
@@ -339,7 +336,7 @@ t.test('signing out', async (t) => {
   t.test('by an expired bearer', async (t) => {
     const tokens = await acme.signIn()
     const { header, claims } = decode(tokens.access_token)
-    const late = makeToken(header, { ...claims, iat: seconds() - 90_000, exp: seconds() - 3600 }, jwtSecret)
+    const late = makeToken(header, { ...claims, iat: seconds() - 90_000, exp: seconds() - 3600 }, singleSecret)
     t.equal((await acme.with(late, me)).statusCode, 401, 'good for nothing else')
     t.equal((await logout('localhost', bearer(late))).statusCode, 204)
     await ended(t, tokens)

@@ -10,8 +10,9 @@ import { Client } from 'minio'
 import { startEmbedded } from '../db/embedded.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { settings } from '../src/config/settings.ts'
-import { freePort, type Owner, root } from './harness.ts'
+import { type Owner, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 import { makeCertificate, startTraefik } from './traefik.ts'
 
 /*

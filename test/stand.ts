@@ -5,9 +5,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Environment } from '../src/config/environment.ts'
 import { type Cluster, startCluster } from './cluster.ts'
 import { type FaultProxy, startFaultProxy } from './fault-proxy.ts'
-import { eventually, freePort, type Owner, type Server, startServer, testEnvironment } from './harness.ts'
+import { eventually, type Owner, type Server, startServer, testEnvironment } from './harness.ts'
 import { judge, openLedger, prepareAgency, startWorkload } from './oracle.ts'
-import { createRandom } from './tokens.ts'
+import { freePort } from './ports.ts'
+import { createRandom } from './random.ts'
 
 /** Everything that faults are tried on: processes of the product, and a database at the end of a way that can be made bad. */
 export type Stand = {

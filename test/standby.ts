@@ -1,9 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { basename, join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, findBinaries, wrap } from '../db/embedded.ts'
+import { freePort } from './ports.ts'
 
 export type Standby = {
   url(role: Parameters<EmbeddedServer['url']>[0], database?: string): string
@@ -78,12 +78,4 @@ function accepting(child: ChildProcess): Promise<void> {
       if (log.includes('ready to accept read-only connections')) ready()
     })
   })
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
-  const { port } = server.address() as { port: number }
-  await new Promise((done) => server.close(done))
-  return port
 }

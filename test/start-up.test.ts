@@ -16,12 +16,13 @@ import {
   createTestDatabase,
   elsewhere,
   eventually,
-  freePort,
   root,
+  serverFile,
   startServer,
   testEnvironment,
   waitUntilReady
 } from './harness.ts'
+import { freePort } from './ports.ts'
 
 // bounded in time: how long a database is waited for
 
@@ -32,7 +33,6 @@ import {
 
 t.setTimeout(180_000)
 
-const serverFile = join(root, 'src', 'server.ts')
 const scripts: Record<string, string> = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).scripts
 /** The operator's commands by the name of their script. */
 const commands = Object.entries(scripts).flatMap(([name, script]) => {

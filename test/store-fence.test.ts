@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
 import { fileKey, imageKey, markKey } from '../src/files/store/keys.ts'
 import { createDatabase, dropDatabase } from './databases.ts'
-import { createFile, type FileReply, fileForm, form, storedObjects } from './forms.ts'
+import { createFile, type FileReply, fileForm, form, onePixel, storedObjects, sweep } from './forms.ts'
 import {
   allRows,
   commandFile,
@@ -24,11 +24,6 @@ const folderOf = (app: TestApp) => join(app.config.dataDir, 'files', 'objects')
 function ageObjects(app: TestApp): void {
   const at = new Date(Date.now() - 2 * 3_600_000)
   for (const key of storedObjects(app).objects.keys()) utimesSync(join(folderOf(app), key), at, at)
-}
-
-async function sweep(app: TestApp): Promise<void> {
-  await allRows(app.database, 'update object_sweep set due_at = now()')
-  await app.objectSweep.run()
 }
 
 const fenced = (app: TestApp) =>
@@ -114,10 +109,6 @@ t.test('a database that is older than its store removes nothing', async (t) => {
     const id = randomUuid()
     plant(app, imageKey(acme.id, id))
     await allRows(backup, 'update tenants set logo_url = $1', [`/api/v1/images/${acme.id}/${id}`])
-    const onePixel = Buffer.from(
-      'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-      'base64'
-    )
     const reply = await restored.inject({
       method: 'PUT',
       url: '/api/v1/tenant/logo',

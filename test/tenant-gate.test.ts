@@ -19,7 +19,6 @@ import {
   members,
   prepare,
   type Row,
-  random,
   rowsByPipeline,
   rowsByPool,
   rowsInTransaction,
@@ -29,6 +28,7 @@ import {
 } from './gate-trials.ts'
 import { allRows, eventually, startApp, type TestApp, withoutPooler } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { createRandom } from './random.ts'
 
 // bounded in time: how long one may wait for a connection
 
@@ -70,7 +70,7 @@ t.test('many queries of two tenants on the same few connections', withoutPooler,
   // under a name of its own each, or the next one would have been sent before the first is known to fail
   const nonsense = (number: number) =>
     statement(`test_nonsense_${number}`, () => sql<Row>`select no_such_column from memberships`)
-  const next = random(1)
+  const next = createRandom(1)
   const seen = { queries: 0, foreign: 0, unexpected: [] as unknown[], leftovers: 0, checks: 0 }
   const failures: Record<string, number> = {}
 

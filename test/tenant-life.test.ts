@@ -1,8 +1,6 @@
-import { execFile } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
 import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
@@ -15,13 +13,13 @@ import {
   eventually,
   password,
   post,
+  run,
   send,
   startApp,
   startServer,
   testEnvironment
 } from './harness.ts'
 
-const run = promisify(execFile)
 const deletion = (slug: string) => ({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug } }) as const
 
 t.test('an operator suspends and resumes an agency, and every process knows within a second', async (t) => {

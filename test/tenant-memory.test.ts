@@ -13,12 +13,12 @@ import {
   type TestApp
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { me } from './requests.ts'
 
 /*
  * What a process remembers of a tenant: one entry, read once, found by the id in a token and by the slug in a host name.
  */
 
-const me = '/api/v1/users/me'
 const lookupNames = ['find_tenant', 'tenant_entry']
 
 /** What is asked of the database about tenants from now on; `hold` makes the answers wait for what it returns. */

@@ -18,15 +18,14 @@ import {
   type Tokens
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
-import { decode, fingerprint, makeToken, rawRequest, seconds, sendRaw } from './tokens.ts'
+import { bearer, me } from './requests.ts'
+import { decode, fingerprint, makeToken, rawRequest, seconds, sendRaw, singleSecret } from './tokens.ts'
 
 // bounded in time: how soon a change is in force
 
 type Method = 'DELETE' | 'GET' | 'HEAD' | 'OPTIONS' | 'PATCH' | 'POST' | 'PUT'
 
-const me = '/api/v1/users/me'
 const here = '/api/v1/tenant'
-const jwtSecret = 'one secret of these tests with enough bytes'
 const production = {
   NODE_ENV: 'production',
   BASE_DOMAIN: 'aggios.app',
@@ -34,7 +33,6 @@ const production = {
   PASSWORD_PEPPER: 'Qw8Zx2Lm5Tn9Rb4Kc7Hv1Jf6Gd3Sp0Ya'
 }
 
-const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
 const patch = (url: string, payload: unknown, headers = {}) =>
   ({ method: 'PATCH', url, payload: payload as object, headers }) as const
 
@@ -72,7 +70,7 @@ const rowsOf = (app: TestApp, tenant: Tenant) =>
   )
 
 t.test('a token is for one agency', async (t) => {
-  const app = await startApp(t, { JWT_SECRET: jwtSecret })
+  const app = await startApp(t, { JWT_SECRET: singleSecret })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   const operations = await signedInOperations(app)
@@ -126,10 +124,10 @@ t.test('a token is for one agency', async (t) => {
   })
   t.test('and its claims are not the place to change that', async (t) => {
     const { header, claims } = decode(acme.owner.tokens.access_token)
-    const foreign = makeToken(header, { ...claims, tenant_id: rival.id }, jwtSecret)
+    const foreign = makeToken(header, { ...claims, tenant_id: rival.id }, singleSecret)
     // only who has the secret can make this; even then the person has to be a member, and the session to be there
     const outsider = await createTenant(app, 'outsider')
-    const made = makeToken(header, { ...claims, tenant_id: outsider.id }, jwtSecret)
+    const made = makeToken(header, { ...claims, tenant_id: outsider.id }, singleSecret)
     t.equal((await outsider.with(made, me)).statusCode, 401)
     t.equal((await rival.with(foreign, me)).statusCode, 200, 'a member of it')
     t.equal((await outsider.with(makeToken(header, { ...claims, tenant_id: outsider.id }, 'x'), me)).statusCode, 401)
@@ -438,7 +436,7 @@ t.test('in production an address is no general host', async (t) => {
 })
 
 t.test('a suspended agency', async (t) => {
-  const app = await startApp(t, { JWT_SECRET: jwtSecret })
+  const app = await startApp(t, { JWT_SECRET: singleSecret })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   const guest = await visit(app, rival, acme, 'viewer')
@@ -505,7 +503,7 @@ t.test('a suspended agency', async (t) => {
     const { header, claims } = decode(acme.owner.tokens.access_token)
     const tokens = {
       forged: makeToken(header, claims, 'a guess'),
-      expired: makeToken(header, { ...claims, exp: seconds() - 60 }, jwtSecret),
+      expired: makeToken(header, { ...claims, exp: seconds() - 60 }, singleSecret),
       "another agency's": rival.owner.tokens.access_token,
       malformed: 'x'
     }

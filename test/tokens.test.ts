@@ -16,11 +16,9 @@ import {
   startApp,
   type TestApp
 } from './harness.ts'
-import { createRandom, decode, encode, type Json, makeToken, rawRequest, seconds, sendRaw } from './tokens.ts'
-
-const me = '/api/v1/users/me'
-/** One secret; that of the harness has a comma in it and is therefore two. */
-const jwtSecret = 'one secret of these tests with enough bytes'
+import { createRandom } from './random.ts'
+import { me } from './requests.ts'
+import { decode, encode, type Json, makeToken, rawRequest, seconds, sendRaw, singleSecret } from './tokens.ts'
 
 /** Asks who the bearer is, on the general host. Lets timers run first: thousands of injected refusals in a row would not. */
 async function ask(app: TestApp, authorization: string): Promise<Reply> {
@@ -29,7 +27,7 @@ async function ask(app: TestApp, authorization: string): Promise<Reply> {
 }
 
 t.test('what an access token must be', async (t) => {
-  const app = await startApp(t, { JWT_SECRET: jwtSecret })
+  const app = await startApp(t, { JWT_SECRET: singleSecret })
   const acme = await createTenant(app, 'acme')
   const token = acme.owner.tokens.access_token
   const { header, claims } = decode(token)
@@ -38,7 +36,7 @@ t.test('what an access token must be', async (t) => {
     t.match(reply.json(), { status: 401, code }, name)
     t.match(reply.headers['www-authenticate'], /^Bearer .*error="invalid_token"/, name)
   }
-  const withClaims = (change: Json) => makeToken(header, { ...claims, ...change }, jwtSecret)
+  const withClaims = (change: Json) => makeToken(header, { ...claims, ...change }, singleSecret)
 
   t.test('ours is good, and so is one made like ours: what follows fails for its own reason', async (t) => {
     t.equal((await ask(app, `Bearer ${token}`)).statusCode, 200)
@@ -119,14 +117,14 @@ t.test('what an access token must be', async (t) => {
       'EdDSA',
       'dir'
     ]) {
-      await refused(t, makeToken({ ...header, alg }, claims, jwtSecret), `alg ${alg} over HS256`)
+      await refused(t, makeToken({ ...header, alg }, claims, singleSecret), `alg ${alg} over HS256`)
       await refused(t, `${encode({ ...header, alg })}.${encode(claims)}.`, `alg ${alg} without a signature`)
     }
-    await refused(t, makeToken({ ...header, alg: 'HS384' }, claims, jwtSecret, 'sha384'), 'a genuine HS384')
-    await refused(t, makeToken({ ...header, alg: 'HS512' }, claims, jwtSecret, 'sha512'), 'a genuine HS512')
-    await refused(t, makeToken(header, claims, jwtSecret, 'sha512'), 'HS512 under the name of HS256')
+    await refused(t, makeToken({ ...header, alg: 'HS384' }, claims, singleSecret, 'sha384'), 'a genuine HS384')
+    await refused(t, makeToken({ ...header, alg: 'HS512' }, claims, singleSecret, 'sha512'), 'a genuine HS512')
+    await refused(t, makeToken(header, claims, singleSecret, 'sha512'), 'HS512 under the name of HS256')
     for (const alg of [undefined, null, ['HS256'], { alg: 'HS256' }, 256, true]) {
-      await refused(t, makeToken({ ...header, alg }, claims, jwtSecret), `alg ${JSON.stringify(alg)}`)
+      await refused(t, makeToken({ ...header, alg }, claims, singleSecret), `alg ${JSON.stringify(alg)}`)
     }
   })
 
@@ -160,7 +158,7 @@ t.test('what an access token must be', async (t) => {
       { kid: 'sign' },
       { kid: 'options' }
     ]) {
-      await refused(t, makeToken({ ...header, ...change }, claims, jwtSecret), JSON.stringify(change))
+      await refused(t, makeToken({ ...header, ...change }, claims, singleSecret), JSON.stringify(change))
     }
     for (const text of [
       '',
@@ -171,7 +169,7 @@ t.test('what an access token must be', async (t) => {
       '{',
       `{"alg":"HS256","__proto__":{"crit":["a"]},"kid":"${header.kid}"}`
     ]) {
-      await refused(t, makeToken(text, claims, jwtSecret), `the header ${text}`)
+      await refused(t, makeToken(text, claims, singleSecret), `the header ${text}`)
     }
   })
 
@@ -191,9 +189,9 @@ t.test('what an access token must be', async (t) => {
     for (const guess of [
       ...guesses,
       String(header.kid),
-      jwtSecret.slice(0, -1),
-      `${jwtSecret} `,
-      jwtSecret.toUpperCase()
+      singleSecret.slice(0, -1),
+      `${singleSecret} `,
+      singleSecret.toUpperCase()
     ]) {
       await refused(t, makeToken(header, claims, guess), `the key ${guess}`)
     }
@@ -232,7 +230,7 @@ t.test('what an access token must be', async (t) => {
     await refused(t, withClaims({ aud: 'xlocalhost' }), 'aud that only ends right')
     await refused(t, withClaims({ jti: '' }), 'an empty jti')
     for (const text of ['', 'null', '[]', '1', '"x"', '{', JSON.stringify([claims])]) {
-      await refused(t, makeToken(header, text, jwtSecret), `claims ${text.slice(0, 10)}`)
+      await refused(t, makeToken(header, text, singleSecret), `claims ${text.slice(0, 10)}`)
     }
   })
 
@@ -248,7 +246,7 @@ t.test('what an access token must be', async (t) => {
     }
     const raw = (member: string) => {
       const text = JSON.stringify({ ...claims, exp: undefined }).slice(0, -1)
-      return makeToken(header, `${text},${member}}`, jwtSecret)
+      return makeToken(header, `${text},${member}}`, singleSecret)
     }
     for (const member of ['"exp":1e999', '"exp":-1e999', '"exp":NaN', '"exp":Infinity', '"exp":"NaN"']) {
       t.equal((await ask(app, `Bearer ${raw(member)}`)).statusCode, 401, member)

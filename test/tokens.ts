@@ -4,6 +4,9 @@ import { type AddressInfo, connect } from 'node:net'
 import type { FastifyInstance } from 'fastify'
 import type { Reply } from './harness.ts'
 
+/** A JWT_SECRET that is one key. The secret of the harness contains a comma, so it is two keys. */
+export const singleSecret = 'one secret of these tests with enough bytes'
+
 export type Json = Record<string, unknown>
 
 /** A JWT as somebody makes it who knows the format: any header, any claims, any key. */
@@ -23,18 +26,10 @@ export function decode(token: string): { header: Json; claims: Json } {
   return { header: read(header), claims: read(claims) }
 }
 
-export const seconds = () => Math.floor(Date.now() / 1000)
+/** The id of the session that an access token belongs to. */
+export const sidOf = ({ access_token }: { access_token: string }) => decode(access_token).claims.sid as string
 
-/** Numbers from 0 to 1 that are the same in every run. */
-export function createRandom(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
+export const seconds = () => Math.floor(Date.now() / 1000)
 
 /** What a client could tell two replies apart by: not the names of the requests, nor the time, nor what is for one hop. */
 export function fingerprint(reply: Reply): object {

@@ -15,7 +15,6 @@ import {
   allRows,
   createTestDatabase,
   eventually,
-  freePort,
   password,
   root,
   type Server,
@@ -23,6 +22,7 @@ import {
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 import { ask, complaints, exchange, makeCertificate, type Question, readStatic, startTraefik } from './traefik.ts'
 
 // bounded in time: how soon a proxy notices

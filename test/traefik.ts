@@ -7,8 +7,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parse, stringify } from 'yaml'
 import type { Environment } from '../src/config/environment.ts'
-import { eventually, freePort, type Owner, root } from './harness.ts'
+import { eventually, type Owner, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
  * The real Traefik on traefik.yml and traefik.dynamic.yml. Of the static file only the ports are replaced, the folders, and

@@ -1,6 +1,7 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
+import { mebibyte, sha256 } from './bytes.ts'
 import { disagreements } from './forms.ts'
 import {
   addMember,
@@ -15,9 +16,6 @@ import {
 } from './harness.ts'
 
 // bounded in time: how long an upload may take
-
-const mebibyte = 1024 * 1024
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
 /** Somebody who uploads: the owner of an agency, or a member of it. */
 type Sender = { id: string; send: Tenant['send'] }

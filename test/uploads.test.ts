@@ -1,8 +1,8 @@
-import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
+import { sha256 } from './bytes.ts'
 import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -17,11 +17,11 @@ import {
   type TestApp
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { listen } from './requests.ts'
 
 // bounded in time: how long an upload may take
 
 const kib = 1024
-const sha256 = (content: string | Buffer) => createHash('sha256').update(content).digest('hex')
 const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes
 
 /** Nothing is half there: no row, no object, no count. */
@@ -35,11 +35,6 @@ async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string
   )
   t.equal(storedObjects(app).objects.size, 0, `${what}: no object`)
   t.equal(await usageOf(tenant), 0, `${what}: no room is taken`)
-}
-
-async function listen(app: TestApp): Promise<number> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return (app.server.address() as { port: number }).port
 }
 
 type Raw = { status: number; body: string; ms: number; sent: number; cut: string | undefined }

@@ -13,7 +13,6 @@ import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,
   eventually,
-  freePort,
   password,
   type Server,
   startServer,
@@ -22,6 +21,7 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { findProgram } from './parts.ts'
+import { accepts, freePort } from './ports.ts'
 
 // bounded in time: how soon a worker is replaced
 
@@ -81,18 +81,6 @@ function isAlive(pid: number): boolean {
     return true
   } catch {
     return false
-  }
-}
-
-async function accepts(port: number): Promise<boolean> {
-  const socket = connect(port, '127.0.0.1')
-  try {
-    await once(socket, 'connect')
-    return true
-  } catch {
-    return false
-  } finally {
-    socket.destroy()
   }
 }
 
