@@ -4,7 +4,8 @@ import t from 'tap'
 import { readText, root } from './harness.ts'
 
 /*
- * What the pages point at is there: files, headings, commands, settings. And the drawing of a request's way is that of src/app.ts.
+ * What the pages point at is there: files, headings, commands, settings. The drawing of a request's way is that of src/app.ts,
+ * and the table of limits has every limit of the sources.
  */
 
 const markdownIn = (folder: string) => readdirSync(join(root, folder)).filter((name) => name.endsWith('.md'))
@@ -71,4 +72,105 @@ t.test('what is drawn of the guard is what may be answered', async (t) => {
   const codes = [...drawing.matchAll(/\b[a-z]+(?:_[a-z]+)+\b/g)].map(([code]) => code)
   t.ok(codes.length > 8)
   for (const code of codes) t.ok(catalogue.includes(`'${code}'`), code)
+})
+
+t.test('every limit in the sources has a row, or a reason to have none', (t) => {
+  const found = ['src/app.ts', 'src/processes/serving.ts', 'src/processes/supervisor.ts', 'src/auth/passwords.ts']
+    .concat('src/auth/hasher.ts', 'src/files/decoders.ts')
+    .concat([
+      'db/gate/pipeline.ts',
+      'db/gate/gate.ts',
+      'db/gate/replica.ts',
+      'db/gate/start-up.ts',
+      'plugins/infrastructure/database.ts',
+      'plugins/auth/revocations.ts'
+    ])
+    .concat([
+      'plugins/observability/health.ts',
+      'plugins/tenancy/tenants.ts',
+      'plugins/limits/attempts.ts',
+      'plugins/infrastructure/redis.ts'
+    ])
+    .concat(['plugins/files/objects.ts', 'plugins/http/request-body.ts', 'plugins/maintenance/object-sweep.ts'])
+    .concat(['src/files/store/object-store.ts', 'src/files/store/s3.ts', 'src/files/store/disk.ts'])
+    .flatMap((path) =>
+      [
+        ...readText(path).matchAll(
+          /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
+        )
+      ].map(([, name]) => `${path} ${name}`)
+    )
+  const inTable = [
+    ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
+    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/auth/passwords.ts depth'],
+    ...[
+      'connectTimeoutMs',
+      'silenceLimitMs',
+      'reconnectDelayMs',
+      'maxInFlight',
+      'maxPauseMs',
+      'statement_timeout',
+      'lock_timeout'
+    ].map((name) => `db/gate/pipeline.ts ${name}`),
+    ...['acquireTimeoutMs', 'idleTimeoutMs', 'queryTimeoutMs', 'statement_timeout', 'lock_timeout'].map(
+      (name) => `plugins/infrastructure/database.ts ${name}`
+    ),
+    ...[
+      'plugins/infrastructure/database.ts idle_in_transaction_session_timeout',
+      'plugins/auth/revocations.ts staleAfterMs'
+    ],
+    ...[
+      'plugins/infrastructure/redis.ts commandTimeoutMs',
+      'plugins/infrastructure/redis.ts connectTimeoutMs',
+      'plugins/infrastructure/redis.ts restMs'
+    ],
+    ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
+    ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
+    ...[
+      'src/auth/hasher.ts answerTimeoutMs',
+      'src/auth/hasher.ts restartDelayMs',
+      'src/files/decoders.ts cpuMs',
+      'src/files/decoders.ts wallMs'
+    ],
+    ...[
+      'plugins/files/objects.ts shareMs',
+      'plugins/files/objects.ts placeMs',
+      'plugins/http/request-body.ts bodyTimeoutMs',
+      'src/files/store/object-store.ts storeTimeoutMs'
+    ],
+    ...['src/files/store/s3.ts assemblyTimeoutMs', 'src/files/store/disk.ts forgottenAfterMs']
+  ]
+  // how often something is looked at, or kept: nobody is refused or cut off by it
+  const notLimits = [
+    ...[
+      'src/processes/serving.ts drainNoticeMs',
+      'src/processes/serving.ts listenersCloseMs',
+      'src/processes/serving.ts lingerMs',
+      'src/processes/serving.ts quietMs',
+      'src/processes/serving.ts pollMs',
+      'src/processes/supervisor.ts stableMs',
+      'src/processes/supervisor.ts maxRestartDelayMs'
+    ],
+    'db/gate/gate.ts disconnectWindowMs',
+    ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
+    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownForMs'],
+    ...[
+      'plugins/observability/health.ts freshForMs',
+      'plugins/observability/health.ts patienceMs',
+      'plugins/http/request-body.ts lingerMs'
+    ],
+    ...['plugins/files/objects.ts tidyIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
+    // off: plugins/http/request-body.ts bounds it by route
+    'src/app.ts requestTimeout',
+    // a start that reads a million revocations
+    'src/app.ts pluginTimeout',
+    'plugins/limits/limits.ts dayMs',
+    ...[
+      'plugins/infrastructure/redis.ts maxReconnectMs',
+      'db/gate/replica.ts intervalMs',
+      'db/gate/pipeline.ts batchMs'
+    ]
+  ]
+  t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
+  t.end()
 })

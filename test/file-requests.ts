@@ -1,3 +1,5 @@
+import { sha256 } from './bytes.ts'
+import type { FileReply } from './forms.ts'
 import type { Tenant } from './harness.ts'
 
 /** Sends a file in pieces, each in a request of its own. Resolves to its id. */
@@ -28,3 +30,25 @@ export async function uploadResumably(tenant: Tenant, name: string, pieces: Buff
   }
   return url.split('/').at(-2) as string
 }
+
+export const contentOf = (file: { id: string }) => `/api/v1/files/${file.id}/content`
+
+export async function listNames(tenant: Tenant, query: Record<string, string>): Promise<string[]> {
+  const names: string[] = []
+  for (let cursor: string | null = ''; cursor !== null; ) {
+    const parameters = new URLSearchParams({ ...query, ...(cursor && { cursor }) })
+    const page: { data: FileReply[]; next_cursor: string | null } = (
+      await tenant.send(`/api/v1/files?${parameters}`)
+    ).json()
+    names.push(...page.data.map(({ name }) => name))
+    cursor = page.next_cursor
+  }
+  return names
+}
+
+export const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes
+
+export const announce = (content: Buffer | string, more = {}) => ({
+  ...{ name: 'notes.txt', content_type: 'text/plain', size: Buffer.byteLength(content), sha256: sha256(content) },
+  ...more
+})

@@ -252,3 +252,9 @@ export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Envi
     'then all is well again'
   )
 }
+
+export const slowRead = statement(
+  'test_slow_read',
+  (_, $: { seconds: number }) => sql<{ tenant_id: string }>`
+  select m.tenant_id from memberships m, (select pg_sleep(${$.seconds}) offset 0) s`
+)

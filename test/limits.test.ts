@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { readdirSync, readFileSync, utimesSync } from 'node:fs'
+import { readdirSync, utimesSync } from 'node:fs'
 import { type AddressInfo, connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
@@ -39,54 +39,16 @@ import { catalogue } from '../src/http/problems.ts'
 import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
-import { createTenant, createTestDatabase, eventually, post, readText, root, send, startApp } from './harness.ts'
+import { createTenant, createTestDatabase, eventually, post, send, startApp } from './harness.ts'
+import { read, rowAbout, rows, sizes, times } from './limit-rows.ts'
 import { listen } from './requests.ts'
 
 // bounded in time: how long one may wait
 
 /*
- * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here, and
- * every limit in the sources has a row.
+ * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here.
+ * test/docs.test.ts shows that every limit in the sources has a row.
  */
-
-const page = readFileSync(join(root, 'docs', 'operations.md'), 'utf8')
-
-type Row = { what: string; value: string; over: string }
-
-function rowsOf(heading: string): Row[] {
-  const section = page.split(/^## /m).find((each) => each.startsWith(heading)) ?? ''
-  const lines = section.split('\n').filter((line) => line.startsWith('|'))
-  return lines.slice(2).map((line) => {
-    const [what = '', value = '', over = ''] = line
-      .split('|')
-      .slice(1, -1)
-      .map((cell) => cell.trim())
-    return { what, value, over }
-  })
-}
-
-const rows = rowsOf('Limits and time-outs')
-const read = new Set<string>()
-
-/** The one row about something. */
-function rowAbout(start: string): Row {
-  const found = rows.filter(({ what }) => what.startsWith(start))
-  if (found.length !== 1 || !found[0]) throw new Error(`${found.length} rows begin with "${start}"`)
-  read.add(found[0].what)
-  return found[0]
-}
-
-const unitMs = { s: 1000, ms: 1, min: 60_000 }
-
-/** Every time in a text, in milliseconds. */
-function times(text: string): number[] {
-  return [...text.matchAll(/(\d+) (ms|s|min)\b/g)].map(
-    ([, count, unit]) => Number(count) * unitMs[unit as keyof typeof unitMs]
-  )
-}
-
-/** Every size in a text, in bytes. */
-const sizes = (text: string) => [...text.matchAll(/(\d+) KiB/g)].map(([, count]) => Number(count) * 1024)
 
 /** What a connection gets for some bytes, and after how long it is closed. */
 async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
@@ -495,106 +457,5 @@ t.test('every row is read here, and names codes that there are', (t) => {
       t.equal(catalogue.get(code as string)?.status, Number(status), `${what}: ${code}`)
     }
   }
-  t.end()
-})
-
-t.test('every limit in the sources has a row, or a reason to have none', (t) => {
-  const found = ['src/app.ts', 'src/processes/serving.ts', 'src/processes/supervisor.ts', 'src/auth/passwords.ts']
-    .concat('src/auth/hasher.ts', 'src/files/decoders.ts')
-    .concat([
-      'db/gate/pipeline.ts',
-      'db/gate/gate.ts',
-      'db/gate/replica.ts',
-      'db/gate/start-up.ts',
-      'plugins/infrastructure/database.ts',
-      'plugins/auth/revocations.ts'
-    ])
-    .concat([
-      'plugins/observability/health.ts',
-      'plugins/tenancy/tenants.ts',
-      'plugins/limits/attempts.ts',
-      'plugins/infrastructure/redis.ts'
-    ])
-    .concat(['plugins/files/objects.ts', 'plugins/http/request-body.ts', 'plugins/maintenance/object-sweep.ts'])
-    .concat(['src/files/store/object-store.ts', 'src/files/store/s3.ts', 'src/files/store/disk.ts'])
-    .flatMap((path) =>
-      [
-        ...readText(path).matchAll(
-          /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
-        )
-      ].map(([, name]) => `${path} ${name}`)
-    )
-  const inTable = [
-    ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
-    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/auth/passwords.ts depth'],
-    ...[
-      'connectTimeoutMs',
-      'silenceLimitMs',
-      'reconnectDelayMs',
-      'maxInFlight',
-      'maxPauseMs',
-      'statement_timeout',
-      'lock_timeout'
-    ].map((name) => `db/gate/pipeline.ts ${name}`),
-    ...['acquireTimeoutMs', 'idleTimeoutMs', 'queryTimeoutMs', 'statement_timeout', 'lock_timeout'].map(
-      (name) => `plugins/infrastructure/database.ts ${name}`
-    ),
-    ...[
-      'plugins/infrastructure/database.ts idle_in_transaction_session_timeout',
-      'plugins/auth/revocations.ts staleAfterMs'
-    ],
-    ...[
-      'plugins/infrastructure/redis.ts commandTimeoutMs',
-      'plugins/infrastructure/redis.ts connectTimeoutMs',
-      'plugins/infrastructure/redis.ts restMs'
-    ],
-    ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
-    ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
-    ...[
-      'src/auth/hasher.ts answerTimeoutMs',
-      'src/auth/hasher.ts restartDelayMs',
-      'src/files/decoders.ts cpuMs',
-      'src/files/decoders.ts wallMs'
-    ],
-    ...[
-      'plugins/files/objects.ts shareMs',
-      'plugins/files/objects.ts placeMs',
-      'plugins/http/request-body.ts bodyTimeoutMs',
-      'src/files/store/object-store.ts storeTimeoutMs'
-    ],
-    ...['src/files/store/s3.ts assemblyTimeoutMs', 'src/files/store/disk.ts forgottenAfterMs']
-  ]
-  // how often something is looked at, or kept: nobody is refused or cut off by it
-  const notLimits = [
-    ...[
-      'src/processes/serving.ts drainNoticeMs',
-      'src/processes/serving.ts listenersCloseMs',
-      'src/processes/serving.ts lingerMs',
-      'src/processes/serving.ts quietMs',
-      'src/processes/serving.ts pollMs',
-      'src/processes/supervisor.ts stableMs',
-      'src/processes/supervisor.ts maxRestartDelayMs'
-    ],
-    'db/gate/gate.ts disconnectWindowMs',
-    ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
-    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownForMs'],
-    ...[
-      'plugins/observability/health.ts freshForMs',
-      'plugins/observability/health.ts patienceMs',
-      'plugins/http/request-body.ts lingerMs'
-    ],
-    ...['plugins/files/objects.ts tidyIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
-    // off: plugins/http/request-body.ts bounds it by route
-    'src/app.ts requestTimeout',
-    // a start that reads a million revocations
-    'src/app.ts pluginTimeout',
-    'plugins/limits/limits.ts dayMs',
-    ...[
-      'plugins/infrastructure/redis.ts maxReconnectMs',
-      'db/gate/replica.ts intervalMs',
-      'db/gate/pipeline.ts batchMs'
-    ]
-  ]
-  t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()
 })

@@ -1,4 +1,4 @@
-import type { TestApp } from './harness.ts'
+import { post, type Reply, send, type TestApp } from './harness.ts'
 
 /*
  * Parts of requests that many tests send.
@@ -19,4 +19,16 @@ export const from = (ip: string) => ({ remoteAddress: '10.0.0.1', headers: { 'x-
 export async function listen(app: TestApp): Promise<number> {
   await app.listen({ host: '127.0.0.1', port: 0 })
   return (app.server.address() as { port: number }).port
+}
+
+export const login = (app: TestApp, email: string, word: unknown, options: object = {}): Promise<Reply> =>
+  send(app, 'localhost', { ...post('/auth/login', { email, password: word }), ...options })
+
+/**
+ * Asks on the general host who the bearer is, with any text as the `Authorization` header. Timers run first: thousands of
+ * injected refusals in a row would not let them.
+ */
+export async function sendAuthorization(app: TestApp, authorization: string): Promise<Reply> {
+  await new Promise(setImmediate)
+  return send(app, 'localhost', { url: me, headers: { authorization } })
 }

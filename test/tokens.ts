@@ -7,6 +7,10 @@ import type { Reply } from './harness.ts'
 /** A JWT_SECRET that is one key. The secret of the harness contains a comma, so it is two keys. */
 export const singleSecret = 'one secret of these tests with enough bytes'
 
+/** Secrets that production accepts. */
+export const strongSecret = 'k3y-0f-4t-l34st-th1rty-tw0-bytes!!'
+export const otherStrongSecret = '4n0th3r-k3y-0f-th1rty-tw0-bytes!!!'
+
 export type Json = Record<string, unknown>
 
 /** A JWT as somebody makes it who knows the format: any header, any claims, any key. */

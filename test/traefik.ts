@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parse, stringify } from 'yaml'
 import type { Environment } from '../src/config/environment.ts'
-import { eventually, type Owner, root } from './harness.ts'
+import { eventually, type Owner, password, root } from './harness.ts'
 import { findProgram } from './parts.ts'
 import { freePort } from './ports.ts'
 
@@ -16,8 +16,8 @@ import { freePort } from './ports.ts'
  * the provider that needs Docker; the dynamic file is used as it stands.
  */
 
-const program = findProgram('traefik')
-const openssl = findProgram('openssl')
+export const program = findProgram('traefik')
+export const openssl = findProgram('openssl')
 
 export type StaticConfig = {
   log: object
@@ -157,3 +157,10 @@ export function complaints(traefik: Traefik): unknown[] {
     .filter(({ level }) => level === 'warn' || level === 'error' || level === 'fatal')
     .filter(({ message }) => !/^(Traefik can reject some encoded characters|Health check failed)/.test(String(message)))
 }
+
+export const registration = (slug: string) => ({
+  tenant: { name: `The ${slug} agency`, slug },
+  name: 'Ada',
+  email: `owner@${slug}.example`,
+  password
+})
