@@ -29,7 +29,7 @@ const insertions: Insertion[] = [
   { path: 'src/app.ts', begins: /^ +api\.register/, before: '      api.register(problemsRoutes' },
   { path: 'test/authz-policy.ts', begins: /^async function/, before: 'export const policies: ' },
   { path: 'test/authz-policy.ts', begins: /^ {2}\/\//, after: 'export const policies: Record<string, Policy> = {\n' },
-  { path: 'test/isolation.ts', begins: /^ {6}await sql/, before: '      // to be listed; ' },
+  { path: 'test/isolation-world.ts', begins: /^ {6}await sql/, before: '      // to be listed; ' },
   { path: 'test/row-security.test.ts', begins: /^ {2}notes/, after: "($1, $2, 'owner'), ($1, $3, 'viewer')`,\n" },
   { path: 'test/growth.test.ts', begins: /^ {2}notes/, before: '  tenants: { bound:' },
   { path: 'docs/scaling.md', begins: /^\| `notes`/, before: '| `invitations`, `outbox` |' }

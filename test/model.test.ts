@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { Role } from '../src/auth/roles.ts'
 import { post, type Reply, send } from './harness.ts'
-import { createWorld, type Side, type World } from './isolation.ts'
+import { createWorld, type Side, type World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
 
 /*

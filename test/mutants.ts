@@ -6,7 +6,7 @@ import { fileKey } from '../src/files/store/keys.ts'
 import { forbidden } from '../src/http/problems.ts'
 import { checks } from './catalogue.ts'
 import { jwtSecret } from './harness.ts'
-import type { Hole, World } from './isolation.ts'
+import type { Hole, World } from './isolation-world.ts'
 import { decode, type Json, seconds } from './tokens.ts'
 
 /*

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { policies } from './authz-policy.ts'
 import { createTenant, post, type Reply, send, startApp } from './harness.ts'
-import { createWorld } from './isolation.ts'
+import { createWorld } from './isolation-world.ts'
 import { json, signIn } from './problem-documents.ts'
 
 t.test('the id of a request', async (t) => {
