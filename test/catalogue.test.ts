@@ -1,6 +1,7 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { checks, definerFunctions } from './catalogue.ts'
+import { definerFunctions } from './catalogue.ts'
+import { checks } from './catalogue-checks.ts'
 import { withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
 

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { checks } from './catalogue.ts'
+import { checks } from './catalogue-checks.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
 import { runMatrix } from './isolation.ts'
