@@ -131,7 +131,7 @@ export async function terminate(database: DatabaseUrls, application: string, mos
   const ended = await allRows(
     database,
     `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
-      where datname = current_database() and application_name = $1 order by createRandom() limit $2) victims`,
+      where datname = current_database() and application_name = $1 order by random() limit $2) victims`,
     [application, most]
   )
   return ended.length
