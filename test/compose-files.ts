@@ -1,6 +1,10 @@
 import { parseDocument, visit } from 'yaml'
 import { readText } from './harness.ts'
 
+/*
+ * The compose files and the `.env` of the repository, as Compose reads them.
+ */
+
 export const minioFile = 'db/deploy/minio.Dockerfile'
 
 export type Service = {
@@ -28,7 +32,7 @@ export type Compose = {
   volumes: Record<string, unknown>
 }
 
-/** Compose files merged in Compose's way: mappings by key, lists one after the other, but for those under `!override`. */
+/** Merges compose files as Compose does: mappings by key, and lists one after the other unless they have the tag `!override`. */
 export function readCompose(...paths: string[]): Compose {
   let merged: unknown
   for (const path of paths) {
@@ -48,7 +52,7 @@ export function readCompose(...paths: string[]): Compose {
   return merged as Compose
 }
 
-/** Stands for what a later file takes away. */
+/** The value of a member that a later file removes. */
 const reset = '!reset'
 const isSame = (one: unknown, other: unknown) => JSON.stringify(one) === JSON.stringify(other)
 const isMapping = (value: unknown): value is Record<string, unknown> =>
@@ -67,7 +71,7 @@ function merge(below: unknown, above: unknown, replaces: (value: unknown) => boo
 
 export const reference = /\$(?:(\$)|\{(\w+)(?:(:[-?])([^}]*))?\})/g
 
-/** Puts variables in as Compose does. Names those that must be set and are not. */
+/** Replaces variables as Compose does. `missing` are those that must be set and are not. */
 export function interpolate<T>(value: T, env: Record<string, string>): { result: T; missing: Set<string> } {
   const missing = new Set<string>()
   const fill = (text: string) =>
@@ -90,7 +94,7 @@ export const development = readCompose('compose.yaml')
 export const production = readCompose('compose.yaml', 'compose.production.yaml')
 export const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
 
-/** `.env` as somebody has it who has followed .env.example. */
+/** The secrets of an `.env` that was filled in as .env.example says. */
 export const secrets = {
   JWT_SECRET: 'f2b0c1a7d9e84356a1b2c3d4e5f60718',
   PASSWORD_PEPPER: '0918f6e5d4c3b2a16534e89d7a1c0b2f',

@@ -2,6 +2,10 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from './harness.ts'
 
+/*
+ * The table of limits in docs/operations.md.
+ */
+
 const page = readFileSync(join(root, 'docs', 'operations.md'), 'utf8')
 
 type Row = { what: string; value: string; over: string }
@@ -19,9 +23,10 @@ function rowsOf(heading: string): Row[] {
 }
 
 export const rows = rowsOf('Limits and time-outs')
+/** The rows that a test has read. */
 export const read = new Set<string>()
 
-/** The one row about something. */
+/** The row that begins with this text. There must be one only. */
 export function rowAbout(start: string): Row {
   const found = rows.filter(({ what }) => what.startsWith(start))
   if (found.length !== 1 || !found[0]) throw new Error(`${found.length} rows begin with "${start}"`)

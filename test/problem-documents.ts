@@ -3,7 +3,7 @@ import { connect } from 'node:net'
 import type { Test } from 'tap'
 import { password, post, type Reply } from './harness.ts'
 
-/** What must never leave: stacks, paths, SQL, the words of driver, framework and parser. */
+/** What no reply may contain: stack traces, paths, SQL, and messages of the driver, the framework and the parser. */
 const inside =
   /\bat .+:\d+:\d+|node_modules|\/work\/|\.ts\b|\b(?:select|insert into|update|delete from)\b.*\b(?:from|values|set|where)\b|FST_|HPE_|ERR_|ECONN|\brelation\b|postgres|kysely|fastify/i
 
@@ -15,7 +15,7 @@ export const written = (reply: Reply): Written => ({
   body: reply.body
 })
 
-/** Holds a refusal against what every one of them must be. */
+/** Checks what every refusal must be: a problem document with this status and code, and nothing internal. */
 export function isProblem(t: Test, reply: Written, status: number, code: string, what: string): void {
   t.equal(reply.status, status, `${what}: status`)
   t.match(reply.headers['content-type'], /^application\/problem\+json(?:;|$)/, `${what}: media type`)
@@ -25,7 +25,7 @@ export function isProblem(t: Test, reply: Written, status: number, code: string,
   t.notMatch(reply.body, inside, `${what}: opaque`)
 }
 
-/** Also that it says which request it was: what never was a request has no id. */
+/** Checks also that it names the request. What could not be parsed as a request has no id. */
 export function isProblemOfRequest(t: Test, reply: Written, status: number, code: string, what: string): void {
   isProblem(t, reply, status, code, what)
   const id = reply.headers['x-request-id']
@@ -33,8 +33,8 @@ export function isProblemOfRequest(t: Test, reply: Written, status: number, code
   t.equal(JSON.parse(reply.body).request_id, id, `${what}: request_id`)
 }
 
-/** Writes bytes to a socket and reads until the other side closes it, or `patienceMs` have gone. */
-export async function exchange(port: number, bytes: string | string[], patienceMs = 5000) {
+/** Writes bytes to a socket, and reads until the server closes it or the time-out is over. */
+export async function exchange(port: number, bytes: string | string[], timeoutMs = 5000) {
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   let text = ''
   let closed = false
@@ -43,7 +43,7 @@ export async function exchange(port: number, bytes: string | string[], patienceM
   })
   socket.on('error', () => {})
   const end = new Promise<void>((done) => {
-    const timer = setTimeout(done, patienceMs)
+    const timer = setTimeout(done, timeoutMs)
     for (const event of ['end', 'close']) {
       socket.once(event, () => {
         closed = true

@@ -4,7 +4,7 @@ import { createDatabase, type DatabaseUrls, dropDatabase } from './databases.ts'
 import { eventually, isReady, password, type Server, startServer, type Tokens } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
-/** Starts it, and waits until it has ended or answers. */
+/** Starts a server, and waits until it is ready or has ended. */
 export async function startOrFail(t: Test, env: Environment): Promise<Server> {
   const server = await startServer(t, env, { ready: false })
   await eventually(async () => server.child.exitCode !== null || (await isReady(server)), 60_000)
@@ -56,7 +56,7 @@ export const refresh = (server: Server, refresh_token: string) =>
   call(server, 'POST', '/auth/refresh', { refresh_token })
 export const me = (server: Server, token: string) => call(server, 'GET', '/users/me', undefined, token)
 
-/** A database of the run's server that nobody has migrated. */
+/** Creates a database without a schema. */
 export async function createEmptyDatabase(t: Test, name: string): Promise<DatabaseUrls> {
   const full = `p_${process.pid}_${name}`
   const urls = await createDatabase(full, 'template1')
@@ -64,7 +64,7 @@ export async function createEmptyDatabase(t: Test, name: string): Promise<Databa
   return urls
 }
 
-/** What a process says that does not start. */
+/** The output of a server that refuses to start. */
 export async function refusal(t: Test, env: Environment): Promise<string> {
   const server = await startServer(t, env, { ready: false })
   const { code } = await server.exited

@@ -5,11 +5,11 @@ import { type Owner, root } from './harness.ts'
 
 const parts = [
   ...['src', 'plugins', 'routes', 'db', 'test', 'package.json', 'tsconfig.json'],
-  // which tests read
+  // files that tests read
   ...['docs', 'bench/scenarios', 'traefik.dynamic.yml']
 ]
 
-/** Copies the sources into a folder that a test may change, and that is removed with it. Packages are those of the original. */
+/** Copies the sources into a folder that the test may change. It is removed at the end. node_modules is a link to the original. */
 export function copySources(t: Owner): string {
   const folder = mkdtempSync(join(tmpdir(), 'aggios-copy-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 }))

@@ -8,13 +8,13 @@ import { freePort } from './ports.ts'
 export type Standby = {
   url(role: Parameters<EmbeddedServer['url']>[0], database?: string): string
   start(): Promise<void>
-  /** As if its machine had died. */
+  /** Stops it without a clean shutdown. */
   kill(): Promise<void>
 }
 
 /**
- * A streaming replica of a server that serves from `folder`, in `folder` of its own. It is a copy of the files, which PostgreSQL
- * is told of, and follows the log from there.
+ * Makes a streaming replica of a running server in `folder`, from a copy of its files (`pg_backup_start`). The replica follows the
+ * write-ahead log from there.
  */
 export async function makeStandby(primary: EmbeddedServer, primaryFolder: string, folder: string): Promise<Standby> {
   const { postgres } = await findBinaries()
@@ -60,7 +60,7 @@ export async function makeStandby(primary: EmbeddedServer, primaryFolder: string
     async kill() {
       if (!child || child.exitCode !== null || child.signalCode !== null) return
       const exited = new Promise((done) => child?.once('exit', done))
-      // what PostgreSQL calls an immediate shutdown
+      // PostgreSQL's immediate shutdown
       child.kill('SIGQUIT')
       await exited
       if (existsSync(join(data, 'postmaster.pid'))) rmSync(join(data, 'postmaster.pid'))

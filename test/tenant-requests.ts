@@ -2,6 +2,7 @@ import { addMember, post, type Tenant, type TestApp, type Tokens } from './harne
 
 export type Method = 'DELETE' | 'GET' | 'HEAD' | 'OPTIONS' | 'PATCH' | 'POST' | 'PUT'
 
+/** The path that shows the agency of the request. */
 export const here = '/api/v1/tenant'
 export const production = {
   NODE_ENV: 'production',
@@ -13,7 +14,7 @@ export const production = {
 export const patch = (url: string, payload: unknown, headers = {}) =>
   ({ method: 'PATCH', url, payload: payload as object, headers }) as const
 
-/** Tokens of a guest in an agency, with a role there. */
+/** Makes the owner of one agency a member of another. Resolves to tokens for that agency. */
 export async function visit(app: TestApp, guest: Tenant, host: Tenant, role: string): Promise<Tokens> {
   await addMember(app, host, guest.owner.id, role)
   const reply = await guest.send(post('/auth/switch', { tenant: host.slug }))
