@@ -3,32 +3,32 @@ import type { Access, Role } from '../src/auth/roles.ts'
 import type { Person, Side, World } from './isolation-world.ts'
 
 /*
- * How an entry of the table in test/authz-policy.ts is written: its types, and functions that make the calls.
+ * The types of the table in test/authz-policy.ts, and functions that make its calls.
  */
 
-/** A call that succeeds, on objects that were made for it where it uses them up. */
+/** A call that succeeds. If it consumes an object, the object was made for it. */
 export type Call = {
   caller: Person | undefined
-  /** Where the caller is at home. Undefined: the general host. */
+  /** The agency whose host is asked. Undefined: the general host. */
   side: Side | undefined
   params?: Record<string, string>
   query?: Record<string, string>
   body?: Record<string, unknown>
-  /** What is no JSON. */
+  /** A body that is not JSON. */
   payload?: Buffer
   headers?: Record<string, string>
 }
 
 export type ObjectKind = 'file' | 'invitation' | 'member' | 'session' | 'upload'
 
-/** A call by which somebody who may call the operation asks for too much. */
+/** A call that is refused although the caller may call the operation: it asks for too much. */
 export type Excess = {
   title: string
   status: number
   code: string
-  /** Whether the reply has to be the same when the object of somebody else is replaced by none at all. */
+  /** The same call with an object that does not exist. Its reply must be the same. */
   likeNothing?: (world: World) => Promise<Call>
-  /** The agency of the signed-in person who tries it, in whose audit log it has to be. */
+  /** The agency whose audit log must record the refusal: that of the caller. */
   denied?: 'a' | 'b'
   call: (world: World) => Promise<Call>
 }
@@ -36,30 +36,31 @@ export type Excess = {
 export type Policy = {
   access: Access
   status: number
-  /** The positive control, in an agency, as a person with a role there. */
+  /** Makes a call that must succeed, in this agency and with this role. */
   make: (world: World, side: Side, role: Role) => Promise<Call>
-  /** What the path's parameters name. */
+  /** The kinds of objects that the parameters of the path name. */
   objects?: Record<string, ObjectKind>
-  /** A list: it takes cursors, and has more than one entry. */
+  /** It is a list: it accepts cursors, and has more than one entry in each agency. */
   paged?: true
-  /** Its reply has a tag, and takes If-None-Match or If-Match. */
+  /** Its reply has an ETag, and it accepts If-None-Match or If-Match. */
   tagged?: true
-  /** Writes an audit event with its change; neither is there without the other. */
+  /** It writes its change and an audit event in one transaction. */
   audited?: true
-  /** It makes something, so that a key for repetition must not reach across agencies. */
+  /** It creates something. An Idempotency-Key of one agency must not have an effect in another. */
   creates?: true
-  /** What a bearer means to an operation that is public. */
+  /** What a public operation does with a bearer token. */
   bearer?: 'ignored' | 'costly' | 'looked at' | 'signature'
-  /** Answers on hosts that are not served, or on that of a suspended agency. */
+  /** It answers also on hosts that are not served (`any`), or on the host of a suspended agency. */
   host?: 'any' | 'suspended'
   excesses?: Excess[]
-  /** Calls that succeed although B has the like. */
+  /** Calls that succeed although B has an object of the same name. */
   also?: { title: string; call: (world: World) => Promise<Call> }[]
 }
 
+/** A text that no other call has used. */
 export const fresh = (prefix: string) => `${prefix}-${randomBytes(6).toString('hex')}`
 
-/** By the person with that role who is always there. */
+/** A call by the person of the agency who has that role. */
 export const standing =
   (more: (world: World, side: Side) => Partial<Call> | Promise<Partial<Call>> = () => ({})) =>
   async (world: World, side: Side, role: Role): Promise<Call> => ({
@@ -68,7 +69,7 @@ export const standing =
     ...(await more(world, side))
   })
 
-/** By somebody who is made for it, in an agency that keeps its owner. */
+/** A call by a new person with that role, because the call may remove the caller. */
 export const passing =
   (more: (world: World, side: Side, caller: Person) => Partial<Call> | Promise<Partial<Call>> = () => ({})) =>
   async (world: World, side: Side, role: Role): Promise<Call> => {
@@ -76,7 +77,7 @@ export const passing =
     return { caller, side, ...(await more(world, side, caller)) }
   }
 
-/** As the person who is always there in the first agency. */
+/** A call by the person of agency A who has that role. */
 export const inFirst =
   (role: Role, more: (world: World) => Partial<Call> | Promise<Partial<Call>>) =>
   async (world: World): Promise<Call> => ({

@@ -21,10 +21,10 @@ import { unknownId } from './requests.ts'
  * The entries of test/authz-policy.ts for files, uploads and images.
  */
 
-/** By whoever has that role, with a file of their own. */
+/** A call by the person who has that role, on a new file of the agency. */
 const withFile = () => standing(async (world, side) => ({ params: { id: await world.plantFile(side) } }))
 
-/** A file that the caller has begun: members may finish and give up their own only. */
+/** A call on an upload that the caller has begun: members may complete and cancel only their own. */
 const withUpload =
   (kind: 'direct' | 'resumable', more: (side: Side) => Partial<Call> = () => ({})) =>
   async (world: World, side: Side, role: Role): Promise<Call> => ({
@@ -42,11 +42,11 @@ const nextBytes = (side: Side): Partial<Call> => ({
   headers: { ...tus, 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' }
 })
 
-/** A token of a link to a file or an upload of an agency. */
+/** The token of a link to a file or an upload. */
 const linkOf = (world: World, side: Side, purpose: 'read' | 'write', id: string) =>
   world.app.fileLinks.issue(purpose, { tenant_id: side.id, id, expires_at: new Date(Date.now() + 60_000) })
 
-/** Somebody else's of the same agency: as if there were none. */
+/** The upload of another member of the same agency is answered like one that does not exist. */
 const uploadOfSomebodyElse = (
   kind: 'direct' | 'resumable',
   more: (side: Side) => Partial<Call> = () => ({})
@@ -250,7 +250,7 @@ export const filePolicies: Record<string, Policy> = {
     make: withUpload('resumable', () => ({ headers: tus })),
     excesses: [uploadOfSomebodyElse('resumable', () => ({ headers: tus }))]
   },
-  // who writes is noted before anything is recorded, so `audited` would find a difference that means nothing
+  // not `audited`: it notes who writes in a transaction of its own, before the audit event
   continueResumableUpload: {
     access: 'member',
     status: 204,

@@ -17,9 +17,9 @@ import type { Side, World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
 
 /*
- * What the isolation matrix can not read from the OpenAPI document: who may call each operation (said a second time, so that a
- * word that is changed at a route is noticed), a call that must succeed, and whose objects stand where. An operation that is not
- * in this table fails the suite.
+ * What the isolation matrix can not read from the OpenAPI document: a call of each operation that must succeed, and which objects
+ * its parameters name. Who may call it is repeated here, so that a changed word at a route is noticed. An operation that is not in
+ * this table fails the suite.
  */
 
 const registration = (slug: string, email: string) => ({
@@ -29,7 +29,7 @@ const registration = (slug: string, email: string) => ({
   password
 })
 
-/** An invitation of somebody who has an account, so that no password has to be hashed. */
+/** Accepts an invitation as a person who has an account, so that no password has to be hashed. */
 async function acceptance(world: World, side: Side): Promise<Call> {
   const elsewhere = await world.plantSide('D')
   const caller = elsewhere.people.viewer
@@ -99,7 +99,7 @@ export const policies: Record<string, Policy> = {
         title: "the person of another agency on this one's host",
         status: 401,
         code: 'invalid_credentials',
-        // the address that was typed goes into the audit log of the host, so this is the host of a third one
+        // the audit log of the host records the address that was typed, so the host is that of a third agency
         call: async (world) => ({
           caller: undefined,
           side: await world.plantSide('D'),
@@ -358,7 +358,7 @@ export const policies: Record<string, Policy> = {
     status: 204,
     objects: { user_id: 'member' },
     audited: true,
-    // below an admin that is to leave
+    // admins remove a member, and lower roles can only remove themselves
     make: async (world, side, role) => {
       const person = await world.plantPerson(side, role)
       const target = allows('admin', role) ? await world.plantPerson(side, 'member') : person

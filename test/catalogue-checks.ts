@@ -18,8 +18,8 @@ import {
 import { keyAndPrivilegeChecks } from './catalogue-privileges.ts'
 
 /*
- * What must hold of every object in the database, asked of PostgreSQL's own catalogue. Each check names what is wrong, so on a
- * sound schema it names nothing; and each comes with defects that it must name, because a check that can't fail proves nothing.
+ * Checks of every object in the database, as queries of PostgreSQL's own catalogue. A check returns the objects that are wrong: on
+ * a sound schema, none. Each comes with defects that it must find, because a check that can't fail proves nothing.
  */
 
 export const checks: readonly Check[] = [

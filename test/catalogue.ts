@@ -1,9 +1,9 @@
 /*
- * What was reviewed of the database: lists of what may be there, the canonical policy, and parts of SQL for the checks in
- * test/catalogue-checks.ts.
+ * Facts about the schema that were reviewed: lists of what is allowed, and the canonical policy. Below them are parts of SQL for the
+ * checks in test/catalogue-checks.ts.
  */
 
-/** Tables that belong to no tenant, and why that is right: identities and agencies themselves, and the list of migrations. */
+/** Tables without a tenant: identities, the agencies themselves, and tables of the whole server, such as the list of migrations. */
 export const tablesWithoutTenant = [
   'tenants',
   'users',
@@ -18,7 +18,7 @@ export const tablesWithoutTenant = [
   'kysely_migration_lock'
 ]
 
-/** What answers without, or across, tenants. A function that is not on this list must run with its caller's rights. */
+/** Functions that answer without a tenant, or across tenants (SECURITY DEFINER). All others must run with their caller's rights. */
 export const definerFunctions = [
   'add_audit_signatures(uuid[],integer[],text,bytea[])',
   'add_audit_statement(text,timestamp with time zone,integer,text,bytea)',
@@ -73,13 +73,13 @@ export const definerFunctions = [
   'tenant_limits(uuid)'
 ]
 
-/** Called by triggers only, so the server may not call it. */
+/** Functions that only triggers call. The server may not call them. */
 export const triggerFunctions = ['publish_disabled()', 'remove_sessions()', 'replace_revocation()']
 
-/** As PostgreSQL writes `tenant_id = (select current_tenant_id())`. */
+/** The predicate `tenant_id = (select current_tenant_id())`, as PostgreSQL prints it. */
 export const canonicalPredicate = '(tenant_id = ( SELECT current_tenant_id() AS current_tenant_id))'
 
-/** The permissive policies that the server's role meets on the two tables whose rows are not one tenant's. */
+/** The permissive policies for the server's role on `users` and `tenants`, whose rows belong to no single tenant. */
 export const reviewedPolicies = [
   ['tenants', 'tenant_isolation', 'ALL', '(id = ( SELECT current_tenant_id() AS current_tenant_id))'],
   ['users', 'own_insert', 'INSERT', '(id = ( SELECT current_user_id() AS current_user_id))'],
@@ -93,19 +93,19 @@ export const reviewedPolicies = [
 ]
 
 export type Defect = {
-  /** What a hurried change might do. */
+  /** A mistake that a change of the schema could make. */
   title: string
   plant: string
   /** The name under which the check reports it. */
   finds: string
-  /** Who does it; the owner of the tables where nobody is named. */
+  /** The role that makes the change. Default: the owner of the tables. */
   as?: 'postgres'
 }
 
 export type Check = {
   id: string
   title: string
-  /** One row, `name`, for each thing that is wrong. */
+  /** A query with one row for each defect. Its column `name` names the object. */
   text: string
   defects: readonly Defect[]
 }
@@ -120,7 +120,7 @@ export const hasTenant = (table: string) =>
 export const appMay = (oid: string) =>
   `(has_table_privilege('aggios_app', ${oid}, 'select, insert, update, delete, truncate, references, trigger')
     or has_any_column_privilege('aggios_app', ${oid}, 'select, insert, update, references'))`
-/** The roles of a row of pg_policies include the server's. */
+/** Whether the roles of a row of pg_policies include the server's. */
 export const meetsApp = `(p.roles && '{public}' or exists (
   select from unnest(p.roles) r join pg_roles on rolname = r where pg_has_role('aggios_app', pg_roles.oid, 'member')))`
 export const carriesTenant = `exists (
@@ -130,7 +130,7 @@ export const carriesTenant = `exists (
     and b.attname = case when f.confrelid = 'tenants'::regclass then 'id' else 'tenant_id' end)`
 export const oneLine = (expression: string) => `regexp_replace(${expression}, '\\s+', ' ', 'g')`
 
-/** A table as it should be, for the defects that are about something else. */
+/** A table without a defect, for plants that add one of another kind. */
 export const goodTable = (name: string) => `
   create table ${name} (
     tenant_id uuid not null default current_tenant_id() references tenants,
@@ -144,7 +144,7 @@ export const goodTable = (name: string) => `
     using (tenant_id = (select current_tenant_id())) with check (tenant_id = (select current_tenant_id()));
   grant select on ${name} to aggios_app;`
 
-/** The tables whose rows are a tenant's, as PostgreSQL knows them; their partitions are under `partitions`. */
+/** Lists the tables that have a tenant, from PostgreSQL's catalogue, with their columns, keys and partitions. */
 export const tenantTables = `
   select c.relname as name, array(select a.attname::text from pg_attribute a
       where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum) as columns,

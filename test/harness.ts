@@ -165,7 +165,7 @@ export async function createTenant(
   }
 }
 
-/** Makes a user a member of a tenant by SQL. The API has no request that gives a role directly. */
+/** Makes a user a member of a tenant by SQL, without an invitation. */
 export async function addMember(app: TestApp, tenant: Tenant, userId: string, role: string): Promise<void> {
   await asOwner(app.database, tenant.id, userId, [
     ['insert into memberships (user_id, role) values ($1, $2)', [userId, role]]

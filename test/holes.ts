@@ -10,28 +10,28 @@ import type { Hole, World } from './isolation-world.ts'
 import { decode, type Json } from './tokens.ts'
 
 /*
- * Ways to make a hole in the isolation, for test/mutants.ts.
+ * Functions that break one part of the isolation, for test/mutants.ts.
  */
 
 export type Mutant = {
   title: string
   hole: Hole
-  /** The operations that are tried. None: the catalogue alone is asked. */
+  /** The operations that the matrix tries. If there are none, only the checks of the catalogue run. */
   only: string[]
-  /** What the matrix says first. */
+  /** The first failure that the matrix must report. */
   found?: RegExp
   /** The checks of the catalogue that must find it too. */
   checks?: string[]
-  /** Takes back what was changed outside of the application. */
+  /** Undoes changes outside of the application. */
   restore?: () => void
 }
 
-/** Runs when the host is known, and before the guard. */
+/** Runs `act` when the host is known, before the guard. */
 export function onArrival(act: (request: FastifyRequest, app: FastifyInstance) => void | Promise<void>): Hole {
   return { before: (app) => app.addHook('onRequest', async (request) => act(request, app)) }
 }
 
-/** Runs between the guard and the handler. */
+/** Runs `act` between the guard and the handler. */
 export function beforeHandler(act: (request: FastifyRequest) => void): Hole {
   return {
     before: (app) =>
@@ -42,7 +42,7 @@ export function beforeHandler(act: (request: FastifyRequest) => void): Hole {
   }
 }
 
-/** A verifier that takes what it should not. */
+/** Accepts tokens that the verifier must refuse. */
 export function verifierThatTakes(repair: (token: string, header: Json, claims: Json) => Json | undefined): Hole {
   return onArrival((request, app) => {
     const token = /^Bearer ([\w-]+\.[\w-]+\.[\w-]*)$/.exec(request.headers.authorization ?? '')?.[1]
@@ -53,7 +53,7 @@ export function verifierThatTakes(repair: (token: string, header: Json, claims: 
   })
 }
 
-/** Changes the answer to whether a token is still to be believed. */
+/** Changes the answer to whether a token is revoked. */
 export function revocationsThat(
   change: (find: FastifyInstance['revocations']['find']) => FastifyInstance['revocations']['find']
 ): Hole {
@@ -64,7 +64,7 @@ export function revocationsThat(
   }
 }
 
-/** Sends again what it has sent before under the same key. */
+/** Answers a request with the reply to an earlier request that had the same key. */
 export function cacheOf(keyOf: (request: FastifyRequest) => string | undefined): Hole {
   const sent = new Map<string, string>()
   return {
@@ -97,7 +97,7 @@ export const signature = (token: string, digest: string) =>
     .update(token.slice(0, token.lastIndexOf('.')))
     .digest('base64url')
 
-/** Both halves of a transaction's work, with the audit log written when the other half is over. */
+/** Writes the audit event outside of the transaction that makes the change. */
 export function auditApart(): Hole {
   return {
     after: ({ app }) => {
@@ -128,7 +128,7 @@ export function auditApart(): Hole {
   }
 }
 
-/** Whether an object is there is asked without the walls, and told. */
+/** Answers differently if an object exists in another agency. */
 export function existenceTold(): Hole {
   let sql: pg.Client | undefined
   return {
@@ -145,7 +145,7 @@ export function existenceTold(): Hole {
   }
 }
 
-/** A file is found by its id among those of all agencies, and so are its bytes. */
+/** Finds a file, and its bytes, by its id among those of all agencies. */
 export function lookupsWithoutAgency(): Hole {
   return {
     after: ({ app, sql }) => {
@@ -169,7 +169,7 @@ export function lookupsWithoutAgency(): Hole {
   }
 }
 
-/** The settings of the gate outlive their transaction: every connection keeps the last one's. */
+/** Makes the settings of the gate outlive their transaction: a connection keeps those of the last request. */
 export function settingsThatStay(): Pick<Mutant, 'hole' | 'restore'> {
   const prototype = pg.Client.prototype as unknown as { query: (...args: unknown[]) => unknown }
   const { query } = prototype
@@ -180,7 +180,7 @@ export function settingsThatStay(): Pick<Mutant, 'hole' | 'restore'> {
         prototype.query = function (this: unknown, first: unknown, ...rest: unknown[]) {
           if (typeof first === 'string') return query.call(this, stay(first), ...rest)
           const { text } = first as { text?: unknown }
-          // a query that sends itself has a text too, and settings of its own
+          // a query object with its own `submit` has a text too; it is left alone
           if (typeof text === 'string' && Object.getPrototypeOf(first) === Object.prototype) {
             return query.call(this, { ...(first as object), text: stay(text) }, ...rest)
           }

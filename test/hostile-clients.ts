@@ -18,15 +18,15 @@ import {
 import { stopwatch } from './machine.ts'
 
 /*
- * Clients that want to bring a server down, the server that they attack, and what must hold of it afterwards.
+ * Clients that try to bring a server down, the server that they attack, and checks of the server afterwards.
  */
 
 export const api = '/api/v1'
-/** The longest reply that there is for everybody. */
+/** The largest reply that needs no token. */
 export const largest = `${api}/docs/static/swagger-ui-bundle.js`
-/** Nothing else in the run is spelled like this, so that it can be looked for everywhere. */
+/** This text occurs nowhere else, so that the log and the database can be searched for it. */
 export const secretPassword = 'canary horse 7f3b9d21 battery'
-const pepper = 'a pepper of the hard edges, which nobody may see'
+const pepper = 'a pepper of the hostile clients, which must not leak'
 
 export type Answer = {
   status: number
@@ -35,7 +35,7 @@ export type Answer = {
   ms: number
 }
 
-/** Every refusal that a client was given in this file. What must not be told is looked for in here. */
+/** The text of every refusal that a client received. It is searched for secrets at the end. */
 const refusals: string[] = []
 
 type Call = {
@@ -45,7 +45,7 @@ type Call = {
   headers?: Record<string, string> | undefined
 }
 
-/** One request down a connection that may be used again. The path is sent as it is. */
+/** Sends a request on a kept connection. The path is sent as it is, without normalization. */
 export function call(agent: Agent, server: Server, path: string, { method, body, token, headers }: Call = {}) {
   const payload = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body)
   const elapsed = stopwatch()
@@ -87,8 +87,8 @@ export function call(agent: Agent, server: Server, path: string, { method, body,
 export type Raw = { status: number; code: string; text: string; closed: boolean; ms: number; sent: number }
 
 /**
- * Writes bytes to a socket, stops when the first reply has come, and waits until the other side closes. A number among the
- * bytes is a pause in milliseconds, a function gives bytes for as long as the other side takes them.
+ * Writes bytes to a socket until the first reply arrives, and waits until the server closes it. A function among the parts is
+ * called for more bytes as long as the server accepts them.
  */
 export async function sendBytes(
   server: Server,
@@ -104,7 +104,7 @@ export async function sendBytes(
     if (text === '') ms = elapsed()
     text += chunk
   })
-  // what is still being written when the refusal comes is refused too
+  // bytes that are still being written when the refusal arrives fail with an error
   socket.on('error', () => {})
   const end = new Promise<void>((done) => {
     const timer = setTimeout(done, timeoutMs)
@@ -139,7 +139,7 @@ export const withBody = (body: string) => [
   body
 ]
 
-/** Bytes of the process that are in memory now. */
+/** The resident memory of the process, in MiB. */
 export const residentMiB = ({ child }: Server) =>
   Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))?.[1]) / 1024
 export const descriptors = ({ child }: Server) => readdirSync(`/proc/${child.pid}/fd`).length
@@ -169,7 +169,7 @@ export async function register(agent: Agent, server: Server, slug: string): Prom
   return { ...JSON.parse(text), slug, email }
 }
 
-/** Every line that the process wrote as its log, and what it said on the other stream. */
+/** Records what the process writes: its log on stdout, and everything on stderr. */
 function record({ child }: Server) {
   let text = ''
   let other = ''
@@ -182,7 +182,7 @@ function record({ child }: Server) {
   return {
     lines: () => text.split('\n').filter((line) => line !== ''),
     everything: () => text + other,
-    /** The lines about finished requests among those that came after a mark. */
+    /** The log lines about finished requests, without the first `from` lines. */
     requests: (from = 0) =>
       text
         .split('\n')
@@ -196,7 +196,8 @@ function record({ child }: Server) {
 type Slow = { kind: 'headers' | 'body' | 'reader'; socket: Socket; closedAfter: number | undefined; received: string }
 
 /**
- * Opens connections that do as little as they can without being idle. The clock of each starts with its first byte.
+ * Opens slow connections: they send headers or a body at one piece a second, or don't read the reply. Time-outs count from their
+ * first byte.
  */
 export function openSlow(server: Server, counts: Record<Slow['kind'], number>) {
   const all: Slow[] = []
@@ -239,7 +240,7 @@ export function openSlow(server: Server, counts: Record<Slow['kind'], number>) {
   return { all, startedAt, close }
 }
 
-/** A server that is attacked, with what it writes, its database, and two agencies. */
+/** A server that is attacked, with its log, its database and two agencies. */
 export type Target = Awaited<ReturnType<typeof startTarget>>
 
 export async function startTarget(t: Test) {
@@ -264,15 +265,15 @@ export async function startTarget(t: Test) {
 }
 
 /**
- * Looks for secrets in the log, the audit log, the refusals of this file and the whole database. `others` are further servers
- * that were attacked.
+ * Searches the logs, the audit log, the refusals and the whole database for secrets. `others` are further servers that were
+ * attacked.
  */
 export async function proveNoSecretLeft(
   t: Test,
   { database, server, log, agent, acme, rival, me, signIn }: Target,
   others: Server[] = []
 ): Promise<void> {
-  // what fails is logged in full, and what is in a query string is not logged at all
+  // requests that could leak a secret: failures are logged with details, and a query string must not be logged
   const { text } = await signIn({ email: acme.email, password: secretPassword })
   const session = JSON.parse(text) as Tokens
   const renewed = JSON.parse(
@@ -307,7 +308,7 @@ export async function proveNoSecretLeft(
   const secrets: Record<string, string[]> = {
     'a password': [secretPassword, JSON.stringify(secretPassword).slice(1, -1), encodeURIComponent(secretPassword)],
     'a token': tokens,
-    // a signature is enough to be somebody, with the rest known
+    // the other parts of a token can be guessed, so its signature alone is a secret
     'a signature': tokens.map((token) => token.slice(-40)),
     'a hash': ['$argon2', 'argon2id$'],
     'a key': [jwtSecret, pepper, Buffer.from(jwtSecret).toString('base64'), Buffer.from(pepper).toString('base64')],
@@ -341,7 +342,7 @@ export async function proveNoSecretLeft(
   }
 }
 
-/** The process still runs, and `failures` of its requests had an error inside: as many as the tests caused. */
+/** Checks that the process still runs, and that only `failures` requests had an internal error: those that the tests caused. */
 export async function proveItStillRuns(t: Test, { server, log, acme, me }: Target, failures: number): Promise<void> {
   t.equal(server.child.exitCode, null)
   t.equal(server.child.signalCode, null)

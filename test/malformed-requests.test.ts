@@ -22,7 +22,7 @@ import {
   startTarget,
   withBody
 } from './hostile-clients.ts'
-import { attemptsOn, inTurns, type OpenApi } from './openapi-fuzz.ts'
+import { attemptsOn, forEachConcurrently, type OpenApi } from './openapi-fuzz.ts'
 
 // bounded in time: answers to honest clients during an attack
 
@@ -350,7 +350,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       ) as Tokens
       const attempts = attemptsOn(document, path, operation)
       tried += attempts.length
-      await inTurns(attempts, 6, async ({ what, url, body, headers }) => {
+      await forEachConcurrently(attempts, 6, async ({ what, url, body, headers }) => {
         const reply = await call(agent, server, url, { method, body, headers, token })
         const fine = reply.status < 500 && reply.status >= 200
         if (!fine || (reply.status >= 400 && !String(reply.headers['content-type']).startsWith('application/problem')))

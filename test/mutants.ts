@@ -16,12 +16,12 @@ import {
 import { seconds } from './tokens.ts'
 
 /*
- * Holes that the product does not have. Each is made here, around the application or in its database: there is no switch for one
- * in the product. The matrix or the database's catalogue must find every one of them.
+ * Holes that the product does not have. Each is made here, around the application or in its database; the product has no switch
+ * for it. The isolation matrix or the checks of the catalogue must find every one.
  */
 
 export const mutants: Mutant[] = [
-  // the wall of the host
+  // host and token
   {
     title: 'host and token need not agree',
     hole: onArrival((request) => {
@@ -94,7 +94,7 @@ export const mutants: Mutant[] = [
     found: /N3/
   },
 
-  // what was taken back
+  // revocation
   {
     title: 'a session that has ended goes on',
     hole: revocationsThat((find) => (claims) => find({ ...claims, sid: claims.jti })),
@@ -140,7 +140,7 @@ export const mutants: Mutant[] = [
             route.config ??= {}
             if (route.method === 'PATCH' && route.url === '/api/v1/tenant') configs.push(route.config)
           }),
-        // the document is made by now
+        // after the OpenAPI document was made
         after: () => {
           for (const config of configs) config.access = 'viewer'
         }
@@ -173,7 +173,7 @@ export const mutants: Mutant[] = [
     found: /GET \/api\/v1\/forgotten is hidden/
   },
 
-  // what is asked for, and what comes back
+  // requests and replies
   {
     title: 'a cursor may be carried into another list',
     hole: {

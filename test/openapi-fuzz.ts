@@ -1,3 +1,7 @@
+/*
+ * Values that break parsers, for every field of every operation of an OpenAPI document.
+ */
+
 type Schema = {
   $ref?: string
   type?: string | string[]
@@ -20,7 +24,7 @@ export type OpenApi = {
 
 type Attempt = { what: string; url: string; body?: unknown; headers?: Record<string, string> }
 
-/** What databases, shells, templates, parsers and numbers have stumbled over. */
+/** Texts that have broken databases, shells, templates, parsers and numbers. */
 const texts = [
   ...[
     "''; drop table users; --",
@@ -51,7 +55,7 @@ const texts = [
 ]
 const others = [0, -1, 1.5, 2 ** 31, 2 ** 53, 9.3e18, true, null, [], {}, ['x', null], { a: { b: 1 } }]
 
-/** Each field of an operation with each value, and all the others as in their examples. */
+/** Requests that put each value into each field of an operation. The other fields have their examples. */
 export function attemptsOn(document: OpenApi, path: string, operation: Operation): Attempt[] {
   const parameters = operation.parameters ?? []
   const schema = operation.requestBody?.content['application/json']?.schema
@@ -67,7 +71,7 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
       if (parameter.in === 'path') attempts.push({ what, url: fill(parameter.name, encode(value)), body })
       if (parameter.in === 'query')
         attempts.push({ what, url: `${fill('', '')}?${parameter.name}=${encode(value)}`, body })
-      // what can not be a header is tried on a raw socket
+      // a client library can't send other bytes in a header; tests with raw sockets do
       if (parameter.in === 'header' && /^[\t\x20-\x7e]*$/.test(value))
         attempts.push({ what, url: fill('', ''), body, headers: { [parameter.name]: value } })
     }
@@ -90,7 +94,7 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
   return attempts
 }
 
-/** As UTF-8, halves of surrogate pairs too: as somebody would write them by hand. */
+/** Percent-encodes the UTF-8 bytes, also those of half a surrogate pair, which encodeURIComponent refuses. */
 function encode(value: string): string {
   return value.isWellFormed() ? encodeURIComponent(value) : '%ED%A0%80'
 }
@@ -127,8 +131,12 @@ function withValue(body: unknown, [name, ...rest]: string[], value: unknown): un
   return { ...object, [name]: withValue(object[name], rest, value) }
 }
 
-/** Does the work for every item, `width` at a time. */
-export async function inTurns<T>(items: T[], width: number, work: (item: T) => Promise<void>): Promise<void> {
+/** Runs `work` for every item, `width` of them at a time. */
+export async function forEachConcurrently<T>(
+  items: T[],
+  width: number,
+  work: (item: T) => Promise<void>
+): Promise<void> {
   const queue = items.values()
   await Promise.all(
     Array.from({ length: width }, async () => {
