@@ -94,7 +94,7 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
   return attempts
 }
 
-/** Percent-encodes the UTF-8 bytes, also those of half a surrogate pair, which encodeURIComponent refuses. */
+/** Percent-encodes a text. One with half a surrogate pair, which encodeURIComponent refuses, becomes the bytes of U+D800. */
 function encode(value: string): string {
   return value.isWellFormed() ? encodeURIComponent(value) : '%ED%A0%80'
 }
