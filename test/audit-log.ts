@@ -23,8 +23,8 @@ export async function createMonth(database: DatabaseUrls, month: string): Promis
 }
 
 /**
- * Moves the events of the last minute into the past, right behind the sealed ones, so that they are old enough to be sealed.
- * Sealed events do not move.
+ * Moves the events of the last minute into the past, right behind the sealed ones, so that they are old enough to be
+ * sealed. Sealed events do not move.
  */
 export async function age(app: TestApp): Promise<void> {
   await createMonth(app.database, "date_trunc('month', now() - interval '20 hours')::date")

@@ -17,9 +17,9 @@ import type { Side, World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
 
 /*
- * What the isolation matrix can not read from the OpenAPI document: a call of each operation that must succeed, and which objects
- * its parameters name. Who may call it is repeated here, so that a changed word at a route is noticed. An operation that is not in
- * this table fails the suite.
+ * What the isolation matrix can not read from the OpenAPI document: a call of each operation that must succeed, and
+ * which objects its parameters name. Who may call it is repeated here, so that a changed word at a route is noticed. An
+ * operation that is not in this table fails the suite.
  */
 
 const registration = (slug: string, email: string) => ({

@@ -18,8 +18,9 @@ import {
 import { keyAndPrivilegeChecks } from './catalogue-privileges.ts'
 
 /*
- * Checks of every object in the database, as queries of PostgreSQL's own catalogue. A check returns the objects that are wrong: on
- * a sound schema, none. Each comes with defects that it must find, because a check that can't fail proves nothing.
+ * Checks of every object in the database, as queries of PostgreSQL's own catalogue. A check returns the objects that
+ * are wrong: on a sound schema, none. Each comes with defects that it must find, because a check that can't fail proves
+ * nothing.
  */
 
 export const checks: readonly Check[] = [

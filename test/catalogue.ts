@@ -1,9 +1,12 @@
 /*
- * Facts about the schema that were reviewed: lists of what is allowed, and the canonical policy. Below them are parts of SQL for the
- * checks in test/catalogue-checks.ts.
+ * Facts about the schema that were reviewed: lists of what is allowed, and the canonical policy. Below them are parts
+ * of SQL for the checks in test/catalogue-checks.ts.
  */
 
-/** Tables without a tenant: identities, the agencies themselves, and tables of the whole server, such as the list of migrations. */
+/**
+ * Tables without a tenant: identities, the agencies themselves, and tables of the whole server, such as the list of
+ * migrations.
+ */
 export const tablesWithoutTenant = [
   'tenants',
   'users',
@@ -18,7 +21,10 @@ export const tablesWithoutTenant = [
   'kysely_migration_lock'
 ]
 
-/** Functions that answer without a tenant, or across tenants (SECURITY DEFINER). All others must run with their caller's rights. */
+/**
+ * Functions that answer without a tenant, or across tenants (SECURITY DEFINER). All others must run with their caller's
+ * rights.
+ */
 export const definerFunctions = [
   'add_audit_signatures(uuid[],integer[],text,bytea[])',
   'add_audit_statement(text,timestamp with time zone,integer,text,bytea)',

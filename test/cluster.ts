@@ -8,7 +8,10 @@ import { withClient } from './databases.ts'
 import { eventually, type Owner } from './harness.ts'
 import { freePort } from './ports.ts'
 
-/** A PostgreSQL server for one test, with the schema and with durable writes. It can be killed, frozen, copied and promoted. */
+/**
+ * A PostgreSQL server for one test, with the schema and with durable writes. It can be killed, frozen, copied and
+ * promoted.
+ */
 export type Cluster = {
   port: number
   url(role: 'aggios_app' | 'aggios_owner' | 'postgres'): string
@@ -54,7 +57,9 @@ async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cl
     return address.href
   }
 
-  /** Resolves when the server answers, also if it is read-only. A start right after a kill may fail, so it is repeated. */
+  /**
+   * Resolves when the server answers, also if it is read-only. A start right after a kill may fail, so it is repeated.
+   */
   async function start(): Promise<void> {
     const [command, args] = wrap(postgres, flags)
     const ends = () => child === undefined || child.exitCode !== null

@@ -32,7 +32,10 @@ export type Compose = {
   volumes: Record<string, unknown>
 }
 
-/** Merges compose files as Compose does: mappings by key, and lists one after the other unless they have the tag `!override`. */
+/**
+ * Merges compose files as Compose does: mappings by key, and lists one after the other unless they have the tag
+ * `!override`.
+ */
 export function readCompose(...paths: string[]): Compose {
   let merged: unknown
   for (const path of paths) {

@@ -16,8 +16,8 @@ type Document = {
 const limitHeaders = ['RateLimit', 'RateLimit-Policy']
 
 /**
- * Checks every reply of the application against its own OpenAPI document: status, headers, content type and body. Returns a
- * list that receives each difference. The test fails at its end if the list is not empty.
+ * Checks every reply of the application against its own OpenAPI document: status, headers, content type and body.
+ * Returns a list that receives each difference. The test fails at its end if the list is not empty.
  *
  * Must be called before `ready()`.
  */

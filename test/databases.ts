@@ -30,7 +30,8 @@ export async function createDatabase(name: string, template: string): Promise<Da
   await withClient(databaseUrls('postgres').postgres, (admin) =>
     admin.query(`create database ${name} template ${template}`)
   )
-  // roles belong to the whole server, and test files that run at once change them at once: PostgreSQL refuses one of two
+  // roles belong to the whole server, and test files that run at once change them at once: PostgreSQL refuses one of
+  // two
   await withClient(databaseUrls(name).postgres, (admin) => retry(() => admin.query(roles)))
   return databaseUrls(name)
 }

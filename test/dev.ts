@@ -9,8 +9,9 @@ import pretty from 'pino-pretty'
 import { readEnvironment } from '../src/config/env-file.ts'
 
 /*
- * `npm run dev`: runs the server, restarts it at each change of a source, and prints its log as text. A mail is printed as its
- * recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process that accepts the invitation.
+ * `npm run dev`: runs the server, restarts it at each change of a source, and prints its log as text. A mail is printed
+ * as its recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process that
+ * accepts the invitation.
  */
 
 type MailLine = { to: string; subject: string; text: string }

@@ -1,6 +1,6 @@
 /*
- * Parses Prometheus' text format 0.0.4. It follows the specification, and is stricter where scrapers differ: anything unusual
- * throws.
+ * Parses Prometheus' text format 0.0.4. It follows the specification, and is stricter where scrapers differ: anything
+ * unusual throws.
  */
 
 export type Series = { name: string; labels: Record<string, string>; value: number }

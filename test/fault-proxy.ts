@@ -29,8 +29,8 @@ type Progress = { passed: number; tail: Buffer }
 type Pair = { near: Socket; far: Socket }
 
 /**
- * A TCP proxy in front of a server on loopback, which can add network faults. One fault at a time is active, on existing and new
- * connections.
+ * A TCP proxy in front of a server on loopback, which can add network faults. One fault at a time is active, on
+ * existing and new connections.
  */
 export type FaultProxy = {
   port: number
@@ -129,7 +129,10 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
     }
   }
 
-  /** Ends a connection after the written bytes are delivered. A reset could discard bytes that the receiver has not read. */
+  /**
+   * Ends a connection after the written bytes are delivered. A reset could discard bytes that the receiver has not
+   * read.
+   */
   function end(pair: Pair): void {
     pairs.delete(pair)
     pair.near.destroySoon()

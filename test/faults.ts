@@ -4,8 +4,8 @@ import { createRandom } from './random.ts'
 import { type FaultName, faults, startStand, tryFaults } from './stand.ts'
 
 /*
- * `npm run faults -- --minutes 10 --seed 7`: rounds of two or three faults, drawn by the seed, while clients work. After each round
- * the ledger of the clients is judged. The seed of a round repeats it: --seed 12 --rounds 1.
+ * `npm run faults -- --minutes 10 --seed 7`: rounds of two or three faults, drawn by the seed, while clients work.
+ * After each round the ledger of the clients is judged. The seed of a round repeats it: --seed 12 --rounds 1.
  */
 
 const { values: options } = parseArgs({

@@ -55,7 +55,9 @@ export async function createFile(
   return reply.json()
 }
 
-/** The objects of the disk store with their sizes, without its mark, and the files of uploads that were never finished. */
+/**
+ * The objects of the disk store with their sizes, without its mark, and the files of uploads that were never finished.
+ */
 export function storedObjects(app: TestApp): { objects: Map<string, number>; unfinished: string[] } {
   const folder = join(app.config.dataDir, 'files')
   const objects = new Map<string, number>()
@@ -70,8 +72,8 @@ export function storedObjects(app: TestApp): { objects: Map<string, number>; unf
 }
 
 /**
- * Compares the rows, the objects and the counted bytes of an agency, without its images. Returns what does not match: nothing,
- * unless something is lost or left over.
+ * Compares the rows, the objects and the counted bytes of an agency, without its images. Returns what does not match:
+ * nothing, unless something is lost or left over.
  */
 export async function disagreements(app: TestApp, tenant: { id: string }): Promise<string[]> {
   const rows = await allRows(

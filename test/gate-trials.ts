@@ -88,9 +88,9 @@ export const leftoverText = `select coalesce(current_setting('app.tenant_id', tr
 export const isClean = ({ tenant, user, request, rows }: Leftover) => !tenant && !user && !request && rows === 0
 
 /**
- * Asks a pipelined connection, past the gate, which settings it still has and which rows it sees. The pipeline has taken over the
- * socket from pg, so the query is written to the socket itself. Waits until the connection is idle, and delays what the product
- * sends meanwhile.
+ * Asks a pipelined connection, past the gate, which settings it still has and which rows it sees. The pipeline has
+ * taken over the socket from pg, so the query is written to the socket itself. Waits until the connection is idle, and
+ * delays what the product sends meanwhile.
  */
 export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Promise<Leftover> {
   await eventually(isIdle, 10_000)
@@ -139,9 +139,9 @@ export async function terminate(database: DatabaseUrls, application: string, mos
 }
 
 /**
- * Sends hundreds of requests of two tenants through a pool of two connections, and makes many fail, in every way. No request may
- * see a row of the other tenant, each connection that the pool gives out must have empty settings, and every change that was
- * acknowledged must be there. `env` says how the product connects to the database.
+ * Sends hundreds of requests of two tenants through a pool of two connections, and makes many fail, in every way. No
+ * request may see a row of the other tenant, each connection that the pool gives out must have empty settings, and
+ * every change that was acknowledged must be there. `env` says how the product connects to the database.
  */
 export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Environment = {}): Promise<void> {
   const next = createRandom(2)

@@ -71,7 +71,9 @@ export function temporaryFolder(t: Test): string {
   return dir
 }
 
-/** The settings of the tests. Rate limits are off, and a test that needs one sets it. Nothing else weakens the product. */
+/**
+ * The settings of the tests. Rate limits are off, and a test that needs one sets it. Nothing else weakens the product.
+ */
 export function testEnvironment(database: DatabaseUrls, env: Environment = {}): Environment {
   return {
     JWT_SECRET: jwtSecret,
@@ -172,7 +174,10 @@ export async function addMember(app: TestApp, tenant: Tenant, userId: string, ro
   ])
 }
 
-/** Runs statements in one transaction as the owner of the tables, in the scope of one tenant, as an operator's command does. */
+/**
+ * Runs statements in one transaction as the owner of the tables, in the scope of one tenant, as an operator's command
+ * does.
+ */
 export async function asOwner(
   database: DatabaseUrls,
   tenantId: string,
@@ -225,8 +230,8 @@ export type Server = {
 }
 
 /**
- * Starts the product as a process of its own. Resolves when it is ready, or at once with `ready: false`. `prefix` is a command
- * that runs the server in its place, such as `prlimit`.
+ * Starts the product as a process of its own. Resolves when it is ready, or at once with `ready: false`. `prefix` is a
+ * command that runs the server in its place, such as `prlimit`.
  */
 export async function startServer(
   t: Owner,

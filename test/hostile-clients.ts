@@ -87,8 +87,8 @@ export function call(agent: Agent, server: Server, path: string, { method, body,
 export type Raw = { status: number; code: string; text: string; closed: boolean; ms: number; sent: number }
 
 /**
- * Writes bytes to a socket until the first reply arrives, and waits until the server closes it. A function among the parts is
- * called for more bytes as long as the server accepts them.
+ * Writes bytes to a socket until the first reply arrives, and waits until the server closes it. A function among the
+ * parts is called for more bytes as long as the server accepts them.
  */
 export async function sendBytes(
   server: Server,
@@ -196,8 +196,8 @@ function record({ child }: Server) {
 type Slow = { kind: 'headers' | 'body' | 'reader'; socket: Socket; closedAfter: number | undefined; received: string }
 
 /**
- * Opens slow connections: they send headers or a body at one piece a second, or don't read the reply. Time-outs count from their
- * first byte.
+ * Opens slow connections: they send headers or a body at one piece a second, or don't read the reply. Time-outs count
+ * from their first byte.
  */
 export function openSlow(server: Server, counts: Record<Slow['kind'], number>) {
   const all: Slow[] = []
@@ -265,8 +265,8 @@ export async function startTarget(t: Test) {
 }
 
 /**
- * Searches the logs, the audit log, the refusals and the whole database for secrets. `others` are further servers that were
- * attacked.
+ * Searches the logs, the audit log, the refusals and the whole database for secrets. `others` are further servers that
+ * were attacked.
  */
 export async function proveNoSecretLeft(
   t: Test,
@@ -342,7 +342,10 @@ export async function proveNoSecretLeft(
   }
 }
 
-/** Checks that the process still runs, and that only `failures` requests had an internal error: those that the tests caused. */
+/**
+ * Checks that the process still runs, and that only `failures` requests had an internal error: those that the tests
+ * caused.
+ */
 export async function proveItStillRuns(t: Test, { server, log, acme, me }: Target, failures: number): Promise<void> {
   t.equal(server.child.exitCode, null)
   t.equal(server.child.signalCode, null)

@@ -10,7 +10,8 @@ import { unknownId } from './requests.ts'
 import { fingerprint } from './tokens.ts'
 
 /*
- * One case of the isolation matrix: a request, and what its reply, the rows, the log and the audit log must and must not show.
+ * The cases of the isolation matrix. A case is a request, with checks of its reply, the rows, the log and the audit
+ * log.
  */
 
 export type Attempt = {
@@ -22,15 +23,16 @@ export type Attempt = {
 }
 export type Expected = { status: number; code: string; deniedIn?: Side; like?: object }
 
-/** What is said besides to everybody, whatever there is. */
+/** Details that a problem document may have, because they say the same to everybody. */
 const sameDetails: Record<string, string> = {
   route_not_found: 'the API is described at /api/v1/docs, and for programs at /api/v1/openapi.json',
   slug_taken: 'another agency has this slug'
 }
 
-/** Thrown when the first failure is enough. */
+/** Thrown to stop at the first failure. */
 export class Enough extends Error {}
 
+/** Sends the requests of the matrix, and collects failures. */
 export class Cases {
   readonly failures: string[] = []
   readonly actors = new Set<string>()
@@ -52,9 +54,11 @@ export class Cases {
     if (this.#hasty) throw new Enough()
   }
 
-  // -- what is looked at afterwards -----------------------------------------------------------------------------------
+  // -- checks after all cases ---------------------------------------------------------------------------------------
 
-  /** Exactly one event for each attempt of a signed-in person that was forbidden, in their agency, and none for anything else. */
+  /**
+   * The audit log must have one `authz.denied` for each forbidden attempt, in the agency of the caller, and no others.
+   */
   async compareDenials(): Promise<void> {
     const read = async () => {
       const text = "select request_id, tenant_id from audit_events where action = 'authz.denied'"
@@ -75,7 +79,7 @@ export class Cases {
     }
   }
 
-  /** No pooled connection carries a tenant from one request into the next. */
+  /** No pooled connection may keep the settings of a request. */
   async lookForRememberedTenants(): Promise<void> {
     const { app } = this.world
     const settings = await Promise.all(
@@ -92,7 +96,7 @@ export class Cases {
       this.fail('database', 'a connection remembers whose it was')
   }
 
-  /** What was refused leaves nothing of the others in the log either. */
+  /** The log of a refused request must not name B or C. */
   searchLog(): void {
     const { b, c, logLines } = this.world
     for (const line of logLines) {
@@ -104,7 +108,7 @@ export class Cases {
     }
   }
 
-  // -- one case -------------------------------------------------------------------------------------------------------
+  // -- one case -----------------------------------------------------------------------------------------------------
 
   protected count(actor: string): void {
     this.cases++
@@ -115,7 +119,7 @@ export class Cases {
     { host, ...attempt }: Attempt,
     id = `case-${this.cases}-${randomBytes(3).toString('hex')}`
   ): Promise<Reply> {
-    // a chain of these does no I/O of its own: timers would starve
+    // injected requests do no I/O, so timers need a turn of the event loop
     await breathe()
     const headers = { host, 'x-request-id': id, 'user-agent': 'the matrix', ...attempt.headers }
     return this.world.app.inject({ ...attempt, headers } as InjectOptions)
@@ -149,7 +153,7 @@ export class Cases {
     return reply
   }
 
-  /** What the log says of a request that failed. */
+  /** The error of a failed request, from the log. */
   #causeOf(reply: Reply): string {
     const lines = this.world.logLines.map((line) => JSON.parse(line))
     const line = lines.find(({ request_id, err }) => err && request_id === reply.headers['x-request-id'])
@@ -194,14 +198,14 @@ export class Cases {
     return reply
   }
 
-  /** A reply to HEAD says no more. */
+  /** Checks a reply to HEAD: the status, and no body. */
   #checkStatus(title: string, reply: Reply, codes: string[]): void {
     if (reply.body !== '' || !codes.some((code) => catalogue.get(code)?.status === reply.statusCode)) {
       this.fail(title, `${reply.statusCode} ${reply.body.slice(0, 200)}, and not ${codes}`)
     }
   }
 
-  /** Says what the catalogue says of this cause, and nothing besides. */
+  /** Checks that a reply is exactly the problem document of the catalogue, with one of these codes. */
   #checkProblem(title: string, reply: Reply, codes: string[]): void {
     if (!String(reply.headers['content-type']).startsWith('application/problem+json')) {
       this.fail(title, `${reply.statusCode} ${reply.body.slice(0, 200)}, and not ${codes}`)
@@ -229,21 +233,21 @@ export class Cases {
     }
   }
 
-  /** What A and B have now, unless a refusal has just shown it. */
+  /** The checksums of A and B. Those after the last refusal are used again. */
   async #base(): Promise<string[]> {
     this.#baseline ??= [await this.#checksum(this.world.a), await this.#checksum(this.world.b)]
     return this.#baseline
   }
 
-  /** A factory or a control was at work. */
+  /** Takes the checksums anew, after calls that may have changed rows. */
   protected async rebase(): Promise<void> {
     this.#baseline = undefined
     await this.#base()
   }
 
   /**
-   * Of all rows of an agency, whatever their order. Attempts that were denied or refused are compared apart; mails of A are sent
-   * in the background.
+   * A checksum of all rows of an agency, in any order. It leaves out events of refused attempts, which have a check of
+   * their own, and the outbox of A, whose mails are sent in the background.
    */
   async #checksum(side: Side): Promise<string> {
     const own = side === this.world.a
@@ -281,8 +285,9 @@ export class Cases {
 }
 
 /**
- * Of tables that the server works on by itself once a minute, what it leaves alone: it seals the log, which the role of requests may
- * only read, and sweeps what has expired. What soon expires by a request comes with a change of the tenant's own row.
+ * Which rows of some tables are in the checksums. The server itself changes the other rows once a minute: it seals the
+ * audit log, whose seals a request can only read, and sweeps expired rows. A request that adds a row which expires soon
+ * also changes the row of its tenant.
  */
 const lasting: Record<string, string> = {
   audit_seals: 'false',

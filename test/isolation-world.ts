@@ -15,13 +15,16 @@ import { unknownId } from './requests.ts'
 import { decode, encode, type Json, makeToken, seconds } from './tokens.ts'
 
 /*
- * The world of the isolation matrix: the application, three agencies whose every text carries their name, and tokens that are none.
+ * The world of the isolation matrix: the application, three agencies, and invalid tokens. Every text of an agency
+ * contains the name of that agency (its canary), so that a leak can be found.
  */
 
 export type Person = { id: string; email: string; role: Role; sid: string; token: string; refresh_token: string }
 export type Side = { id: string; slug: string; host: string; canary: string; people: Record<Role, Person> }
 
-/** A hole that a test makes: in the database, in the application before it is ready, or in what it has decorated. */
+/**
+ * A hole that a test makes: by SQL (`plant`), in the application before it is ready, or in its decorators afterwards.
+ */
 export type Hole = {
   plant?: string
   before?: (app: FastifyInstance) => void
@@ -34,19 +37,19 @@ export const methods: Method[] = ['DELETE', 'GET', 'PATCH', 'POST', 'PUT']
 
 export type World = {
   app: FastifyInstance
-  /** As the superuser, who sees all rows. */
+  /** A connection of the superuser, who sees all rows. */
   sql: pg.Client
   operations: Operation[]
-  /** What the table of routes and the document do not agree on. */
+  /** Differences between the routes and the OpenAPI document. */
   disagreements: string[]
-  /** Replies that are not in the document. */
+  /** Replies that the OpenAPI document does not describe. */
   faults: string[]
   logLines: string[]
   a: Side
   b: Side
-  /** Suspended. */
+  /** The suspended agency. */
   c: Side
-  /** Objects of B that were there once. */
+  /** The ids of deleted objects of B. */
   gone: Record<ObjectKind, string>
   wrongTokens: WrongToken[]
   plantSide(name: string): Promise<Side>
@@ -54,9 +57,9 @@ export type World = {
   plantMember(side: Side, userId: string, role: Role): Promise<void>
   plantSession(side: Side, userId: string): Promise<string>
   plantInvitation(side: Side, role?: Role, email?: string): Promise<string>
-  /** A file with bytes that name the agency; the owner's where nobody is named. */
+  /** A file whose bytes contain the canary. Default: the owner's. */
   plantFile(side: Side, userId?: string, status?: 'ready' | 'deleted'): Promise<string>
-  /** An upload that was begun. `direct`: its bytes have arrived. */
+  /** An unfinished upload. If it is `direct`, its bytes have arrived. */
   plantUpload(side: Side, kind: 'direct' | 'resumable', userId?: string): Promise<string>
   plantImage(side: Side): Promise<string>
   close(): Promise<void>
@@ -64,11 +67,11 @@ export type World = {
 
 type WrongToken = { id: string; title: string; authorization: string | undefined; status: number; code: string }
 
-/** An application on a database of its own, and three agencies in it whose every text carries their name. */
+/** Starts an application on a database of its own, with three agencies. */
 export async function createWorld(t: Test, { plant, before, after }: Hole = {}): Promise<World> {
   const database = await createTestDatabase(t)
   const logLines: string[] = []
-  // one connection for everything: what a request leaves behind on it meets the next one
+  // one connection for all requests: settings that one leaves behind would reach the next
   const config = readConfig(testEnvironment(database, { LOG_LEVEL: 'info', DATABASE_POOL: '1' }))
   const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
   const routes: string[] = []
@@ -91,7 +94,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   t.teardown(close)
   await app.ready()
   await sql.connect()
-  // an event under such a request id can't be written; and nobody seals B's log meanwhile
+  // the trigger refuses events with such a request id, and the audit log of B is not sealed meanwhile
   await sql.query(`
     create function refuse_event() returns trigger language plpgsql as 'begin raise exception ''not this one''; end';
     create trigger unrecordable before insert on audit_events for each row
@@ -107,7 +110,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
     operations: documented,
     disagreements: [
       ...routes
-        // every GET has one
+        // every GET route has a HEAD route
         .filter((route) => !(route.startsWith('HEAD ') && routes.includes(route.replace('HEAD', 'GET'))))
         .filter((route) => !named.includes(route))
         .map((route) => `${route} is not in the document`),
@@ -166,7 +169,7 @@ function operationsOf(app: FastifyInstance): Operation[] {
 const bodyOf = (operation: Json) => operation.requestBody as { content: Record<string, unknown> } | undefined
 
 async function planters(app: FastifyInstance, sql: pg.Client) {
-  // hashed once: it is the same password for all
+  // hashed once, because everybody has the same password
   const { password_hash, pepper_id } = await app.passwords.hash(password)
 
   async function plantMember(side: { id: string }, userId: string, role: Role): Promise<void> {
@@ -208,7 +211,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     return id
   }
 
-  /** Their bytes are an inch of text, each. */
+  /** The row of a file. The content is not stored. */
   async function plantRow(side: Side, userId: string, status: string, content: Buffer): Promise<string> {
     const id = uuidv7()
     const sha256 = createHash('sha256').update(content).digest()
@@ -272,7 +275,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     const side: Side = { id, slug, host: `${slug}.localhost`, canary: slug, people }
     for (let i = 0; i < 2; i++) {
       await plantInvitation(side)
-      // to be listed; a world is made often, and nobody reads their bytes
+      // to be listed; without stored bytes, because worlds are made often
       await plantRow(side, people.owner.id, 'ready', contentOf(side))
     }
     await sql.query(
@@ -294,7 +297,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
   }
 }
 
-/** As an operator's command or another process would. */
+/** Publishes a revocation, as an operator's command or another process does. */
 async function publish(world: World, side: Side, kind: string, subject: string, state: string | null): Promise<void> {
   await world.sql.query(
     `insert into revocations (tenant_id, kind, subject, state, expires_at) values ($1, $2, $3, $4, now() + interval '1 day')`,
@@ -302,7 +305,7 @@ async function publish(world: World, side: Side, kind: string, subject: string, 
   )
 }
 
-/** Tokens that are none, on the host of A; each would be that of an owner of A. */
+/** Invalid tokens for the host of A. Each would belong to an owner of A if it were valid. */
 async function makeWrongTokens(world: World): Promise<WrongToken[]> {
   const { a, b, app, sql } = world
   const plant = () => world.plantPerson(a, 'owner')

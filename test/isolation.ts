@@ -9,23 +9,24 @@ import { unknownId } from './requests.ts'
 import { fingerprint } from './tokens.ts'
 
 /*
- * Every operation of the OpenAPI document by every actor who must not get through, and by those who must. The two come from
- * different places: the operations from the running application, who may call them from test/authz-policy.ts.
+ * The isolation matrix: every operation of the OpenAPI document, called by every actor who must be refused, and by
+ * every actor who must succeed. The operations come from the running application. Who may call them comes from
+ * test/authz-policy.ts.
  */
 
 export type Outcome = { operations: number; actors: number; cases: number; failures: string[] }
 export type Options = {
-  /** Of these operations only. */
+  /** The ids of the operations to try. Default: all. */
   only?: readonly string[]
-  /** Whether the first failure is enough. */
+  /** Stops at the first failure. */
   hasty?: boolean
-  /** Is told when an operation is done. */
+  /** Called when an operation is done. */
   report?: (operation: string, cases: number, failures: string[]) => void
 }
 
 export const concernsFiles = ({ path }: Operation): boolean => /\/(files|images|avatar|logo)\b/.test(path)
 
-/** All of it for the operations that are wanted, each a line of the test. */
+/** Runs the matrix for the operations that `wanted` selects. Each operation is one assertion. */
 export async function proveMatrix(t: Test, wanted: (operation: Operation) => boolean): Promise<Outcome> {
   const startedAt = performance.now()
   const world = await createWorld(t)
@@ -40,7 +41,7 @@ export async function proveMatrix(t: Test, wanted: (operation: Operation) => boo
   return outcome
 }
 
-/** Headers by which other stacks let a client say who it is. */
+/** Headers with which clients of other systems name their tenant or user. Here they must have no effect. */
 const claimsOfHeaders = (side: Side): Record<string, string>[] => [
   { 'x-tenant-id': side.id },
   { 'x-tenant': side.slug },
@@ -92,7 +93,8 @@ class Matrix extends Cases {
       this.fail(operation.id, `is for ${operation.access} by the document and for ${policy.access} by the policy`)
     }
     await this.#control(operation, policy)
-    // what was allowed may have left something to remove, which is none of what the others try
+    // the calls that succeeded may have left objects to remove; removed later, they would look like changes by a
+    // refused call
     await this.world.app.objectSweep.run()
     if (policy.access === 'public') await this.#tryPublic(operation, policy)
     else await this.#tryGuarded(operation, policy, policy.access)
@@ -105,11 +107,11 @@ class Matrix extends Cases {
     if (policy.audited) await this.#tryUnrecordable(operation, policy)
   }
 
-  // -- who must get through ------------------------------------------------------------------------------------------
+  // -- calls that must succeed --------------------------------------------------------------------------------------
 
   async #control(operation: Operation, policy: Policy): Promise<void> {
     const { a, b } = this.world
-    // what a careless cache would remember
+    // first a reply for B: a cache without the tenant in its key would send it to A
     if (operation.method === 'GET')
       await this.allow(operation, policy, 'P0 in B', await policy.make(this.world, b, 'owner'), [a])
     const admitted =
@@ -123,7 +125,7 @@ class Matrix extends Cases {
     const make = () => policy.make(this.world, a, 'owner')
     await this.allow(operation, policy, 'P0 on the general host', { ...(await make()), side: undefined })
     const claims = claimsOfHeaders(b)
-    // one by one where that costs nothing
+    // one at a time for GET, together for calls that change something
     const together = operation.method === 'GET' ? claims : [Object.assign({}, ...claims)]
     for (const headers of together) {
       const title = `X11 ${Object.keys(headers).length === 1 ? Object.keys(headers)[0] : 'all headers'}`
@@ -159,7 +161,7 @@ class Matrix extends Cases {
     }
   }
 
-  // -- who must not --------------------------------------------------------------------------------------------------
+  // -- calls that must be refused -----------------------------------------------------------------------------------
 
   async #tryGuarded(operation: Operation, policy: Policy, access: Role | 'user' | 'internal'): Promise<void> {
     const { a, b, c, wrongTokens } = this.world
@@ -211,7 +213,7 @@ class Matrix extends Cases {
     await this.#tryPaths(operation, own, as)
   }
 
-  /** Other ways to write a path lead nowhere, or to the same guard. */
+  /** Other spellings of a path must lead to 404, 405 or 400, or to the same guard. */
   async #tryPaths(
     operation: Operation,
     own: Attempt,
@@ -247,7 +249,7 @@ class Matrix extends Cases {
     }
   }
 
-  /** A body that says whose it is. */
+  /** Members in a body that name a tenant, an owner or a role must be refused. */
   async #tryBody(operation: Operation, policy: Policy): Promise<void> {
     if (!operation.body) return
     const { a, b } = this.world
@@ -286,7 +288,7 @@ class Matrix extends Cases {
     }
   }
 
-  /** B's objects under A's token: as if there were none. */
+  /** B's objects with A's token must be answered like objects that do not exist. */
   async #tryObjects(operation: Operation, policy: Policy, objects: Record<string, ObjectKind>): Promise<void> {
     const { a, b, gone } = this.world
     const call = await policy.make(this.world, a, 'owner')
@@ -301,7 +303,7 @@ class Matrix extends Cases {
       upload: await this.world.plantUpload(b, 'direct')
     }
     await this.rebase()
-    // of several parameters each one, and all of them
+    // each parameter alone, and all together
     for (const replaced of names.length === 1 ? [names] : [...names.map((name) => [name]), names]) {
       const withIds = (idOf: (kind: ObjectKind) => string, host: string) => {
         const ids = replaced.map((name) => [name, idOf(objects[name] as ObjectKind)])
@@ -378,7 +380,7 @@ class Matrix extends Cases {
     })
   }
 
-  /** A key under which B has made something is a new one to A. */
+  /** An Idempotency-Key that B has used must be a new one for A. */
   async #tryRepetition(operation: Operation, policy: Policy): Promise<void> {
     const { a, b, sql } = this.world
     const headers = { 'idempotency-key': fresh('key') }
@@ -396,7 +398,7 @@ class Matrix extends Cases {
     if (reply.body === first.body) this.fail(operation.id, 'X7 the key of B gives A the reply of B')
   }
 
-  /** Where no event can be written nothing happens. */
+  /** If the audit event can't be written, nothing else may be changed. */
   async #tryUnrecordable(operation: Operation, policy: Policy): Promise<void> {
     const { a } = this.world
     const call = await policy.make(this.world, a, 'owner')
@@ -413,7 +415,7 @@ class Matrix extends Cases {
   async tryMethods(path: string): Promise<void> {
     const { a, operations } = this.world
     const url = path.replaceAll(/\{\w+\}/g, unknownId)
-    // a word where another path has a parameter is a path of its own
+    // a path without parameters is matched literally, also where another path has a parameter in its place
     const matches = (template: string) => new RegExp(`^${template.replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(url)
     const known = new Set<string>(
       operations.filter((each) => (path === url ? each.path === path : matches(each.path))).map(({ method }) => method)

@@ -6,8 +6,8 @@ import { pipeline } from 'node:stream/promises'
 import { mebibyte } from './bytes.ts'
 
 /*
- * Files too large for memory. They are generated and checked as a stream, for test/large-files.test.ts and for `npm run bench`,
- * which measures their speed.
+ * Files too large for memory. They are generated and checked as a stream, for test/large-files.test.ts and for `npm run
+ * bench`, which measures their speed.
  */
 
 /** The content repeats this block, so that generating it costs little. It begins like no known type of file. */

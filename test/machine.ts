@@ -29,8 +29,8 @@ const spentSince = (before: ReturnType<typeof ticksOfCores>) =>
   }))
 
 /**
- * Starts a stopwatch. The function that it returns gives the milliseconds since, without the time that the hypervisor has stolen
- * from the core that lost most. Time stolen from several cores at once is subtracted once.
+ * Starts a stopwatch. The function that it returns gives the milliseconds since, without the time that the hypervisor
+ * has stolen from the core that lost most. Time stolen from several cores at once is subtracted once.
  *
  * Use it for upper bounds. Measure a wait that must not be too short by the clock.
  */
@@ -66,7 +66,10 @@ function isShortOfTime(): boolean {
   return wasShort()
 }
 
-/** Resolves when the hypervisor leaves this process enough CPU time. All calls of a run together wait for ten minutes at most. */
+/**
+ * Resolves when the hypervisor leaves this process enough CPU time. All calls of a run together wait for ten minutes at
+ * most.
+ */
 export async function untilMachineHasTime(): Promise<void> {
   for (; looksLeft > 0 && isShortOfTime(); looksLeft--) await sleep(pauseMs)
 }

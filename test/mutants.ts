@@ -16,8 +16,8 @@ import {
 import { seconds } from './tokens.ts'
 
 /*
- * Holes that the product does not have. Each is made here, around the application or in its database; the product has no switch
- * for it. The isolation matrix or the checks of the catalogue must find every one.
+ * Holes that the product does not have. Each is made here, around the application or in its database; the product has
+ * no switch for it. The isolation matrix or the checks of the catalogue must find every one.
  */
 
 export const mutants: Mutant[] = [

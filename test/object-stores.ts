@@ -17,8 +17,8 @@ import { findProgram, type Part } from './parts.ts'
 import { freePort } from './ports.ts'
 
 /*
- * Starts the object stores that the product is tested with, set up as an operator would do it. An S3 server has a bucket, and a key
- * for the product with the rights of db/deploy/bucket-policy.json.
+ * Starts the object stores that the product is tested with, set up as an operator would do it. An S3 server has a
+ * bucket, and a key for the product with the rights of db/deploy/bucket-policy.json.
  */
 
 export const bucket = 'aggios'
@@ -28,7 +28,9 @@ export type StartedStore = {
   environment: Environment
   /** Opens the store as the product does. */
   open(): ObjectStore
-  /** If it is an S3 server: the settings with the product's key, those with the administrator's key, and the process. */
+  /**
+   * If it is an S3 server: the settings with the product's key, those with the administrator's key, and the process.
+   */
   s3?: { app: S3Settings; root: S3Settings; child: ChildProcess }
 }
 
@@ -112,7 +114,10 @@ async function startSeaweed(t: Test): Promise<StartedStore> {
 
 const makeFolder = () => mkdtempSync(join(tmpdir(), 'aggios-store-'))
 
-/** Starts a program, kills it when the test ends, and then removes its folder. The program may move files until it has ended. */
+/**
+ * Starts a program, kills it when the test ends, and then removes its folder. The program may move files until it has
+ * ended.
+ */
 function run(t: Test, path: string, args: string[], folder: string, env: Record<string, string> = {}): ChildProcess {
   const child = spawn(path, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'ignore'] })
   const exited = once(child, 'exit')
@@ -188,8 +193,8 @@ export function createMinioAdmin({ endpoint, access_key, secret_key, region }: S
 }
 
 /**
- * Encrypts a body for MinIO's administration API. The key is derived from the sender's secret key (PBKDF2). The text is one chunk of
- * the DARE format, encrypted with AES-GCM.
+ * Encrypts a body for MinIO's administration API. The key is derived from the sender's secret key (PBKDF2). The text is
+ * one chunk of the DARE format, encrypted with AES-GCM.
  */
 export function encrypt(secret: string, text: string): Buffer {
   const [salt, prefix] = [randomBytes(32), randomBytes(8)]

@@ -94,7 +94,10 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
   return attempts
 }
 
-/** Percent-encodes a text. One with half a surrogate pair, which encodeURIComponent refuses, becomes the bytes of U+D800. */
+/**
+ * Percent-encodes a text. One with half a surrogate pair, which encodeURIComponent refuses, becomes the bytes of
+ * U+D800.
+ */
 function encode(value: string): string {
   return value.isWellFormed() ? encodeURIComponent(value) : '%ED%A0%80'
 }

@@ -5,8 +5,9 @@ import { allRows, eventually, type Owner, password } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
 /*
- * Clients with a ledger, and a judge. A client writes each request into the ledger before it sends it, and the outcome after it; each
- * line is synced to disk. The judge reads everything back, through the API and by SQL, and names each promise that was not kept:
+ * Clients with a ledger, and a judge. A client writes each request into the ledger before it sends it, and the outcome
+ * after it; each line is synced to disk. The judge reads everything back, through the API and by SQL, and names each
+ * promise that was not kept:
  *
  *   An acknowledged change is there, and a refused one is not. One without an answer is there once or not at all. Every change has
  *   one row in the audit log. The changes of one object form one order.

@@ -15,8 +15,8 @@ export type Part = {
 }
 
 /**
- * Finds a program in the folders of `.ci/run`, or else in PATH. If CI is "true", a program that is missing is an error. A program
- * that has to be compiled may be missing, because not every machine has the compiler.
+ * Finds a program in the folders of `.ci/run`, or else in PATH. If CI is "true", a program that is missing is an error.
+ * A program that has to be compiled may be missing, because not every machine has the compiler.
  */
 export function findProgram(name: string, { compiled = false } = {}): Part {
   return find(name, placesOf(name), constants.X_OK, { mayMiss: compiled })

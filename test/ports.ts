@@ -2,8 +2,8 @@ import { once } from 'node:events'
 import { connect, createServer } from 'node:net'
 
 /**
- * A free TCP port of 127.0.0.1, between 15,000 and 31,000. The system gives outgoing connections ports above that range, so
- * none of them takes this port before the test listens on it.
+ * A free TCP port of 127.0.0.1, between 15,000 and 31,000. The system gives outgoing connections ports above that
+ * range, so none of them takes this port before the test listens on it.
  */
 export async function freePort(): Promise<number> {
   for (;;) {

@@ -25,8 +25,8 @@ export const login = (app: TestApp, email: string, word: unknown, options: objec
   send(app, 'localhost', { ...post('/auth/login', { email, password: word }), ...options })
 
 /**
- * Asks on the general host who the bearer is, with any text as the `Authorization` header. Timers run first: thousands of
- * injected refusals in a row would not let them.
+ * Asks on the general host who the bearer is, with any text as the `Authorization` header. Timers run first: thousands
+ * of injected refusals in a row would not let them.
  */
 export async function sendAuthorization(app: TestApp, authorization: string): Promise<Reply> {
   await new Promise(setImmediate)

@@ -11,9 +11,10 @@ import { untilMachineHasTime, watchMachine } from './machine.ts'
 import { startPgBouncer } from './pgbouncer.ts'
 
 /*
- * Starts one PostgreSQL for the whole run, creates the database that every test copies, and runs tap: on the files that are
- * named, on all, or with `--changed` on those that load a file that has changed since they ran. Failures are printed again at
- * the end, and the last line counts them. With TEST_PGBOUNCER=1 the product connects through PgBouncer in transaction mode.
+ * Starts one PostgreSQL for the whole run, creates the database that every test copies, and runs tap: on the files that
+ * are named, on all, or with `--changed` on those that load a file that has changed since they ran. Failures are
+ * printed again at the end, and the last line counts them. With TEST_PGBOUNCER=1 the product connects through PgBouncer
+ * in transaction mode.
  */
 
 /** The result of one file: its assertions, and how long it took. */
@@ -81,7 +82,9 @@ const failed = outcomes.size === 0 && !named.includes('--changed') ? 1 : sum('fa
 process.stdout.write(`\n${sum('passed')} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
 process.exitCode = failed > 0 ? 1 : 0
 
-/** Runs a file alone, up to three times. A failure counts at once if the machine was not busy, else after the third run. */
+/**
+ * Runs a file alone, up to three times. A failure counts at once if the machine was not busy, else after the third run.
+ */
 async function decide(file: string): Promise<void> {
   for (let runs = 0; runs < 3 && performance.now() < lastRerunMs; runs++) {
     await untilMachineHasTime()
@@ -96,8 +99,8 @@ function print(what: string, failures: string[]): void {
 }
 
 /**
- * Runs tap and reads its output. A line without a time is an assertion, and indented lines belong to the file that is named
- * below them. `total` is the number of files; if it is given, the progress is printed.
+ * Runs tap and reads its output. A line without a time is an assertion, and indented lines belong to the file that is
+ * named below them. `total` is the number of files; if it is given, the progress is printed.
  */
 async function runTap(args: string[], total = 0): Promise<Map<string, Outcome>> {
   // with this Node: that of PATH may be too old for the tests

@@ -10,7 +10,10 @@ import type { S3Settings } from '../src/files/store/s3.ts'
  * An S3 server for tests. It keeps objects in memory, checks no signature, and fails on demand.
  */
 
-/** A request. `what` is one of `PUT object`, `GET object`, `HEAD object`, `POST uploads`, `PUT part`, `POST complete`, `GET list` … */
+/**
+ * A request. `what` is one of `PUT object`, `GET object`, `HEAD object`, `POST uploads`, `PUT part`, `POST complete`,
+ * `GET list` …
+ */
 export type Call = { what: string; key: string; request: IncomingMessage; reply: ServerResponse; obey(): Promise<void> }
 /** Handles a request in place of the server. It may call `obey` for the ordinary answer, or never answer. */
 export type Fault = (call: Call) => unknown

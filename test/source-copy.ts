@@ -9,7 +9,10 @@ const parts = [
   ...['docs', 'bench/scenarios', 'traefik.dynamic.yml']
 ]
 
-/** Copies the sources into a folder that the test may change. It is removed at the end. node_modules is a link to the original. */
+/**
+ * Copies the sources into a folder that the test may change. It is removed at the end. node_modules is a link to the
+ * original.
+ */
 export function copySources(t: Owner): string {
   const folder = mkdtempSync(join(tmpdir(), 'aggios-copy-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 }))

@@ -16,9 +16,9 @@ import { freePort } from './ports.ts'
 import { makeCertificate, startTraefik } from './traefik.ts'
 
 /*
- * `npm run stack`: runs the product as it is deployed, on loopback and without Docker. It starts Traefik with the repository's
- * configuration and a certificate of its own authority, three processes, PostgreSQL, and Redis and an S3 server if they are
- * installed. Ctrl-C ends and removes everything. If this process is killed, the others end too.
+ * `npm run stack`: runs the product as it is deployed, on loopback and without Docker. It starts Traefik with the
+ * repository's configuration and a certificate of its own authority, three processes, PostgreSQL, and Redis and an S3
+ * server if they are installed. Ctrl-C ends and removes everything. If this process is killed, the others end too.
  */
 
 const domain = 'aggios.test'

@@ -111,8 +111,8 @@ let runs = 0
 const recoveryMs = 10_000
 
 /**
- * Runs clients while faults happen, one after the other, and judges the result. `problems` is empty if every promise was kept, no
- * client got a forbidden answer, and no process ended by itself.
+ * Runs clients while faults happen, one after the other, and judges the result. `problems` is empty if every promise
+ * was kept, no client got a forbidden answer, and no process ended by itself.
  */
 export async function tryFaults(
   t: Owner,

@@ -13,8 +13,8 @@ export type Standby = {
 }
 
 /**
- * Makes a streaming replica of a running server in `folder`, from a copy of its files (`pg_backup_start`). The replica follows the
- * write-ahead log from there.
+ * Makes a streaming replica of a running server in `folder`, from a copy of its files (`pg_backup_start`). The replica
+ * follows the write-ahead log from there.
  */
 export async function makeStandby(primary: EmbeddedServer, primaryFolder: string, folder: string): Promise<Standby> {
   const { postgres } = await findBinaries()

@@ -3,11 +3,11 @@ import { setFlagsFromString } from 'node:v8'
 /*
  * Counts the steps of a function that works on text, without a clock.
  *
- * JavaScript has no counter of steps. But work on a text is done by built-in functions: those of strings, arrays, buffers and
- * regular expressions. While a function is measured, these built-ins are replaced by wrappers that add their cost. The cost is the
- * number of characters that they get. For `normalize`, which sorts combining marks one by one, it is the square of a run of marks.
- * For a regular expression it is the number of characters that it passes. Backtracking can't be counted, but V8 can run a copy of
- * the expression that gives up after a number of backtracks.
+ * JavaScript has no counter of steps. But work on a text is done by built-in functions: those of strings, arrays,
+ * buffers and regular expressions. While a function is measured, these built-ins are replaced by wrappers that add
+ * their cost. The cost is the number of characters that they get. For `normalize`, which sorts combining marks one by
+ * one, it is the square of a run of marks. For a regular expression it is the number of characters that it passes.
+ * Backtracking can't be counted, but V8 can run a copy of the expression that gives up after a number of backtracks.
  */
 
 setFlagsFromString('--allow-natives-syntax')
@@ -28,8 +28,9 @@ const { exec } = RegExp.prototype
 const { slice } = String.prototype
 
 /**
- * Finds the atoms in the source of an expression, and whether each is repeated. V8 does not count backtracks in a loop over a single
- * atom, but it does in a loop over a group. Character classes come first in the pattern, because their content is no atom.
+ * Finds the atoms in the source of an expression, and whether each is repeated. V8 does not count backtracks in a loop
+ * over a single atom, but it does in a loop over a group. Character classes come first in the pattern, because their
+ * content is no atom.
  */
 const loopedAtom =
   /(\[(?:[^\]\\]|\\.)*\]|\\[pP]\{[^}]*\}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\.|[^\\()[\]{}|^$*+?])(?=([*+{])?)/gs

@@ -35,7 +35,9 @@ export const sidOf = ({ access_token }: { access_token: string }) => decode(acce
 
 export const seconds = () => Math.floor(Date.now() / 1000)
 
-/** What a client can compare of two replies. Left out are the request id, the time, and the headers of one connection. */
+/**
+ * What a client can compare of two replies. Left out are the request id, the time, and the headers of one connection.
+ */
 export function fingerprint(reply: Reply): object {
   const { 'x-request-id': _, date: __, connection: ___, ...headers } = reply.headers
   const body = reply.body.startsWith('{') ? { ...reply.json(), request_id: '' } : reply.body
@@ -44,7 +46,10 @@ export function fingerprint(reply: Reply): object {
 
 export type RawReply = { status: number; text: string; body: Json }
 
-/** Writes bytes to a listening application, and reads until it closes the connection. For requests that no client library sends. */
+/**
+ * Writes bytes to a listening application, and reads until it closes the connection. For requests that no client
+ * library sends.
+ */
 export async function sendRaw(app: FastifyInstance, text: string): Promise<RawReply> {
   const { port } = app.server.address() as AddressInfo
   const socket = connect(port, '127.0.0.1')

@@ -12,8 +12,8 @@ import { findProgram } from './parts.ts'
 import { freePort } from './ports.ts'
 
 /*
- * Starts the real Traefik with traefik.yml and traefik.dynamic.yml. In the static file, the ports and folders are replaced, and the
- * Docker provider is removed. The dynamic file is not changed.
+ * Starts the real Traefik with traefik.yml and traefik.dynamic.yml. In the static file, the ports and folders are
+ * replaced, and the Docker provider is removed. The dynamic file is not changed.
  */
 
 export const program = findProgram('traefik')
@@ -39,7 +39,10 @@ export type Traefik = {
   log(): Record<string, unknown>[]
 }
 
-/** Resolves when Traefik routes. `change` edits the static configuration. `prefix` is a command that runs Traefik in its place. */
+/**
+ * Resolves when Traefik routes. `change` edits the static configuration. `prefix` is a command that runs Traefik in its
+ * place.
+ */
 export async function startTraefik(
   t: Owner,
   env: Environment,
@@ -148,8 +151,9 @@ export function makeCertificate(dir: string, domain: string): string {
 }
 
 /**
- * The warnings and errors in Traefik's log. The advice on encoded characters is left out, because it is about routing by path, and
- * here only hosts count. Failed health checks are left out, because a server on a busy machine may be late.
+ * The warnings and errors in Traefik's log. The advice on encoded characters is left out, because it is about routing
+ * by path, and here only hosts count. Failed health checks are left out, because a server on a busy machine may be
+ * late.
  */
 export function complaints(traefik: Traefik): unknown[] {
   return traefik
