@@ -119,7 +119,7 @@ t.test('places count a person in all their agencies', async (t) => {
 })
 
 t.test('a share of several owners', async (t) => {
-  const shares = createKeyedSemaphore({ concurrency: 2, depth: 5, timeoutMs: 100 })
+  const semaphore = createKeyedSemaphore({ concurrency: 2, depth: 5, timeoutMs: 100 })
   let running = 0
   let most = 0
   const job = async () => {
@@ -127,13 +127,13 @@ t.test('a share of several owners', async (t) => {
     await sleep(20)
     running--
   }
-  await Promise.all(['a', 'b', 'c'].flatMap((tenant) => [1, 2].map(() => shares.run(['eve', tenant], job))))
+  await Promise.all(['a', 'b', 'c'].flatMap((tenant) => [1, 2].map(() => semaphore.run(['eve', tenant], job))))
   t.equal(most, 2, 'counts for each of them')
-  const held = [1, 2].map(() => shares.run(['eve', 'a'], () => sleep(300)))
-  const waiting = shares.run(['eve', 'b'], job)
-  await Promise.all([1, 2].map(() => shares.run(['ada', 'b'], job)))
+  const held = [1, 2].map(() => semaphore.run(['eve', 'a'], () => sleep(300)))
+  const waiting = semaphore.run(['eve', 'b'], job)
+  await Promise.all([1, 2].map(() => semaphore.run(['ada', 'b'], job)))
   await t.rejects(waiting, { message: 'the share stayed taken' })
-  await t.rejects(shares.run(['ada', 'a'], job), { message: 'the share stayed taken' }, 'of the second')
+  await t.rejects(semaphore.run(['ada', 'a'], job), { message: 'the share stayed taken' }, 'of the second')
   await Promise.all(held)
-  t.equal(shares.size(), 0, 'nobody is remembered')
+  t.equal(semaphore.size(), 0, 'nobody is remembered')
 })

@@ -290,14 +290,14 @@ t.test('the share of one agency', async (t) => {
     const { value, over } = rowAbout('queries of one person, or of one agency, that wait')
     const [, depth] = /^(\d+);/.exec(value) ?? []
     t.equal(Number(depth), gate.maxWaitingPerKey)
-    const [patience = 0] = times(value)
-    t.equal(patience, gate.semaphoreTimeoutMs)
+    const [timeoutMs = 0] = times(value)
+    t.equal(timeoutMs, gate.semaphoreTimeoutMs)
     t.match(over, '503 `overloaded`')
     const app = await startApp(t, { DATABASE_POOL: '4' })
     const acme = await createTenant(app, 'acme')
     const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
     const all = await Promise.allSettled(
-      Array.from({ length: 2 + Number(depth) + 5 }, () => app.gate.transaction(scope, () => sleep(patience + 500)))
+      Array.from({ length: 2 + Number(depth) + 5 }, () => app.gate.transaction(scope, () => sleep(timeoutMs + 500)))
     )
     const refused = all.filter((one) => one.status === 'rejected')
     t.equal(all.length - refused.length, 2, 'half of the pool works')

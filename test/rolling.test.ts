@@ -84,7 +84,7 @@ type Question = {
   sending?: { ms: number; pieces: number }
 }
 
-const patienceMs = 120_000
+const timeoutMs = 120_000
 
 /** Sends a request, and rejects where it is refused. */
 async function request(
@@ -96,7 +96,7 @@ async function request(
     host: '127.0.0.1',
     method,
     path: `/api/v1${path}`,
-    timeout: patienceMs,
+    timeout: timeoutMs,
     headers: {
       host,
       authorization: `Bearer ${token}`,

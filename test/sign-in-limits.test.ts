@@ -45,11 +45,11 @@ t.test('when there is more to hash than can be', async (t) => {
     const queue = createBoundedQueue(1, 4)
     const order: string[] = []
     const finish: (() => void)[] = []
-    const ask = (party: string, name: string) =>
+    const ask = (fairnessKey: string, name: string) =>
       queue.run(async () => {
         order.push(name)
         await new Promise<void>((done) => finish.push(done))
-      }, party)
+      }, fairnessKey)
     const flood = ['a1', 'a2', 'a3', 'a4', 'a5'].map((name) => ask('a', name))
     const others = [ask('b', 'b1'), ask('b', 'b2')]
     for (const each of [...flood.slice(3), ask('a', 'a6')]) {

@@ -87,7 +87,7 @@ function isAlive(pid: number): boolean {
 type Call = { method?: string; token?: string; payload?: object; agent?: Agent | false }
 type Answer = { status: number; body: Record<string, unknown>; kept: boolean }
 
-const patienceMs = 10_000
+const timeoutMs = 10_000
 
 /** One request; on a connection of its own unless an agent keeps one. Hanging is a failure of its own kind. */
 function call(server: Server, path: string, { method = 'GET', token, payload, agent = false }: Call = {}) {
@@ -99,7 +99,7 @@ function call(server: Server, path: string, { method = 'GET', token, payload, ag
         ...(token !== undefined && { authorization: `Bearer ${token}` })
       }
     })
-    request.setTimeout(patienceMs, () => request.destroy(new Error('nobody answers')))
+    request.setTimeout(timeoutMs, () => request.destroy(new Error('nobody answers')))
     request.on('error', fail).on('response', async (reply) => {
       let text = ''
       try {
@@ -483,12 +483,12 @@ t.test('a process that may open no more files stays alive, and serves again', { 
   execFileSync(prlimit.path, ['--pid', String(server.child.pid), '--nofile=128'])
   const sockets = Array.from({ length: 400 }, () => connect(server.port, '127.0.0.1').on('error', () => {}))
   // who finds no room is told so at once
-  await eventually(() => sockets.filter(({ closed }) => closed).length > 200, patienceMs)
+  await eventually(() => sockets.filter(({ closed }) => closed).length > 200, timeoutMs)
   t.equal(server.child.exitCode, null)
   for (const socket of sockets) socket.destroy()
   await eventually(async () => {
     const answer = await call(server, '/users/me', { token }).catch(() => undefined)
     return answer?.status === 200
-  }, patienceMs)
+  }, timeoutMs)
   t.notMatch(server.output(), '"level":60')
 })
