@@ -7,7 +7,7 @@ import { createTestDatabase } from './harness.ts'
 
 t.test('the catalogue of the migrated database', async (t) => {
   const database = await createTestDatabase(t)
-  // a throw-away copy: what is planted is rolled back, roles included, so no other test ever sees it
+  // a copy of the database. Plants are rolled back, with their roles, so no other test sees them
   const client = new pg.Client({ connectionString: database.postgres })
   await client.connect()
   t.teardown(() => client.end())

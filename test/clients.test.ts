@@ -17,7 +17,7 @@ import { stopwatch } from './machine.ts'
 
 // bounded in time: how long generated programs take
 
-/** Leaves a test out where what it needs has not been built, but not where CI is "true": there it fails. */
+/** Skips a test if a build that it needs is missing. If CI is "true", the test runs and fails. */
 function needs(path: string, command: string) {
   const present = existsSync(join(clientFolder, path)) || process.env.CI === 'true'
   return { skip: present ? false : `client/${path} is not there: ${command}` }
@@ -59,7 +59,7 @@ const mePath = '/api/v1/users/me'
 const refreshPath = '/api/v1/auth/refresh'
 const isRefresh = (request: Request) => new URL(request.url).pathname === refreshPath
 
-/** A server and the package as it is published, which is not there before it is built. */
+/** Starts a server, and loads the package as it is published. It must have been built. */
 async function startWithClient(t: Test, env = {}) {
   const database = await createTestDatabase(t)
   const { port } = await startServer(t, testEnvironment(database, env))
@@ -81,13 +81,13 @@ const owner = (slug: string) => ({
   password
 })
 
-/** How often the tokens of the newest session were replaced, by the database. */
+/** How often the newest session was refreshed, from the database. */
 async function rotations(database: DatabaseUrls): Promise<number> {
   const [session] = await allRows(database, 'select counter from sessions order by id desc limit 1')
   return session.counter
 }
 
-/** Remembers each request and how it went, and lets the network do what `fault` says instead. */
+/** A `fetch` that records each request and its result. `fault` can take the place of the network. */
 function watched(fault: (request: Request, sent: string[]) => Promise<Response> | undefined = () => undefined) {
   const sent: string[] = []
   const statuses: number[] = []
@@ -100,7 +100,7 @@ function watched(fault: (request: Request, sent: string[]) => Promise<Response> 
   return { send, sent, statuses, refreshes: () => sent.filter((path) => path === refreshPath).length }
 }
 
-/** As good as expired to a client, and at once. */
+/** A token that the client takes for expired. */
 const outdated = (tokens: Tokens | undefined) => ({ ...(tokens as Tokens), access_token: 'outdated' })
 
 t.test('the TypeScript client', needsTypeScript, async (t) => {
@@ -186,7 +186,7 @@ t.test('the TypeScript client', needsTypeScript, async (t) => {
       setItem: (key: string, value: string) => void kept.set(key, value),
       removeItem: (key: string) => void kept.delete(key)
     }
-    // each has its own of everything but the storage and the locks of the platform, as tabs have
+    // like tabs, they share only the storage and the locks of the platform
     const tabs = Array.from({ length: 3 }, () => connect({ fetch: send, store: localStorageStore('tokens', storage) }))
     await (tabs[0] as Client).register(owner('tabs'))
     kept.set('tokens', JSON.stringify(outdated(JSON.parse(kept.get('tokens') as string))))
@@ -426,7 +426,7 @@ t.test('the TypeScript client waits as long as a 429 says', needsTypeScript, asy
   })
 })
 
-/** What each of the generated clients has to say about the flow of the first clients. */
+/** The output that each generated client must print after the flow. */
 const flowOf = (name: string, slug = name) => `health: ok
 register: ${slug} owner
 wrong password: invalid_credentials
@@ -474,7 +474,7 @@ t.test('the generated Java client walks the flow', needs('generated/java-build/l
   t.equal(await flow(t, 'java', ['-cp', path, join(clientFolder, 'flows', 'java', 'Flow.java')]), flowOf('java'))
 })
 
-// Go is no part of a CI image that has no Go for the rest of the run either
+// an image without Go for the rest of CI has no Go client either
 const goProgram = 'generated/go-build/flow'
 const needsGo = existsSync(join(clientFolder, goProgram))
   ? {}

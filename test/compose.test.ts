@@ -70,7 +70,7 @@ t.test('compose.yaml', async (t) => {
       t.equal(service.read_only, true, `${name}: nothing to write to but what it is given`)
       if (isOnce(service)) continue
       t.equal(service.restart, 'unless-stopped', name)
-      // the Dockerfile has that of the image that is built here
+      // the health check of the built image is in the Dockerfile
       t.ok(service.healthcheck ?? (service.build && /^HEALTHCHECK /m.test(readText('Dockerfile'))), `${name}: health`)
     }
   })
@@ -122,7 +122,7 @@ t.test('compose.yaml', async (t) => {
       'seaweedfs.sh',
       'seaweedfs-setup.sh'
     ]) {
-      // PostgreSQL's image would read a script that can't be run into its own shell
+      // PostgreSQL's image reads a script without the execute bit into its own shell
       t.ok(statSync(join(root, 'db/deploy', script)).mode & 0o100, `${script} can be run`)
       execFileSync('sh', ['-n', join(root, 'db/deploy', script)])
     }
@@ -217,14 +217,14 @@ t.test('Traefik\u2019s image is of the version that is tested', { skip: traefik.
 })
 
 t.test('settings and secrets of the containers', async (t) => {
-  /** Fixed in a container, or made of its passwords. */
+  /** Settings that compose.yaml fixes, or makes from passwords. */
   const decided = [
     ...['HOST', 'PORT', 'METRICS_HOST', 'METRICS_PORT'],
     ...['DATABASE_URL', 'DATABASE_OWNER_URL', 'REDIS_URL']
   ]
-  /** Without meaning where a database is given. */
+  /** Settings without meaning when there is a database server. */
   const left = ['DATA_DIR']
-  /** The owner's, for the job that migrates and for nothing that serves. */
+  /** The owner's connection, for the job that migrates. A serving container must not have it. */
   const owners = ['DATABASE_OWNER_URL', 'AUDIT_RETENTION']
 
   t.test('every setting of the product can be made in .env', async (t) => {

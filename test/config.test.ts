@@ -10,7 +10,7 @@ import { otherStrongSecret, strongSecret } from './tokens.ts'
 
 const nextKey = 'n3xt-k3y-0f-4t-l34st-th1rty-tw0-by'
 
-/** The smallest thing that production accepts. */
+/** The smallest configuration that production accepts. */
 const production: Environment = {
   NODE_ENV: 'production',
   DATABASE_URL: 'postgres://aggios_app:pw@127.0.0.1/aggios',
@@ -33,7 +33,7 @@ function refusals(env: Environment): string[] {
   return []
 }
 
-/** The contract's table: what stands in the environment when nobody says anything. undefined: there is none. */
+/** The defaults of the contract, as texts in the environment. undefined: the setting has no default. */
 const contract: Record<string, string | undefined> = {
   NODE_ENV: 'development',
   HOST: '127.0.0.1',

@@ -201,7 +201,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
     t.equal(readFileSync(join(named, 'server.crt'), 'utf8').trim(), certificate.toString().trim(), 'made once')
   })
 
-  // all of it can be had by a reload; the paths are the container's
+  // a reload must be enough for all of them; the paths are those of the container
   chownSync(join(certificates, 'server.key'), statSync(join(dir, 'postgres')).uid, -1)
   cpSync(join(root, 'db/deploy/pg_hba.conf'), join(dir, 'postgres/pg_hba.conf'))
   await withClient(server.url('postgres'), async (admin) => {
@@ -321,7 +321,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
         POSTGRES_DB: 'aggios',
         AGGIOS_APP_PASSWORD: "it's $new",
         AGGIOS_OWNER_PASSWORD: secrets.AGGIOS_OWNER_PASSWORD,
-        // in the container it comes by the socket
+        // in the container it connects by the socket
         ...{ PGHOST: 'localhost', PGPORT: port, PGPASSWORD: password, PGSSLMODE: 'verify-full', PGSSLROOTCERT: ca }
       }
     })

@@ -87,13 +87,13 @@ async function lint(t: Test, change: (document: Document) => void): Promise<{ co
   return { code: done.code ?? 0, output: done.stdout + done.stderr }
 }
 
-/** Every example in the document, with a reference to the schema that it is an example of. */
+/** Every example in the document, with a reference to its schema. */
 function* examplesOf(node: unknown, way: string[] = []): Generator<{ schema: Json; example: unknown; at: string }> {
   if (node === null || typeof node !== 'object') return
   const { schema, example, examples } = node as Json
   const at = way.map((part) => part.replaceAll('~', '~0').replaceAll('/', '~1')).join('/')
   const refer = (pointer: string) => ({ $ref: `openapi#/${pointer.split('/').map(encodeURIComponent).join('/')}` })
-  // a parameter and a media type have theirs beside the schema, a schema has them in itself
+  // the examples of a parameter and of a media type stand beside the schema, those of a schema in it
   if (schema && example !== undefined) yield { schema: refer(`${at}/schema`), example, at }
   if (schema && examples)
     for (const { value } of Object.values(examples as Record<string, { value: unknown }>))

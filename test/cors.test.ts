@@ -17,7 +17,7 @@ import { isProblemOfRequest, signIn, written } from './problem-documents.ts'
 
 type Asked = { host: string; url?: string; token?: string | undefined }
 
-/** The origin that a reply lets in. undefined: none. */
+/** The origin that a reply allows. undefined: none. */
 async function allowedOrigin(app: TestApp, { host, url = '/api/v1/users/me', token }: Asked, origin: string) {
   const headers = { origin, ...(token !== undefined && { authorization: `Bearer ${token}` }) }
   return (await send(app, host, { url, headers })).headers['access-control-allow-origin']

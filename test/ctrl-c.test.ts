@@ -13,7 +13,7 @@ import { eventually, password, startServer } from './harness.ts'
 // bounded in time: how long a process takes to end
 
 /*
- * Ctrl-C in a terminal: all of the process group get it, and npm passes it on besides.
+ * Ctrl-C in a terminal: the whole process group gets SIGINT, and npm passes it on once more.
  */
 
 const dataDir = mkdtempSync(join(tmpdir(), 'aggios-ctrl-c-'))

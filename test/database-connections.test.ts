@@ -41,7 +41,7 @@ t.test('a shared connection that breaks', withoutPooler, async (t) => {
     for (let turn = 0; turn < 4; turn++) {
       const asked = app.gate.query(inA, slowRead, { seconds: 0.2 }).then((rows) => rows.length, codeOf)
       await sleep(60)
-      // the other one may still be away since the turn before: it comes back when it is asked
+      // the other connection may still be closed from the round before: the next query opens it
       t.ok((await terminate(database, 'aggios-pipeline')) >= 1)
       t.equal(await asked, members)
     }
@@ -71,7 +71,7 @@ t.test('a shared connection that breaks', withoutPooler, async (t) => {
     })
     let ended = 0
     for (let turn = 0; turn < 8; turn++) {
-      // a read is asked again once, so no read may meet two of these cuts
+      // a read is repeated once, so no read may be cut twice
       const before = [...finished]
       await eventually(() => finished.every((count, index) => count >= Number(before[index]) + 2), 10_000)
       ended += await terminate(database, 'aggios-pipeline')
@@ -141,7 +141,7 @@ t.test('when more reads come than two connections can take at once', withoutPool
     if (rows.length !== members || rows.some((row) => row.tenant_id !== settings.tenant_id)) wrong++
     return String(rows[0]?.way)
   }
-  /** Each connection has a read that takes so long. Another one that is asked at once would be sent with the first. */
+  /** Gives each connection a read that takes so long. A read that is sent at the same time would be in the batch of the first. */
   async function occupyBoth(seconds: number): Promise<Promise<unknown>[]> {
     const reads: Promise<unknown>[] = []
     for (let connection = 0; connection < 2; connection++) {
@@ -169,14 +169,14 @@ t.test('when more reads come than two connections can take at once', withoutPool
   t.test('more than two thousand go to the pool', async (t) => {
     // a pooled connection is given to an agency's own queries only up to a depth
     const ways = await Promise.all(Array.from({ length: 2060 }, (_, index) => wayOf(index % 3 ? inA : inB)))
-    // the process itself may have a read under way
+    // the process itself may be reading
     t.ok(countWays(ways) <= 2000 && countWays(ways) >= 1996, `${countWays(ways)} on the pipelined connections`)
   })
   t.test('and when both are busy with something slow, what comes goes to the pool', async (t) => {
     const slow = await occupyBoth(0.9)
     const waiting = Array.from({ length: 3 }, () => wayOf(inA))
     await sleep(50)
-    // the process itself may have a read that waits too
+    // a read of the process itself may wait too
     t.ok([3, 4].includes(app.gate.stats().waiting))
     t.equal(await Promise.race([...waiting, sleep(250, 'nothing yet')]), 'nothing yet')
     const elapsed = stopwatch()
@@ -191,17 +191,17 @@ t.test('when more reads come than two connections can take at once', withoutPool
 
 type Proxy = {
   url: string
-  /** Nothing is forwarded any more, in either direction; connections are still accepted. */
+  /** Stops forwarding in both directions. Connections are still accepted. */
   silence(): void
-  /** The connection that sends these bytes next goes silent before they arrive. */
+  /** Silences the connection that sends these bytes next, before they arrive. */
   silenceAt(bytes: string): void
-  /** Whether that has happened. */
+  /** Whether a connection was silenced. */
   caught(): boolean
-  /** What was held back arrives, and all goes on. */
+  /** Delivers what was held back, and forwards again. */
   resume(): void
 }
 
-/** A network that can go quiet without anybody being told. */
+/** A proxy that can stop forwarding without closing connections. */
 async function startProxy(t: Test, target: string): Promise<Proxy> {
   const { hostname, port } = new URL(target)
   const quiet = new Set<Socket>()
@@ -228,7 +228,7 @@ async function startProxy(t: Test, target: string): Promise<Proxy> {
       from.on('error', () => {})
       from.on('close', () => {
         sockets.delete(from)
-        // a network that is down does not carry the news either
+        // a network that is down doesn't report the end of a connection either
         if (silent || quiet.has(near)) gone.push(to)
         else to.destroy()
       })
@@ -270,7 +270,7 @@ t.test('a database that says nothing any more', async (t) => {
     await app.gate.query(inA, rowsByPool, { divisor: 1 })
     return { app, proxy }
   }
-  /** How a promise ended and when, within the time that is given to it. */
+  /** The outcome of a promise, and after how long, or that it was still pending after the given time. */
   async function settle(promise: Promise<unknown>, withinMs: number) {
     const startedAt = Date.now()
     const outcome = await Promise.race([
@@ -357,7 +357,7 @@ t.test('a database that says nothing any more', async (t) => {
         database,
         "select query from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'"
       )
-    // what was held back, and the news that the connection is closed, may still be on their way
+    // the bytes that were held back, and the end of the connection, may not have arrived yet
     let looks = 0
     await eventually(async () => {
       looks = (await open()).length === 0 ? looks + 1 : 0

@@ -14,7 +14,7 @@ import {
   type TestApp
 } from './harness.ts'
 
-/** Somebody of an agency, signed in there. */
+/** Adds a member to an agency, and signs them in there. */
 async function signInAs(app: TestApp, tenant: Tenant, role: string): Promise<{ id: string; token: string }> {
   const other = await createTenant(app, `${role}-of-${tenant.slug}`)
   await addMember(app, tenant, other.owner.id, role)
@@ -121,7 +121,7 @@ t.test('what is to be removed is held by nobody who asks for it, for a sweep lea
     await sweep.query('begin')
     t.equal((await sweep.query('select from files for update')).rowCount, 2)
     for (const { id } of [late, gone]) {
-      // whoever wanted to lock it would wait for the other, and be refused with 503
+      // a request that tried to lock the row would wait, and be refused with 503
       t.equal((await acme.send({ method: 'POST', url: `/api/v1/files/${id}/restore` })).statusCode, 404)
       t.equal((await acme.send({ method: 'DELETE', url: `/api/v1/files/${id}?permanent=true` })).statusCode, 404)
     }

@@ -4,14 +4,14 @@ import t from 'tap'
 import { readText, root } from './harness.ts'
 
 /*
- * What the pages point at is there: files, headings, commands, settings. The drawing of a request's way is that of src/app.ts,
- * and the table of limits has every limit of the sources.
+ * What the pages name exists: files, headings, commands, settings. The drawing of a request agrees with src/app.ts, and the table
+ * of limits has every limit of the sources.
  */
 
 const markdownIn = (folder: string) => readdirSync(join(root, folder)).filter((name) => name.endsWith('.md'))
 const pages = [...markdownIn('.'), ...markdownIn('docs').map((name) => `docs/${name}`)]
 
-/** As the forges make them: lower case, no punctuation, hyphens for blanks. */
+/** The anchors of headings: lower case, no punctuation, hyphens for blanks. */
 const anchorOf = (heading: string) =>
   heading
     .toLowerCase()
@@ -36,7 +36,7 @@ t.test('every page is on the way in', async (t) => {
 })
 
 t.test('every file that is named exists', async (t) => {
-  // CONTRIBUTING.md also names what its walk makes, which has a test of its own
+  // CONTRIBUTING.md also names files that its walk creates; test/contributing.test.ts checks them
   for (const page of pages.filter((each) => each !== 'CONTRIBUTING.md')) {
     for (const [, path = ''] of readText(page).matchAll(
       /`((?:src|plugins|routes|db|test|bench|client)\/\w[\w./-]*)`/g
@@ -140,7 +140,7 @@ t.test('every limit in the sources has a row, or a reason to have none', (t) => 
     ],
     ...['src/files/store/s3.ts assemblyTimeoutMs', 'src/files/store/disk.ts forgottenAfterMs']
   ]
-  // how often something is looked at, or kept: nobody is refused or cut off by it
+  // intervals and memories: they refuse or cut off no request
   const notLimits = [
     ...[
       'src/processes/serving.ts drainNoticeMs',

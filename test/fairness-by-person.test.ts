@@ -7,10 +7,10 @@ import { me } from './requests.ts'
 // bounded in time: what others wait for beside who asks a lot
 
 /*
- * Agencies cost nothing to make, so whoever has several of them is one person all the same.
+ * Anybody can make several agencies, so limits count the person and not only the agency.
  */
 
-/** A person's tokens for an agency of their own and for others that they make. */
+/** Makes agencies of one person. Resolves to the person's token for each. */
 async function tokensOf(owner: Tenant, slugs: string[]): Promise<{ host: string; token: string; tenant_id: string }[]> {
   const all = [{ host: owner.host, token: owner.owner.tokens.access_token, tenant_id: owner.id }]
   for (const slug of slugs) {
@@ -57,7 +57,7 @@ t.test('limits count a person in all their agencies', async (t) => {
   t.test('and all their requests', async (t) => {
     const statuses = []
     for (let i = 0; i < 20; i++) statuses.push((await ask(i)).statusCode)
-    // what was asked before counts too
+    // earlier requests count too
     t.equal(statuses.filter((status) => status === 200).length, 20 - 2 - 4)
     t.equal((await rival.send(me)).statusCode, 200, 'others go on')
   })

@@ -253,7 +253,7 @@ t.test('a link', async (t) => {
   })
 })
 
-/** Another letter at one place. */
+/** Changes one letter of a token. */
 function flip(token: string, at: number): string {
   return `${token.slice(0, at)}${token[at] === 'A' ? 'B' : 'A'}${token.slice(at + 1)}`
 }
@@ -333,7 +333,7 @@ t.test('readers', async (t) => {
   const { port } = app.server.address() as { port: number }
   const open = () => openObjects(app)
 
-  /** Asks for the file and reads nothing. */
+  /** Requests the file, and does not read the reply. */
   function ask() {
     const socket = connect({ port, host: '127.0.0.1' })
     socket.pause()
@@ -369,7 +369,7 @@ t.test('readers', async (t) => {
   })
 })
 
-/** Files of the store that this process has open. */
+/** The number of files of the store that this process has open. */
 function openObjects(app: TestApp): number {
   return readdirSync('/proc/self/fd').filter((fd) => {
     try {

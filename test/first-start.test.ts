@@ -22,7 +22,7 @@ import { call, createEmptyDatabase, me, refresh, refusal, register, startOrFail,
 
 // bounded in time: how soon a process starts and ends
 
-/** What a process has written, each stream by itself. */
+/** Records the output of a process, by stream. */
 function record(server: Server) {
   const seen = { stdout: '', stderr: '' }
   for (const name of ['stdout', 'stderr'] as const) {
@@ -33,7 +33,7 @@ function record(server: Server) {
   return seen
 }
 
-/** What PostgreSQL asks of somebody who connects: 0 is nothing at all, 10 is SCRAM. */
+/** The authentication that PostgreSQL demands: 0 is none, 10 is SCRAM. */
 async function authenticationAsked(port: number, user: string, database: string): Promise<number> {
   const parameters = Buffer.from(`user\0${user}\0database\0${database}\0\0`)
   const head = Buffer.alloc(8)
@@ -48,11 +48,11 @@ async function authenticationAsked(port: number, user: string, database: string)
 
 const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 t.test('with a database of its own', async (t) => {
-  // started in one part, used in the next
+  // servers are started in one subtest and used in the next
   const whole = t
   const dataDir = join(temporaryFolder(t), 'data')
   const env = { DATA_DIR: dataDir, RATE_LIMIT: '0', RATE_LIMIT_AUTH: '0', LOG_LEVEL: 'info' }

@@ -20,7 +20,7 @@ import { decode, fingerprint, makeToken, rawRequest, sendRaw, singleSecret } fro
 
 // bounded in time: how soon a change is in force
 
-/** Every operation of the document that wants a token, with its path filled in. */
+/** Every operation of the document that needs a token, with its path filled in. */
 async function signedInOperations(app: TestApp): Promise<{ method: Method; url: string }[]> {
   const { paths } = (await send(app, 'localhost', '/api/v1/openapi.json')).json()
   return Object.entries(paths as Record<string, Record<string, { security?: unknown[] }>>).flatMap(
@@ -34,7 +34,7 @@ async function signedInOperations(app: TestApp): Promise<{ method: Method; url: 
   )
 }
 
-/** A HEAD has no body to say more. */
+/** Checks that a reply is 403 `tenant_mismatch`. A reply to HEAD has no body. */
 function isMismatch(t: Test, { method, url }: { method: Method; url: string }, reply: Reply): void {
   t.equal(reply.statusCode, 403, `${method} ${url}`)
   if (method !== 'HEAD') t.match(reply.json(), { status: 403, code: 'tenant_mismatch' }, `${method} ${url}`)
@@ -63,7 +63,7 @@ t.test('a token is for one agency', async (t) => {
     t.equal((await rival.send(here)).json().name, 'The rival agency')
   })
   t.test('and that before anything is looked up', async (t) => {
-    // whatever asked for one of these rows would wait
+    // a query of one of these rows would wait
     await withClient(app.database.postgres, async (client) => {
       await client.query('begin')
       await client.query('lock table tenants, users, memberships, sessions, audit_events in access exclusive mode')
@@ -101,7 +101,7 @@ t.test('a token is for one agency', async (t) => {
   t.test('and its claims are not the place to change that', async (t) => {
     const { header, claims } = decode(acme.owner.tokens.access_token)
     const foreign = makeToken(header, { ...claims, tenant_id: rival.id }, singleSecret)
-    // only who has the secret can make this; even then the person has to be a member, and the session to be there
+    // this token needs the secret. Even so the person must be a member, and the session must exist
     const outsider = await createTenant(app, 'outsider')
     const made = makeToken(header, { ...claims, tenant_id: outsider.id }, singleSecret)
     t.equal((await outsider.with(made, me)).statusCode, 401)

@@ -50,7 +50,7 @@ import { listen } from './requests.ts'
  * test/docs.test.ts shows that every limit in the sources has a row.
  */
 
-/** What a connection gets for some bytes, and after how long it is closed. */
+/** Sends bytes on a new connection. Resolves to the answer, and to the milliseconds until the connection closed. */
 async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
   const socket = connect(port, '127.0.0.1')
   let text = ''
@@ -105,7 +105,7 @@ t.test('the limits of a request', async (t) => {
   t.test('how many requests may wait for their answers on one connection', async (t) => {
     const most = Number(rowAbout('requests on one connection').value)
     const { port } = app.server.address() as { port: number }
-    /** Sends so many requests at once. Resolves to how many were answered before the connection closed. */
+    /** Sends so many requests at once on one connection. Resolves to the number of answers before it closed. */
     const answersTo = async (count: number) => {
       const socket = connect(port, '127.0.0.1')
       let text = ''
@@ -147,7 +147,7 @@ t.test('the limits of the database', async (t) => {
     t.equal(limit, pool.acquireTimeoutMs)
     const start = rowAbout('a database that is not there yet when a process starts')
     t.strictSame(times(start.value), [startTimeoutMs])
-    // the only connection is held for as long as it may be waited for
+    // the only connection is held for the whole time-out
     const held = app.gate.transaction(scope, () => sleep(limit + 500))
     const startedAt = Date.now()
     const reply = await acme.send({ method: 'PATCH', url: '/api/v1/users/me', payload: { name: 'Ada' } })
@@ -240,7 +240,7 @@ t.test('the share of one agency', async (t) => {
     const limit = Number(value)
     const app = await startApp(t)
     const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
-    // held by what every read waits for
+    // this lock makes every read wait
     let open = () => {}
     const door = new Promise<void>((done) => {
       open = done

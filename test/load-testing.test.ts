@@ -6,12 +6,12 @@ import { commandFile, createTestDatabase, elsewhere, root, run, startServer, tes
 import { findBenchPackage, findProgram } from './parts.ts'
 
 /*
- * What docs/load-testing.md shows works as it is pasted.
+ * The programs and commands of docs/load-testing.md work as they stand there.
  */
 
 const page = readFileSync(join(root, 'docs', 'load-testing.md'), 'utf8')
 
-/** The text of the page's program with this name, which its first line says. */
+/** The program of the page with this name. Its first line says the name. */
 function programOf(name: string): string {
   const found = [...page.matchAll(/```(?:lua|js)\n(.*?)```/gs)].map(([, code = '']) => code)
   const program = found.find((code) => /^(?:--|\/\/) (\S+)\n/.exec(code)?.[1] === name)
@@ -19,7 +19,7 @@ function programOf(name: string): string {
   return program
 }
 
-/** The arguments of the page's one command line that begins with this word. */
+/** The arguments of the only command of the page that begins with this word. */
 function argumentsOf(command: string): string[] {
   const line = page.split('\n').find((each) => each.startsWith(`${command} `))
   if (line === undefined) throw new Error(`the page does not show ${command}`)

@@ -27,7 +27,7 @@ import { attemptsOn, forEachConcurrently, type OpenApi } from './openapi-fuzz.ts
 // bounded in time: answers to honest clients during an attack
 
 /*
- * The product as a process that gets requests of every size and shape that a client can choose, malformed and too large.
+ * A server gets requests of every shape and size, malformed and too large. It refuses them, leaks nothing, and continues.
  */
 
 // a machine may have other things to do
@@ -49,7 +49,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       ['a million keys', `{${many(1_000_000, (i) => `"k${i}":0`)}}`, 413, 'payload_too_large'],
       ['a number of a million digits', `{"email":${'9'.repeat(1_000_000)}}`, 413, 'payload_too_large'],
       ['a million duplicates', `{${many(1_000_000, () => '"email":1')}}`, 413, 'payload_too_large'],
-      // as much of the same as is read at all
+      // the same shapes, just below the limit of a body
       ['arrays as deep as they come', '['.repeat(32_700) + ']'.repeat(32_700), 400, 'validation_failed'],
       ['objects as deep as they come', '{"a":'.repeat(10_900) + 1 + '}'.repeat(10_900), 400, 'validation_failed'],
       [
@@ -83,7 +83,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const resident = residentMiB(server)
     for (const [what, body, status, code] of shapes) {
       const parts = [login(`Content-Length: ${body.length}\r\nConnection: close\r\n`), Buffer.from(body, 'latin1')]
-      // the machine may be busy: one of a few has to show how fast it can be
+      // the machine may be busy: one of five attempts must be fast
       const replies: Raw[] = []
       for (let attempt = 0; attempt < 5 && !replies.some(({ ms }) => ms < 200); attempt++) {
         const reply = await sendBytes(server, parts)
@@ -174,7 +174,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const flood = await Promise.all(
       Array.from({ length: 30 }, () => sendBytes(server, [login(`Content-Length: ${2 ** 30}\r\n`), () => megabyte]))
     )
-    // also who still writes when the refusal comes can read it: no connection is reset before
+    // a client that still writes can read the refusal: the connection is not reset before
     t.strictSame(
       flood.filter(({ status, closed, sent }) => !closed || status !== 413 || sent >= 32 * 1024 * 1024),
       []
@@ -197,13 +197,13 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     socket.on('error', () => {})
     const closed = once(socket, 'close')
     socket.write(login(`Content-Length: ${long}\r\n`) + body.slice(0, 10))
-    // the refusal is there, and with it the end of what the server has to say
+    // the server has sent the refusal and ended its side
     await once(socket, 'end')
     socket.end(body.slice(10) + smuggled)
     await closed
     t.match(text, /^HTTP\/1\.1 413 /)
     t.equal(text.split('HTTP/1.1 ').length, 2, 'one reply')
-    // longer than it would take
+    // longer than the request would take
     await sleep(500)
     t.strictSame(await allRows(database, "select id from users where name = 'Smuggled'"), [])
   })
@@ -246,7 +246,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       const many = 'a:b\r\n'.repeat(count)
       const reply = await sendBytes(server, get(many + bearer))
       t.ok([200, 400, 431].includes(reply.status), `${count} headers: ${reply.status}`)
-      // whoever is in front of the product may take the other one
+      // a proxy in front of the product could use the other one
       const hosts = await sendBytes(server, get(bearer + many + second))
       t.ok([400, 431].includes(hosts.status), `${count} headers and another Host: ${hosts.status}`)
       const tokens = await sendBytes(server, get(`${bearer + many}Authorization: Bearer x\r\n`))
@@ -271,7 +271,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     const id = '00000000-0000-4000-8000-000000000000'
     for (const template of Object.keys(document.paths)) {
       const path = template.replaceAll(/\{\w+\}/g, id)
-      // two templates may differ in the names of their parameters only; a path without any is one by itself
+      // two templates may differ only in the names of their parameters; a path without parameters stands for itself
       const isTemplateOf = (each: string) =>
         new RegExp(`^${each.replaceAll('.', '\\.').replaceAll(/\{\w+\}/g, '[^/]+')}$`).test(path)
       const matching = template === path ? [path] : Object.keys(document.paths).filter(isTemplateOf)
@@ -415,7 +415,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       await sleep(20)
       t.ok(log.requests(from).length <= 1, `${url.slice(0, 40)}: at most one line`)
     }
-    // control characters are not HTTP at all, and 64 KB are too much of it
+    // control characters are no valid HTTP, and 64 KB exceed the limit of headers
     const from = log.lines().length
     for (const value of ['\x1b[31mred', 'a\rb', 'a\x00b', 'a\x08b', 'a\x7fb', 'a\nX-B: c\r', 'x'.repeat(65_536)]) {
       for (const name of ['User-Agent', 'X-Request-Id', 'X-Anything']) {

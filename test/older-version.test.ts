@@ -21,12 +21,12 @@ import { registerAgency } from './oracle.ts'
 import { freePort } from './ports.ts'
 
 /*
- * What a process of an older version does on the schema of a newer one, and which processes know the owner's credentials.
+ * A process of an older version on a newer schema, and which processes know the owner's credentials.
  */
 
 t.setTimeout(120_000)
 
-/** Applies all steps of this version and one of a version to come. */
+/** Applies all migrations, and one of a future version. */
 async function migrateToNext(urls: DatabaseUrls, statement: string): Promise<void> {
   const files = new FileMigrationProvider({ fs, path, migrationFolder: path.join(root, 'db', 'migrations') })
   const pool = new pg.Pool({ connectionString: urls.owner, max: 1 })
@@ -72,7 +72,7 @@ t.test('a version that a newer step breaks refuses to start, and says why', asyn
   await Promise.all(each)
 })
 
-/** `npm run migrate` with an environment of its own. */
+/** Runs `npm run migrate` with this environment. */
 async function runMigrate(env: Record<string, string>, ...args: string[]) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
     const options = { cwd: elsewhere, env: { PATH: process.env.PATH, ...env } as NodeJS.ProcessEnv }

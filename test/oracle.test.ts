@@ -8,7 +8,7 @@ import { judge, type Operation, openLedger, prepareAgency, startWorkload } from 
 import { createRandom } from './random.ts'
 
 /*
- * The judge of the fault scenarios is judged: what is planted has to be found, and where nothing is wrong nothing is said.
+ * A test of the judge of the fault scenarios: it must find each planted violation, and report nothing on a correct history.
  */
 
 t.test('the judge', async (t) => {

@@ -24,11 +24,11 @@ import {
 // bounded in time: answers to honest clients during an attack
 
 /*
- * The product as a process that gets more than it can do: failures inside, floods, and slow connections. Those hold a second
- * process meanwhile, which takes as long as the time-outs of the product do.
+ * A server gets more than it can do: internal errors, floods of requests, and slow connections. The slow connections are tried on a
+ * second server meanwhile, because they take as long as the time-outs of the product.
  */
 
-// as long as the time-outs of the product that are waited for, on a machine with other things to do
+// the tests wait for time-outs of the product, and the machine may be busy
 t.setTimeout(180_000)
 
 t.test('nothing that a client sends brings the process down', async (t) => {
@@ -36,7 +36,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
   const { database, server, agent, acme, me, signIn } = target
   const held = await startServer(t, { ...target.env, LOG_LEVEL: 'info' })
 
-  // slow connections: how requests fare is measured now, when they are cut at the end of this test
+  // slow connections: the latency of other requests is measured now, and the time-outs at the end of this test
   const paths = [`${api}/users/me`, `${api}/tenant`, `${api}/health/live`]
   await latencies(agent, held, paths, 10, acme.access_token)
   const baseline = await latencies(agent, held, paths, 40, acme.access_token)
@@ -65,7 +65,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     }
     t.equal((await me(acme.access_token)).status, 200, 'and afterwards it works')
 
-    // PostgreSQL likes to say which row it did not take
+    // PostgreSQL's message contains the refused row
     const constraint = (text: string) =>
       withClient(database.postgres, (client) => client.query(`alter table users ${text}`))
     await constraint(`add constraint nobody check (name <> 'Nobody') not valid`)
@@ -91,7 +91,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
       let flooding = true
       const others: Promise<number[]> = (async () => {
         const times: number[] = []
-        // the last one needs the thread pool that hashes too
+        // the last one needs the thread pool, which hashing uses too
         const reads = [...paths, `${api}/docs/static/swagger-ui.css`]
         while (flooding) times.push(...(await latencies(agent, server, reads, 1, acme.access_token)))
         return times
@@ -211,14 +211,14 @@ t.test('nothing that a client sends brings the process down', async (t) => {
   t.test('no secret has left the process', (t) => proveNoSecretLeft(t, target, [held]))
 
   t.test('the process is the one that was started, and failed only where it was made to', (t) =>
-    // a table was away for twenty reads, and one row was not taken
+    // a table was missing for twenty reads, and one row was refused
     proveItStillRuns(t, target, 21)
   )
 })
 
 t.test('who does not read a reply does not hold a connection', async (t) => {
   const app = await startApp(t)
-  // the product's own limit is too long for a test; how it is enforced is the same
+  // the product's own time-out is too long for a test; Node enforces both in the same way
   t.equal(app.server.timeout, 60_000)
   app.server.setTimeout(500)
   await app.listen({ host: '127.0.0.1', port: 0 })
@@ -236,7 +236,7 @@ t.test('who does not read a reply does not hold a connection', async (t) => {
   )
   t.teardown(() => sockets.forEach((socket) => void socket.destroy()))
   await eventually(async () => (await count()) === 20)
-  // twice, because Node gives a reply that has begun a second chance
+  // after two time-outs, because Node gives a reply that has begun one more
   await eventually(async () => (await count()) === 0, 10_000)
   t.equal(await count(), 0)
   t.equal((await fetch(`http://127.0.0.1:${port}${api}/health/live`)).status, 200)

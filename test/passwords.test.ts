@@ -267,7 +267,7 @@ t.test('what is stored', async (t) => {
       return Promise.resolve(started.ready())
     }
     const { pepper_id } = await storedOf(app, rival.owner.email)
-    // the rival has not signed in since the pepper was moved
+    // the rival has not signed in since the pepper changed
     const err = await start('the new pepper').then(
       () => undefined,
       (reason: Error) => reason
@@ -331,7 +331,7 @@ t.test('who can not sign in is told the same, in the same time', async (t) => {
     }
   }
   const typical = quickest(times.get('wrong') as number[])
-  // a missing hash would be most of it; a fifth, or 5 ms, is the noise of a machine that does other things too
+  // a missing hash would be most of the time; a fifth, or 5 ms, is the noise of a busy machine
   const tolerance = Math.max(5, typical / 5)
   for (const [name, each] of times) {
     const difference = quickest(each) - typical
@@ -426,12 +426,12 @@ t.test('changing the password', async (t) => {
   })
 })
 
-/** By name: libraries write them in different orders. */
+/** The parameters of a hash by name, because libraries write them in different orders. */
 function costsOf(text: string): Record<string, string> {
   return Object.fromEntries(text.split(',').map((each) => each.split('=')))
 }
 
-/** What the machine does besides only adds to a time: the quickest quarter shows what something takes. */
+/** The first quartile of times. Other work of the machine can only add to a time, so short times are the true ones. */
 function quickest(times: number[]): number {
   const sorted = times.toSorted((a, b) => a - b)
   return sorted[Math.floor(sorted.length / 4)] as number

@@ -140,7 +140,7 @@ t.test('every refusal is a problem document', async (t) => {
     }
   })
   t.test('every method that HTTP has, whatever comes with it', async (t) => {
-    // of CONNECT Node makes no request
+    // Node doesn't hand CONNECT to the application
     const others = METHODS.filter((each) => !['CONNECT', 'GET', 'HEAD', 'PATCH', 'DELETE', 'OPTIONS'].includes(each))
     t.ok(others.includes('QUERY') && others.includes('PROPFIND') && others.includes('POST'))
     const bodies: InjectOptions[] = [

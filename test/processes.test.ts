@@ -37,21 +37,21 @@ import {
 // bounded in time: how soon a process starts and ends
 
 /*
- * The product as what it is in the end: processes, which are started, killed and cut off from their database.
+ * Several processes on one database: they are started, killed, and cut off from the database.
  */
 
 const signIn = async (server: Server, slug: string) =>
   (await call(server, 'POST', '/auth/login', { email: `owner@${slug}.example`, password })).body as unknown as Tokens
 
-/** How long until a token that has just died is refused by this process. */
+/** Waits until this process refuses a token that was just revoked. Resolves to the milliseconds. */
 function diesWithin(server: Server, token: string, withinMs: number): Promise<number> {
   return eventually(async () => (await me(server, token)).status === 401, withinMs)
 }
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
-/** Sends what never becomes a whole request, and stays. */
+/** Sends half of a request, and keeps the connection open. */
 async function sendHalf(t: Test, server: Server): Promise<Socket> {
   const socket = connect(server.port, '127.0.0.1')
   t.teardown(() => socket.destroy())
@@ -72,7 +72,7 @@ t.test('five processes on one database', async (t) => {
   )
   const [one, two, draining, impatient, patient] = servers as [Server, Server, Server, Server, Server]
   const both = [one, two]
-  /** A second for the news to arrive, and another for a machine that has other things to do. */
+  /** A second until a revocation is in force, and another one for a busy machine. */
   const soon = 2000
 
   t.test('which they found empty and started on at once: one migrates it, and all serve', async (t) => {
@@ -164,7 +164,7 @@ t.test('five processes on one database', async (t) => {
   t.test('a shutdown lets a request that is being served finish, and nothing new begin', async (t) => {
     const server = draining
     const { access_token, user } = await register(server, 'draining')
-    // a client that keeps its connections for as long as it may
+    // a client that keeps its connections open
     const agent = new Agent({ keepAlive: true })
     t.teardown(() => agent.destroy())
     const idle = connect(server.port, '127.0.0.1').setEncoding('latin1')
@@ -334,7 +334,7 @@ t.test('without its database', async (t) => {
   t.test('a process that starts while its database is slow asks it again', async (t) => {
     await proxy.add({ type: 'blackhole' })
     const early = await startServer(t, env, { ready: false })
-    // longer than a request would wait for a connection
+    // longer than a request waits for a connection
     await sleep(4000)
     t.equal(early.child.exitCode, null, early.output())
     await proxy.clear()
