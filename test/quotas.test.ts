@@ -29,7 +29,7 @@ function createStore() {
   return { store, state }
 }
 
-/** How many of so many pass, one after the other. */
+/** Sends so many requests, one after the other. Resolves to the number that passed. */
 async function pass(quotas: Quotas, count: number, rate: { max: number; window_ms: number }): Promise<number> {
   let passed = 0
   for (let i = 0; i < count; i++) if ((await quotas.count('key', rate)).allowed) passed++
@@ -104,7 +104,7 @@ t.test('with a store', async (t) => {
       const verdicts = await Promise.race([Promise.all(counts), late])
       t.match(verdicts, [{ allowed: true }, { allowed: true }, { allowed: true }])
       t.ok(state.calls <= 10, `${state.calls} calls`)
-      // whoever still goes round in a circle gets out
+      // ends the loops that still wait
       state.failing = true
     })
   }

@@ -3,7 +3,7 @@ import { createTenant, password, startApp } from './harness.ts'
 import { exchange, isProblem, isProblemOfRequest, type Written } from './problem-documents.ts'
 import { listen } from './requests.ts'
 
-/** Whatever a parser might take for JSON, or a validator for something else. */
+/** Media types that a parser could take for JSON, or that could get past a validator. */
 const spellings = [
   ...['application/json', 'Application/JSON', 'APPLICATION/JSON', 'application/json;', 'application/json ;'],
   ...['application/json\t;charset=utf-8', 'application/json\t', '\tapplication/json', ' application/json'],
@@ -50,7 +50,7 @@ t.test('no content type gets a body past validation', async (t) => {
   let tried = 0
   for (const [method, url] of targets) {
     const wrong: string[] = []
-    // a primitive and a form are read before a route is asked what it thinks of them: two routes stand for all
+    // a primitive and a form are parsed before the route is known: two routes stand for all
     const payloads = /login|tenant$/.test(url) ? [object, '"evil"', 'evil=true&name=1'] : [object]
     for (const spelling of spellings) {
       for (const payload of payloads) {
@@ -125,7 +125,7 @@ t.test('on the wire', async (t) => {
     `POST /api/v1/auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${more}\r\n${payload}`
   const second = get('/api/v1/health/live')
 
-  /** What can't be read, and would be read differently by somebody else on the way. A second request must not follow. */
+  /** Requests that can't be parsed safely: a proxy could parse them differently. No second request may follow. */
   const refused: [what: string, bytes: string, status: number, code: string][] = [
     ['bytes that are not HTTP', '\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n', 400, 'malformed_request'],
     ['a line of text', 'hello there\r\n\r\n', 400, 'malformed_request'],
@@ -195,7 +195,7 @@ t.test('on the wire', async (t) => {
     })
   }
 
-  /** What can be read, and is refused for what it says. */
+  /** Requests that are parsed, and refused for their content. */
   const understood: [what: string, bytes: string, status: number, code: string][] = [
     ['no Host', 'GET /api/v1/health/live HTTP/1.1\r\nConnection: close\r\n\r\n', 400, 'malformed_request'],
     [
@@ -304,7 +304,7 @@ t.test('on the wire', async (t) => {
 
 t.test('who is slow is told so, and does not hold a connection', async (t) => {
   const app = await startApp(t)
-  // the product's own limits are too long for a test; how they are enforced is the same
+  // the product's own time-outs are too long for a test; Node enforces both in the same way
   t.match(app.server, { headersTimeout: 15_000 })
   t.equal(app.bodyTimeoutMs, 30_000)
   Object.assign(app.server, { headersTimeout: 300, connectionsCheckingInterval: 50 })

@@ -130,7 +130,7 @@ t.test('refreshing', async (t) => {
       'é'.repeat(132)
     )
     forged.push(tokens.access_token.slice(0, 1024))
-    // genuine parts of two tokens of two tenants
+    // valid parts of two tokens, of two tenants
     const theirs = rival.owner.tokens.refresh_token
     forged.push(genuine.slice(0, 80) + theirs.slice(80), theirs.slice(0, 80) + genuine.slice(80))
     for (const token of forged.filter((each) => each !== genuine)) {

@@ -114,7 +114,7 @@ t.test('what every reply carries', async (t) => {
 })
 
 /*
- * HEAD is GET without the body (RFC 9110, 9.3.2): the same refusals and headers, no effect, and no work for a body that nobody gets.
+ * HEAD is GET without the body (RFC 9110, 9.3.2): the same refusals and headers, no effect, and no work for the body.
  */
 
 t.test('HEAD of every operation that is read', async (t) => {

@@ -27,10 +27,10 @@ import { decode, sidOf } from './tokens.ts'
 // bounded in time: how soon a revocation is in force
 
 /*
- * What a process knows of revocations is what the database has, whatever has become of either meanwhile.
+ * A process knows the revocations that are in the database, also after a failover, a pause or a failed read.
  */
 
-/** What becomes of each further read of revocations. */
+/** Replaces each further read of revocations by `act`. */
 function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): void {
   const { query } = app.gate
   app.gate.query = (scope, statement, values) => {
@@ -61,7 +61,7 @@ t.test('a process that was halted has missed nothing', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   t.equal((await acme.anonymous(me)).statusCode, 401)
-  // read, and then nothing for longer than what is published lives
+  // one read, and then none for longer than a published entry lives
   let halts = 0
   onRead(app, async (read) => {
     const rows = await read()
@@ -93,7 +93,7 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
   await withClient(app.database.postgres, async (client) => {
     await client.query('begin')
     await client.query("select set_plan('slow', 20, 60, null)")
-    // has the later number, and is there earlier
+    // it has the higher number, and commits first
     await app.gate.query(systemScope, setPlan, { ...limit(1), name: 'quick' })
     await app.revocations.readNow()
     t.match(await app.tenants.limitsOf(acme.id), { requests: 10 })
@@ -235,7 +235,7 @@ t.test('a plan or a name that changes beside a suspension leaves the agency susp
     let changed: Promise<unknown> = Promise.resolve()
     await app.gate.transaction(scope, async (trx) => {
       await setTenantStatus(trx, acme.id, { status: 'suspended', ...act })
-      // begins before the suspension is there, and waits for it
+      // it begins before the suspension commits, and waits for it
       changed = change()
       await eventually(async () => {
         const [row] = await allRows(
@@ -270,10 +270,10 @@ t.test('what ends a session is felt on every replica within a second', async (t)
         headers: { authorization: `Bearer ${rival.owner.tokens.access_token}` }
       })
     ).json()
-  /** How long `far` goes on believing the token. The second is counted from the reply. */
+  /** How long `far` still accepts the token, counted from the reply. */
   const felt = async (token: string, code: string, act: () => Promise<unknown>) => {
     const before = await sendAuthorization(far, `Bearer ${token}`)
-    // just after a look, which makes the wait for the next one as long as it gets
+    // right after a poll, so that the wait for the next one is longest
     await eventually(() => far.revocations.stats().lag_ms < 20)
     await act()
     const waited = await eventually(async () => (await sendAuthorization(far, `Bearer ${token}`)).statusCode !== 200)

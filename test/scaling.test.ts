@@ -15,7 +15,7 @@ import { definerFunctions } from './catalogue.ts'
 import { allRows, createTestDatabase, readText, root } from './harness.ts'
 
 /*
- * What docs/scaling.md names is there, and all of the schema has a place in its plan.
+ * Everything that docs/scaling.md names exists, and its plan covers the whole schema.
  */
 
 const page = readText('docs/scaling.md')
@@ -97,7 +97,7 @@ t.test('every command and every page that is named exists', async (t) => {
   }
 })
 
-/** What the page says, with # for the number, and the number. */
+/** Sentences of the page, with # for a number, and the number in the sources. */
 const numbers: [says: string, value: number][] = [
   ['Each process holds # pipelined connections', pipelineCount],
   ['processes x #. The primary', replicaPool],
@@ -118,7 +118,7 @@ t.test('every number of a constant is that of the constant', async (t) => {
   for (const [says, value] of numbers) t.ok(text.includes(says.replace('#', value.toLocaleString('en'))), says)
 })
 
-/** What was measured, which one page says and another repeats. */
+/** Measured figures that one page states and another repeats. */
 const measured: [says: string, stands: RegExp][] = [
   ['has # µs and', /; (\d+) µs a request/],
   ['µs and # µs for', /and (\d+) µs in PostgreSQL/],

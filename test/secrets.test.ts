@@ -11,11 +11,13 @@ import { createTenant, createTestDatabase, post, root, send, startApp, type Test
 import { sendAuthorization } from './requests.ts'
 import { decode, makeToken, otherStrongSecret, strongSecret } from './tokens.ts'
 
-/* What is kept where others of the machine, or of the browser, could read it. */
+/*
+ * Secrets: where they could be read by other users or scripts, how keys are rotated, and how development makes its own.
+ */
 
 t.test('nobody but the server reads the folders of the disk store', async (t) => {
   const folder = join(t.testdir(), 'files')
-  // as a version before made it
+  // as an earlier version made it
   await mkdir(folder, { mode: 0o755 })
   const store = createDiskStore(folder)
   await store.check()

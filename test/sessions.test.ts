@@ -389,7 +389,7 @@ t.test('another agency of the same person', async (t) => {
   })
   t.test('is not entered from a session that has ended', async (t) => {
     const { access_token } = await acme.signIn()
-    // as another replica would, which this one has not heard of yet
+    // as another replica does; this one has not read the revocation yet
     await asOwner(app.database, acme.id, acme.owner.id, [
       ['update sessions set revoked_at = now() where id = $1', [decode(access_token).claims.sid]]
     ])
@@ -427,7 +427,7 @@ t.test('an end on one replica is felt on the others within a second, and after a
     (await send(app, acme.host, { url: me, headers: bearer(token) })).json().code ?? 'good'
   for (const [index, { access_token, refresh_token }] of tokens.entries()) {
     t.equal(await see(far, access_token), 'good')
-    // at different moments between two looks
+    // at different moments between two polls
     await sleep(index * 170)
     t.equal((await acme.with(access_token, post('/auth/logout', undefined))).statusCode, 204)
     refused(t, await refresh(far, refresh_token), 'session_revoked', 'a refresh asks the database: at once')

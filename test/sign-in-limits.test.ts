@@ -154,7 +154,7 @@ t.test('guessing is slowed', async (t) => {
     t.equal((await guess(app, acme.owner.email, '203.0.113.5', password)).statusCode, 200, 'its own address still can')
     const rival = await createTenant(app, 'rival')
     t.equal((await guess(app, rival.owner.email, '198.51.100.1', password)).statusCode, 200, 'other accounts can')
-    // the known address is limited as well, by itself
+    // the known address has a limit of its own
     const own = []
     for (let count = 0; count < 12; count++) own.push((await guess(app, acme.owner.email, '203.0.113.5')).statusCode)
     t.equal(own.at(-1), 429)
@@ -219,7 +219,7 @@ t.test('guessing is slowed', async (t) => {
     t.strictSame(statuses.slice(-2), [429, 429], 'straight to the server')
     const behind = []
     for (let count = 0; count < 12; count++) {
-      // what the client wrote stands to the left of what the proxy saw
+      // the client's own header stands to the left of the address that the proxy adds
       behind.push((await forge(app, `203.0.113.${count}, 192.0.2.201`)).statusCode)
     }
     t.strictSame(behind.slice(-2), [429, 429], 'through the proxy')

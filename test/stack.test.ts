@@ -8,7 +8,7 @@ import { findProgram } from './parts.ts'
 import { accepts, freePort } from './ports.ts'
 
 /*
- * `npm run stack` as a developer meets it: by what it prints, and by what is left of it.
+ * `npm run stack`: the commands that it prints work, and nothing is left when it ends.
  */
 
 const traefik = findProgram('traefik')

@@ -29,7 +29,7 @@ import { createRandom } from './random.ts'
 type Wired = pg.Client & { database: string; processID: number; connectionParameters: { application_name: string } }
 const isPipelined = ({ connectionParameters }: Wired) => connectionParameters.application_name === 'aggios-pipeline'
 
-/** The connections that the process opens to a database, as they are opened. */
+/** Records the connections that the process opens to a database. */
 function listen(t: Test, database: DatabaseUrls): Set<Wired> {
   const opened = new Set<Wired>()
   const name = new URL(database.app).pathname.slice(1)
@@ -55,7 +55,7 @@ t.test('many queries of two tenants on the same few connections', withoutPooler,
   const shared = [...opened].filter(isPipelined)
   t.equal(shared.length, 2, 'two shared connections')
 
-  // under a name of its own each, or the next one would have been sent before the first is known to fail
+  // each with its own name, or the next would be sent before the first is known to fail
   const nonsense = (number: number) =>
     statement(`test_nonsense_${number}`, () => sql<Row>`select no_such_column from memberships`)
   const next = createRandom(1)
@@ -90,7 +90,7 @@ t.test('many queries of two tenants on the same few connections', withoutPooler,
   }
   for (let turn = 0; turn < 60; turn++) {
     await Promise.all(Array.from({ length: 100 }, one))
-    // on the same wires, without the gate
+    // on the same connections, without the gate
     for (const client of shared) {
       const left = await leftoverOn(client, () => app.gate.stats().pipelines.every(({ in_flight }) => in_flight === 0))
       seen.checks++
@@ -306,7 +306,7 @@ t.test('transactions that can not be put in an order run again until they can', 
   const bothHoldOne = new Promise<void>((resolve) => {
     open = resolve
   })
-  /** Two of them have each what the other one waits for. */
+  /** Two transactions, each of which holds the lock that the other one waits for. */
   const increment = (settings: GateSettings, [first, second]: [number, number]) =>
     app.gate.transaction(settings, async (trx) => {
       attempts++

@@ -204,7 +204,7 @@ t.test('the agency', async (t) => {
       if (status === 200) continue
       t.match(reply.json(), { status: 403, code: 'forbidden' })
       t.match(reply.headers['www-authenticate'], /^Bearer .*error="insufficient_scope"/)
-      // who may not, is told so before anything of the request is read
+      // a caller without the right is refused before the request is parsed
       t.equal((await acme.with(access_token, patch(here, { nonsense: true }))).statusCode, 403)
       t.equal((await acme.with(access_token, patch(here, {}, { 'if-match': '"x"' }))).statusCode, 403)
     }

@@ -66,7 +66,7 @@ t.test('what an access token must be', async (t) => {
     for (const padded of [`${head}=.${body}.${signature}`, `${head}.${body}==.${signature}`]) {
       t.equal((await sendAuthorization(app, `Bearer ${padded}`)).statusCode, 401)
     }
-    // a signature in which the two alphabets differ
+    // a signature that differs in the two base64 alphabets
     for (let count = 0; ; count++) {
       const other = withClaims({ jti: `alphabet ${count}` })
       const [a, b, c = ''] = other.split('.')
@@ -387,13 +387,13 @@ t.test('two people at once are never taken for each other', async (t) => {
   t.strictSame(wrong, [])
   t.equal(right, 2000)
 
-  // the same header and claims under another's signature, while both are remembered
+  // the header and claims of one token with the signature of another, while both are cached
   const [one = '', two = ''] = people.map((person) => person.owner.tokens.access_token)
   const crossed = [...one.split('.').slice(0, 2), two.split('.')[2]].join('.')
   t.match((await sendAuthorization(app, `Bearer ${crossed}`)).json(), { status: 401, code: 'invalid_token' })
 })
 
-/** Damaged copies, of every kind and at every place, none of them equal to the original. */
+/** Damaged copies of a token: of every kind, at every place, and none equal to the original. */
 function mutants(token: string, count: number): string[] {
   const random = createRandom(1)
   const pick = <T>(from: ArrayLike<T>) => from[Math.floor(random() * from.length)] as T

@@ -53,7 +53,7 @@ t.test('HTTPS for a domain of one\u2019s own', { skip: program.skip || openssl.s
   })
   const secure = traefik.port('websecure')
 
-  /** As a browser would: the name decides the certificate, which has to verify. */
+  /** Sends a request as a browser does: the name selects the certificate, which must verify. */
   const askSecurely = (host: string, path: string, question: Question = {}) =>
     exchange(
       https.request as typeof http.request,
@@ -129,7 +129,7 @@ t.test('HTTPS for a domain of one\u2019s own', { skip: program.skip || openssl.s
         ca,
         minVersion: version,
         maxVersion: version,
-        // this side would refuse first
+        // otherwise the client would refuse first
         ciphers: 'DEFAULT@SECLEVEL=0'
       })
       try {
@@ -168,7 +168,7 @@ t.test(
       ({ certificatesResolvers: { letsencrypt } }) => {
         const { acme } = letsencrypt
         t.match(acme, { keyType: 'EC256', dnsChallenge: { provider: 'cloudflare' } })
-        // another authority and another provider of DNS; whether the world sees the record yet is not this test's affair
+        // another authority and DNS provider; the wait until the record is visible everywhere is switched off
         const dnsChallenge = {
           provider: 'httpreq',
           propagation: { disableChecks: true },
@@ -206,7 +206,7 @@ t.test(
   }
 )
 
-/** Pebble, which is Let's Encrypt in small, and the DNS that it looks into. */
+/** Starts Pebble, a small ACME server like Let's Encrypt, and the DNS server that it queries. */
 async function startAuthority(t: Test) {
   const dir = mkdtempSync(join(tmpdir(), 'aggios-acme-'))
   t.teardown(() => rmSync(dir, { recursive: true, force: true }))
@@ -236,7 +236,7 @@ async function startAuthority(t: Test) {
     ...['-http01', '', '-https01', '', '-tlsalpn01', '']
   ])
 
-  // the provider of DNS, as Traefik knows it: puts up a record and takes it down
+  // the DNS provider for Traefik: adds and removes a record
   const asked = new Set<string>()
   const provider = http.createServer(async (request, reply) => {
     let text = ''

@@ -156,7 +156,7 @@ t.test('Traefik in front of two processes', { skip: program.skip }, async (t) =>
     await sleep(500)
     second.child.kill('SIGTERM')
     t.strictSame(await second.exited, { code: 0, signal: null })
-    // until the health check has noticed, and then some
+    // longer than the health check takes to notice
     await sleep(2500)
     const { answers, failures } = await load.stop()
     t.strictSame(failures, [])
@@ -164,7 +164,7 @@ t.test('Traefik in front of two processes', { skip: program.skip }, async (t) =>
   })
 })
 
-/** Light and constant: reads and writes over kept connections, one of each every 20 ms. */
+/** A light, constant load: a read and a write every 20 ms, on kept connections. */
 function startLoad(port: number) {
   const agent = new http.Agent({ keepAlive: true })
   const pending = new Set<Promise<void>>()
@@ -200,7 +200,7 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
   const received: http.IncomingMessage[] = []
   const server = http.createServer((request, reply) => {
     if (request.url !== '/api/v1/health/ready' && request.url !== '/api/health') received.push(request)
-    // dies with the whole request in hand
+    // dies after it has received the whole request
     if (request.url === '/dies') return void request.resume().on('end', () => request.socket.destroy())
     reply.end('{}')
   })
@@ -231,7 +231,7 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
         'x-real-ip': '203.0.113.7',
         x_forwarded_for: '203.0.113.7',
         'x.forwarded.proto': 'https',
-        // names them as belonging to one connection, so that a proxy drops them
+        // names these headers as hop-by-hop, so that a proxy drops them
         connection: 'close, x-forwarded-for, x-real-ip'
       }
     })
@@ -344,8 +344,8 @@ t.test('with Docker the containers of compose.yaml are found and routed alike', 
 })
 
 /**
- * As much of Docker's API as Traefik asks for: the containers that `docker compose up` would make of compose.yaml, with its
- * names, labels and networks. Only the port is another one.
+ * A server for the part of Docker's API that Traefik uses. It lists the containers that `docker compose up` would make of
+ * compose.yaml, with their names, labels and networks. Only the port differs.
  */
 async function startEngine(t: Test, containers: { service: string; address: string; port: number }[]): Promise<string> {
   const compose = parse(readFileSync(join(root, 'compose.yaml'), 'utf8'), { merge: true })
@@ -358,7 +358,7 @@ async function startEngine(t: Test, containers: { service: string; address: stri
     for (const name of Object.keys(labels)) if (name.endsWith('.server.port')) labels[name] = String(port)
     const networks = (compose.services[service].networks as string[]).map((name) => [
       `${compose.name}_${name}`,
-      // Traefik has a foot in one of them only
+      // Traefik is in one of the networks only
       { IPAddress: name === 'edge' ? address : '127.0.0.99', NetworkID: name }
     ])
     const name = `${compose.name}-${service}-${index + 1}`

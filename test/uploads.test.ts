@@ -21,7 +21,7 @@ import { listen } from './requests.ts'
 
 // bounded in time: how long an upload may take
 
-/** Nothing is half there: no row, no object, no count. */
+/** Checks that an upload has left nothing: no row, no object, and no counted bytes. */
 async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string): Promise<void> {
   await eventually(async () => (await disagreements(app, tenant)).length === 0).catch(() => {})
   t.strictSame(await disagreements(app, tenant), [], `${what}: nothing is half there`)
@@ -36,7 +36,7 @@ async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string
 
 type Raw = { status: number; body: string; ms: number; sent: number; cut: string | undefined }
 
-/** Writes parts to a socket, one after another, and reads what comes until the other side is done. `end`: half-closes then. */
+/** Writes parts to a socket, and reads until the server closes it. With `end`, half-closes after the last part. */
 async function exchange(port: number, parts: Iterable<Buffer | string>, { end = false } = {}): Promise<Raw> {
   const elapsed = stopwatch()
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
@@ -190,7 +190,7 @@ t.test('on the wire', async (t) => {
 
   t.test('a form that ends at any byte is refused, and nothing stays', async (t) => {
     const cuts = Array.from({ length: payload.length }, (_, index) => index).filter(
-      // every byte where something begins or ends, and some between
+      // every byte at which a part begins or ends, and some between
       (index) => index % 17 === 0 || /[\r\n-]/.test(String.fromCharCode(payload[index] as number))
     )
     const outcomes = await Promise.all(
@@ -203,7 +203,7 @@ t.test('on the wire', async (t) => {
         ])
       ])
     )
-    // the last two bytes may be missing: the boundary has closed
+    // the last two bytes may be missing, because the boundary is complete
     const complete = payload.length - 2
     for (const [index, { status, ms }] of outcomes.entries()) {
       const cut = cuts[index >> 1] as number

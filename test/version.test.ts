@@ -6,7 +6,7 @@ import { createTestDatabase, readText, root, startServer, testEnvironment } from
 import { freePort } from './ports.ts'
 
 /*
- * One version, which package.json says: everything that shows a version shows that one.
+ * Everything that shows a version shows the one of package.json.
  */
 
 const { version } = JSON.parse(readText('package.json')) as { version: string }
