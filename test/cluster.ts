@@ -1,11 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { startEmbedded, wrap } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
-import { eventually, type Owner } from './harness.ts'
+import { eventually, type Owner, temporaryFolder } from './harness.ts'
 import { freePort } from './ports.ts'
 
 /**
@@ -28,8 +27,7 @@ export type Cluster = {
 
 /** Creates and migrates a cluster, and starts it with durable writes (fsync). */
 export async function startCluster(t: Owner): Promise<Cluster> {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-cluster-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+  const dir = temporaryFolder(t)
   const maker = await startEmbedded(dir)
   try {
     await migrate(maker.url('aggios_owner'))

@@ -1,19 +1,17 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { findBinaries, wrap } from '../db/embedded.ts'
-import { eventually, isReady, type Server, startServer } from './harness.ts'
+import { eventually, isReady, type Server, startServer, temporaryFolder } from './harness.ts'
 import { freePort } from './ports.ts'
 
 /*
  * The embedded database starts again on a folder that a killed process has left.
  */
 
-const dir = mkdtempSync(join(tmpdir(), 'aggios-embedded-'))
-t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+const dir = temporaryFolder(t)
 const dataDir = join(dir, 'data')
 const data = join(dataDir, 'postgres')
 const lock = join(dataDir, 'server.lock')

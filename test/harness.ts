@@ -64,7 +64,7 @@ export async function createTestDatabase(t: Test): Promise<DatabaseUrls> {
 }
 
 /** A folder of its own, removed when the test ends. */
-export function temporaryFolder(t: Test): string {
+export function temporaryFolder(t: Owner): string {
   const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
   // a server that was just killed may still be writing its last page
   t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))

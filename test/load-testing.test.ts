@@ -1,8 +1,16 @@
-import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { commandFile, createTestDatabase, elsewhere, root, run, startServer, testEnvironment } from './harness.ts'
+import {
+  commandFile,
+  createTestDatabase,
+  elsewhere,
+  root,
+  run,
+  startServer,
+  temporaryFolder,
+  testEnvironment
+} from './harness.ts'
 import { findBenchPackage, findProgram } from './parts.ts'
 
 /*
@@ -32,8 +40,7 @@ const autocannon = findBenchPackage('autocannon')
 t.test('load generators drive a server with the people of a seed', async (t) => {
   const database = await createTestDatabase(t)
   const env = testEnvironment(database)
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-load-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   for (const name of ['me.lua', 'me.mjs']) writeFileSync(join(dir, name), programOf(name))
   const seed = argumentsOf('npm run seed')
     .slice(3)

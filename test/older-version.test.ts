@@ -1,6 +1,5 @@
 import { execFile } from 'node:child_process'
-import { existsSync, promises as fs, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, promises as fs, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { FileMigrationProvider, Migrator } from 'kysely/migration'
@@ -15,6 +14,7 @@ import {
   eventually,
   root,
   startServer,
+  temporaryFolder,
   testEnvironment
 } from './harness.ts'
 import { registerAgency } from './oracle.ts'
@@ -91,8 +91,7 @@ async function createEmpty(t: Test): Promise<DatabaseUrls> {
 
 t.test('the schema is brought up to date by a job of its own', async (t) => {
   const urls = await createEmpty(t)
-  const folder = mkdtempSync(path.join(tmpdir(), 'aggios-migrate-'))
-  t.teardown(() => rmSync(folder, { recursive: true }))
+  const folder = temporaryFolder(t)
 
   const first = await runMigrate({ DATABASE_OWNER_URL: urls.owner })
   t.match(first, {
@@ -128,8 +127,7 @@ t.test(
   { skip: !hasProc && 'no /proc' },
   async (t) => {
     const urls = await createTestDatabase(t)
-    const folder = mkdtempSync(path.join(tmpdir(), 'aggios-heap-'))
-    t.teardown(() => rmSync(folder, { recursive: true }))
+    const folder = temporaryFolder(t)
     const metricsPort = await freePort()
     const server = await startServer(
       t,

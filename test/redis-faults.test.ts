@@ -25,7 +25,7 @@ const limit = { RATE_LIMIT_AUTH: '10/1h', RATE_LIMIT: '1000/1h', RATE_LIMIT_TENA
 
 let guesses = 0
 
-/** Guesses the password of a new account. Resolves to the number of guesses that were checked; the others were refused. */
+/** Guesses passwords of an unused address. Resolves to the number of guesses that were checked; the others were refused. */
 async function guess(t: Test, app: TestApp, count: number): Promise<number> {
   const email = `nobody${++guesses}@acme.example`
   const replies: Reply[] = []

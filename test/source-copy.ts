@@ -1,7 +1,6 @@
-import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { cpSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
-import { type Owner, root } from './harness.ts'
+import { type Owner, root, temporaryFolder } from './harness.ts'
 
 const parts = [
   ...['src', 'plugins', 'routes', 'db', 'test', 'package.json', 'tsconfig.json'],
@@ -14,8 +13,7 @@ const parts = [
  * original.
  */
 export function copySources(t: Owner): string {
-  const folder = mkdtempSync(join(tmpdir(), 'aggios-copy-'))
-  t.teardown(() => rmSync(folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 }))
+  const folder = temporaryFolder(t)
   for (const part of parts) cpSync(join(root, part), join(folder, part), { recursive: true })
   symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'))
   return folder

@@ -1,11 +1,9 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Environment } from '../src/config/environment.ts'
 import { type Cluster, startCluster } from './cluster.ts'
 import { type FaultProxy, startFaultProxy } from './fault-proxy.ts'
-import { eventually, type Owner, type Server, startServer, testEnvironment } from './harness.ts'
+import { eventually, type Owner, type Server, startServer, temporaryFolder, testEnvironment } from './harness.ts'
 import { judge, openLedger, prepareAgency, startWorkload } from './oracle.ts'
 import { freePort } from './ports.ts'
 import { createRandom } from './random.ts'
@@ -125,8 +123,7 @@ export async function tryFaults(
   }: { seed: number; names: (FaultName | Fault)[]; clients?: number; gapMs?: number }
 ): Promise<Outcome> {
   const random = createRandom(seed)
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-ledger-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   const ledger = openLedger(t, join(dir, 'ledger'))
   const run = ++runs
   const [first] = stand.urls()

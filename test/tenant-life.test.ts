@@ -1,6 +1,3 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
@@ -17,6 +14,7 @@ import {
   send,
   startApp,
   startServer,
+  temporaryFolder,
   testEnvironment
 } from './harness.ts'
 
@@ -46,8 +44,7 @@ t.test('an operator suspends and resumes an agency, and every process knows with
 })
 
 t.test('the command finds the embedded PostgreSQL of a running server', async (t) => {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-cli-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   const env = { DATA_DIR: dir, RATE_LIMIT_AUTH: '0' }
   const server = await startServer(t, env)
   const body = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }

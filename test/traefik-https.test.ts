@@ -1,14 +1,13 @@
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import http from 'node:http'
 import https from 'node:https'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import tls from 'node:tls'
 import t, { type Test } from 'tap'
-import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
+import { createTestDatabase, eventually, password, startServer, temporaryFolder, testEnvironment } from './harness.ts'
 import { findProgram } from './parts.ts'
 import { freePort } from './ports.ts'
 import {
@@ -32,8 +31,7 @@ const pebble = findProgram('pebble')
 const dnsServer = findProgram('pebble-challtestsrv')
 
 t.test('HTTPS for a domain of one\u2019s own', { skip: program.skip || openssl.skip }, async (t) => {
-  const certificates = mkdtempSync(join(tmpdir(), 'aggios-ca-'))
-  t.teardown(() => rmSync(certificates, { recursive: true, force: true }))
+  const certificates = temporaryFolder(t)
   const ca = makeCertificate(certificates, 'aggios.test')
   const database = await createTestDatabase(t)
   const backend = await startServer(
@@ -208,8 +206,7 @@ t.test(
 
 /** Starts Pebble, a small ACME server like Let's Encrypt, and the DNS server that it queries. */
 async function startAuthority(t: Test) {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-acme-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   makeCertificate(dir, 'localhost')
   const [directory, management, dns, dnsControl] = await Promise.all([freePort(), freePort(), freePort(), freePort()])
   const config = {
