@@ -13,16 +13,16 @@ import {
   type TestApp,
   testEnvironment
 } from './harness.ts'
+import { me } from './requests.ts'
 
 /*
- * What strangers do to somebody's account: guess at it until its owner is locked out, register its address first, go on with a
- * token after the person was disabled, use a stolen refresh token within the grace.
+ * Attacks on a person's account: guesses that would lock its owner out, a registration of its address by somebody else, tokens
+ * of a disabled person, and a stolen refresh token within the grace.
  */
 
 const limited = { RATE_LIMIT_AUTH: '10/1m', TRUST_PROXY: '10.0.0.0/8', LOG_LEVEL: 'info' }
-const me = '/api/v1/users/me'
 const wrong = 'not the right password'
-/** As the trusted proxy passes it on. */
+/** A request from this address, as the trusted proxy passes it on. */
 const from = (ip: string, agent = 'test') => ({
   remoteAddress: '10.0.0.1',
   headers: { 'x-forwarded-for': ip, 'user-agent': agent }

@@ -37,7 +37,7 @@ t.test('behind a proxy', async (t) => {
       remoteAddress: peer
     })
   let people = 0
-  /** Attempts, each on another account. Resolves to how many are let through. */
+  /** Sends sign-in attempts, each for another account. Resolves to the number that the limit lets through. */
   async function attempts(spellings: string[], peer?: string): Promise<number> {
     const replies = []
     for (const spelling of spellings) replies.push(await signIn(spelling, `p${people++}@example.com`, peer))

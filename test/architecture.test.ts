@@ -5,13 +5,13 @@ import t from 'tap'
 import { root } from './harness.ts'
 
 /*
- * Who may import whom. Each rule is a function of a path and a text, so that what it must catch can be planted here.
+ * Which folder may import which. Each rule is a function of a path and a text, so that violations can be planted here.
  */
 
 type Import = { specifier: string; typesOnly: boolean }
 type Zone = 'wiring' | 'pure' | 'plugin' | 'route' | 'migration' | 'db' | 'test' | 'elsewhere'
 
-/** What a file imports, statically or not. A specifier that is computed is reported as the empty one. */
+/** The imports of a file, static and dynamic. A computed specifier is reported as an empty string. */
 function importsOf(source: string): Import[] {
   const code = source.replaceAll(/\/\*[\s\S]*?\*\//g, '').replaceAll(/^\s*\/\/.*$/gm, '')
   const statements = code.matchAll(
@@ -70,7 +70,7 @@ function importFaults(file: string, source: string): string[] {
   const zone = zoneOf(file)
   if (zone === 'test') return importsOf(source).flatMap(({ specifier }) => withoutSuffix(file, specifier))
   return importsOf(source).flatMap(({ specifier, typesOnly }) => {
-    // the platform's package is chosen at run time, and is no file of ours
+    // the embedded PostgreSQL of the platform is chosen at run time
     if (specifier === '') return file === 'db/embedded.ts' ? [] : [`${file} imports what nobody can read`]
     const faults: string[] = []
     if (zone === 'migration' && !/^kysely(?:\/|$)/.test(specifier)) faults.push(`${file} needs ${specifier}`)
@@ -85,7 +85,7 @@ function importFaults(file: string, source: string): string[] {
   })
 }
 
-/** npm may hoist what nobody asked for; only what package.json names is there tomorrow. */
+/** npm also installs dependencies of dependencies. Only a package that package.json names is certain to stay. */
 function undeclaredPackages(file: string, source: string, declared: ReadonlySet<string>): string[] {
   return importsOf(source).flatMap(({ specifier }) => {
     if (specifier === '' || isRelative(specifier) || specifier.startsWith('node:')) return []
@@ -103,7 +103,7 @@ function wordFaults(file: string, source: string): string[] {
   return faults
 }
 
-/** A plugin is wrapped, and called as its file is. */
+/** A plugin must be wrapped by fastify-plugin, and have the name of its file. */
 function pluginFaults(file: string, source: string): string[] {
   if (zoneOf(file) !== 'plugin') return []
   const faults: string[] = []
@@ -124,7 +124,7 @@ function sourcesIn(...folders: string[]): [file: string, source: string][] {
 }
 
 const product = sourcesIn('src', 'plugins', 'routes', 'db')
-// the plants below are not what this file does
+// this file contains planted violations
 const everything = [...product, ...sourcesIn('test').filter(([file]) => file !== 'test/architecture.test.ts')]
 
 t.test('the sources keep to the table of the layout', async (t) => {
@@ -201,7 +201,7 @@ t.test('a planted import is found, however it is spelled', async (t) => {
     { specifier: './a.ts', typesOnly: true },
     { specifier: './b.ts', typesOnly: true }
   ])
-  // what runs although only types are named is not "types only"
+  // an import without `type` before the braces runs the module, also if all its names are types
   t.match(importsOf("import { type A } from './a.ts'"), [{ typesOnly: false }])
   t.strictSame(importsOf("// import a from 'a'\n/* import b from 'b' */\nexport const from = 'c'\nconst d = 'd'"), [])
 })

@@ -8,32 +8,28 @@ import { crc32, deflateSync } from 'node:zlib'
 import t from 'tap'
 import { parseExposition } from './exposition.ts'
 import { boundary, form } from './forms.ts'
-import {
-  createTestDatabase,
-  eventually,
-  freePort,
-  password,
-  type Server,
-  startServer,
-  testEnvironment
-} from './harness.ts'
+import { createTestDatabase, eventually, password, type Server, startServer, testEnvironment } from './harness.ts'
 import { watchStolen } from './machine.ts'
+import { freePort } from './ports.ts'
+import type { Json } from './tokens.ts'
 
 // bounded in time: what a neighbour waits for during an attack
 
 /*
- * One person with three agencies does everything that hurts, while another agency works as every day. The process stays small,
- * its event loop free, and the others notice little.
+ * One person with three agencies sends expensive requests, while another agency works as usual. The memory of the process stays
+ * small, its event loop free, and the other agency is hardly slower.
  */
 
 t.setTimeout(240_000)
 
 const maxMemoryMb = 600
 const maxLagMs = 200
-/** An answer may take twice as long as without the attack. Below this many milliseconds a busy machine decides, not the product. */
+/**
+ * An answer may take twice as long as without the attack. Below this many milliseconds the load of the machine decides, not
+ * the product.
+ */
 const floorMs = 250
 
-type Json = Record<string, unknown>
 type Caller = { token: string; slug: string }
 type Window = { latencies: number[]; failed: number }
 
@@ -103,7 +99,7 @@ async function window(): Promise<Window> {
 
 const p99 = ({ latencies }: Window) => latencies[Math.floor(latencies.length * 0.99)] ?? 0
 
-/** The greatest delay of the event loop since this was last asked, in milliseconds. */
+/** The greatest delay of the event loop since the last call, in milliseconds. */
 async function lagMs(): Promise<number> {
   const reply = await fetch(`http://127.0.0.1:${metricsPort}/metrics`)
   const { series } = parseExposition(await reply.text())
@@ -112,7 +108,7 @@ async function lagMs(): Promise<number> {
   return lag.value * 1000
 }
 
-/** What the serving process held at most, from the kernel's own books. */
+/** The peak memory of the serving process, from /proc. */
 function peakMb(): number {
   const [, kb] = readFileSync(`/proc/${server.child.pid}/status`, 'utf8').match(/VmHWM:\s+(\d+)/) ?? []
   return Number(kb) / 1024
@@ -126,7 +122,7 @@ function chunk(type: string, data: Buffer): Buffer {
   return Buffer.concat([frame.subarray(0, 4), body, frame.subarray(4)])
 }
 
-/** A valid picture in grey whose lines are very long: small to send, and large to decode. */
+/** A valid grey picture with very long lines: a small file that is large when decoded. */
 function widePng(width: number, height: number): Buffer {
   const header = Buffer.alloc(13)
   header.writeUInt32BE(width)
@@ -146,7 +142,7 @@ function putAvatar(content: Buffer | string, filename: string) {
   return ask('PUT', '/users/me/avatar', attacker.token, payload, headers)
 }
 
-/** A form whose file comes a few bytes a second, over a connection of its own. Gives what came back and what ends it. */
+/** Uploads a form with a few bytes a second. Returns its socket, and a function that gives the answer so far. */
 function dripUpload({ token }: Caller): { socket: Socket; answer: () => string } {
   const socket = connect(server.port, '127.0.0.1')
   let answer = ''
@@ -174,7 +170,7 @@ await sleep(3000)
 const quiet = await window()
 await lagMs()
 
-/** Runs an attack and holds the process and the neighbour against their bounds. */
+/** Runs an attack, and checks the bounds of the process and of the other agency. */
 function attack(title: string, work: () => Promise<unknown>): void {
   t.test(title, async (t) => {
     const stolen = watchStolen()

@@ -4,7 +4,7 @@ import { withClient } from './databases.ts'
 import { allRows, createTenant, startApp, type Tenant, type TestApp } from './harness.ts'
 
 /*
- * The audit log proves itself: also against who owns the database, and against code that runs where the product serves.
+ * The audit log shows when it was changed, also by the owner of the database, and by code that runs inside the product.
  */
 
 t.setTimeout(90_000)
@@ -17,7 +17,7 @@ const record = (app: TestApp, tenant: Tenant, action: string) =>
     action
   ])
 
-/** A log of an agency in four segments, sealed and signed. */
+/** Makes an audit log of an agency with four segments, sealed and signed. */
 async function sealedLog(t: Test) {
   const app = await startApp(t, { LOG_LEVEL: 'info' })
   const acme = await createTenant(app, 'acme')
@@ -68,7 +68,7 @@ t.test('the first event that was changed, removed or added is named', async (t) 
   t.match(await verify(rival), { status: 'broken', broken: { id: all?.id, reason: 'removed' } })
 })
 
-/** Makes the hashes and digests anew over what is there now, as whoever can write to all tables would. */
+/** Computes the hashes and digests again over the present rows, as an attacker would who can write to all tables. */
 const forgeChain = `
   do $$
   declare

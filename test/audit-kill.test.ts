@@ -4,7 +4,7 @@ import { allRows, createTestDatabase, password, type Server, startServer, testEn
 
 type Call = (method: string, path: string, body?: object) => Promise<number>
 
-/** One client: its calls resolve to a status, or to 0 when the server died before it answered. */
+/** A client. Its calls resolve to the status, or to 0 if the server died before it answered. */
 function client(server: Server, token?: string): Call {
   return async (method, path, body) => {
     try {

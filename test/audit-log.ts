@@ -1,7 +1,7 @@
 import type { DatabaseUrls } from './databases.ts'
 import { allRows, type TestApp } from './harness.ts'
 
-/** Makes a month of the audit log as the product would have made it then. */
+/** Creates the partition of one month of the audit log, as the product does it. */
 export async function createMonth(database: DatabaseUrls, month: string): Promise<void> {
   await allRows(
     database,
@@ -23,8 +23,8 @@ export async function createMonth(database: DatabaseUrls, month: string): Promis
 }
 
 /**
- * Gives the events of the last minute a place in the past, right behind what is sealed, so that they are old enough to be sealed.
- * Nothing that was sealed moves.
+ * Moves the events of the last minute into the past, right behind the sealed ones, so that they are old enough to be
+ * sealed. Sealed events do not move.
  */
 export async function age(app: TestApp): Promise<void> {
   await createMonth(app.database, "date_trunc('month', now() - interval '20 hours')::date")
@@ -36,7 +36,7 @@ export async function age(app: TestApp): Promise<void> {
   )
 }
 
-/** Seals what was recorded since the last call, in a segment that begins ten minutes after the one before. */
+/** Seals the events that were recorded since the last call. */
 export async function seal(app: TestApp): Promise<void> {
   await age(app)
   await app.housekeeping.run()

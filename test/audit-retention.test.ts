@@ -5,7 +5,7 @@ import { withClient } from './databases.ts'
 import { allRows, createTenant, createTestDatabase, startApp, startServer, testEnvironment } from './harness.ts'
 
 /*
- * Months of the audit log are dropped while others read and write it.
+ * Months of the audit log are dropped while requests read and write it.
  */
 
 t.test('who reads keeps a month from being dropped, and no writer waits behind the drop', async (t) => {

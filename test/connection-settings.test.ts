@@ -9,11 +9,11 @@ import { pgbouncer, startPgBouncer } from './pgbouncer.ts'
 // bounded in time: requests with the time-outs of a database at their worst
 
 /*
- * A role, a database and a server have defaults for what a connection does not say, and their administrators change them. What
- * the product answers must not depend on them.
+ * A role, a database and a server have defaults for settings of a connection, and administrators can change them. The answers of
+ * the product must not depend on them.
  */
 
-/** What the product sets on each connection, at its worst. */
+/** The settings that the product sets on each connection, with the worst defaults. */
 const carried = {
   client_encoding: 'LATIN1',
   DateStyle: 'SQL, DMY',
@@ -33,14 +33,14 @@ const carried = {
   default_transaction_isolation: 'serializable',
   default_transaction_deferrable: 'on'
 }
-/** A pooler has its connections ended by these, and its users none. */
+/** Time-outs that end idle connections. Behind a pooler they end those of the pooler, not those of the product. */
 const ofConnection = {
   statement_timeout: '1ms',
   lock_timeout: '1ms',
   idle_in_transaction_session_timeout: '1ms',
   idle_session_timeout: '1ms'
 }
-/** No answer depends on them, and the flow runs with them at their worst as well. */
+/** Settings that the product does not set. The flow must give the same answers with their worst defaults. */
 const indifferent = {
   default_text_search_config: 'pg_catalog.turkish',
   icu_validation_level: 'error',
@@ -97,7 +97,7 @@ const statements = (target: string, settings: Record<string, string>) =>
 
 async function setAll(urls: DatabaseUrls, target: string, settings: Record<string, string>): Promise<void> {
   await withClient(urls.postgres, async (admin) => {
-    // what is set by now is in force for who connects now
+    // defaults apply to connections that are opened from now on
     await admin.query('set search_path = public; set standard_conforming_strings = on')
     for (const text of statements(target, settings)) await admin.query(text)
   })
@@ -105,7 +105,7 @@ async function setAll(urls: DatabaseUrls, target: string, settings: Record<strin
 
 const nameOf = ({ app }: DatabaseUrls) => new URL(app).pathname.slice(1)
 
-/** The whole of a small flow, each answer without what is new every time. */
+/** The answers of a small flow, without the parts that differ each time. */
 async function flow(app: TestApp): Promise<string[]> {
   const said: string[] = []
   const say = (what: string, reply: { statusCode: number; body: string }) => {
@@ -215,7 +215,7 @@ for (const [how, options] of [
     const acme = await createTenant(app, 'acme')
     const fence = { default_transaction_read_only: 'on' }
     await setAll(database, `role aggios_app in database ${nameOf(database)}`, fence)
-    // a default holds for connections that are made from now on
+    // a default applies to new connections
     await withClient(database.postgres, (admin) =>
       admin.query(
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and usename = 'aggios_app'"

@@ -16,8 +16,8 @@ type Document = {
 const limitHeaders = ['RateLimit', 'RateLimit-Policy']
 
 /**
- * Holds every reply that the application sends against its own OpenAPI document: status, headers, content type and body. What is not
- * documented ends up in the list that it gives back, which the test expects to be empty when it ends.
+ * Checks every reply of the application against its own OpenAPI document: status, headers, content type and body.
+ * Returns a list that receives each difference. The test fails at its end if the list is not empty.
  *
  * Must be called before `ready()`.
  */
@@ -38,7 +38,7 @@ export function watchContract(app: FastifyInstance): string[] {
       if (problem && !ajv.validate({ $ref: 'openapi#/components/schemas/Problem' }, JSON.parse(body))) {
         faults.push(`${method} ${route}: ${status} ${ajv.errorsText()} ${body}`)
       }
-      // what it refuses is no operation of the document, though the router has found another one's path
+      // a refused method is no operation of the document
       if (status === 405) return
       const path = route?.replaceAll(/:(\w+)/g, '{$1}')
       const operation = path === undefined ? undefined : document.paths[path]?.[method.toLowerCase()]

@@ -1,25 +1,21 @@
-import { execFile } from 'node:child_process'
 import { cpSync, existsSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
 import t, { type Test } from 'tap'
 import { catalogue } from '../src/http/problems.ts'
-import { root, send, startApp } from './harness.ts'
+import { clientFolder, run, send, startApp } from './harness.ts'
+import type { Json } from './tokens.ts'
 
-type Json = Record<string, unknown>
 type Document = {
   info: Json
   paths: Record<string, Record<string, { responses: Json }>>
   components: { schemas: Record<string, { properties: Record<string, Json> }> }
 }
 
-const run = promisify(execFile)
-const client = join(root, 'client')
-const readDocument = (): Document => JSON.parse(readFileSync(join(client, 'openapi.json'), 'utf8'))
+const readDocument = (): Document => JSON.parse(readFileSync(join(clientFolder, 'openapi.json'), 'utf8'))
 
-const present = existsSync(join(client, 'node_modules')) || process.env.CI === 'true'
+const present = existsSync(join(clientFolder, 'node_modules')) || process.env.CI === 'true'
 const needsPackages = { skip: present ? false : 'client/node_modules is not there: npm --prefix client ci' }
 
 t.test('the document in client/', async (t) => {
@@ -56,9 +52,9 @@ t.test('the document in client/', async (t) => {
 })
 
 t.test('the types of the client are made of the document', needsPackages, async (t) => {
-  const { stdout } = await run('npm', ['run', '--silent', 'types'], { cwd: client, maxBuffer: 1e7 })
+  const { stdout } = await run('npm', ['run', '--silent', 'types'], { cwd: clientFolder, maxBuffer: 1e7 })
   t.ok(stdout.includes('export interface paths'))
-  t.ok(stdout === readFileSync(join(client, 'src', 'schema.d.ts'), 'utf8'), 'npm run generate writes them')
+  t.ok(stdout === readFileSync(join(clientFolder, 'src', 'schema.d.ts'), 'utf8'), 'npm run generate writes them')
 })
 
 t.test('the linters of the contract', needsPackages, async (t) => {
@@ -82,8 +78,8 @@ t.test('the linters of the contract', needsPackages, async (t) => {
 /** Runs the script on a copy of the document with a change. */
 async function lint(t: Test, change: (document: Document) => void): Promise<{ code: number; output: string }> {
   const dir = t.testdir()
-  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(client, file), join(dir, file))
-  symlinkSync(join(client, 'node_modules'), join(dir, 'node_modules'))
+  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(clientFolder, file), join(dir, file))
+  symlinkSync(join(clientFolder, 'node_modules'), join(dir, 'node_modules'))
   const document = readDocument()
   change(document)
   writeFileSync(join(dir, 'openapi.json'), JSON.stringify(document))
@@ -91,13 +87,13 @@ async function lint(t: Test, change: (document: Document) => void): Promise<{ co
   return { code: done.code ?? 0, output: done.stdout + done.stderr }
 }
 
-/** Every example in the document, with a reference to the schema that it is an example of. */
+/** Every example in the document, with a reference to its schema. */
 function* examplesOf(node: unknown, way: string[] = []): Generator<{ schema: Json; example: unknown; at: string }> {
   if (node === null || typeof node !== 'object') return
   const { schema, example, examples } = node as Json
   const at = way.map((part) => part.replaceAll('~', '~0').replaceAll('/', '~1')).join('/')
   const refer = (pointer: string) => ({ $ref: `openapi#/${pointer.split('/').map(encodeURIComponent).join('/')}` })
-  // a parameter and a media type have theirs beside the schema, a schema has them in itself
+  // the examples of a parameter and of a media type stand beside the schema, those of a schema in it
   if (schema && example !== undefined) yield { schema: refer(`${at}/schema`), example, at }
   if (schema && examples)
     for (const { value } of Object.values(examples as Record<string, { value: unknown }>))

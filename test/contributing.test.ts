@@ -8,8 +8,8 @@ import { password, root } from './harness.ts'
 import { copySources } from './source-copy.ts'
 
 /*
- * The walk in CONTRIBUTING.md, followed to the letter in a copy of the sources: its blocks are written where they say, the new
- * migration runs on a fresh database, the server starts, and the proofs of the isolation know the new resource.
+ * The walk in CONTRIBUTING.md, carried out in a copy of the sources: its blocks are written to the files that they name, the new
+ * migration runs on a fresh database, the server starts, and the tests of the isolation know the new resource.
  */
 
 t.setTimeout(240_000)
@@ -23,13 +23,13 @@ const blocks = [...guide.matchAll(/^```(?:ts|md) (\S+)\n(.*?)^```$/gms)].map(
 )
 const isNew = ({ path }: Block) => !existsSync(join(root, path))
 
-/** Where a block belongs in a file that exists, which the guide says in words. */
+/** Where a block goes in an existing file. The guide says it in words. */
 const insertions: Insertion[] = [
   { path: 'src/app.ts', begins: /^import/, after: "import membersRoutes from '../routes/members/index.ts'\n" },
   { path: 'src/app.ts', begins: /^ +api\.register/, before: '      api.register(problemsRoutes' },
   { path: 'test/authz-policy.ts', begins: /^async function/, before: 'export const policies: ' },
   { path: 'test/authz-policy.ts', begins: /^ {2}\/\//, after: 'export const policies: Record<string, Policy> = {\n' },
-  { path: 'test/isolation.ts', begins: /^ {6}await sql/, before: '      // to be listed; ' },
+  { path: 'test/isolation-world.ts', begins: /^ {6}await sql/, before: '      // to be listed; ' },
   { path: 'test/row-security.test.ts', begins: /^ {2}notes/, after: "($1, $2, 'owner'), ($1, $3, 'viewer')`,\n" },
   { path: 'test/growth.test.ts', begins: /^ {2}notes/, before: '  tenants: { bound:' },
   { path: 'docs/scaling.md', begins: /^\| `notes`/, before: '| `invitations`, `outbox` |' }
@@ -51,9 +51,9 @@ function follow(folder: string, block: Block): void {
   writeFileSync(file, inserted.join(''))
 }
 
-/** Runs a program of the packages, or a file of the copy, there. Resolves to what it prints; a failure is shown with it. */
+/** Runs a file in the copy with Node. Resolves to its output, and rejects with it. */
 async function runThere(folder: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
-  // nothing of how tap loads this file
+  // without the environment that tap gives to this file
   const { PATH, HOME, TEST_DIR, TEST_POSTGRES } = process.env
   const options = { cwd: folder, env: { PATH, HOME, TEST_DIR, TEST_POSTGRES, ...env }, maxBuffer: 2 ** 26 }
   try {
@@ -64,7 +64,7 @@ async function runThere(folder: string, args: string[], env: NodeJS.ProcessEnv =
   }
 }
 
-/** A database without a table, in which the copied tests find what they take for the template of all databases. */
+/** Creates a database without tables, and makes it the template database of the copied tests. */
 async function createFreshDatabase(t: Test, folder: string) {
   const name = `walk_${process.pid}`
   const database = await createDatabase(name, 'template1')
@@ -98,7 +98,7 @@ t.test('the walk in CONTRIBUTING.md', async (t) => {
   })
 
   await t.test('an agency uses it, and another one sees none of it', async (t) => {
-    // of the copy, so it starts the server of the copy, on a copy of the database
+    // the harness of the copy starts the server of the copy, on a copy of the database
     const harness = (await import(join(folder, 'test', 'harness.ts'))) as typeof import('./harness.ts')
     const server = await harness.startServer(t, harness.testEnvironment(await harness.createTestDatabase(t)))
     const call = async (token: string | undefined, method: string, path: string, body?: object) => {

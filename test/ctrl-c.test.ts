@@ -1,23 +1,21 @@
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import http from 'node:http'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import t from 'tap'
 import { findEmbeddedUrl } from '../db/embedded.ts'
 import { serializeError } from '../src/error-log.ts'
-import { eventually, password, startServer } from './harness.ts'
+import { eventually, password, startServer, temporaryFolder } from './harness.ts'
 
 // bounded in time: how long a process takes to end
 
 /*
- * Ctrl-C in a terminal: all of the process group get it, and npm passes it on besides.
+ * Ctrl-C in a terminal: the whole process group gets SIGINT, and npm passes it on once more.
  */
 
-const dataDir = mkdtempSync(join(tmpdir(), 'aggios-ctrl-c-'))
-t.teardown(() => rmSync(dataDir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+const dataDir = temporaryFolder(t)
 t.setTimeout(120_000)
 
 const keys = /secretKey|processID|"client"|connectionParameters/

@@ -7,11 +7,11 @@ export type DatabaseUrls = {
   postgres: string
   owner: string
   app: string
-  /** Where the product connects: as `app`, by way of PgBouncer where the run has one (TEST_PGBOUNCER=1). */
+  /** What the product connects to: the same as `app`, through PgBouncer if the run has one (TEST_PGBOUNCER=1). */
   serving: string
 }
 
-/** Connection strings of one database of the run's server, for each role. */
+/** The connection strings of one database, one for each role. */
 export function databaseUrls(name: string): DatabaseUrls {
   const text = process.env.TEST_POSTGRES
   if (!text) throw new Error('run the tests with npm test: they need its PostgreSQL')
@@ -24,13 +24,14 @@ export function databaseUrls(name: string): DatabaseUrls {
   }
 }
 
-/** Makes a database with the rights of db/roles.sql, as a copy of another. */
+/** Creates a database as a copy of another, with the rights of db/roles.sql. */
 export async function createDatabase(name: string, template: string): Promise<DatabaseUrls> {
   const roles = readRoles()
   await withClient(databaseUrls('postgres').postgres, (admin) =>
     admin.query(`create database ${name} template ${template}`)
   )
-  // several files do this at once, and the roles are the cluster's: the last one to touch a role wins
+  // roles belong to the whole server, and test files that run at once change them at once: PostgreSQL refuses one of
+  // two
   await withClient(databaseUrls(name).postgres, (admin) => retry(() => admin.query(roles)))
   return databaseUrls(name)
 }
@@ -39,7 +40,7 @@ export async function dropDatabase(name: string): Promise<void> {
   await withClient(databaseUrls('postgres').postgres, (admin) => admin.query(`drop database ${name} with (force)`))
 }
 
-/** A connection for the length of `work`. */
+/** Opens a connection, runs `work` with it, and closes it. */
 export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
   const client = new pg.Client({ connectionString: url })
   await client.connect()

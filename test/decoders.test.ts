@@ -13,7 +13,7 @@ import { createTestDatabase, eventually, password, root, type Server, startServe
 // bounded in time: how long one who decodes may take
 
 /*
- * The processes that read bytes of strangers: what passes a limit ends there, and who serves goes on.
+ * The subprocesses that decode uploaded files. A file that exceeds a limit ends the subprocess, and the server continues.
  */
 
 if (!existsSync('/proc/self/stat')) {
@@ -32,7 +32,7 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** The processes of one kind that read for another process. */
+/** The decoding subprocesses of one kind that belong to a process. */
 function decodersOf(pid: number | undefined, kind: string): number[] {
   const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number)
   return children.filter(
@@ -40,7 +40,7 @@ function decodersOf(pid: number | undefined, kind: string): number[] {
   )
 }
 
-/** A program whose jobs are what a stranger's bytes might make of it. */
+/** A subprocess whose jobs misbehave as a decoder could on malicious bytes. */
 const program = `
   import { serveJobs } from ${JSON.stringify(join(root, 'src/subprocesses/job-loop.ts'))}
   const kept = []
@@ -159,7 +159,7 @@ t.test('where there is no /proc, ps says what a process uses', async (t) => {
   t.ok(Math.abs(usage.cpuMs - (process.cpuUsage().user + process.cpuUsage().system) / 1000) < 3000)
 })
 
-/** A PNG of one grey, of any sides, or one whose header says another size than it has. */
+/** A grey PNG of any size. `rows` is the number of bytes of its pixels, which may differ from what its header states. */
 function pngOf(width: number, height: number, rows = (width + 1) * height): Buffer {
   const chunk = (type: string, data: Buffer) => {
     const body = Buffer.concat([Buffer.from(type), data])
@@ -180,14 +180,14 @@ function pngOf(width: number, height: number, rows = (width + 1) * height): Buff
   ])
 }
 
-/** A GIF of so many frames of one pixel. */
+/** A GIF with so many frames of one pixel. */
 function gifOf(frames: number): Buffer {
   const screen = Buffer.from('474946383961010001008000000000 00ffffff'.replaceAll(' ', ''), 'hex')
   const frame = Buffer.from('21f90400010000002c000000000100010000024401 00'.replaceAll(' ', ''), 'hex')
   return Buffer.concat([screen, ...Array<Buffer>(frames).fill(frame), Buffer.from(';')])
 }
 
-/** Costs a renderer minutes: each level uses the one below ten times, under a filter. */
+/** An SVG that takes minutes to render: each level uses the one below ten times, with a filter. */
 function slowSvg(): string {
   const levels = Array.from(
     { length: 9 },

@@ -9,8 +9,8 @@ import { withClient } from './databases.ts'
 import { allRows, createTenant, startApp } from './harness.ts'
 
 /*
- * A page far into a list costs what the first one costs, with the one plan that PostgreSQL keeps for all agencies and pages.
- * Counted in blocks that it looks at, not in time.
+ * A page far into a list costs as much as the first one, with the one plan that PostgreSQL keeps for all agencies and pages. The
+ * cost is the number of blocks that are read, not the time.
  */
 
 const rows = 20_000

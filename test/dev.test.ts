@@ -3,7 +3,8 @@ import { once } from 'node:events'
 import { appendFileSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { createTestDatabase, elsewhere, eventually, freePort, password, root, testEnvironment } from './harness.ts'
+import { createTestDatabase, elsewhere, eventually, password, root, testEnvironment } from './harness.ts'
+import { freePort } from './ports.ts'
 import { copySources } from './source-copy.ts'
 
 t.setTimeout(120_000)

@@ -9,8 +9,9 @@ import pretty from 'pino-pretty'
 import { readEnvironment } from '../src/config/env-file.ts'
 
 /*
- * `npm run dev`: the server, restarted at each change of a source, with its log as text. A mail is printed as the recipient would
- * read it. Its link leads to a page of this process, which accepts the invitation, unless APP_URL names a front end.
+ * `npm run dev`: runs the server, restarts it at each change of a source, and prints its log as text. A mail is printed
+ * as its recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process that
+ * accepts the invitation.
  */
 
 type MailLine = { to: string; subject: string; text: string }
@@ -45,7 +46,7 @@ server.stdout.pipe(
     destination: process.stdout
   })
 )
-// a terminal sends Ctrl-C to the server too; a `kill` of this process reaches it by way of here
+// Ctrl-C in a terminal reaches the server by itself; a `kill` of this process is passed on
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => server.kill(signal))
 const [code] = await once(server, 'close')
 process.exit(code ?? 1)
@@ -63,7 +64,7 @@ function printMail({ to, subject, text }: MailLine): string {
   return `\nTo: ${to}\nSubject: ${subject}\n\n${text.trimEnd()}`
 }
 
-/** Stands in for the front end: a form that accepts the invitation of a mailed link. Resolves to the origin of the page. */
+/** Serves the form that accepts an invitation, in place of a front end. Resolves to the origin of the page. */
 async function serveInvitations(apiPort: string): Promise<string> {
   const page = createServer(async (request, reply) => {
     const { pathname, searchParams } = new URL(request.url ?? '/', 'http://localhost')

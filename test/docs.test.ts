@@ -1,17 +1,17 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
-import { dirname, join, relative } from 'node:path'
+import { existsSync, readdirSync } from 'node:fs'
+import { basename, dirname, join, relative } from 'node:path'
 import t from 'tap'
-import { root } from './harness.ts'
+import { readText, root } from './harness.ts'
 
 /*
- * What the pages point at is there: files, headings, commands, settings. And the drawing of a request's way is that of src/app.ts.
+ * What the pages name exists: files, headings, commands, settings. The drawing of a request agrees with src/app.ts, and the table
+ * of limits has every limit of the sources.
  */
 
-const read = (path: string) => readFileSync(join(root, path), 'utf8')
 const markdownIn = (folder: string) => readdirSync(join(root, folder)).filter((name) => name.endsWith('.md'))
 const pages = [...markdownIn('.'), ...markdownIn('docs').map((name) => `docs/${name}`)]
 
-/** As the forges make them: lower case, no punctuation, hyphens for blanks. */
+/** The anchors of headings: lower case, no punctuation, hyphens for blanks. */
 const anchorOf = (heading: string) =>
   heading
     .toLowerCase()
@@ -22,39 +22,41 @@ const anchorsOf = (text: string) => [...text.matchAll(/^#+ (.+)$/gm)].map(([, he
 
 t.test('every link leads somewhere', async (t) => {
   for (const page of pages) {
-    for (const [, target = '', anchor] of read(page).matchAll(/\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)/g)) {
+    for (const [, target = '', anchor] of readText(page).matchAll(/\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)/g)) {
       const file = target === '' ? page : relative(root, join(root, dirname(page), target))
       t.ok(existsSync(join(root, file)), `${page}: ${target}`)
-      if (anchor !== undefined) t.ok(anchorsOf(read(file)).includes(anchor), `${page}: ${target}#${anchor}`)
+      if (anchor !== undefined) t.ok(anchorsOf(readText(file)).includes(anchor), `${page}: ${target}#${anchor}`)
     }
   }
 })
 
 t.test('every page is on the way in', async (t) => {
-  const way = read('docs/README.md')
+  const way = readText('docs/README.md')
   for (const page of markdownIn('docs').filter((name) => name !== 'README.md')) t.ok(way.includes(`(${page})`), page)
 })
 
 t.test('every file that is named exists', async (t) => {
-  // CONTRIBUTING.md also names what its walk makes, which has a test of its own
+  // CONTRIBUTING.md also names files that its walk creates; test/contributing.test.ts checks them
   for (const page of pages.filter((each) => each !== 'CONTRIBUTING.md')) {
-    for (const [, path = ''] of read(page).matchAll(/`((?:src|plugins|routes|db|test|bench|client)\/\w[\w./-]*)`/g)) {
+    for (const [, path = ''] of readText(page).matchAll(
+      /`((?:src|plugins|routes|db|test|bench|client)\/\w[\w./-]*)`/g
+    )) {
       t.ok(existsSync(join(root, path)), `${page}: ${path}`)
     }
   }
 })
 
 t.test('every script that is named exists', async (t) => {
-  const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> }
+  const { scripts } = JSON.parse(readText('package.json')) as { scripts: Record<string, string> }
   for (const page of pages) {
-    for (const [, script = ''] of read(page).matchAll(/npm run ([a-z:]+)/g))
+    for (const [, script = ''] of readText(page).matchAll(/npm run ([a-z:]+)/g))
       t.ok(script in scripts, `${page}: ${script}`)
   }
 })
 
 t.test('the drawing of a request has its parts in the order of src/app.ts', async (t) => {
-  const [, drawing = ''] = /## The way of a request\n.*?```\n(.*?)```/s.exec(read('docs/architecture.md')) ?? []
-  const registered = [...read('src/app.ts').matchAll(/^ {2}app\.register\((\w+)/gm)].map(([, name]) => name)
+  const [, drawing = ''] = /## The way of a request\n.*?```\n(.*?)```/s.exec(readText('docs/architecture.md')) ?? []
+  const registered = [...readText('src/app.ts').matchAll(/^ {2}app\.register\((\w+)/gm)].map(([, name]) => name)
   const [hooks = ''] = drawing.split('the guard of the route')
   const drawn = [...hooks.matchAll(/^(\w+) {2,}/gm)].map(([, name]) => name).filter((name) => registered.includes(name))
   t.strictSame(drawn, ['headers', 'requestBody', 'bearer', 'hosts', 'rates', 'concurrency', 'tenantLookup', 'cors'])
@@ -65,9 +67,92 @@ t.test('the drawing of a request has its parts in the order of src/app.ts', asyn
 })
 
 t.test('what is drawn of the guard is what may be answered', async (t) => {
-  const catalogue = read('src/http/problems.ts')
-  const [, drawing = ''] = /## The way of a request\n.*?```\n(.*?)```/s.exec(read('docs/architecture.md')) ?? []
+  const catalogue = readText('src/http/problems.ts')
+  const [, drawing = ''] = /## The way of a request\n.*?```\n(.*?)```/s.exec(readText('docs/architecture.md')) ?? []
   const codes = [...drawing.matchAll(/\b[a-z]+(?:_[a-z]+)+\b/g)].map(([code]) => code)
   t.ok(codes.length > 8)
   for (const code of codes) t.ok(catalogue.includes(`'${code}'`), code)
+})
+
+/** Limits that a row of the table states, by the file that sets them. */
+const inTable: Record<string, string> = {
+  app: 'bodyLimit connectionTimeout keepAliveTimeout headersTimeout connectionsCheckingInterval maxHeaderSize',
+  passwords: 'depth',
+  hasher: 'answerTimeoutMs restartDelayMs',
+  decoders: 'cpuMs wallMs',
+  gate: 'semaphoreTimeoutMs',
+  pipeline: 'connectTimeoutMs silenceLimitMs reconnectDelayMs maxInFlight maxPauseMs statement_timeout lock_timeout',
+  replica: 'staleAfterMs',
+  'start-up': 'startTimeoutMs',
+  database:
+    'acquireTimeoutMs idleTimeoutMs queryTimeoutMs statement_timeout lock_timeout idle_in_transaction_session_timeout',
+  redis: 'commandTimeoutMs connectTimeoutMs cooldownMs',
+  revocations: 'staleAfterMs',
+  objects: 'ownerTimeoutMs slotTimeoutMs',
+  'object-store': 'storeTimeoutMs',
+  s3: 'assemblyTimeoutMs',
+  disk: 'forgottenAfterMs',
+  'request-body': 'bodyTimeoutMs',
+  serving: 'crashTimeoutMs',
+  supervisor: 'reportTimeoutMs'
+}
+
+/**
+ * Numbers that have no row: they refuse or cut off no request (intervals, memories, time-outs of starts, stops and commands), or
+ * bound one operation, whose documentation states them.
+ */
+const notLimits: Record<string, string> = {
+  // requestTimeout is off, because request-body bounds it by route
+  app: 'requestTimeout pluginTimeout',
+  attempts: 'dayMs',
+  gate: 'disconnectWindowMs',
+  pipeline: 'batchMs',
+  replica: 'intervalMs',
+  'start-up': 'firstPauseMs longestPauseMs',
+  redis: 'maxReconnectMs',
+  revocations: 'intervalMs',
+  tenants: 'unknownSlugMs',
+  objects: 'stalePartsIntervalMs',
+  'object-sweep': 'intervalMs',
+  'request-body': 'lingerMs',
+  serving: 'drainNoticeMs listenersCloseMs lingerMs quietMs pollMs',
+  supervisor: 'stableMs maxRestartDelayMs',
+  appending: 'idleTimeoutSeconds heartbeatMs',
+  completion: 'renewMs',
+  'direct-uploads': 'completionTimeoutSeconds',
+  embedded: 'launchTimeoutMs recoveryTimeoutMs statement_timeout lock_timeout',
+  'error-log': 'depth',
+  'expected-error': 'stackTraceLimit',
+  'folder-lock': 'exitTimeoutMs',
+  health: 'freshForMs timeoutMs',
+  housekeeping: 'intervalMs',
+  'internal-listener': 'requestTimeout',
+  mail: 'intervalMs smtpTimeoutMs',
+  migrate: 'lockWaitMs statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
+  'minimum-rate': 'awaitedMs',
+  operator: 'statement_timeout lock_timeout',
+  postmaster: 'fastShutdownMs immediateShutdownMs pollMs',
+  'process-metrics': 'resolutionMs',
+  'process-usage': 'tickMs',
+  receiving: 'timeout_seconds heartbeatMs',
+  schemas: 'maxPageLimit',
+  signals: 'duplicateMs',
+  'store-fence': 'freshForMs',
+  'upload-slots': 'sampleIntervalMs',
+  verification: 'workMs timeoutMs maxPauseMs workedMs'
+}
+
+t.test('every limit in the sources has a row, or a reason to have none', (t) => {
+  const number = /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
+  const found = ['src', 'plugins', 'routes', 'db']
+    .flatMap((folder) =>
+      readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' }).map((name) => `${folder}/${name}`)
+    )
+    .filter((path) => path.endsWith('.ts') && !path.startsWith('db/migrations/'))
+    .flatMap((path) => [...readText(path).matchAll(number)].map(([, name]) => `${basename(path, '.ts')} ${name}`))
+  const listed = [inTable, notLimits].flatMap((table) =>
+    Object.entries(table).flatMap(([file, names]) => names.split(' ').map((name) => `${file} ${name}`))
+  )
+  t.strictSame([...new Set(found)].sort(), listed.sort())
+  t.end()
 })

@@ -1,18 +1,17 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { findBinaries, wrap } from '../db/embedded.ts'
-import { eventually, freePort, type Server, startServer } from './harness.ts'
+import { eventually, isReady, type Server, startServer, temporaryFolder } from './harness.ts'
+import { freePort } from './ports.ts'
 
 /*
- * What an embedded database meets in its folder after an end in disorder.
+ * The embedded database starts again on a folder that a killed process has left.
  */
 
-const dir = mkdtempSync(join(tmpdir(), 'aggios-embedded-'))
-t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+const dir = temporaryFolder(t)
 const dataDir = join(dir, 'data')
 const data = join(dataDir, 'postgres')
 const lock = join(dataDir, 'server.lock')
@@ -21,13 +20,7 @@ const env = { DATA_DIR: dataDir, LOG_LEVEL: 'warn' }
 
 t.setTimeout(180_000)
 
-const isReady = (server: Server) =>
-  server.fetch('/api/v1/health/ready').then(
-    ({ status }) => status === 200,
-    () => false
-  )
-
-/** In a process group of its own. Fails with what it says when it ends. */
+/** Starts a server in a process group of its own. Rejects with its output if it ends. */
 async function start(t: Test): Promise<Server> {
   const server = await startServer(t, env, { ready: false, prefix: ['setsid'] })
   await eventually(async () => server.child.exitCode !== null || (await isReady(server)), 60_000)
@@ -64,7 +57,7 @@ t.test('killed with its whole group it starts again at once', async (t) => {
 const linuxOnly = { skip: process.platform === 'linux' ? false : 'there is no /proc' } as const
 
 t.test('the claim of a process that has ended, and that nobody asked, is no claim', linuxOnly, async (t) => {
-  // the shell becomes one that never asks for its children
+  // the shell is replaced by a program that never waits for its children
   const shell = adopt(
     t,
     spawn('sh', ['-c', 'sleep 0.1 & echo $!; exec sleep 300'], { stdio: ['ignore', 'pipe', 'ignore'] })

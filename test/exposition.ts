@@ -1,13 +1,13 @@
 /*
- * Reads Prometheus' text format 0.0.4 as its specification has it, and stricter where real scrapers differ: whatever is odd
- * throws.
+ * Parses Prometheus' text format 0.0.4. It follows the specification, and is stricter where scrapers differ: anything
+ * unusual throws.
  */
 
 export type Series = { name: string; labels: Record<string, string>; value: number }
 export type Exposition = {
   types: Map<string, string>
   series: Series[]
-  /** The sum over all series of a name that have these labels. Throws where there is none. */
+  /** The sum of all series with this name and these labels. Throws if there is none. */
   sum(name: string, labels?: Record<string, string>): number
   has(name: string, labels?: Record<string, string>): boolean
 }
@@ -90,7 +90,7 @@ export function parseExposition(text: string): Exposition {
   }
 }
 
-/** Buckets rise in bound and in count and end in +Inf, which is the count. */
+/** The buckets of a histogram must rise in bound and in count. The last one is +Inf, and has the value of `_count`. */
 function checkHistogram(name: string, series: Series[]): void {
   const others = ({ le, ...labels }: Record<string, string>) => JSON.stringify(Object.entries(labels).sort())
   const counts = new Map(

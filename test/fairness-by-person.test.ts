@@ -2,16 +2,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { createKeyedSemaphore } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, eventually, post, send, startApp, type Tenant } from './harness.ts'
+import { me } from './requests.ts'
 
 // bounded in time: what others wait for beside who asks a lot
 
 /*
- * Agencies cost nothing to make, so whoever has several of them is one person all the same.
+ * Anybody can make several agencies, so limits count the person and not only the agency.
  */
 
-const me = '/api/v1/users/me'
-
-/** A person's tokens for an agency of their own and for others that they make. */
+/** Makes agencies of one person. Resolves to the person's token for each. */
 async function tokensOf(owner: Tenant, slugs: string[]): Promise<{ host: string; token: string; tenant_id: string }[]> {
   const all = [{ host: owner.host, token: owner.owner.tokens.access_token, tenant_id: owner.id }]
   for (const slug of slugs) {
@@ -58,7 +57,7 @@ t.test('limits count a person in all their agencies', async (t) => {
   t.test('and all their requests', async (t) => {
     const statuses = []
     for (let i = 0; i < 20; i++) statuses.push((await ask(i)).statusCode)
-    // what was asked before counts too
+    // earlier requests count too
     t.equal(statuses.filter((status) => status === 200).length, 20 - 2 - 4)
     t.equal((await rival.send(me)).statusCode, 200, 'others go on')
   })
@@ -120,7 +119,7 @@ t.test('places count a person in all their agencies', async (t) => {
 })
 
 t.test('a share of several owners', async (t) => {
-  const shares = createKeyedSemaphore({ concurrency: 2, depth: 5, timeoutMs: 100 })
+  const semaphore = createKeyedSemaphore({ concurrency: 2, depth: 5, timeoutMs: 100 })
   let running = 0
   let most = 0
   const job = async () => {
@@ -128,13 +127,13 @@ t.test('a share of several owners', async (t) => {
     await sleep(20)
     running--
   }
-  await Promise.all(['a', 'b', 'c'].flatMap((tenant) => [1, 2].map(() => shares.run(['eve', tenant], job))))
+  await Promise.all(['a', 'b', 'c'].flatMap((tenant) => [1, 2].map(() => semaphore.run(['eve', tenant], job))))
   t.equal(most, 2, 'counts for each of them')
-  const held = [1, 2].map(() => shares.run(['eve', 'a'], () => sleep(300)))
-  const waiting = shares.run(['eve', 'b'], job)
-  await Promise.all([1, 2].map(() => shares.run(['ada', 'b'], job)))
+  const held = [1, 2].map(() => semaphore.run(['eve', 'a'], () => sleep(300)))
+  const waiting = semaphore.run(['eve', 'b'], job)
+  await Promise.all([1, 2].map(() => semaphore.run(['ada', 'b'], job)))
   await t.rejects(waiting, { message: 'the share stayed taken' })
-  await t.rejects(shares.run(['ada', 'a'], job), { message: 'the share stayed taken' }, 'of the second')
+  await t.rejects(semaphore.run(['ada', 'a'], job), { message: 'the share stayed taken' }, 'of the second')
   await Promise.all(held)
-  t.equal(shares.size(), 0, 'nobody is remembered')
+  t.equal(semaphore.size(), 0, 'nobody is remembered')
 })

@@ -2,13 +2,13 @@ import pg from 'pg'
 import t, { type Test } from 'tap'
 import { withClient } from './databases.ts'
 import { allRows, createTenant, setStatus, startApp, type Tenant } from './harness.ts'
+import { me } from './requests.ts'
 
 // bounded in time: what others wait for beside who asks a lot
 
-const me = '/api/v1/users/me'
 const rename = (name: string) => ({ method: 'PATCH', url: me, payload: { name } }) as const
 
-/** Counts how often somebody finds all connections of the pool taken. */
+/** Counts how often a request finds all connections of the pool in use. */
 function countPoolWaits(t: Test): () => number {
   const pool = pg.Pool.prototype
   const { connect } = pool
@@ -23,7 +23,7 @@ function countPoolWaits(t: Test): () => number {
   return () => waits
 }
 
-/** Reads and writes, four at a time. Resolves to what went wrong. */
+/** Reads and writes, four requests at a time. Resolves to the failures. */
 async function work(tenant: Tenant): Promise<string[]> {
   const failures: string[] = []
   for (let round = 0; round < 10; round++) {
@@ -44,13 +44,13 @@ t.test('an agency at ten times its limit, with slow queries, is no other\u2019s 
   const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
   await allRows(app.database, "insert into plans values ('busy', 20, 3600, null)")
   await allRows(app.database, "update tenants set plan = 'busy' where id = $1", [acme.id])
-  // what is remembered of the agency is read again
+  // the cached agency is read again
   await setStatus(app, acme, 'active')
   await app.revocations.readNow()
   await work(rival)
 
   await withClient(app.database.postgres, async (admin) => {
-    // every change of acme's owner waits for this, for as long as a lock may be waited for
+    // every change by acme's owner waits for this lock, until lock_timeout
     await admin.query('begin')
     await admin.query('select from users where id = $1 for update', [acme.owner.id])
     const flood = Promise.all(Array.from({ length: 200 }, (_, i) => acme.send(rename(`Hog ${i}`))))

@@ -8,7 +8,7 @@ import { eventually } from './harness.ts'
 // bounded in time: how long a fault lasts
 
 /*
- * The proxy that other tests trust: each of its faults by what the two ends see of it.
+ * The fault proxy, on which other tests rely: what both ends see of each fault.
  */
 
 type End = { socket: Socket; text: string; ended: boolean; closed: boolean; error: string | undefined }
@@ -30,7 +30,7 @@ function listenTo(socket: Socket): End {
   return end
 }
 
-/** A server behind the proxy that answers nothing by itself; `dial` gives both ends of a new connection. */
+/** A silent server behind the proxy. `dial` opens a connection and gives both of its ends. */
 async function setUp(t: Test) {
   const accepted: End[] = []
   const server = createServer({ allowHalfOpen: true }, (socket) => void accepted.push(listenTo(socket)))

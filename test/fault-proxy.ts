@@ -6,42 +6,42 @@ import type { Owner } from './harness.ts'
 /** `upstream` is from the client to the server, `downstream` from the server to the client. */
 export type Direction = 'upstream' | 'downstream'
 
-/** What can be wrong with the way to a server. The names are those of toxiproxy where it has one. */
+/** A network fault between client and server. The names are those of toxiproxy, if it has the fault. */
 export type Toxic =
-  /** Every piece arrives this many milliseconds later, and up to `jitter` more. */
+  /** Delays every chunk by so many milliseconds, and up to `jitter` more. */
   | { type: 'latency'; latency: number; jitter?: number; direction?: Direction }
-  /** So many bytes a second, on each connection. */
+  /** Passes so many bytes a second on each connection. */
   | { type: 'bandwidth'; rate: number; direction?: Direction }
-  /** Connections are accepted; nothing that is sent arrives, and nobody is told of an end. What was under way is lost. */
+  /** Accepts connections and drops every byte, also those under way. Neither side sees the other one's end. */
   | { type: 'blackhole' }
-  /** Connections are refused, and those that there are break. */
+  /** Breaks all connections and refuses new ones. */
   | { type: 'refuse' }
-  /** A connection breaks once so many bytes have passed; they are delivered. */
+  /** Delivers so many bytes, and then breaks the connection. */
   | { type: 'reset_after'; bytes: number; direction: Direction }
-  /** Once so many bytes have passed the receiver sees an orderly end; the other direction goes on. */
+  /** Delivers so many bytes, and then ends this direction (FIN). The other direction goes on. */
   | { type: 'half_close'; bytes: number; direction: Direction }
-  /** A connection breaks where these bytes begin: what stands before them is delivered, they do not arrive whole. */
+  /** Breaks the connection where these bytes begin. The bytes before them are delivered. */
   | { type: 'cut_on'; pattern: string; direction: Direction; times?: number }
 
-/** What one direction of a connection has seen of its toxic. */
+/** The bytes that one direction of a connection has passed under the present fault. */
 type Progress = { passed: number; tail: Buffer }
 
 type Pair = { near: Socket; far: Socket }
 
 /**
- * A way to a server on loopback that can be made bad while it is used. One toxic is in force at a time, on the connections
- * that there are and on new ones.
+ * A TCP proxy in front of a server on loopback, which can add network faults. One fault at a time is active, on
+ * existing and new connections.
  */
 export type FaultProxy = {
   port: number
-  /** The same URL by way of the proxy. */
+  /** The same URL, through the proxy. */
   through(url: string): string
-  /** From now on new connections lead there. Those that there are break: they led somewhere else. */
+  /** Connects to another port from now on. Breaks the existing connections. */
   lead(port: number): void
   add(toxic: Toxic): Promise<void>
-  /** As if nothing had been. Connections whose bytes were swallowed break. */
+  /** Removes the fault. Connections that lost bytes in a black hole break. */
   clear(): Promise<void>
-  /** Breaks every connection; new ones are welcome. */
+  /** Breaks every connection. New ones are accepted. */
   reset(): void
   /** How often a connection was broken or closed by `reset_after`, `half_close` or `cut_on`. */
   hits(): number
@@ -63,7 +63,7 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
       socket.setNoDelay()
       socket.on('error', () => {})
       socket.on('close', () => {
-        // a network that swallows everything swallows this too
+        // a black hole also hides that a connection has closed
         if (toxic?.type !== 'blackhole') breakPair(pair)
       })
     }
@@ -75,7 +75,7 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
     pair.far.resetAndDestroy()
   }
 
-  /** One piece at a time, so that nothing overtakes, and what is slow slows the sender down. */
+  /** Passes one chunk at a time: chunks stay in order, and a slow receiver slows the sender down. */
   function carry(pair: Pair, from: Socket, to: Socket, direction: Direction): void {
     const progress: Progress = { passed: 0, tail: Buffer.alloc(0) }
     void (async () => {
@@ -119,7 +119,7 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
         const at = seen.indexOf(current.pattern, 0, 'latin1')
         progress.tail = Buffer.from(seen.subarray(Math.max(0, seen.length - current.pattern.length + 1)))
         if (at === -1) return write(to, chunk)
-        // of a pattern that began in the piece before, that part is on its way already
+        // if the pattern began in the chunk before, that part has been sent already
         const before = chunk.subarray(0, Math.max(0, at - (seen.length - chunk.length)))
         if (before.length > 0) await write(to, before)
         hits++
@@ -129,7 +129,10 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
     }
   }
 
-  /** What was delivered before stays delivered: a reset would take it back out of the receiver's hands. */
+  /**
+   * Ends a connection after the written bytes are delivered. A reset could discard bytes that the receiver has not
+   * read.
+   */
   function end(pair: Pair): void {
     pairs.delete(pair)
     pair.near.destroySoon()
@@ -169,7 +172,7 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
       reset()
     },
     async add(next) {
-      // counted down as it strikes, and the caller's stays as it is
+      // a copy, because `times` is counted down
       toxic = { ...next }
       if (next.type !== 'refuse') return
       const closed = once(server, 'close')

@@ -12,11 +12,11 @@ import { commitAnswered, type FaultName, startStand, tryFaults, urlsOf } from '.
 // bounded in time: the slowest answer, and how soon a process recovers
 
 /*
- * Processes that lose their database, in every way that a database can be lost, while clients keep books of what they were told
- * (test/oracle.ts). `npm run faults` tries the same for as long as one likes.
+ * Processes that lose their database in many ways, while clients keep a ledger of what they were told (test/oracle.ts).
+ * `npm run faults` does the same for any length of time.
  */
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 const stand = await startStand(t, { env: { DATABASE_POOL: '4' } })
@@ -63,7 +63,7 @@ t.test('a commit whose acknowledgement is lost', async (t) => {
   const { slug, id, sessions } = await prepareAgency(url(), 'unheard', 1)
   const [session] = sessions
   const token = session?.access ?? ''
-  /** Sends while the answer to the next commit is cut off, then once more. */
+  /** Sends a request whose commit gets no answer from the database, and sends it again. */
   async function twice(send: () => Promise<Answer>, pattern = commitAnswered): Promise<Answer> {
     const before = proxy.hits()
     await proxy.add({ type: 'cut_on', pattern, direction: 'downstream', times: 1 })
@@ -137,7 +137,7 @@ t.test('a pool that is used up by those who wait for a lock', async (t) => {
     t.equal(live.status, 200)
     t.equal(missing.status, 404)
     for (const { status, body, headers } of await crowd) {
-      // on a machine that is very late the time of the statement is over before that of the lock
+      // on a very slow machine statement_timeout may end it before lock_timeout
       t.match({ status, code: body.code }, { status: 503, code: /^(overloaded|unavailable)$/ })
       t.ok(headers.has('retry-after'))
     }
@@ -195,12 +195,12 @@ t.test('a database that lets nobody in is away until it does', async (t) => {
     for (const answer of [await read(), await ask(url(), 'PATCH', '/tenant', { token, body: { name: what } })]) {
       t.ok(isUnknown(answer), `${what}: ${answer.status} ${JSON.stringify(answer.body)}`)
     }
-    // what it knows is a second old at most
+    // its knowledge of revocations is a second old at most
     await eventually(async () => (await ready()).status === 503)
     await asSuperuser(open)
     await eventually(async () => (await read()).status === 200 && (await ready()).status === 200)
   }
-  // TLS that the server does not have
+  // the server has no TLS
   const client: pg.Client = new Connection({ connectionString: `${cluster.url('aggios_app')}?sslmode=verify-full` })
   const refusal = await client.connect().then(
     () => undefined,
@@ -223,7 +223,7 @@ t.test('a failover', async (t) => {
   const old = { ...cluster }
 
   t.test('loses nothing that was acknowledged', async (t) => {
-    // from here on the stand's cluster is the one that was the standby
+    // from here on the cluster of the stand is the former standby
     const failOver = async () => {
       await old.kill('SIGKILL')
       await standby.promote()
@@ -245,7 +245,7 @@ t.test('a failover', async (t) => {
     const [stale] = await allRows({ postgres: old.url('postgres') }, "select from tenants where slug = 'afterwards'")
     t.equal(stale, undefined, 'what is written goes to the new one')
 
-    // somebody's name server has not heard of it: the old one waits for a standby that follows it no more
+    // a name server that still leads to the old primary: it waits for a standby that no longer follows it
     proxy.lead(old.port)
     const misled = await registerAgency(url(), 'misled')
     t.ok(isUnknown(misled), `nothing is acknowledged there: ${misled.status}`)

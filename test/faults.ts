@@ -1,11 +1,11 @@
 import { parseArgs } from 'node:util'
 import { onSignals } from '../src/signals.ts'
+import { createRandom } from './random.ts'
 import { type FaultName, faults, startStand, tryFaults } from './stand.ts'
-import { createRandom } from './tokens.ts'
 
 /*
- * `npm run faults -- --minutes 10 --seed 7`: two or three faults at a time, drawn by the seed, under clients whose books are
- * judged after each round. The seed of a round repeats it: --seed 12 --rounds 1.
+ * `npm run faults -- --minutes 10 --seed 7`: rounds of two or three faults, drawn by the seed, while clients work.
+ * After each round the ledger of the clients is judged. The seed of a round repeats it: --seed 12 --rounds 1.
  */
 
 const { values: options } = parseArgs({

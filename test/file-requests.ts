@@ -1,6 +1,8 @@
+import { sha256 } from './bytes.ts'
+import type { FileReply } from './forms.ts'
 import type { Tenant } from './harness.ts'
 
-/** Sends a file in pieces, each in a request of its own. Resolves to its id. */
+/** Uploads a file with tus, each piece in a request of its own. Resolves to the id of the file. */
 export async function uploadResumably(tenant: Tenant, name: string, pieces: Buffer[]): Promise<string> {
   const size = pieces.reduce((bytes, piece) => bytes + piece.length, 0)
   const filename = Buffer.from(name).toString('base64')
@@ -28,3 +30,28 @@ export async function uploadResumably(tenant: Tenant, name: string, pieces: Buff
   }
   return url.split('/').at(-2) as string
 }
+
+export const contentOf = (file: { id: string }) => `/api/v1/files/${file.id}/content`
+
+/** The names of all files that a query lists, from all pages. */
+export async function listNames(tenant: Tenant, query: Record<string, string>): Promise<string[]> {
+  const names: string[] = []
+  for (let cursor: string | null = ''; cursor !== null; ) {
+    const parameters = new URLSearchParams({ ...query, ...(cursor && { cursor }) })
+    const page: { data: FileReply[]; next_cursor: string | null } = (
+      await tenant.send(`/api/v1/files?${parameters}`)
+    ).json()
+    names.push(...page.data.map(({ name }) => name))
+    cursor = page.next_cursor
+  }
+  return names
+}
+
+/** The bytes that the files of an agency take, as the API shows them. */
+export const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes
+
+/** The body that begins a direct upload of this content. */
+export const announce = (content: Buffer | string, more = {}) => ({
+  ...{ name: 'notes.txt', content_type: 'text/plain', size: Buffer.byteLength(content), sha256: sha256(content) },
+  ...more
+})

@@ -7,7 +7,7 @@ import { v4 as randomUuid } from 'uuid'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
-import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
+import { boundary, createFile, disagreements, fileForm, form, onePixel, storedObjects, sweep } from './forms.ts'
 import {
   allRows,
   createTenant,
@@ -21,7 +21,7 @@ import {
 
 const pathOf = (app: TestApp, key: string) => join(app.config.dataDir, 'files', 'objects', key)
 
-/** Puts bytes into the store behind the product's back, and makes them as old as that. */
+/** Writes an object to the store without the product, and gives it this age. */
 function plant(app: TestApp, key: string, hoursOld = 2): void {
   const path = pathOf(app, key)
   mkdirSync(dirname(path), { recursive: true })
@@ -35,7 +35,7 @@ const grow = (app: TestApp, key: string, hoursOld = 2) => {
   utimesSync(pathOf(app, key), at, at)
 }
 
-/** What the log says that an application has removed. */
+/** The objects that the application has removed, from its log. */
 function sweptBy(app: TestApp): { pending: number; deleted: number; orphans: number } {
   const sum = { pending: 0, deleted: 0, orphans: 0 }
   for (const { msg, swept } of app.logLines.map((line) => JSON.parse(line))) {
@@ -45,16 +45,6 @@ function sweptBy(app: TestApp): { pending: number; deleted: number; orphans: num
   return sum
 }
 
-/** The search for what nobody refers to takes turns; this is one now. */
-async function sweep(app: TestApp): Promise<void> {
-  await allRows(app.database, 'update object_sweep set due_at = now()')
-  await app.objectSweep.run()
-}
-
-const onePixel = Buffer.from(
-  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-  'base64'
-)
 const image = () => form([{ name: 'file', filename: 'a.png', type: 'image/png', content: onePixel }])
 
 t.test('the sweep', async (t) => {
@@ -73,7 +63,7 @@ t.test('the sweep', async (t) => {
       await acme.send(post('/files/uploads', { name: 'a', content_type: 'a/b', size: 7, sha256: '0'.repeat(64) }))
     ).json()
     await acme.anonymous({ method: 'PUT', url: new URL(begun.url).pathname, payload: 'planted' })
-    // somebody has died while it was being removed: its lease is over, of the other one not yet
+    // two removals by processes that died: the lease of one is over, that of the other is not
     await allRows(app.database, "update files set status = 'removing', expires_at = now() where id = $1", [removing.id])
     await acme.send({ method: 'DELETE', url: `/api/v1/files/${deleted.id}` })
     await sweep(app)
@@ -106,7 +96,7 @@ t.test('the sweep', async (t) => {
       fileKey(randomUuid(), randomUuid()),
       uploadKey(acme.id, file.id),
       imageKey(acme.owner.id, randomUuid()),
-      // somebody else's id under this agency
+      // the id of a file of another agency, in the folder of this one
       fileKey(acme.id, kept.id)
     ]
     const young = fileKey(acme.id, randomUuid())
@@ -191,7 +181,7 @@ t.test('whenever a process is killed, rows and objects match after the sweep', a
   const acme = await createTenant(app, 'acme')
   const env = testEnvironment(app.database)
 
-  /** Begins six uploads, and kills the server once that is so. */
+  /** Begins six uploads, and kills the server when the condition is true. */
   async function killed(t: Test, part: number, size: number, isSo: () => Promise<boolean> | boolean): Promise<void> {
     const server = await startServer(t, env)
     const { payload } = fileForm(Buffer.alloc(size, 'x'), 'large.bin', 'application/octet-stream')

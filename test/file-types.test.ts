@@ -5,8 +5,8 @@ import { requireFileType } from '../src/files/file-types.ts'
 import { Problem } from '../src/http/problems.ts'
 
 /*
- * What an agency's people send, as their browsers and programs call it, and what nobody may send. Each sample is what a file of
- * the kind begins with.
+ * Types of files that people upload, with the media types that browsers give them, and types that are refused. Each sample is the
+ * beginning of a file of its type.
  */
 
 const latin1 = (text: string) => Buffer.from(text, 'latin1')

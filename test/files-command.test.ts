@@ -21,7 +21,7 @@ import {
   testEnvironment
 } from './harness.ts'
 
-/** Makes rows of files as old as what a comparison may judge. */
+/** Makes rows of files old enough for the comparison. */
 const ageFiles = (database: DatabaseUrls, ids: string[]) =>
   allRows(database, "update files set created_at = now() - interval '2 hours' where id = any ($1)", [ids])
 
@@ -32,7 +32,7 @@ t.test('npm run files -- compare', async (t) => {
   const rival = await createTenant(app, 'rival')
   const path = (key: string) => join(app.config.dataDir, 'files', 'objects', key)
 
-  /** The operator's command, with the server's settings. */
+  /** Runs the operator's command, with the settings of the server. */
   const command = async (...args: string[]) => {
     const env = { PATH: process.env.PATH, ...testEnvironment(database) } as NodeJS.ProcessEnv
     const run = promisify(execFile)(process.execPath, [commandFile('files'), ...args], { cwd: elsewhere, env })
@@ -43,7 +43,7 @@ t.test('npm run files -- compare', async (t) => {
       code: code as number
     }
   }
-  /** An object that nothing refers to, written so many hours ago. */
+  /** Writes an object without a row, so many hours old. */
   function plant(key: string, hours: number): void {
     mkdirSync(dirname(path(key)), { recursive: true })
     writeFileSync(path(key), 'planted')
@@ -54,7 +54,7 @@ t.test('npm run files -- compare', async (t) => {
   const [whole, lost, short] = await Promise.all(['one', 'two', 'three'].map((text) => createFile(acme, text)))
   const deleted = await createFile(rival, 'four')
   await rival.send({ method: 'DELETE', url: `/api/v1/files/${deleted.id}` })
-  // or it would find what is planted below
+  // otherwise it would find the objects that are planted below
   await app.objectSweep.run()
   if (!whole || !lost || !short) throw new Error('not all files were made')
 
@@ -66,7 +66,7 @@ t.test('npm run files -- compare', async (t) => {
     })
   })
 
-  // too young to be judged
+  // too young for the comparison
   const fresh = await createFile(acme, 'lost at once')
   for (const { id } of [lost, fresh]) rmSync(path(fileKey(acme.id, id)))
   truncateSync(path(fileKey(acme.id, short.id)), 2)

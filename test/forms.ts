@@ -17,7 +17,7 @@ export type FileReply = {
 
 export const boundary = 'boundaryOfTheTests'
 
-/** A form as clients send it. */
+/** The body and headers of a multipart form. */
 export function form(parts: FormPart[]) {
   const chunks = parts.flatMap(({ name, filename, type, content }) => {
     const named = filename === undefined ? '' : `; filename="${filename}"`
@@ -40,7 +40,7 @@ export function fileForm(content: Buffer | string, filename = 'notes.txt', type 
   return { method: 'POST', url: '/api/v1/files', ...form(parts) } as const
 }
 
-/** A file of an agency, by its owner or whoever has the token. */
+/** Uploads a file, as the owner of the agency or with another token. */
 export async function createFile(
   tenant: Tenant,
   content: Buffer | string,
@@ -55,7 +55,9 @@ export async function createFile(
   return reply.json()
 }
 
-/** The objects of the store on disk with their sizes, its mark left out, and what was never finished. */
+/**
+ * The objects of the disk store with their sizes, without its mark, and the files of uploads that were never finished.
+ */
 export function storedObjects(app: TestApp): { objects: Map<string, number>; unfinished: string[] } {
   const folder = join(app.config.dataDir, 'files')
   const objects = new Map<string, number>()
@@ -70,7 +72,8 @@ export function storedObjects(app: TestApp): { objects: Map<string, number>; unf
 }
 
 /**
- * What rows, objects and count of an agency do not agree on: nothing, unless something is lost or left over. Images stand beside.
+ * Compares the rows, the objects and the counted bytes of an agency, without its images. Returns what does not match:
+ * nothing, unless something is lost or left over.
  */
 export async function disagreements(app: TestApp, tenant: { id: string }): Promise<string[]> {
   const rows = await allRows(
@@ -93,4 +96,16 @@ export async function disagreements(app: TestApp, tenant: { id: string }): Promi
     ...(counted === sum ? [] : [`${counted} bytes are counted and ${sum} are there`]),
     ...unfinished.map((name) => `${name} was never finished`)
   ]
+}
+
+/** An image of one pixel, as a PNG. */
+export const onePixel = Buffer.from(
+  'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
+  'base64'
+)
+
+/** Makes the sweep of the object store due, and runs it. */
+export async function sweep(app: TestApp): Promise<void> {
+  await allRows(app.database, 'update object_sweep set due_at = now()')
+  await app.objectSweep.run()
 }

@@ -2,7 +2,7 @@ import t from 'tap'
 import { allRows, createTenant, createTestDatabase, password, post, send, startApp, type TestApp } from './harness.ts'
 
 /*
- * An agency costs nothing but room, so there is an end to how many one person, or one address, makes in a day.
+ * The number of agencies that a person, or an address, can make in a day is limited.
  */
 
 const another = (slug: string, headers = {}) => post('/tenants', { name: 'Another agency', slug }, headers)

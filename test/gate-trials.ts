@@ -13,11 +13,13 @@ import { recordAudit } from '../db/queries/audit.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { allRows, createTestDatabase, eventually, startApp } from './harness.ts'
+import { createRandom } from './random.ts'
 
 /*
- * What the tests of the tenant gate share, whichever way leads to the database.
+ * Parts of the tests of the tenant gate. They run over direct connections and through PgBouncer.
  */
 
+/** A UUID that ends in these digits. */
 export const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
 export const members = 3
 export const tenants = [id('a'), id('b')] as const
@@ -51,20 +53,9 @@ export async function prepare(t: Test): Promise<DatabaseUrls> {
   return database
 }
 
-/** The same numbers in each run, so that a failure comes again. */
-export function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
 export type Row = { tenant_id: string; setting: string; one: number }
 
-// one query by two ways: down the pipelined connections, and on a connection of its own
+// one query twice: on the pipelined connections, and on a connection of the pool
 const read = (_: unknown, $: { divisor: number | string }) => sql<Row>`
   select m.tenant_id, current_setting('app.tenant_id') as setting, 1 / ${$.divisor}::int as one from memberships m`
 export const rowsByPipeline = statement('test_rows_by_pipeline', read)
@@ -74,13 +65,13 @@ export const rowsInTransaction = (trx: TenantTransaction) =>
     .execute(trx)
     .then(({ rows }) => rows)
 
-/** Rows that are not those of the tenant who asked, all of them and nothing else. */
+/** The number of rows that are wrong: rows of another tenant, and rows that are missing or too many. */
 export function foreign(tenant: string | null, rows: Row[]): number {
   const wrong = rows.filter((row) => row.tenant_id !== tenant || row.setting !== tenant).length
   return wrong + Math.abs(rows.length - (tenant === null ? 0 : members))
 }
 
-/** One of PostgreSQL's, as it stands in the stream. */
+/** A message of PostgreSQL's protocol, as bytes. */
 export function message(type: string, body: string | Buffer): Buffer {
   const bytes = Buffer.from(body)
   const head = Buffer.from(`${type}0000`)
@@ -97,8 +88,9 @@ export const leftoverText = `select coalesce(current_setting('app.tenant_id', tr
 export const isClean = ({ tenant, user, request, rows }: Leftover) => !tenant && !user && !request && rows === 0
 
 /**
- * What is left on a connection of pg's, asked without the gate, though pg does not read from it any more. Waits until nothing is
- * under way on it, and holds back what is sent meanwhile.
+ * Asks a pipelined connection, past the gate, which settings it still has and which rows it sees. The pipeline has
+ * taken over the socket from pg, so the query is written to the socket itself. Waits until the connection is idle, and
+ * delays what the product sends meanwhile.
  */
 export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Promise<Leftover> {
   await eventually(isIdle, 10_000)
@@ -116,7 +108,7 @@ export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Prom
     const read = createFramer((bytes, start, end) => {
       const message = bytes.subarray(start, end)
       begun ||= bytes[start] === messageType.rowDescription
-      // the end of what was under way before
+      // the rest of the answer to an earlier query
       if (!begun) for (const reader of readers) reader(message)
       else {
         parser.parse(message, (parsed) => {
@@ -135,7 +127,7 @@ export async function leftoverOn(client: pg.Client, isIdle: () => boolean): Prom
   return { tenant, user, request, rows: Number(rows) }
 }
 
-/** Ends backends as an administrator would. Resolves to how many there were. */
+/** Ends at most `most` backends of an application. Resolves to how many were ended. */
 export async function terminate(database: DatabaseUrls, application: string, most = 1000): Promise<number> {
   const ended = await allRows(
     database,
@@ -147,16 +139,17 @@ export async function terminate(database: DatabaseUrls, application: string, mos
 }
 
 /**
- * A pool of two under hundreds of requests of two tenants that fail in every way. No row of the other tenant is seen, each
- * checkout finds the settings empty, and what was acknowledged is there. `env` says how the product reaches the database.
+ * Sends hundreds of requests of two tenants through a pool of two connections, and makes many fail, in every way. No
+ * request may see a row of the other tenant, each connection that the pool gives out must have empty settings, and
+ * every change that was acknowledged must be there. `env` says how the product connects to the database.
  */
 export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Environment = {}): Promise<void> {
-  const next = random(2)
+  const next = createRandom(2)
   const seen = { checkouts: 0, leftovers: [] as Leftover[], foreign: 0, answered: 0, ended: 0 }
   const failures: Record<string, number> = {}
   const acknowledged: string[] = []
 
-  // looks at each connection before whoever asked for it gets it
+  // looks at each connection before the pool gives it out
   const original = pg.Pool.prototype.connect as () => Promise<pg.PoolClient>
   const watched = async function (this: pg.Pool) {
     const client = await original.call(this)
@@ -198,7 +191,7 @@ export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Envi
         await sql`select pg_sleep(1)`.execute(trx)
       } else if (kind < 0.85) await sql`select pg_terminate_backend(pg_backend_pid())`.execute(trx)
       else if (kind < 0.9) {
-        // an error that is overlooked: PostgreSQL turns the commit into a rollback
+        // the error is ignored: PostgreSQL turns the commit into a rollback
         await sql`select 1 / 0`.execute(trx).catch(() => {})
       } else {
         await sql`savepoint s`.execute(trx)
@@ -228,7 +221,7 @@ export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Envi
     }
   })()
   await send(0, 400)
-  // on a slow machine more of them give up waiting for one of the two connections
+  // on a slow machine more requests time out while they wait for a connection
   for (let sent = 400; (seen.checkouts < 200 || seen.answered < 100) && sent < 2000; sent += 50) await send(sent, 50)
   running = false
   await killer
@@ -261,3 +254,10 @@ export async function tryEveryFailure(t: Test, database: DatabaseUrls, env: Envi
     'then all is well again'
   )
 }
+
+/** A read on the pipelined connections that takes this long. */
+export const slowRead = statement(
+  'test_slow_read',
+  (_, $: { seconds: number }) => sql<{ tenant_id: string }>`
+  select m.tenant_id from memberships m, (select pg_sleep(${$.seconds}) offset 0) s`
+)

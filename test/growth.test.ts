@@ -4,10 +4,10 @@ import { withClient } from './databases.ts'
 import { allRows, createTenant, post, startApp } from './harness.ts'
 
 /*
- * No table grows for ever: each has a bound, or something that sweeps it.
+ * No table grows without end: each has a bound, or a job that removes old rows.
  */
 
-/** By name, what keeps each table small. `swept`: a row that is over, which the jobs of a minute remove. */
+/** What keeps each table small. `swept`: inserts an expired row, which the jobs of every minute must remove. */
 const tables: Record<string, { bound: string } | { swept: string; left?: string }> = {
   tenants: { bound: 'the agencies there are; a deleted one is purged' },
   users: { bound: 'the people there are' },
@@ -59,7 +59,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
     swept: `insert into audit_events (tenant_id, action, actor_id, created_at) values ($1, 'old', $2, '2001-01-15')`,
     left: "created_at < '2002-01-01'"
   },
-  // of an agency that there is not any more
+  // of an agency that no longer exists
   audit_seals: {
     swept: `insert into audit_seals (tenant_id, seq, from_at, to_at, ids, hashes, digest)
       select gen_random_uuid(), 1, '2001-01-01', '2001-01-02', '{}', '{}', sha256('x') where $1 <> $2::uuid`,

@@ -1,9 +1,10 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { createServer } from 'node:net'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
 import type { Test } from 'tap'
 import { buildApp } from '../src/app.ts'
@@ -12,25 +13,32 @@ import type { Environment } from '../src/config/environment.ts'
 import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
 import { stopwatch } from './machine.ts'
+import { freePort } from './ports.ts'
 
 export const root = join(import.meta.dirname, '..')
-/** Programs of the product are started from here: a developer's own `.env` lies in the root. */
+/** The working directory of started programs. It is not the root, where a developer's own `.env` lies. */
 export const elsewhere = tmpdir()
-const serverFile = join(root, 'src', 'server.ts')
-/** The file of an operator's command. */
+/** The entry point of the product. */
+export const serverFile = join(root, 'src', 'server.ts')
+/** The path of an operator's command in src/cli/. */
 export const commandFile = (name: string) => join(root, 'src', 'cli', `${name}.ts`)
+export const clientFolder = join(root, 'client')
+/** The text of a file of the repository. */
+export const readText = (path: string) => readFileSync(join(root, path), 'utf8')
+/** Runs a program without a shell, and resolves to what it printed. */
+export const run = promisify(execFile)
 export const password = 'correct horse battery'
 export const jwtSecret = 'a secret of the tests that is long enough for production too'
 
-/** For tests of what the product does without a pooler only. */
+/** Skips a test where the run has PgBouncer: it shows what the product does on direct connections. */
 export const withoutPooler = {
   skip: process.env.TEST_PGBOUNCER === '1' && 'PgBouncer in transaction mode keeps nothing on a connection'
 }
 
-/** Who ends what is started for it: a test, or a tool that stands by itself. */
+/** Runs clean-up work at its end: a test, or a tool such as `npm run stack`. */
 export type Owner = { teardown(work: () => unknown): unknown }
 
-// what a test has left open would hold its file until the time-out; said, so that it is mended
+// a handle that a test left open would keep its file running until the time-out: print what is open, and exit
 if (process.env.TAP === '1') {
   const { default: tap } = await import('tap')
   const late = () => {
@@ -39,7 +47,7 @@ if (process.env.TAP === '1') {
   }
   tap.teardown(() => {
     setTimeout(late, 5000).unref()
-    // an end that Node comes to by itself closes every handle first, and of some that were cut off it never hears again
+    // Node's ordinary exit closes every handle first, and waits for ever for some that were cut off
     process.once('beforeExit', () => process.exit())
     process.once('exit', (code) => (process as unknown as { reallyExit(code: number): never }).reallyExit(code))
   })
@@ -55,7 +63,17 @@ export async function createTestDatabase(t: Test): Promise<DatabaseUrls> {
   return urls
 }
 
-/** What the tests run with: nothing of it weakens the product, but for the limits, which some test switches on. */
+/** A folder of its own, removed when the test ends. */
+export function temporaryFolder(t: Owner): string {
+  const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
+  // a server that was just killed may still be writing its last page
+  t.teardown(() => rmSync(dir, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 }))
+  return dir
+}
+
+/**
+ * The settings of the tests. Rate limits are off, and a test that needs one sets it. Nothing else weakens the product.
+ */
 export function testEnvironment(database: DatabaseUrls, env: Environment = {}): Environment {
   return {
     JWT_SECRET: jwtSecret,
@@ -70,7 +88,7 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     LOG_LEVEL: 'silent',
     DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
     DATABASE_URL: database.serving,
-    // keyed reads are on the pool then
+    // without pipelined connections, reads by key take connections of the pool
     ...(database.serving !== database.app && { DATABASE_POOLER: 'transaction', DATABASE_POOL: '40' }),
     ...env
   }
@@ -96,7 +114,7 @@ export async function startApp(t: Test, env: Environment = {}, database?: Databa
 export type Tokens = { access_token: string; refresh_token: string; token_type: string; expires_in: number }
 export type Reply = LightMyRequestResponse
 
-/** Sends a request to the host of a tenant, or to the general host. */
+/** Sends a request to a host: that of a tenant, or the general host `localhost`. */
 export function send(app: FastifyInstance, host: string, options: InjectOptions | string): Promise<Reply> {
   const request = typeof options === 'string' ? { url: options } : options
   return app.inject({ ...request, headers: { host, ...request.headers } })
@@ -110,17 +128,17 @@ export type Tenant = {
   slug: string
   host: string
   owner: { id: string; email: string; tokens: Tokens }
-  /** As the owner, on the tenant's host. A path alone is a GET. */
+  /** Sends a request as the owner, on the tenant's host. A path alone is a GET. */
   send(options: InjectOptions | string): Promise<Reply>
-  /** As nobody, on the tenant's host. */
+  /** Sends a request without a token, on the tenant's host. */
   anonymous(options: InjectOptions | string): Promise<Reply>
-  /** With another token, on the tenant's host. */
+  /** Sends a request with another token, on the tenant's host. */
   with(token: string, options: InjectOptions | string): Promise<Reply>
-  /** A new session of the owner. */
+  /** Opens a new session of the owner. */
   signIn(): Promise<Tokens>
 }
 
-/** An agency with its owner, who is signed in. */
+/** Registers an agency. Its owner is signed in. */
 export async function createTenant(
   app: FastifyInstance,
   slug: string,
@@ -149,14 +167,17 @@ export async function createTenant(
   }
 }
 
-/** Puts somebody into a tenant as an administrator of the database would; there is no other way to get lower roles here. */
+/** Makes a user a member of a tenant by SQL, without an invitation. */
 export async function addMember(app: TestApp, tenant: Tenant, userId: string, role: string): Promise<void> {
   await asOwner(app.database, tenant.id, userId, [
     ['insert into memberships (user_id, role) values ($1, $2)', [userId, role]]
   ])
 }
 
-/** Runs statements as the owner of the tables behind the gate of one tenant: what an operator's command does. */
+/**
+ * Runs statements in one transaction as the owner of the tables, in the scope of one tenant, as an operator's command
+ * does.
+ */
 export async function asOwner(
   database: DatabaseUrls,
   tenantId: string,
@@ -174,7 +195,7 @@ export async function asOwner(
   })
 }
 
-/** Suspends or resumes a tenant, and says so to every process. */
+/** Suspends or resumes a tenant, and publishes the change to every process. */
 export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'suspended'): Promise<void> {
   return asOwner(app.database, tenant.id, tenant.owner.id, [
     ['update tenants set status = $1 where id = $2', [status, tenant.id]],
@@ -185,12 +206,12 @@ export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'susp
   ])
 }
 
-/** Rows as the superuser sees them: all tenants'. */
+/** Runs a query as the superuser, who sees the rows of all tenants. */
 export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: string, values: unknown[] = []) {
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
 }
 
-/** The tokens in the mails to an address, as the log of a development server shows them. */
+/** The tokens in the mails to an address. A development server writes its mails to the log. */
 export function mailedTokens(app: TestApp, email: string): string[] {
   return app.logLines
     .map((line) => JSON.parse(line).mail)
@@ -202,15 +223,15 @@ export type Server = {
   port: number
   url: string
   child: ChildProcess
-  /** Everything it has written, to both streams. */
+  /** Everything that the process has written, to both streams. */
   output(): string
   fetch(path: string, init?: RequestInit & { host?: string }): Promise<Response>
   exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
 }
 
 /**
- * The product through its entry point, as a process of its own. Resolves when it answers. `prefix` is a command that becomes
- * the process: one that sets its limits, say.
+ * Starts the product as a process of its own. Resolves when it is ready, or at once with `ready: false`. `prefix` is a
+ * command that runs the server in its place, such as `prlimit`.
  */
 export async function startServer(
   t: Owner,
@@ -248,36 +269,24 @@ export async function startServer(
   return server
 }
 
-/** Resolves when it takes requests; rejects when it has ended instead. */
+/** Whether a server says that it is ready for requests. A server that can't be reached is not. */
+export async function isReady(server: Server): Promise<boolean> {
+  const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
+  return reply?.status === 200
+}
+
+/** Resolves when the server is ready. Rejects when it has ended, and after a minute. */
 export async function waitUntilReady(server: Server): Promise<void> {
   const elapsed = stopwatch()
   while (elapsed() < 60_000) {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
-    const reply = await server.fetch('/api/v1/health/ready').catch(() => undefined)
-    if (reply?.status === 200) return
+    if (await isReady(server)) return
     await sleep(50)
   }
   throw new Error(`the server did not become ready:\n${server.output()}`)
 }
 
-/** Below those that the system gives to connections, of which one may be anywhere a moment later. */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = 15_000 + Math.floor(Math.random() * 16_000)
-    const server = createServer()
-    server.listen(port, '127.0.0.1')
-    const taken = await once(server, 'listening').then(
-      () => false,
-      () => true
-    )
-    if (taken) continue
-    server.close()
-    await once(server, 'close')
-    return port
-  }
-}
-
-/** Waits until `check` says yes. Fails loudly and not by the file's time-out. Gives the milliseconds of a stopwatch. */
+/** Polls until `check` is true. Resolves to the milliseconds that it took, and rejects after `withinMs`. */
 export async function eventually(check: () => Promise<boolean> | boolean, withinMs = 20_000): Promise<number> {
   const elapsed = stopwatch()
   while (!(await check())) {

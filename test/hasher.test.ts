@@ -26,8 +26,8 @@ import { stopwatch } from './machine.ts'
 // bounded in time: answers while passwords are hashed
 
 /*
- * The process of lower priority that hashes: that it does what the package does, that its death is nobody's trouble, and that
- * it never outlives who started it.
+ * The subprocess of lower priority that hashes passwords: it does what the package does, its death fails no request, and it never
+ * outlives the process that started it.
  */
 
 if (!existsSync('/proc/self/stat')) {
@@ -39,7 +39,7 @@ const secret = Buffer.from('a pepper of the tests')
 const options = { ...parameters, secret }
 const niceness = 10
 
-/** The fields of a process, or of one of its threads, from the third on. */
+/** The fields of /proc/…/stat of a process or a thread, from the third on. */
 function statOf(path: string): string[] {
   const text = readFileSync(`/proc/${path}/stat`, 'utf8')
   return text.slice(text.lastIndexOf(')') + 2).split(' ')
@@ -54,7 +54,7 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** The processes that hash for one. */
+/** The hashing subprocesses of a process. */
 function hashersOf(pid: number | undefined): number[] {
   const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number)
   return children.filter((child) => child > 0 && isAlive(child) && commandOf(child).includes('hasher-process.ts'))
@@ -66,7 +66,7 @@ const hashingThreads = (pid: number) =>
     .map((tid) => `${pid}/task/${tid}`)
     .filter((path) => readFileSync(`/proc/${path}/comm`, 'utf8').startsWith('libuv'))
 
-/** Hashes until another process does: what hashes there has threads for it. Resolves to its pid. */
+/** Hashes until a subprocess hashes, which has threads for it then. Resolves to its pid. */
 async function untilReady(hashOnce: () => Promise<unknown>, ofProcess: number | undefined = process.pid) {
   let found: number | undefined
   await eventually(async () => {
@@ -82,10 +82,10 @@ const groupOf = (pid: number | 'self') => `/proc/${pid}/autogroup`
 
 type Warning = [details: object, message: string]
 
-/** One that hashes in another process already. */
+/** A hasher whose subprocess has started. */
 async function startHasher(t: Test, width = 2) {
   const warnings: Warning[] = []
-  // that of the test before may still be ending
+  // the subprocess of the test before may still be ending
   await eventually(() => hashersOf(process.pid).length === 0)
   const hasher = createHasher({ concurrency: width, log: { warn: (...said) => void warnings.push(said) } })
   t.teardown(hasher.close)
@@ -126,14 +126,14 @@ t.test('its priority is lower, and it knows no secret but what it is sent', asyn
   const threads = hashingThreads(pid)
   t.equal(threads.length, 2, 'one for each job')
   for (const path of threads) t.equal(nicenessOf(path), niceness)
-  // pid and session, the sixth field
+  // the pid and the session, which is the sixth field
   t.equal(Number(statOf(String(pid))[3]), pid, 'a session of its own')
   if (existsSync(groupOf(pid)))
     await eventually(() => readFileSync(groupOf(pid), 'utf8').endsWith(` nice ${niceness}\n`))
   t.strictSame(ours(), before, 'and ours is what it was')
   const names = readFileSync(`/proc/${pid}/environ`, 'latin1').match(/(?<=^|\0)\w+(?==)/g) ?? []
   t.strictSame(
-    // what the test runner gives to every process
+    // variables that the test runner gives to every process
     names.filter((name) => name !== 'NODE_OPTIONS' && !name.startsWith('_TAPJS')).sort(),
     ['NODE_CHANNEL_FD', 'NODE_CHANNEL_SERIALIZATION_MODE', 'UV_THREADPOOL_SIZE']
   )
@@ -194,7 +194,7 @@ t.test('where it can not be started, passwords are hashed all the same, and that
   t.equal(await argon2.verify(stored, password, { secret }), true)
   t.equal(await hasher.verify(stored, password, { secret }), true)
   t.equal(await hasher.verify(stored, 'another one', { secret }), false)
-  // longer than it rests
+  // longer than its restart delay
   await sleep(5200)
   t.equal(await hasher.verify(stored, password, { secret }), true)
   await sleep(1000)

@@ -4,7 +4,7 @@ import t from 'tap'
 import { createTenant, startApp } from './harness.ts'
 
 /*
- * What a signed-in read costs, counted and not timed: a change that makes it cost more fails here for a reason.
+ * The cost of a signed-in read, counted and not timed. A change that makes a read cost more fails here.
  */
 
 type Counts = { writes: number; parses: number; describes: number; executes: number; syncs: number; compiles: number }
@@ -13,7 +13,7 @@ const counts: Counts = { writes: 0, parses: 0, describes: 0, executes: 0, syncs:
 const byType: Record<number, keyof Counts> = { 80: 'parses', 68: 'describes', 69: 'executes', 83: 'syncs' }
 let databasePort = 0
 
-// for as long as this process lives
+// not restored: it is replaced for the life of this process
 const { write } = Socket.prototype
 Socket.prototype.write = function (this: Socket, ...given: Parameters<typeof write>) {
   const [bytes] = given as unknown as [Buffer]
@@ -32,7 +32,7 @@ PostgresQueryCompiler.prototype.compileQuery = function (...given) {
   return compileQuery.apply(this, given)
 }
 
-/** What `work` alone has counted: the poll of revocations is not in it when it fell into a pause. */
+/** The counts of `work`. The poll of revocations is not in them if it fell into a pause. */
 async function counted(work: () => Promise<unknown>): Promise<Counts> {
   const before = { ...counts }
   await work()
@@ -46,10 +46,10 @@ t.test('the hot path', async (t) => {
   databasePort = Number(new URL(app.database.app).port)
   const acme = await createTenant(app, 'acme')
   const tag = (await acme.send('/api/v1/users/me')).headers.etag as string
-  // both pipelined connections have met each statement
+  // both pipelined connections have prepared each statement
   for (let i = 0; i < 8; i++) await acme.send(i % 2 ? '/api/v1/users/me' : '/api/v1/tenant')
 
-  /** The least of some attempts: a poll may fall into one, and not into all. */
+  /** The least count of several attempts. A poll may fall into one of them, but not into all. */
   async function least(work: () => Promise<unknown>): Promise<Counts> {
     const attempts: Counts[] = []
     for (let i = 0; i < 10; i++) attempts.push(await counted(work))
@@ -74,7 +74,7 @@ t.test('the hot path', async (t) => {
       app.tenants.created('acme')
       return acme.send('/api/v1/users/me')
     }
-    // both pipelined connections have met the look-up
+    // both pipelined connections have prepared the look-up
     for (let i = 0; i < 8; i++) await first()
     const twoFlushes = { writes: 2, parses: 0, describes: 0, executes: 4, syncs: 2, compiles: 0 }
     t.strictSame(await least(first), twoFlushes)
@@ -94,7 +94,7 @@ t.test('the hot path', async (t) => {
     const all = await least(() => Promise.all(Array.from({ length: many }, () => acme.send('/api/v1/users/me'))))
     t.ok(all.writes <= many / 4, `${all.writes} writes for ${many} reads`)
     t.ok(all.syncs <= all.writes, `${all.syncs} Syncs`)
-    // on a busy machine a poll of revocations falls into each round, or a read that waited goes to the pool
+    // on a busy machine, a poll of revocations may fall into each round, or a waiting read may go to the pool
     t.ok(all.executes <= 2 * many + 2, `${all.executes} executes`)
     t.strictSame({ ...all, writes: 0, syncs: 0, executes: 0 }, { ...oneFlush, writes: 0, syncs: 0, executes: 0 })
   })

@@ -17,7 +17,7 @@ import {
 } from './harness.ts'
 
 /*
- * A process that dies under a request with an Idempotency-Key, wherever it is by then: whoever asks again gets one object.
+ * A process dies at any point of a request with an Idempotency-Key. The client repeats it, and gets one object.
  */
 
 type Outcome = { status: number; replayed: boolean; body: string } | 'no reply'
@@ -51,14 +51,14 @@ async function invite(server: Server, acme: Tenant, name: string): Promise<Outco
   }
 }
 
-/** The same of a process that lives. */
+/** Sends the request again, to a process that lives. */
 async function inviteAgain(acme: Tenant, name: string): Promise<Outcome> {
   const call = post('/invitations', { email: `${name}@example.com`, role: 'viewer' }, { 'idempotency-key': name })
   const { statusCode, headers, body } = await acme.send(call)
   return { status: statusCode, replayed: headers['idempotency-replayed'] === 'true', body }
 }
 
-/** Asks until the key is free, as a client does. */
+/** Repeats the request until the key is no longer in use, as a client does. */
 async function inviteUntilDone(acme: Tenant, name: string): Promise<Outcome> {
   let outcome: Outcome = 'no reply'
   await eventually(async () => {
@@ -113,13 +113,13 @@ t.test('a process that is killed while its transaction runs', async (t) => {
 
 type Cut = {
   url: string
-  /** From the next commit on nothing comes back. */
+  /** From the next commit on, answers are dropped. */
   arm(): void
-  /** Whether that commit was sent. */
+  /** Whether that commit has been sent. */
   sprung(): boolean
 }
 
-/** A way to the database on which the answer to a commit is lost. */
+/** A proxy to the database that drops the answer to a commit. */
 async function startCut(t: Test, target: string): Promise<Cut> {
   const { hostname, port } = new URL(target)
   const sockets = new Set<Socket>()

@@ -24,7 +24,7 @@ const newTenant = (slug: string, key: string) => post('/tenants', { name: 'More'
 
 const replayed = (reply: Reply) => reply.headers['idempotency-replayed'] === 'true'
 
-/** What there is of an invitation: the row, its mail and its event. */
+/** Counts the rows of an invitation, its mails and its events. */
 const traces = (app: TestApp, email: string) =>
   allRows(
     app.database,
@@ -37,7 +37,7 @@ const traces = (app: TestApp, email: string) =>
 const keys = (app: TestApp) =>
   allRows(app.database, 'select tenant_id, user_id, route, key from idempotency_keys order by key, tenant_id, user_id')
 
-/** Somebody of another agency who is a member of this one too. Resolves to their token here. */
+/** Makes the owner of a new agency a member of this one. Resolves to their token here. */
 async function join(app: TestApp, tenant: Tenant, slug: string, role: string): Promise<string> {
   const own = await createTenant(app, slug)
   await addMember(app, tenant, own.owner.id, role)
@@ -140,7 +140,7 @@ t.test('a refusal stores nothing, and the key can be used again', async (t) => {
   t.match((await acme.send(newTenant('www', 'k2'))).json(), { code: 'slug_taken' })
   t.strictSame(await keys(app), [])
 
-  // what can not be stored is not done either
+  // a reply that can't be stored is not carried out either
   const rename = (name: string, to: string) =>
     withClient(app.database.owner, (owner) => owner.query(`alter table ${name} rename to ${to}`))
   await rename('audit_events', 'elsewhere')
@@ -266,7 +266,7 @@ t.test('while the first request runs', async (t) => {
   })
 })
 
-/** Statements of the server that wait for a lock. */
+/** The number of statements of the server that wait for a lock. */
 async function waiting(app: TestApp): Promise<number> {
   const text = `select from pg_stat_activity where datname = current_database() and usename = 'aggios_app' and wait_event_type = 'Lock'`
   return (await allRows(app.database, text)).length
@@ -315,7 +315,7 @@ t.test('a repetition is a request like any other', async (t) => {
     const token = await join(app, acme, 'leaver', 'admin')
     const [leaver] = await allRows(app.database, "select id from users where email = 'owner@leaver.example'")
     await withClient(app.database.postgres, async (other) => {
-      // no revocation is written, as if this process had not read it yet
+      // without a revocation, as if this process had not read it yet
       await other.query('begin')
       await other.query('delete from memberships where tenant_id = $1 and user_id = $2', [acme.id, leaver?.id])
       const asked = acme.with(token, invitation('late@example.com', 'late'))

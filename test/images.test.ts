@@ -12,7 +12,7 @@ const logo = '/api/v1/tenant/logo'
 const put = (url: string, content: Buffer | string, filename = 'face.png', type = 'image/png') =>
   ({ method: 'PUT', url, ...form([{ name: 'file', filename, type, content }]) }) as const
 
-/** A picture whose left half is red and whose right half is blue. */
+/** A picture with a red left half and a blue right half. */
 async function picture(width: number, height: number) {
   const half = { width: Math.ceil(width / 2), height, channels: 3 as const }
   const right = await sharp({ create: { ...half, background: 'blue' } })
@@ -23,7 +23,7 @@ async function picture(width: number, height: number) {
   ])
 }
 
-/** A PNG that says of itself to have any size, with hardly any bytes. */
+/** A PNG of few bytes, whose header states any size. */
 function pngOf(width: number, height: number): Buffer {
   const chunk = (type: string, data: Buffer) => {
     const body = Buffer.concat([Buffer.from(type), data])

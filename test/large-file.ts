@@ -3,29 +3,28 @@ import { once } from 'node:events'
 import http from 'node:http'
 import { buffer } from 'node:stream/consumers'
 import { pipeline } from 'node:stream/promises'
+import { mebibyte } from './bytes.ts'
 
 /*
- * Files that are larger than what anybody holds in memory, made and checked as they pass: for test/large-files.test.ts, and for
- * `npm run bench`, which measures how fast they are.
+ * Files too large for memory. They are generated and checked as a stream, for test/large-files.test.ts and for `npm run
+ * bench`, which measures their speed.
  */
 
-export const mebibyte = 1024 * 1024
-
-/** The same bytes over and over, beginning like no type of file: making them must not be what is measured. */
+/** The content repeats this block, so that generating it costs little. It begins like no known type of file. */
 const block = Buffer.alloc(mebibyte, 'nothing that anybody knows ')
 
 export function* content(mebibytes: number) {
   for (let count = 0; count < mebibytes; count++) yield block
 }
 
-/** SHA-256 of so much content, in hex. */
+/** The SHA-256 of this many mebibytes of content, in hex. */
 export function contentSum(mebibytes: number): string {
   const hash = createHash('sha256')
   for (const each of content(mebibytes)) hash.update(each)
   return hash.digest('hex')
 }
 
-/** Uploads and downloads as somebody of the agency whose host and token the headers hold. */
+/** A client that uploads, downloads and removes files, with these headers. */
 export function createFileClient(port: number, headers: { host: string; authorization: string }) {
   const request = (method: string, path: string, more = {}) =>
     http.request({ port, path: `/api/v1/files${path}`, method, headers: { ...headers, ...more } })
@@ -52,7 +51,7 @@ export function createFileClient(port: number, headers: { host: string; authoriz
       if (reply.statusCode !== 201) throw new Error(`${reply.statusCode} ${text}`)
       return JSON.parse(text).id
     },
-    /** Resolves to the SHA-256 of what came. */
+    /** Resolves to the SHA-256 of the content. */
     async download(file: string): Promise<string> {
       const sent = request('GET', `/${file}/content`)
       sent.end()

@@ -1,13 +1,14 @@
 import { readFileSync } from 'node:fs'
 import t from 'tap'
+import { mebibyte } from './bytes.ts'
 import { createTestDatabase, post, type Server, startServer, testEnvironment } from './harness.ts'
-import { contentSum, createFileClient, mebibyte } from './large-file.ts'
+import { contentSum, createFileClient } from './large-file.ts'
 import { objectStores } from './object-stores.ts'
 
 /*
- * What passes through is as large as it likes: the server holds a few parts of it. How fast it is, `npm run bench` measures.
+ * The server holds only a few parts of a file in memory, however large the file is. `npm run bench` measures the speed.
  *
- * LARGE_FILE_MIB=2048 is the size that is promised; the usual one shows the same in less time.
+ * LARGE_FILE_MIB=2048 is the promised size. The default size shows the same in less time.
  */
 
 const mebibytes = Number(process.env.LARGE_FILE_MIB ?? 256)
@@ -21,7 +22,7 @@ for (const kind of objectStores.filter(({ name }) => name !== 'SeaweedFS')) {
     const limits = { MAX_FILE_SIZE: '10GiB', STORAGE_QUOTA: '100GiB' }
     const server = await startServer(t, testEnvironment(database, { ...store.environment, ...limits }))
     const client = createFileClient(server.port, await signUp(server))
-    // what grows once and stays: code that is compiled, buffers of connections
+    // before measuring: compiled code and buffers of connections grow once
     await client.remove(await client.upload(8))
 
     const before = memoryOf(server)
@@ -34,7 +35,7 @@ for (const kind of objectStores.filter(({ name }) => name !== 'SeaweedFS')) {
   })
 }
 
-/** Resident bytes of the server. */
+/** The resident memory of the server, in bytes. */
 function memoryOf({ child }: Server): number {
   const [, kib] = /^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8')) ?? []
   return Number(kib) * 1024

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { readdirSync, readFileSync, utimesSync } from 'node:fs'
+import { readdirSync, utimesSync } from 'node:fs'
 import { type AddressInfo, connect } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
@@ -39,61 +39,18 @@ import { catalogue } from '../src/http/problems.ts'
 import { crashTimeoutMs } from '../src/processes/serving.ts'
 import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
-import { createTenant, createTestDatabase, eventually, post, root, send, startApp, type TestApp } from './harness.ts'
+import { createTenant, createTestDatabase, eventually, post, send, startApp } from './harness.ts'
+import { read, rowAbout, rows, sizes, times } from './limit-rows.ts'
+import { listen } from './requests.ts'
 
 // bounded in time: how long one may wait
 
 /*
- * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here, and
- * every limit in the sources has a row.
+ * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here.
+ * test/docs.test.ts shows that every limit in the sources has a row.
  */
 
-const page = readFileSync(join(root, 'docs', 'operations.md'), 'utf8')
-const source = (path: string) => readFileSync(join(root, path), 'utf8')
-
-type Row = { what: string; value: string; over: string }
-
-function rowsOf(heading: string): Row[] {
-  const section = page.split(/^## /m).find((each) => each.startsWith(heading)) ?? ''
-  const lines = section.split('\n').filter((line) => line.startsWith('|'))
-  return lines.slice(2).map((line) => {
-    const [what = '', value = '', over = ''] = line
-      .split('|')
-      .slice(1, -1)
-      .map((cell) => cell.trim())
-    return { what, value, over }
-  })
-}
-
-const rows = rowsOf('Limits and time-outs')
-const read = new Set<string>()
-
-/** The one row about something. */
-function rowAbout(start: string): Row {
-  const found = rows.filter(({ what }) => what.startsWith(start))
-  if (found.length !== 1 || !found[0]) throw new Error(`${found.length} rows begin with "${start}"`)
-  read.add(found[0].what)
-  return found[0]
-}
-
-const unitMs = { s: 1000, ms: 1, min: 60_000 }
-
-/** Every time in a text, in milliseconds. */
-function times(text: string): number[] {
-  return [...text.matchAll(/(\d+) (ms|s|min)\b/g)].map(
-    ([, count, unit]) => Number(count) * unitMs[unit as keyof typeof unitMs]
-  )
-}
-
-/** Every size in a text, in bytes. */
-const sizes = (text: string) => [...text.matchAll(/(\d+) KiB/g)].map(([, count]) => Number(count) * 1024)
-
-async function listen(app: TestApp): Promise<number> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return (app.server.address() as { port: number }).port
-}
-
-/** What a connection gets for some bytes, and after how long it is closed. */
+/** Sends bytes on a new connection. Resolves to the answer, and to the milliseconds until the connection closed. */
 async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
   const socket = connect(port, '127.0.0.1')
   let text = ''
@@ -148,7 +105,7 @@ t.test('the limits of a request', async (t) => {
   t.test('how many requests may wait for their answers on one connection', async (t) => {
     const most = Number(rowAbout('requests on one connection').value)
     const { port } = app.server.address() as { port: number }
-    /** Sends so many requests at once. Resolves to how many were answered before the connection closed. */
+    /** Sends so many requests at once on one connection. Resolves to the number of answers before it closed. */
     const answersTo = async (count: number) => {
       const socket = connect(port, '127.0.0.1')
       let text = ''
@@ -190,7 +147,7 @@ t.test('the limits of the database', async (t) => {
     t.equal(limit, pool.acquireTimeoutMs)
     const start = rowAbout('a database that is not there yet when a process starts')
     t.strictSame(times(start.value), [startTimeoutMs])
-    // the only connection is held for as long as it may be waited for
+    // the only connection is held for the whole time-out
     const held = app.gate.transaction(scope, () => sleep(limit + 500))
     const startedAt = Date.now()
     const reply = await acme.send({ method: 'PATCH', url: '/api/v1/users/me', payload: { name: 'Ada' } })
@@ -283,7 +240,7 @@ t.test('the share of one agency', async (t) => {
     const limit = Number(value)
     const app = await startApp(t)
     const [acme, rival] = await Promise.all([createTenant(app, 'acme'), createTenant(app, 'rival')])
-    // held by what every read waits for
+    // this lock makes every read wait
     let open = () => {}
     const door = new Promise<void>((done) => {
       open = done
@@ -333,14 +290,14 @@ t.test('the share of one agency', async (t) => {
     const { value, over } = rowAbout('queries of one person, or of one agency, that wait')
     const [, depth] = /^(\d+);/.exec(value) ?? []
     t.equal(Number(depth), gate.maxWaitingPerKey)
-    const [patience = 0] = times(value)
-    t.equal(patience, gate.semaphoreTimeoutMs)
+    const [timeoutMs = 0] = times(value)
+    t.equal(timeoutMs, gate.semaphoreTimeoutMs)
     t.match(over, '503 `overloaded`')
     const app = await startApp(t, { DATABASE_POOL: '4' })
     const acme = await createTenant(app, 'acme')
     const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
     const all = await Promise.allSettled(
-      Array.from({ length: 2 + Number(depth) + 5 }, () => app.gate.transaction(scope, () => sleep(patience + 500)))
+      Array.from({ length: 2 + Number(depth) + 5 }, () => app.gate.transaction(scope, () => sleep(timeoutMs + 500)))
     )
     const refused = all.filter((one) => one.status === 'rejected')
     t.equal(all.length - refused.length, 2, 'half of the pool works')
@@ -500,106 +457,5 @@ t.test('every row is read here, and names codes that there are', (t) => {
       t.equal(catalogue.get(code as string)?.status, Number(status), `${what}: ${code}`)
     }
   }
-  t.end()
-})
-
-t.test('every limit in the sources has a row, or a reason to have none', (t) => {
-  const found = ['src/app.ts', 'src/processes/serving.ts', 'src/processes/supervisor.ts', 'src/auth/passwords.ts']
-    .concat('src/auth/hasher.ts', 'src/files/decoders.ts')
-    .concat([
-      'db/gate/pipeline.ts',
-      'db/gate/gate.ts',
-      'db/gate/replica.ts',
-      'db/gate/start-up.ts',
-      'plugins/infrastructure/database.ts',
-      'plugins/auth/revocations.ts'
-    ])
-    .concat([
-      'plugins/observability/health.ts',
-      'plugins/tenancy/tenants.ts',
-      'plugins/limits/attempts.ts',
-      'plugins/infrastructure/redis.ts'
-    ])
-    .concat(['plugins/files/objects.ts', 'plugins/http/request-body.ts', 'plugins/maintenance/object-sweep.ts'])
-    .concat(['src/files/store/object-store.ts', 'src/files/store/s3.ts', 'src/files/store/disk.ts'])
-    .flatMap((path) =>
-      [
-        ...source(path).matchAll(
-          /\b(\w*(?:[tT]imeout\w*|Ms|Interval|Limit|InFlight|HeaderSize|depth|_timeout))\s*[:=]\s*[\d_]+/g
-        )
-      ].map(([, name]) => `${path} ${name}`)
-    )
-  const inTable = [
-    ...['bodyLimit', 'connectionTimeout', 'keepAliveTimeout', 'headersTimeout'].map((name) => `src/app.ts ${name}`),
-    ...['src/app.ts connectionsCheckingInterval', 'src/app.ts maxHeaderSize', 'src/auth/passwords.ts depth'],
-    ...[
-      'connectTimeoutMs',
-      'silenceLimitMs',
-      'reconnectDelayMs',
-      'maxInFlight',
-      'maxPauseMs',
-      'statement_timeout',
-      'lock_timeout'
-    ].map((name) => `db/gate/pipeline.ts ${name}`),
-    ...['acquireTimeoutMs', 'idleTimeoutMs', 'queryTimeoutMs', 'statement_timeout', 'lock_timeout'].map(
-      (name) => `plugins/infrastructure/database.ts ${name}`
-    ),
-    ...[
-      'plugins/infrastructure/database.ts idle_in_transaction_session_timeout',
-      'plugins/auth/revocations.ts staleAfterMs'
-    ],
-    ...[
-      'plugins/infrastructure/redis.ts commandTimeoutMs',
-      'plugins/infrastructure/redis.ts connectTimeoutMs',
-      'plugins/infrastructure/redis.ts cooldownMs'
-    ],
-    ...['db/gate/gate.ts semaphoreTimeoutMs', 'db/gate/replica.ts staleAfterMs', 'db/gate/start-up.ts startTimeoutMs'],
-    ...['src/processes/serving.ts crashTimeoutMs', 'src/processes/supervisor.ts reportTimeoutMs'],
-    ...[
-      'src/auth/hasher.ts answerTimeoutMs',
-      'src/auth/hasher.ts restartDelayMs',
-      'src/files/decoders.ts cpuMs',
-      'src/files/decoders.ts wallMs'
-    ],
-    ...[
-      'plugins/files/objects.ts ownerTimeoutMs',
-      'plugins/files/objects.ts slotTimeoutMs',
-      'plugins/http/request-body.ts bodyTimeoutMs',
-      'src/files/store/object-store.ts storeTimeoutMs'
-    ],
-    ...['src/files/store/s3.ts assemblyTimeoutMs', 'src/files/store/disk.ts forgottenAfterMs']
-  ]
-  // how often something is looked at, or kept: nobody is refused or cut off by it
-  const notLimits = [
-    ...[
-      'src/processes/serving.ts drainNoticeMs',
-      'src/processes/serving.ts listenersCloseMs',
-      'src/processes/serving.ts lingerMs',
-      'src/processes/serving.ts quietMs',
-      'src/processes/serving.ts pollMs',
-      'src/processes/supervisor.ts stableMs',
-      'src/processes/supervisor.ts maxRestartDelayMs'
-    ],
-    'db/gate/gate.ts disconnectWindowMs',
-    ...['db/gate/start-up.ts firstPauseMs', 'db/gate/start-up.ts longestPauseMs'],
-    ...['plugins/auth/revocations.ts intervalMs', 'plugins/tenancy/tenants.ts unknownSlugMs'],
-    ...[
-      'plugins/observability/health.ts freshForMs',
-      'plugins/observability/health.ts timeoutMs',
-      'plugins/http/request-body.ts lingerMs'
-    ],
-    ...['plugins/files/objects.ts stalePartsIntervalMs', 'plugins/maintenance/object-sweep.ts intervalMs'],
-    // off: plugins/http/request-body.ts bounds it by route
-    'src/app.ts requestTimeout',
-    // a start that reads a million revocations
-    'src/app.ts pluginTimeout',
-    'plugins/limits/attempts.ts dayMs',
-    ...[
-      'plugins/infrastructure/redis.ts maxReconnectMs',
-      'db/gate/replica.ts intervalMs',
-      'db/gate/pipeline.ts batchMs'
-    ]
-  ]
-  t.strictSame([...new Set(found)].sort(), [...inTable, ...notLimits].sort())
   t.end()
 })

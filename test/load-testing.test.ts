@@ -1,20 +1,25 @@
-import { execFile } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
 import t from 'tap'
-import { commandFile, createTestDatabase, elsewhere, root, startServer, testEnvironment } from './harness.ts'
+import {
+  commandFile,
+  createTestDatabase,
+  elsewhere,
+  root,
+  run,
+  startServer,
+  temporaryFolder,
+  testEnvironment
+} from './harness.ts'
 import { findBenchPackage, findProgram } from './parts.ts'
 
 /*
- * What docs/load-testing.md shows works as it is pasted.
+ * The programs and commands of docs/load-testing.md work as they stand there.
  */
 
-const run = promisify(execFile)
 const page = readFileSync(join(root, 'docs', 'load-testing.md'), 'utf8')
 
-/** The text of the page's program with this name, which its first line says. */
+/** The program of the page with this name. Its first line says the name. */
 function programOf(name: string): string {
   const found = [...page.matchAll(/```(?:lua|js)\n(.*?)```/gs)].map(([, code = '']) => code)
   const program = found.find((code) => /^(?:--|\/\/) (\S+)\n/.exec(code)?.[1] === name)
@@ -22,7 +27,7 @@ function programOf(name: string): string {
   return program
 }
 
-/** The arguments of the page's one command line that begins with this word. */
+/** The arguments of the only command of the page that begins with this word. */
 function argumentsOf(command: string): string[] {
   const line = page.split('\n').find((each) => each.startsWith(`${command} `))
   if (line === undefined) throw new Error(`the page does not show ${command}`)
@@ -35,8 +40,7 @@ const autocannon = findBenchPackage('autocannon')
 t.test('load generators drive a server with the people of a seed', async (t) => {
   const database = await createTestDatabase(t)
   const env = testEnvironment(database)
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-load-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   for (const name of ['me.lua', 'me.mjs']) writeFileSync(join(dir, name), programOf(name))
   const seed = argumentsOf('npm run seed')
     .slice(3)

@@ -1,16 +1,16 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** Of the time that we wanted of all cores, what a hypervisor may give to others before what runs here no longer keeps its bounds. */
+/** The share of wanted CPU time that a hypervisor may take away (steal) before bounds in time can't be kept. */
 const tolerable = 0.25
-/** Of Linux's books, for all programs: `getconf CLK_TCK`. */
+/** The unit of /proc/stat: `getconf CLK_TCK` gives 100 ticks a second. */
 const tickMs = 10
 const spinMs = 2000
 const pauseMs = 18_000
-/** Of a whole run. */
+/** How often a whole run may still look for a quiet moment. */
 let looksLeft = 30
 
-/** Ticks of each core, by Linux's own books: taken away by the hypervisor, and wanted at all. */
+/** The ticks of each core from /proc/stat: those stolen by the hypervisor, and all that were wanted. */
 function ticksOfCores(): { stolen: number; wanted: number }[] {
   if (!existsSync('/proc/stat')) return []
   const lines = readFileSync('/proc/stat', 'utf8').match(/^cpu\d+ .*$/gm) ?? []
@@ -21,7 +21,7 @@ function ticksOfCores(): { stolen: number; wanted: number }[] {
   })
 }
 
-/** The ticks of all cores since. */
+/** The ticks of each core since `before`. */
 const spentSince = (before: ReturnType<typeof ticksOfCores>) =>
   ticksOfCores().map(({ stolen, wanted }, core) => ({
     stolen: stolen - (before[core]?.stolen ?? 0),
@@ -29,9 +29,10 @@ const spentSince = (before: ReturnType<typeof ticksOfCores>) =>
   }))
 
 /**
- * Begins to count milliseconds, and tells them when it is asked. What a hypervisor takes meanwhile from the core that has lost most
- * does not count; what it took from several at the same time passed once. For bounds that an answer must keep; a wait that must not
- * be shorter is measured by the clock.
+ * Starts a stopwatch. The function that it returns gives the milliseconds since, without the time that the hypervisor
+ * has stolen from the core that lost most. Time stolen from several cores at once is subtracted once.
+ *
+ * Use it for upper bounds. Measure a wait that must not be too short by the clock.
  */
 export function stopwatch(): () => number {
   const startedAt = performance.now()
@@ -42,18 +43,18 @@ export function stopwatch(): () => number {
   }
 }
 
-/** Tells, when it is asked, what share of the CPU that was wanted since has been taken away. */
+/** Returns a function that gives the share of the wanted CPU time that was stolen since. */
 export function watchStolen(): () => number {
   const before = ticksOfCores()
   return () => {
     const spent = spentSince(before)
     const sum = (key: 'stolen' | 'wanted') => spent.reduce((all, each) => all + each[key], 0)
-    // nothing is taken from who wants nothing
+    // no time was stolen if none was wanted
     return sum('stolen') / Math.max(1, sum('wanted'))
   }
 }
 
-/** Tells, when it is asked, whether too much has been taken away since. */
+/** Returns a function that says whether too much CPU time was stolen since. */
 export function watchMachine(): () => boolean {
   const stolenShare = watchStolen()
   return () => stolenShare() > tolerable
@@ -65,7 +66,10 @@ function isShortOfTime(): boolean {
   return wasShort()
 }
 
-/** Resolves when the machine lets this process work. All calls together wait for ten minutes at most. */
+/**
+ * Resolves when the hypervisor leaves this process enough CPU time. All calls of a run together wait for ten minutes at
+ * most.
+ */
 export async function untilMachineHasTime(): Promise<void> {
   for (; looksLeft > 0 && isShortOfTime(); looksLeft--) await sleep(pauseMs)
 }

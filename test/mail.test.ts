@@ -18,7 +18,9 @@ import {
 
 type Received = { to: string[]; text: string }
 
-/** A mail server that keeps what it gets. `refuse` says how many it turns away first, with `code`; nobody is at `unknown`. */
+/**
+ * A mail server that keeps its mails. It refuses the first `refuse` mails with `code`, and every mail to the address `unknown`.
+ */
 async function startMailServer(t: Test, { refuse = 0, code = 451, unknown = '' } = {}) {
   const received: Received[] = []
   let refused = 0
@@ -53,7 +55,7 @@ async function startMailServer(t: Test, { refuse = 0, code = 451, unknown = '' }
   return { url: `smtp://127.0.0.1:${port}`, received, refusals: () => refused }
 }
 
-/** Quoted-printable to text, as far as these mails need it. */
+/** Decodes quoted-printable, as far as these mails need it. */
 function decode(text: string): string {
   const bytes = text
     .replaceAll(/=\r?\n/g, '')
@@ -138,7 +140,7 @@ t.test('a mail survives kill -9, and two processes send it once', async (t) => {
   const env = testEnvironment(app.database, { SMTP_URL: mail.url })
   const [one] = await Promise.all([startServer(t, env), startServer(t, env)])
   one.child.kill('SIGKILL')
-  // what the killed process had leased comes free when its lease is over
+  // mails that the killed process had leased are free when the lease is over
   await allRows(
     app.database,
     "update outbox set due_at = now() where sent_at is null and due_at > now() + interval '5 s'"
@@ -174,7 +176,7 @@ t.test('what a mail server refuses for good is not tried again, and is seen', as
     })
   }
   t.test('a refusal of the installation itself is tried again', async (t) => {
-    // no server of this kind: it refuses whoever connects
+    // a server that refuses every connection
     const server = new SMTPServer({
       authOptional: true,
       logger: false,

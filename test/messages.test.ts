@@ -6,19 +6,19 @@ import { errorMessage, messageKeyword } from '../src/http/field-errors.ts'
 import { createTenant, password, post, send, startApp } from './harness.ts'
 
 /*
- * What a refusal says is for people who have not read the schema: sentences, and all of them at once.
+ * The messages of a refusal are for people who have not read the schema: sentences, and all at once.
  */
 
 type Node = Record<string, unknown>
 
-/** Every part of a document, with the way to it. */
+/** Every object in a document, with its path. */
 function* nodesOf(node: unknown, way: string): Generator<{ node: Node; way: string }> {
   if (node === null || typeof node !== 'object') return
   if (!Array.isArray(node)) yield { node: node as Node, way }
   for (const [key, child] of Object.entries(node)) if (key !== 'examples') yield* nodesOf(child, `${way}/${key}`)
 }
 
-/** The language of JSON Schema, and regular expressions. */
+/** Words of JSON Schema, and regular expressions. They must not occur in a message. */
 const jargon = /must match|must NOT|pattern|regex|format|[\^$\\]|\[\w-|\{\d/
 
 t.test('the OpenAPI document', async (t) => {

@@ -11,7 +11,6 @@ import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,
   eventually,
-  freePort,
   jwtSecret,
   password,
   type Server,
@@ -22,12 +21,13 @@ import {
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
- * What operators see: that it is right, that it stays small, and that it tells nothing about anybody.
+ * The metrics for operators: they are right, they stay few, and they reveal nothing about a person or an agency.
  */
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 const promtool = findProgram('promtool')
@@ -150,7 +150,7 @@ t.test('any plugin adds what it knows in a line', async (t) => {
 
 type Answer = { status: number; body: string; headers: Record<string, unknown> }
 
-/** Unlike fetch it sends any host name and method. */
+/** Sends a request with any host name and method, which fetch can't. */
 function ask(port: number, path: string, { method = 'GET', headers = {}, body = '' } = {}): Promise<Answer> {
   return new Promise((done, fail) => {
     const request = httpRequest({ host: '127.0.0.1', port, path, method, headers, agent: false }, async (reply) => {
@@ -334,7 +334,7 @@ t.test('a process with the internal listener', async (t) => {
         )
       }
     }
-    // every kind of answer once
+    // each kind of answer once
     await madeUp(250, 'first')
     const before = await scrape()
     await madeUp(1000, 'then')

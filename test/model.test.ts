@@ -1,20 +1,20 @@
 import fc from 'fast-check'
 import t from 'tap'
 import type { Role } from '../src/auth/roles.ts'
-import { unknownId } from './authz-policy.ts'
 import { post, type Reply, send } from './harness.ts'
-import { createWorld, type Side, type World } from './isolation.ts'
+import { createWorld, type Side, type World } from './isolation-world.ts'
+import { unknownId } from './requests.ts'
 
 /*
- * Two agencies that know nothing of each other, each with a map of what it should be. Whatever both do at the same time, each
- * must stay as its own map says: a difference is something that came over from the other one.
+ * Two agencies, and a model of the state of each. Random commands run in both at the same time. Each agency must stay as its own
+ * model says: a difference means that one agency changed the other.
  */
 
 type Model = {
   side: Side
   name: string
   members: Map<string, Role>
-  /** Who could be changed, in an order that stays. */
+  /** The people that a command can change, in a fixed order. */
   people: string[]
   invitations: Map<string, { email: string; role: string }>
   events: Map<string, number>
@@ -28,7 +28,7 @@ type Command =
   | { kind: 'rename'; name: string }
   | { kind: 'compare' }
 
-// few, and the same for both, so that they meet
+// few values, and the same for both agencies, so that they collide
 const email = fc.constantFrom('ada@example.com', 'bob@example.com', 'cy@example.com', 'dee@example.com')
 const which = fc.nat({ max: 5 })
 const foreign = fc.boolean()
@@ -44,7 +44,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant('compare' as const) }) }
 )
-/** What the one and the other do in the same moment. */
+/** The commands of both agencies, which run at the same time. */
 const program = fc.array(fc.tuple(fc.option(command), fc.option(command)), { minLength: 5, maxLength: 25 })
 
 class Divergence extends Error {}
@@ -154,7 +154,7 @@ async function run(world: World, mine: Model, theirs: Model, command: Command): 
   }
 }
 
-/** Runs programs until one makes a difference, or the time is over. */
+/** Runs programs until one fails, or the time is over. */
 async function check(world: World, parameters: fc.Parameters<[unknown]>) {
   let steps = 0
   const property = fc.asyncProperty(program, async (rounds) => {

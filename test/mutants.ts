@@ -1,212 +1,27 @@
-import { createHmac } from 'node:crypto'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
-import pg from 'pg'
-import type { AccessClaims } from '../src/auth/claims.ts'
-import { fileKey } from '../src/files/store/keys.ts'
-import { forbidden } from '../src/http/problems.ts'
-import { checks } from './catalogue.ts'
-import { jwtSecret } from './harness.ts'
-import type { Hole, World } from './isolation.ts'
-import { decode, type Json, seconds } from './tokens.ts'
+import {
+  auditApart,
+  beforeHandler,
+  cacheOf,
+  defect,
+  existenceTold,
+  header,
+  lookupsWithoutAgency,
+  type Mutant,
+  onArrival,
+  revocationsThat,
+  settingsThatStay,
+  signature,
+  verifierThatTakes
+} from './holes.ts'
+import { seconds } from './tokens.ts'
 
 /*
- * Holes that the product does not have. Each is made here, around the application or in its database: there is no switch for one
- * in the product. The matrix or the database's catalogue must find every one of them.
+ * Holes that the product does not have. Each is made here, around the application or in its database; the product has
+ * no switch for it. The isolation matrix or the checks of the catalogue must find every one.
  */
 
-export type Mutant = {
-  title: string
-  hole: Hole
-  /** The operations that are tried. None: the catalogue alone is asked. */
-  only: string[]
-  /** What the matrix says first. */
-  found?: RegExp
-  /** The checks of the catalogue that must find it too. */
-  checks?: string[]
-  /** Takes back what was changed outside of the application. */
-  restore?: () => void
-}
-
-// == ways to make one ================================================================================================
-
-/** Runs when the host is known, and before the guard. */
-function onArrival(act: (request: FastifyRequest, app: FastifyInstance) => void | Promise<void>): Hole {
-  return { before: (app) => app.addHook('onRequest', async (request) => act(request, app)) }
-}
-
-/** Runs between the guard and the handler. */
-function beforeHandler(act: (request: FastifyRequest) => void): Hole {
-  return {
-    before: (app) =>
-      app.addHook('preHandler', (request, _reply, done) => {
-        if (request.user) act(request)
-        done()
-      })
-  }
-}
-
-/** A verifier that takes what it should not. */
-function verifierThatTakes(repair: (token: string, header: Json, claims: Json) => Json | undefined): Hole {
-  return onArrival((request, app) => {
-    const token = /^Bearer ([\w-]+\.[\w-]+\.[\w-]*)$/.exec(request.headers.authorization ?? '')?.[1]
-    if (token === undefined) return
-    const { header, claims } = decode(token)
-    const repaired = repair(token, header, claims) as AccessClaims | undefined
-    if (repaired) request.bearer = { claims: repaired, problem: app.revocations.find(repaired) }
-  })
-}
-
-/** Changes the answer to whether a token is still to be believed. */
-function revocationsThat(
-  change: (find: FastifyInstance['revocations']['find']) => FastifyInstance['revocations']['find']
-): Hole {
-  return {
-    after: ({ app }) => {
-      app.revocations.find = change(app.revocations.find)
-    }
-  }
-}
-
-/** Sends again what it has sent before under the same key. */
-function cacheOf(keyOf: (request: FastifyRequest) => string | undefined): Hole {
-  const sent = new Map<string, string>()
-  return {
-    before: (app) => {
-      app.addHook('preHandler', async (request, reply) => {
-        const known = sent.get(keyOf(request) ?? '')
-        if (known === undefined) return
-        return reply
-          .code(request.method === 'POST' ? 201 : 200)
-          .type('application/json; charset=utf-8')
-          .serializer(String)
-          .send(known)
-      })
-      app.addHook('onSend', async (request, reply, payload) => {
-        const key = keyOf(request)
-        if (key !== undefined && reply.statusCode < 300 && typeof payload === 'string') sent.set(key, payload)
-        return payload
-      })
-    }
-  }
-}
-
-const header = (request: FastifyRequest, name: string): string | undefined => {
-  const value = request.headers[name]
-  return typeof value === 'string' ? value : undefined
-}
-
-const signature = (token: string, digest: string) =>
-  createHmac(digest, jwtSecret)
-    .update(token.slice(0, token.lastIndexOf('.')))
-    .digest('base64url')
-
-/** Both halves of a transaction's work, with the audit log written when the other half is over. */
-function auditApart(): Hole {
-  return {
-    after: ({ app }) => {
-      const transaction = app.gate.transaction
-      app.gate.transaction = async (settings, work) => {
-        const events: never[] = []
-        const result = await transaction(settings, (trx) => {
-          const around = new Proxy(trx, {
-            get(target, name) {
-              const value: unknown = Reflect.get(target, name)
-              if (name === 'insertInto') {
-                return (table: 'audit_events') =>
-                  table === 'audit_events'
-                    ? { values: (event: never) => ({ execute: async () => void events.push(event) }) }
-                    : target.insertInto(table)
-              }
-              return typeof value === 'function' ? value.bind(target) : value
-            }
-          })
-          return work(around)
-        })
-        for (const event of events) {
-          await transaction(settings, (trx) => trx.insertInto('audit_events').values(event).execute())
-        }
-        return result
-      }
-    }
-  }
-}
-
-/** Whether an object is there is asked without the walls, and told. */
-function existenceTold(): Hole {
-  let sql: pg.Client | undefined
-  return {
-    before: (app) =>
-      app.addHook('preHandler', async (request) => {
-        const { id } = (request.params ?? {}) as { id?: string }
-        if (id === undefined || !request.user || !sql) return
-        const { rows } = await sql.query('select tenant_id from invitations where id = $1', [id])
-        if (rows[0] && rows[0].tenant_id !== request.user.tenant_id) throw forbidden()
-      }),
-    after: (world: World) => {
-      sql = world.sql
-    }
-  }
-}
-
-/** A file is found by its id among those of all agencies, and so are its bytes. */
-function lookupsWithoutAgency(): Hole {
-  return {
-    after: ({ app, sql }) => {
-      const { query } = app.gate
-      const find = async (text: string, id: string) => (await sql.query(text, [id])).rows
-      app.gate.query = async (settings, statement, values) =>
-        statement.name === 'read_file'
-          ? find(
-              `select id, name, purpose, content_type, size::float8 as size, encode(sha256, 'hex') as sha256, created_by, created_at
-               from files where id = $1 and status = 'ready'`,
-              (values as unknown as { id: string }).id
-            )
-          : query(settings, statement, values)
-      const { get } = app.objects
-      app.objects.get = async (key, range) => {
-        const id = key.split('/').at(-1) as string
-        const [file] = await find('select tenant_id from files where id = $1', id)
-        return get(fileKey(file.tenant_id, id), range)
-      }
-    }
-  }
-}
-
-/** The settings of the gate outlive their transaction: every connection keeps the last one's. */
-function settingsThatStay(): Pick<Mutant, 'hole' | 'restore'> {
-  const prototype = pg.Client.prototype as unknown as { query: (...args: unknown[]) => unknown }
-  const { query } = prototype
-  const stay = (text: string) => (text.includes("set_config('app.") ? text.replaceAll(', true)', ', false)') : text)
-  return {
-    hole: {
-      before: () => {
-        prototype.query = function (this: unknown, first: unknown, ...rest: unknown[]) {
-          if (typeof first === 'string') return query.call(this, stay(first), ...rest)
-          const { text } = first as { text?: unknown }
-          // a query that sends itself has a text too, and settings of its own
-          if (typeof text === 'string' && Object.getPrototypeOf(first) === Object.prototype) {
-            return query.call(this, { ...(first as object), text: stay(text) }, ...rest)
-          }
-          return query.call(this, first, ...rest)
-        }
-      }
-    },
-    restore: () => {
-      prototype.query = query
-    }
-  }
-}
-
-const defect = (id: string, number: number): string => {
-  const found = checks.find((check) => check.id === id)?.defects[number]
-  if (!found) throw new Error(`the catalogue has no defect ${number} of ${id}`)
-  return found.as === 'postgres' ? found.plant : `set role aggios_owner; ${found.plant}; reset role`
-}
-
-// == the holes =======================================================================================================
-
 export const mutants: Mutant[] = [
-  // the wall of the host
+  // host and token
   {
     title: 'host and token need not agree',
     hole: onArrival((request) => {
@@ -279,7 +94,7 @@ export const mutants: Mutant[] = [
     found: /N3/
   },
 
-  // what was taken back
+  // revocation
   {
     title: 'a session that has ended goes on',
     hole: revocationsThat((find) => (claims) => find({ ...claims, sid: claims.jti })),
@@ -325,7 +140,7 @@ export const mutants: Mutant[] = [
             route.config ??= {}
             if (route.method === 'PATCH' && route.url === '/api/v1/tenant') configs.push(route.config)
           }),
-        // the document is made by now
+        // after the OpenAPI document was made
         after: () => {
           for (const config of configs) config.access = 'viewer'
         }
@@ -358,7 +173,7 @@ export const mutants: Mutant[] = [
     found: /GET \/api\/v1\/forgotten is hidden/
   },
 
-  // what is asked for, and what comes back
+  // requests and replies
   {
     title: 'a cursor may be carried into another list',
     hole: {

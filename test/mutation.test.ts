@@ -1,8 +1,9 @@
 import t from 'tap'
-import { checks } from './catalogue.ts'
+import { checks } from './catalogue-checks.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
-import { createWorld, runMatrix } from './isolation.ts'
+import { runMatrix } from './isolation.ts'
+import { createWorld } from './isolation-world.ts'
 import { mutants } from './mutants.ts'
 
 /** The checks of the catalogue that find something. */

@@ -1,8 +1,8 @@
 import { parentPort, workerData } from 'node:worker_threads'
 
 /*
- * An agency that works as every day, on a thread of its own: it asks who it is, one request after another at a steady pace, and
- * keeps how long each answer took. Any message asks for the latencies since the message before.
+ * A worker thread that acts as another agency under ordinary load: it sends one request after another, with a fixed
+ * pause, and records the latency of each. A message from the parent asks for the latencies since the message before.
  */
 
 const { url, token, pauseMs } = workerData as { url: string; token: string; pauseMs: number }

@@ -16,7 +16,7 @@ import { asRoot, bucket, createMinioAdmin, encrypt, objectStores, type StartedSt
 // bounded in time: how long a store may take
 
 /*
- * The same promises of every store: what src/files/store/object-store.ts says, and the product on top of it.
+ * Every kind of store keeps the promises of src/files/store/object-store.ts, and the product works with each.
  */
 
 const tenant = (letter: string) => `${letter.repeat(8)}-0000-7000-8000-000000000000`
@@ -80,7 +80,7 @@ async function keepsObjects(t: Test, store: ObjectStore): Promise<void> {
   t.equal(await store.get(key(2), { start: 0, end: 1 }), undefined)
   t.equal(await store.size(key(2)), undefined)
 
-  // whoever stops reading leaves a store that others can use
+  // a reader that stops leaves the store usable for others
   await store.put(key(1), randomBytes(3_000_000))
   for (let times = 0; times < 5; times++) {
     const stream = (await store.get(key(1))) as Readable
@@ -128,7 +128,7 @@ async function assembles(t: Test, store: ObjectStore): Promise<void> {
   t.strictSame(await store.list('', 10), [])
 }
 
-/** Parts that a store still keeps for an object that was never made. */
+/** The parts that a store still keeps of objects that were never completed. */
 async function unfinished({ environment, s3 }: StartedStore): Promise<string[]> {
   if (!s3) return readdirSync(join(environment.DATA_DIR as string, 'files', 'unfinished'))
   const found = []
@@ -295,7 +295,7 @@ async function carries(t: Test, store: ObjectStore, { environment, s3 }: Started
 
   const pieces = [content.subarray(0, 7), content.subarray(7, 4_000_000), content.subarray(4_000_000)]
   const resumed = await uploadResumably(acme, 'a.pdf', pieces)
-  // what was given up before its time
+  // an upload that was given up early
   await store.remove(uploadKey(acme.id, wrong.id))
   await store.remove(fileKey(acme.id, wrong.id))
   t.equal((await acme.send(`/api/v1/files/${resumed}`)).json().sha256, sum(content).toString('hex'))

@@ -12,22 +12,25 @@ import type { Environment } from '../src/config/environment.ts'
 import { createDiskStore } from '../src/files/store/disk.ts'
 import type { ObjectStore } from '../src/files/store/object-store.ts'
 import { createS3Store, type S3Settings } from '../src/files/store/s3.ts'
-import { freePort, root } from './harness.ts'
+import { root } from './harness.ts'
 import { findProgram, type Part } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
- * The stores that the product is tested with, each as an operator would set it up: the S3 servers with a bucket, and for the
- * product a key that may do what db/deploy/bucket-policy.json says.
+ * Starts the object stores that the product is tested with, set up as an operator would do it. An S3 server has a
+ * bucket, and a key for the product with the rights of db/deploy/bucket-policy.json.
  */
 
 export const bucket = 'aggios'
 
 export type StartedStore = {
-  /** With these settings the product uses it. */
+  /** The settings with which the product uses the store. */
   environment: Environment
-  /** As the product opens it. */
+  /** Opens the store as the product does. */
   open(): ObjectStore
-  /** Of an S3 server: with the product's key, with the key that may do everything, and its process. */
+  /**
+   * If it is an S3 server: the settings with the product's key, those with the administrator's key, and the process.
+   */
   s3?: { app: S3Settings; root: S3Settings; child: ChildProcess }
 }
 
@@ -42,7 +45,7 @@ export const objectStores: readonly StoreKind[] = [
   { name: 'SeaweedFS', skip: weed.skip, start: startSeaweed }
 ]
 
-/** Uses a store with the key of an administrator, as the product never does. */
+/** An S3 client with the administrator's key, which the product never has. */
 export function asRoot({ endpoint, access_key, secret_key, region }: S3Settings): Client {
   const { hostname, port } = new URL(endpoint)
   return new Client({
@@ -111,13 +114,16 @@ async function startSeaweed(t: Test): Promise<StartedStore> {
 
 const makeFolder = () => mkdtempSync(join(tmpdir(), 'aggios-store-'))
 
-/** A program that ends with the test, and its folder once it has ended: a store moves files about until then. */
+/**
+ * Starts a program, kills it when the test ends, and then removes its folder. The program may move files until it has
+ * ended.
+ */
 function run(t: Test, path: string, args: string[], folder: string, env: Record<string, string> = {}): ChildProcess {
   const child = spawn(path, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'ignore'] })
   const exited = once(child, 'exit')
   t.teardown(async () => {
     child.kill('SIGKILL')
-    // a process that is stopped dies too, but not of everything
+    // SIGKILL also ends a process that a test has paused
     await exited
     rmSync(folder, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 })
   })
@@ -130,7 +136,7 @@ async function freePorts(count: number): Promise<number[]> {
   return [...ports]
 }
 
-/** Waits until the server lets its administrator make the bucket. */
+/** Waits until the server has a bucket and stores an object. */
 async function startedS3(t: Test, child: ChildProcess, port: number) {
   const place = {
     endpoint: `http://127.0.0.1:${port}`,
@@ -147,7 +153,7 @@ async function startedS3(t: Test, child: ChildProcess, port: number) {
   for (;;) {
     try {
       if (!(await client.bucketExists(bucket))) await client.makeBucket(bucket)
-      // up is who also keeps something: a cluster comes to its volumes after its door
+      // the port may be open before the server can store objects
       await client.putObject(bucket, 'probe', 'probe')
       await client.removeObject(bucket, 'probe')
       break
@@ -171,7 +177,7 @@ function opened(t: Test, store: ObjectStore): ObjectStore {
   return store
 }
 
-/** Sends requests to the administration of MinIO. Rejects with what it says. */
+/** A client of MinIO's administration API. A refusal rejects with its text. */
 export function createMinioAdmin({ endpoint, access_key, secret_key, region }: S3Settings) {
   const signer = new AwsClient({
     accessKeyId: access_key,
@@ -187,8 +193,8 @@ export function createMinioAdmin({ endpoint, access_key, secret_key, region }: S
 }
 
 /**
- * As MinIO's administration wants what is secret: the key from the sender's own secret (PBKDF2), then AES-GCM in chunks of the
- * DARE kind, of which there is one.
+ * Encrypts a body for MinIO's administration API. The key is derived from the sender's secret key (PBKDF2). The text is
+ * one chunk of the DARE format, encrypted with AES-GCM.
  */
 export function encrypt(secret: string, text: string): Buffer {
   const [salt, prefix] = [randomBytes(32), randomBytes(8)]

@@ -1,6 +1,5 @@
 import { execFile } from 'node:child_process'
-import { existsSync, promises as fs, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, promises as fs, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { FileMigrationProvider, Migrator } from 'kysely/migration'
@@ -13,20 +12,21 @@ import {
   createTestDatabase,
   elsewhere,
   eventually,
-  freePort,
   root,
   startServer,
+  temporaryFolder,
   testEnvironment
 } from './harness.ts'
 import { registerAgency } from './oracle.ts'
+import { freePort } from './ports.ts'
 
 /*
- * What a process of an older version does on the schema of a newer one, and which processes know the owner's credentials.
+ * A process of an older version on a newer schema, and which processes know the owner's credentials.
  */
 
 t.setTimeout(120_000)
 
-/** Applies all steps of this version and one of a version to come. */
+/** Applies all migrations, and one of a future version. */
 async function migrateToNext(urls: DatabaseUrls, statement: string): Promise<void> {
   const files = new FileMigrationProvider({ fs, path, migrationFolder: path.join(root, 'db', 'migrations') })
   const pool = new pg.Pool({ connectionString: urls.owner, max: 1 })
@@ -72,7 +72,7 @@ t.test('a version that a newer step breaks refuses to start, and says why', asyn
   await Promise.all(each)
 })
 
-/** `npm run migrate` with an environment of its own. */
+/** Runs `npm run migrate` with this environment. */
 async function runMigrate(env: Record<string, string>, ...args: string[]) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
     const options = { cwd: elsewhere, env: { PATH: process.env.PATH, ...env } as NodeJS.ProcessEnv }
@@ -91,8 +91,7 @@ async function createEmpty(t: Test): Promise<DatabaseUrls> {
 
 t.test('the schema is brought up to date by a job of its own', async (t) => {
   const urls = await createEmpty(t)
-  const folder = mkdtempSync(path.join(tmpdir(), 'aggios-migrate-'))
-  t.teardown(() => rmSync(folder, { recursive: true }))
+  const folder = temporaryFolder(t)
 
   const first = await runMigrate({ DATABASE_OWNER_URL: urls.owner })
   t.match(first, {
@@ -128,8 +127,7 @@ t.test(
   { skip: !hasProc && 'no /proc' },
   async (t) => {
     const urls = await createTestDatabase(t)
-    const folder = mkdtempSync(path.join(tmpdir(), 'aggios-heap-'))
-    t.teardown(() => rmSync(folder, { recursive: true }))
+    const folder = temporaryFolder(t)
     const metricsPort = await freePort()
     const server = await startServer(
       t,

@@ -7,8 +7,8 @@ import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config/config.ts'
 import { catalogue } from '../src/http/problems.ts'
 import { createTestDatabase, send, startApp, testEnvironment } from './harness.ts'
+import type { Json } from './tokens.ts'
 
-type Json = Record<string, unknown>
 type Operation = {
   operationId?: string
   summary?: string
@@ -30,7 +30,7 @@ type Document = Json & {
 const accessWords = ['public', 'user', 'viewer', 'member', 'admin', 'owner']
 const isAsset = (url: string) => url === '/api/v1/docs' || url.startsWith('/api/v1/docs/')
 
-/** The application with a list of what was registered with its router, kept by nobody but the router itself. */
+/** Starts the application, and records the routes as the router itself registers them. */
 async function startWithRoutes(t: Test) {
   const app = buildApp(readConfig(testEnvironment(await createTestDatabase(t))))
   const routes: { method: string; url: string }[] = []
@@ -59,7 +59,7 @@ function operationsOf(document: Document): { name: string; path: string; method:
   )
 }
 
-/** Every object in a tree, with the way to it. */
+/** Every object in a tree, with its path. */
 function* nodesOf(node: unknown, way: string[] = []): Generator<{ node: Json; way: string[] }> {
   if (node === null || typeof node !== 'object') return
   if (!Array.isArray(node)) yield { node: node as Json, way }
@@ -74,7 +74,7 @@ function resolve(document: Document, pointer: string): unknown {
     .reduce<unknown>((node, key) => (node as Json | undefined)?.[key], document)
 }
 
-/** A schema with every reference in it replaced by what it refers to. */
+/** A schema with its references resolved. */
 function inlined(document: Document, node: unknown): unknown {
   if (Array.isArray(node)) return node.map((each) => inlined(document, each))
   if (node === null || typeof node !== 'object') return node
@@ -88,7 +88,7 @@ t.test('the document and the routes are one set', async (t) => {
   const document = await readDocument(app)
   const documented = operationsOf(document).map(({ name }) => name)
   const registered = routes
-    // every GET has a HEAD
+    // every GET route has a HEAD route
     .filter(({ method, url }) => method !== 'HEAD' || !routes.some((each) => each.method === 'GET' && each.url === url))
     .filter(({ method, url }) => method !== 'OPTIONS' && !isAsset(url))
     .map(({ method, url }) => `${method} ${url.replaceAll(/:(\w+)/g, '{$1}').replace(/(?<=.)\/$/, '')}`)
@@ -123,7 +123,7 @@ t.test('the document', async (t) => {
     t.match(document.openapi, /^3\.1\.\d+$/)
     t.match(document.info, { title: String, version: /^\d+\.\d+\.\d+/ })
     t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
-    // words of 3.0 that 3.1 no longer knows
+    // keywords of OpenAPI 3.0 that 3.1 doesn't have
     const leftovers = [...nodesOf(document)]
       .filter(({ way }) => way.some((part) => part === 'schema' || part === 'schemas') && way.at(-1) !== 'properties')
       .filter(({ node }) => typeof node.nullable === 'boolean' || 'example' in node)
@@ -169,7 +169,7 @@ t.test('the document', async (t) => {
       const withoutToken = operation.security?.length === 0 || operation.security?.some((one) => !('bearer' in one))
       t.equal(withoutToken, isPublic, name)
     }
-    // it looks at a bearer although it is public
+    // a public operation that also accepts a bearer
     const logout = document.paths['/api/v1/auth/logout']?.post
     t.strictSame(logout?.security, [{ bearer: [] }, {}], 'logout takes a bearer, or none')
   })

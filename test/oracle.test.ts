@@ -1,21 +1,18 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { withClient } from './databases.ts'
-import { createTestDatabase, eventually, startServer, testEnvironment } from './harness.ts'
+import { createTestDatabase, eventually, startServer, temporaryFolder, testEnvironment } from './harness.ts'
 import { judge, type Operation, openLedger, prepareAgency, startWorkload } from './oracle.ts'
-import { createRandom } from './tokens.ts'
+import { createRandom } from './random.ts'
 
 /*
- * The judge of the fault scenarios is judged: what is planted has to be found, and where nothing is wrong nothing is said.
+ * A test of the judge of the fault scenarios: it must find each planted violation, and report nothing on a correct history.
  */
 
 t.test('the judge', async (t) => {
   const database = await createTestDatabase(t)
   const server = await startServer(t, testEnvironment(database, { SMTP_URL: 'smtp://127.0.0.1:9' }))
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-oracle-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   const ledger = openLedger(t, join(dir, 'ledger'))
   const agencies = [await prepareAgency(server.url, 'acme', 2), await prepareAgency(server.url, 'rival', 2)]
   const urls = () => [server.url]

@@ -5,20 +5,21 @@ import { allRows, eventually, type Owner, password } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
 /*
- * Clients that write down what they ask for before they ask and what they were told after, each line synced to disk; and a
- * judge who reads everything back, through the API and in SQL, and names each promise that was not kept:
+ * Clients with a ledger, and a judge. A client writes each request into the ledger before it sends it, and the outcome
+ * after it; each line is synced to disk. The judge reads everything back, through the API and by SQL, and names each
+ * promise that was not kept:
  *
- *   what was acknowledged is there, what was refused is not, what nobody knows about is there once or not at all, every change
- *   has one row in the audit log, and the changes of one object form one order.
+ *   An acknowledged change is there, and a refused one is not. One without an answer is there once or not at all. Every change has
+ *   one row in the audit log. The changes of one object form one order.
  */
 
 type Database = Pick<DatabaseUrls, 'postgres'>
 
 type Kind = 'append' | 'invite' | 'found' | 'refresh'
 
-/** What was asked for. `key` is what it can be found by; `before` is the state that a conditional write was based on. */
+/** A request. `key` identifies what it makes. `before` is the state that a conditional write was based on. */
 type Asked = { n: number; agency: string; kind: Kind; key: string; before?: string }
-/** `ok` was acknowledged, `fail` was refused, and of `info` nobody knows: no answer, or one of 5xx. */
+/** `ok`: acknowledged. `fail`: refused. `info`: unknown, because there was no answer, or one of 5xx. */
 type Told = { n: number; outcome: 'ok' | 'fail' | 'info'; status: number }
 
 export type Operation = Asked & Omit<Told, 'n'>
@@ -29,7 +30,7 @@ export type Ledger = {
   read(): Operation[]
 }
 
-/** Opens a ledger in a file. What was asked and has no answer counts as `info`. */
+/** Opens a ledger in a file. A request without an outcome counts as `info`. */
 export function openLedger(t: Owner, file: string): Ledger {
   const fd = openSync(file, 'a')
   t.teardown(() => closeSync(fd))
@@ -59,7 +60,7 @@ export function openLedger(t: Owner, file: string): Ledger {
 
 export type Answer = { status: number; body: Record<string, unknown>; headers: Headers }
 
-/** One request to one of the processes. Rejects when there is no whole answer. */
+/** Sends a request to one process. Rejects if the answer is missing or cut off. */
 export async function ask(
   url: string,
   method: string,
@@ -80,7 +81,7 @@ export async function ask(
   return { status: reply.status, body: text === '' ? {} : JSON.parse(text), headers: reply.headers }
 }
 
-/** Signs an agency up; its first name is the first value of its register. */
+/** Registers an agency. Its name is the register: the object that the clients change one after the other. */
 export async function registerAgency(url: string, slug: string): Promise<Answer> {
   const email = `owner@${slug}.example`
   return ask(url, 'POST', '/auth/register', {
@@ -91,7 +92,7 @@ export async function registerAgency(url: string, slug: string): Promise<Answer>
 type Session = { access: string; refresh: string; rotations: number; id: string }
 export type Agency = { slug: string; id: string; sessions: Session[] }
 
-/** An agency with so many sessions of its owner, one for each client. */
+/** Registers an agency, and opens a session of its owner for each client. */
 export async function prepareAgency(url: string, slug: string, clients: number): Promise<Agency> {
   const { status, body } = await registerAgency(url, slug)
   if (status !== 201) throw new Error(`register: ${status} ${JSON.stringify(body)}`)
@@ -106,21 +107,21 @@ export async function prepareAgency(url: string, slug: string, clients: number):
 }
 
 export type Workload = {
-  /** How many requests were acknowledged, and when the last one was. */
+  /** The number of acknowledged requests. `lastSuccess` is the time of the last answer below 400. */
   acknowledged(): number
   lastSuccess(): number
-  /** Of how many nobody knows. */
+  /** The number of requests whose outcome is unknown. */
   unknown(): number
   slowestAnswerMs(): number
-  /** Stops asking, and asks again for each thing of which nobody knows, until there is an answer. */
+  /** Stops the clients, and repeats each request with an unknown outcome until it has an answer. */
   settle(): Promise<void>
-  /** What no client should ever be told: a 500, a 503 that does not say when to come back, what belongs to somebody else. */
+  /** Forbidden answers: a 500, a 503 without Retry-After, or data of another agency. */
   faults: string[]
 }
 
 type Work = { agencies: Agency[]; urls: () => string[]; ledger: Ledger; random: () => number; pauseMs?: number }
 
-/** Every session of every agency is one client, which asks one thing at a time, of any process. */
+/** Starts one client for each session of each agency. A client sends one request at a time, to any process. */
 export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: Work): Workload {
   const faults: string[] = []
   const retries: (() => Promise<boolean>)[] = []
@@ -136,7 +137,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
     return all[Math.floor(random() * all.length)] as string
   }
 
-  /** An answer, or undefined when nobody knows. */
+  /** Resolves to the answer, or to undefined if the outcome is unknown. */
   async function send(
     ...[method, path, options]: Parameters<typeof ask> extends [string, ...infer Rest] ? Rest : never
   ) {
@@ -157,7 +158,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
     return status >= 500 ? undefined : answer
   }
 
-  /** Asks, and keeps the books. Resolves to the answer if there is one. */
+  /** Sends a request, and writes it and its outcome into the ledger. Resolves to the answer if there is one. */
   async function record(asked: Omit<Asked, 'n'>, sent: () => Promise<Answer | undefined>): Promise<Answer | undefined> {
     const n = ledger.ask(asked)
     const answer = await sent()
@@ -187,7 +188,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
     if (answer?.status === 200 && answer.body.name !== key) faults.push(`${key} was answered with ${answer.body.name}`)
   }
 
-  /** What can be made once only: asked for again, it is made now, or was made before. */
+  /** Creates something that can exist once only. After an unknown outcome, the repeated request may get 201 or 409. */
   async function make(asked: Omit<Asked, 'n'>, sent: () => Promise<Answer | undefined>): Promise<void> {
     const answer = await record(asked, sent)
     if (answer) expect(answer, asked.key, 201)
@@ -214,7 +215,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
     )
   }
 
-  /** A client whose reply was lost shows the same token again, and is never signed out for it. */
+  /** Refreshes a session. After a lost reply the client sends the same token again, and must not be signed out. */
   async function refresh({ slug }: Agency, session: Session): Promise<boolean> {
     const key = `${session.id}:${session.rotations + 1}`
     const answer = await record({ agency: slug, kind: 'refresh', key }, () =>
@@ -238,7 +239,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
       else if (choice < 0.6) await invite(agency, session)
       else if (choice < 0.7) await found(agency, session)
       else refreshed = await refresh(agency, session)
-      // who was not answered does not ask again at once
+      // a client without an answer waits longer
       await sleep(unknown > unknownBefore ? 20 * pauseMs : pauseMs)
     }
     if (!refreshed) retries.push(() => refresh(agency, session))
@@ -259,7 +260,7 @@ export function startWorkload({ agencies, urls, ledger, random, pauseMs = 5 }: W
   }
 }
 
-/** Reads everything back. Resolves to the promises that were not kept. */
+/** Reads everything back. Resolves to the broken promises. */
 export async function judge(
   database: Database,
   url: string,
@@ -303,7 +304,7 @@ async function readRegister(database: Database, { id, slug }: Agency): Promise<R
   return { first: `${slug}:0`, last: row?.name, version: row?.version, changes: changes as Change[] }
 }
 
-/** The changes of one name must lead from the first to the last, each from the one before: no update was lost on the way. */
+/** The changes of a name must form one chain from the first to the last value. A gap is a lost update. */
 function judgeRegister(operations: Operation[], { first, last, version, changes }: Register): string[] {
   const verdicts: string[] = []
   const nextOf = new Map(changes.map(({ before, after }) => [before, after]))
@@ -334,7 +335,7 @@ async function judgeName(database: Database, url: string, { id, sessions }: Agen
   return body.name === row?.name ? [] : [`${row?.name} is shown as ${body.name}`]
 }
 
-/** A thing that was made, by its key, with the number of rows in the audit log that say so. */
+/** An object that was created, and the number of its rows in the audit log. */
 type Made = { key: string; events: number }
 
 async function readInvitations(database: Database, { id }: Agency): Promise<Made[]> {
@@ -383,7 +384,7 @@ function judgeMade(operations: Operation[], made: Made[], shown: string[]): stri
   return verdicts
 }
 
-/** One member of every object of a list, all pages. */
+/** The value of one member of every object of a list, from all pages. */
 async function listAll(url: string, { sessions }: Agency, path: string, member: string): Promise<string[]> {
   const found: string[] = []
   for (let cursor = ''; ; ) {
@@ -396,7 +397,7 @@ async function listAll(url: string, { sessions }: Agency, path: string, member: 
   }
 }
 
-/** A session has been rotated as often as its client was told, and its newest token is good. */
+/** A session must have been rotated as often as its client knows, and its newest token must be accepted. */
 async function judgeSessions(database: Database, url: string, agency: Agency): Promise<string[]> {
   const verdicts: string[] = []
   for (const session of agency.sessions) {

@@ -2,7 +2,7 @@ import { accessSync, constants } from 'node:fs'
 import { delimiter, join } from 'node:path'
 
 /*
- * Programs and data that some tests need and npm does not bring. `.ci/run` installs all of them.
+ * Finds programs and data that some tests need and npm does not install. `.ci/run` installs all of them.
  */
 
 const cache = join(import.meta.dirname, '..', 'node_modules', '.cache')
@@ -10,13 +10,13 @@ const folder = join(cache, 'parts')
 
 export type Part = {
   path: string
-  /** For tap: false, or why the test is left out. */
+  /** The `skip` option of tap: false, or the reason why the test is skipped. */
   skip: false | string
 }
 
 /**
- * A program, from the folders of `.ci/run` or else from PATH. Where CI is "true" it must be there, unless it has to be compiled
- * first: what that takes is not on every machine.
+ * Finds a program in the folders of `.ci/run`, or else in PATH. If CI is "true", a program that is missing is an error.
+ * A program that has to be compiled may be missing, because not every machine has the compiler.
  */
 export function findProgram(name: string, { compiled = false } = {}): Part {
   return find(name, placesOf(name), constants.X_OK, { mayMiss: compiled })
@@ -27,13 +27,13 @@ function placesOf(program: string): string[] {
   return folders.map((each) => join(each, program))
 }
 
-/** The JSON schema of compose files, as check-jsonschema ships it. */
+/** Finds the JSON schema of compose files in the package check-jsonschema. */
 export function findComposeSchema(): Part {
   const path = join(folder, 'check_jsonschema', 'builtin_schemas', 'vendor', 'compose-spec.json')
   return find('the compose schema', [path], constants.R_OK)
 }
 
-/** The library that gives a process another clock, by LD_PRELOAD. */
+/** Finds libfaketime, which changes the clock of a process (LD_PRELOAD). */
 export function findFakeClock(): Part {
   const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib', '/usr/local/lib']
   return find(
@@ -43,7 +43,7 @@ export function findFakeClock(): Part {
   )
 }
 
-/** A package of the bench, which has packages of its own. */
+/** Finds a package of bench/, which has its own node_modules. */
 export function findBenchPackage(name: string): Part {
   const path = join(import.meta.dirname, '..', 'bench', 'node_modules', name, 'package.json')
   return find(`${name} of bench/`, [path], constants.R_OK)

@@ -19,7 +19,7 @@ import {
 const patch = (url: string, payload: object) => ({ method: 'PATCH', url: `/api/v1${url}`, payload }) as const
 const remove = (url: string) => ({ method: 'DELETE', url: `/api/v1${url}` }) as const
 
-/** The token in the one mail that an act causes. */
+/** Runs `act`, and resolves to the token in the one mail that it causes. */
 async function mailedBy(app: TestApp, email: string, act: () => Promise<unknown>): Promise<string> {
   const before = mailedTokens(app, email).length
   await act()
@@ -27,7 +27,7 @@ async function mailedBy(app: TestApp, email: string, act: () => Promise<unknown>
   return mailedTokens(app, email).at(-1) as string
 }
 
-/** Invites an address. Resolves to the token that was mailed. */
+/** Invites an address. Resolves to the mailed token. */
 function invite(app: TestApp, tenant: Tenant, email: string, role: string): Promise<string> {
   return mailedBy(app, email, async () => {
     const invited = await tenant.send(post('/invitations', { email, role }))
@@ -35,7 +35,7 @@ function invite(app: TestApp, tenant: Tenant, email: string, role: string): Prom
   })
 }
 
-/** Invites somebody new, who accepts. */
+/** Invites a new person, who accepts. */
 async function join(app: TestApp, tenant: Tenant, email: string, role: string) {
   const token = await invite(app, tenant, email, role)
   const accepted = await tenant.anonymous(post('/invitations/accept', { token, name: `New ${role}`, password }))
@@ -179,7 +179,7 @@ t.test('invitations', async (t) => {
     ).json()
     await eventually(() => mailedTokens(app, 'never@example.com').length === 1)
     await acme.send(remove(`/members/${author.id}`))
-    // as if it had not been sent yet
+    // as if the mail had not been sent yet
     await allRows(app.database, 'update outbox set sent_at = null, due_at = now() where subject_id = $1', [id])
     app.mail.wake()
     await eventually(async () => {

@@ -16,12 +16,13 @@ import {
   rowsByPool,
   tryEveryFailure
 } from './gate-trials.ts'
-import { allRows, createTenant, createTestDatabase, eventually, freePort, post, send, startApp } from './harness.ts'
+import { allRows, createTenant, createTestDatabase, eventually, post, send, startApp } from './harness.ts'
 import { type PgBouncer, pgbouncer, startPgBouncer } from './pgbouncer.ts'
+import { freePort } from './ports.ts'
 
 /*
- * The product with PgBouncer in transaction mode between it and PostgreSQL: whose connection it is changes with every
- * transaction, and nothing may be left on one for the next.
+ * The product with PgBouncer in transaction mode in front of PostgreSQL. Every transaction may get another connection, and may
+ * leave nothing on it.
  */
 
 const poolSize = 2
@@ -134,7 +135,7 @@ t.test('through PgBouncer', { skip: pgbouncer.skip }, async (t) => {
   })
 })
 
-/** What a connection finds on which others have worked. */
+/** The settings and rows that a connection shows after others have used it. */
 function outside(url: string, text: string) {
   return withClient(url, async (client) => (await client.query(text)).rows)
 }
@@ -171,7 +172,7 @@ t.test('what goes over the wire in one flush', async (t) => {
   const config = { name: 'known', text: 'select 1', values: [] }
   const sent: string[] = []
   const names = ['parse', 'bind', 'describe', 'execute', 'sync', 'flush', 'close']
-  /** A connection that knows the statement already. */
+  /** A connection that has prepared the statement. */
   const wire = {
     ...Object.fromEntries(names.map((name) => [name, () => sent.push(name)])),
     stream: { cork() {}, uncork() {} },

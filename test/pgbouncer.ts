@@ -1,23 +1,23 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 export const pgbouncer = findProgram('pgbouncer')
 
 export type PgBouncer = {
-  /** The same database for the same role, by way of the pooler. */
+  /** The same URL, through the pooler. */
   through(url: string): string
   stop(): Promise<void>
 }
 
-/** PgBouncer in transaction mode in front of the server of `url`, for its role and all databases. */
+/** Starts PgBouncer in transaction mode in front of the server of `url`, for the role of `url` and all databases. */
 export async function startPgBouncer(url: string, { poolSize = 20, port = 0 } = {}): Promise<PgBouncer> {
   const { hostname, port: target, username, password } = new URL(url)
   const folder = mkdtempSync(join(tmpdir(), 'aggios-pgbouncer-'))
-  // it runs as nobody where we are root
+  // run by root, it changes to the user nobody
   chmodSync(folder, 0o755)
   writeFileSync(join(folder, 'users.txt'), `"${username}" "${password}"\n`)
   const own = port || (await freePort())
@@ -35,7 +35,7 @@ export async function startPgBouncer(url: string, { poolSize = 20, port = 0 } = 
     `default_pool_size = ${poolSize}`,
     'max_client_conn = 2000',
     'server_idle_timeout = 5',
-    // a database that a test has dropped takes its connections with it
+    // connections to a database that was dropped fail, and the next ones wait for this long
     'server_login_retry = 1'
   ]
   writeFileSync(file, `${lines.join('\n')}\n`)
@@ -75,12 +75,4 @@ function listening(child: ChildProcess): Promise<void> {
       if (log.includes('process up')) ready()
     })
   })
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
-  const { port } = server.address() as { port: number }
-  await new Promise((done) => server.close(done))
-  return port
 }

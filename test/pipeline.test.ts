@@ -12,7 +12,8 @@ import { stopwatch } from './machine.ts'
 // bounded in time: when a connection counts as dead
 
 /*
- * The pipeline by itself, without the gate that asks again: what PostgreSQL says unasked, or does not say, and its end.
+ * The pipeline without the gate, which would repeat a query: unexpected messages of PostgreSQL, missing ones, and the end of a
+ * connection.
  */
 
 const config = {
@@ -32,7 +33,7 @@ function ask(pipeline: Pipeline, settings: GateSettings, what: keyof typeof conf
   })
 }
 
-/** PostgreSQL behind somebody who can speak for it, or keep what it says. */
+/** A proxy in front of PostgreSQL that can add messages and hold messages back. */
 async function startMiddle(t: Test, target: string) {
   const { hostname, port } = new URL(target)
   const sockets = new Set<Socket>()
@@ -73,11 +74,11 @@ async function startMiddle(t: Test, target: string) {
     say(bytes: Buffer) {
       for (const socket of sockets) socket.write(bytes)
     },
-    /** In front of the answer to what is asked next. */
+    /** Sends this before the answer to the next query. */
     sayBefore(bytes: Buffer) {
       before = bytes
     },
-    /** Instead of it, as the last words. */
+    /** Sends this instead of the answer, and ends the connection. */
     sayInstead(bytes: Buffer) {
       instead = bytes
     },

@@ -11,8 +11,7 @@ import {
   startApp,
   testEnvironment
 } from './harness.ts'
-
-const me = '/api/v1/users/me'
+import { me } from './requests.ts'
 
 t.test('plans', async (t) => {
   const database = await createTestDatabase(t)
@@ -22,7 +21,7 @@ t.test('plans', async (t) => {
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
 
-  /** An operator's command, with the server's settings. Resolves to what it says and its exit code. */
+  /** Runs an operator's command, with the settings of the server. Resolves to its output and exit code. */
   const command = async (name: 'plan' | 'tenant', ...args: string[]) => {
     const options = {
       cwd: elsewhere,

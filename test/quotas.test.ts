@@ -29,7 +29,7 @@ function createStore() {
   return { store, state }
 }
 
-/** How many of so many pass, one after the other. */
+/** Sends so many requests, one after the other. Resolves to the number that passed. */
 async function pass(quotas: Quotas, count: number, rate: { max: number; window_ms: number }): Promise<number> {
   let passed = 0
   for (let i = 0; i < count; i++) if ((await quotas.count('key', rate)).allowed) passed++
@@ -104,7 +104,7 @@ t.test('with a store', async (t) => {
       const verdicts = await Promise.race([Promise.all(counts), late])
       t.match(verdicts, [{ allowed: true }, { allowed: true }, { allowed: true }])
       t.ok(state.calls <= 10, `${state.calls} calls`)
-      // whoever still goes round in a circle gets out
+      // ends the loops that still wait
       state.failing = true
     })
   }
@@ -151,7 +151,7 @@ t.test('a circuit that is open tries one, and closes when it fares well', async 
 })
 
 t.test('a share', async (t) => {
-  const shares = createKeyedSemaphore({ concurrency: 2, depth: 3, timeoutMs: 150 })
+  const semaphore = createKeyedSemaphore({ concurrency: 2, depth: 3, timeoutMs: 150 })
   let running = 0
   let most = 0
   const job = (ms: number) => async () => {
@@ -160,25 +160,25 @@ t.test('a share', async (t) => {
     running--
   }
   t.test('is no more than it says, and what waits has its turn', async (t) => {
-    await Promise.all([1, 2, 3, 4, 5].map(() => shares.run(['a'], job(20))))
+    await Promise.all([1, 2, 3, 4, 5].map(() => semaphore.run(['a'], job(20))))
     t.equal(most, 2)
-    t.equal(shares.size(), 0, 'nobody is remembered')
+    t.equal(semaphore.size(), 0, 'nobody is remembered')
   })
   t.test('is refused when too many wait, or for too long; others take theirs', async (t) => {
-    const held = [1, 2].map(() => shares.run(['a'], job(400)))
-    const waiting = [1, 2, 3].map(() => shares.run(['a'], job(1)))
-    await t.rejects(shares.run(['a'], job(1)), { message: 'too many wait for their share' })
-    await shares.run(['b'], job(1))
+    const held = [1, 2].map(() => semaphore.run(['a'], job(400)))
+    const waiting = [1, 2, 3].map(() => semaphore.run(['a'], job(1)))
+    await t.rejects(semaphore.run(['a'], job(1)), { message: 'too many wait for their share' })
+    await semaphore.run(['b'], job(1))
     for (const each of waiting) await t.rejects(each, { message: 'the share stayed taken' })
     await Promise.all(held)
-    t.equal(shares.size(), 0)
+    t.equal(semaphore.size(), 0)
   })
   t.test('is given back by what fails', async (t) => {
     for (let i = 0; i < 5; i++)
       await t.rejects(
-        shares.run(['a'], () => Promise.reject(new Error('no'))),
+        semaphore.run(['a'], () => Promise.reject(new Error('no'))),
         /no/
       )
-    t.equal(shares.size(), 0)
+    t.equal(semaphore.size(), 0)
   })
 })

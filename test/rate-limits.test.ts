@@ -14,19 +14,15 @@ import {
   testEnvironment
 } from './harness.ts'
 import { callsOf, keysOf, needsRedis, startRedis } from './redis.ts'
+import { bearer, from, me } from './requests.ts'
 
 // bounded in time: windows of limits
 
-const me = '/api/v1/users/me'
-const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
-
-/** As the trusted proxy passes a client on. */
-const from = (ip: string) => ({ remoteAddress: '10.0.0.1', headers: { 'x-forwarded-for': ip } })
 const proxied = { TRUST_PROXY: '10.0.0.0/8' }
 
 const stranger = (app: TestApp, ip: string, url = me) => send(app, 'localhost', { url, ...from(ip) })
 
-/** So many times one request, one after the other. Resolves to the last reply. */
+/** Sends a request so many times, one after the other. Resolves to the last reply. */
 async function repeat(count: number, request: () => Promise<Reply>): Promise<Reply> {
   let last: Reply | undefined
   for (let i = 0; i < count; i++) last = await request()
@@ -62,7 +58,7 @@ t.test('what is allowed passes, and one more is refused', async (t) => {
     for (const authorization of [`bearer ${access_token}`, `BEARER ${access_token}`]) {
       t.equal((await send(app, acme.host, { url: me, headers: { authorization } })).statusCode, 429)
     }
-    // what is no bearer counts for nobody but its address
+    // a header that is no bearer counts for the address only
     for (const authorization of [`n1 Bearer ${access_token}`, `Bearer  ${access_token}`]) {
       const reply = await send(app, acme.host, { url: me, headers: { authorization }, remoteAddress: '192.0.2.1' })
       t.equal(reply.statusCode, 401)
@@ -244,7 +240,7 @@ t.test('through Redis', needsRedis, async (t) => {
     const apps = await Promise.all([1, 2, 3].map(() => startApp(t, { ...env, RATE_LIMIT: '1000/1h' }, database)))
     await redis.admin.config('RESETSTAT')
     const passed = [0, 0, 0]
-    // unequal shares, and several at once on each
+    // unequal numbers of requests, several at once on each process
     await Promise.all(
       [0, 1, 2, 0, 1, 0, 2, 0, 0, 0].map(async (index) => {
         for (let i = 0; i < (index === 0 ? 130 : 120); i++) {
@@ -308,7 +304,7 @@ t.test('through Redis', needsRedis, async (t) => {
       return startServer(t, testEnvironment(database, more))
     }
     const servers = await Promise.all([start(90_000), start(-90_000)])
-    /** What passes of so many requests on both. */
+    /** The number of requests that pass, of so many on both processes. */
     const pass = async () => {
       const statuses = []
       for (let i = 0; i < 60; i++) statuses.push((await (servers[i % 2] as (typeof servers)[0]).fetch(me)).status)

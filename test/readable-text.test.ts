@@ -3,8 +3,8 @@ import { boundary, form } from './forms.ts'
 import { createTenant, password, post, send, startApp } from './harness.ts'
 
 /*
- * Text that can't be read is refused and never replaced: else several passwords would be one, and what is stored is not what was
- * sent.
+ * Text that is not valid is refused, and never replaced. Otherwise several passwords would be equal, and the stored text would not
+ * be the text that was sent.
  */
 
 t.test('what is no UTF-8', async (t) => {

@@ -17,7 +17,7 @@ t.test('the walk in the README works when it is pasted', async (t) => {
     .map(([, code]) => code)
     .find((code) => code?.includes('API='))
   if (!walk) throw new Error('there is no walk')
-  // one line for each reply: curl ends none
+  // one line for each reply, because curl prints no line end
   const script = walk
     .replace('http://localhost:8080', `http://localhost:${server.port}`)
     .replaceAll('curl -s ', 'curl -sw "\\n" ')

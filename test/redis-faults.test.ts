@@ -12,20 +12,20 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { needsRedis, type RedisServer, startRedis, unusedRedisUrl } from './redis.ts'
+import { me } from './requests.ts'
 
 // bounded in time: answers while Redis does not answer
 
 /*
- * Redis away, frozen, flushed, read-only or full: nothing fails, nothing becomes unlimited, nothing that was revoked revives,
- * and all is as before when it is back. Processes are never restarted here.
+ * Redis is away, frozen, flushed, read-only or full. No request fails, nothing becomes unlimited, no revoked token works again, and
+ * everything is as before when Redis is back. No process is restarted here.
  */
 
-const me = '/api/v1/users/me'
 const limit = { RATE_LIMIT_AUTH: '10/1h', RATE_LIMIT: '1000/1h', RATE_LIMIT_TENANT: '5000/1h' }
 
 let guesses = 0
 
-/** Guesses at one account that is new each time. Resolves to how many were checked; the rest was refused as it should be. */
+/** Guesses passwords of an unused address. Resolves to the number of guesses that were checked; the others were refused. */
 async function guess(t: Test, app: TestApp, count: number): Promise<number> {
   const email = `nobody${++guesses}@acme.example`
   const replies: Reply[] = []
@@ -45,7 +45,7 @@ async function guess(t: Test, app: TestApp, count: number): Promise<number> {
 const health = async (app: TestApp) => (await send(app, 'localhost', '/api/v1/health')).json()
 const ready = async (app: TestApp) => (await send(app, 'localhost', '/api/v1/health/ready')).statusCode
 
-/** Whether two processes count together: what one has let through, the other knows. */
+/** Whether two processes share their counters. */
 async function isShared(t: Test, apps: readonly [TestApp, TestApp]): Promise<boolean> {
   const email = `shared${++guesses}@acme.example`
   const attempt = post('/auth/login', { email, password: 'not the right one' })
@@ -119,7 +119,7 @@ t.test('whatever happens to Redis', needsRedis, async (t) => {
   )
   t.equal(await isShared(t, apps), true)
 
-  /** What must hold while something is wrong. */
+  /** Checks what must hold during a fault. */
   async function holds(t: Test, { least = 10, most = 10 } = {}): Promise<void> {
     for (const each of apps) {
       const asked = await Promise.all(
@@ -145,7 +145,7 @@ t.test('whatever happens to Redis', needsRedis, async (t) => {
     }
   }
 
-  /** All is as before. */
+  /** Checks that everything is as before. */
   async function recovers(t: Test): Promise<void> {
     await eventually(async () => (await health(app)).status === 'ok' && (await health(apps[1])).status === 'ok', 15_000)
     await eventually(() => isShared(t, apps), 10_000)
@@ -161,7 +161,7 @@ t.test('whatever happens to Redis', needsRedis, async (t) => {
     [
       'it pauses its clients',
       ({ admin }) => admin.call('CLIENT', 'PAUSE', '5000', 'ALL'),
-      // answered when the pause is over
+      // answered when Redis continues
       ({ admin }) => admin.ping()
     ],
     [
@@ -218,7 +218,7 @@ t.test('whatever happens to Redis', needsRedis, async (t) => {
     }
     let most = 0
     for (let i = 0; i < 300; i++) {
-      // each from another address, so that each has to ask
+      // each from another address, so that each request needs Redis
       await send(app, 'localhost', { url: me, remoteAddress: `192.0.${i % 250}.${i}` })
       most = Math.max(most, waiting())
     }

@@ -3,29 +3,30 @@ import { once } from 'node:events'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import type { Test } from 'tap'
-import { eventually, freePort, root } from './harness.ts'
+import { eventually, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
- * A Redis of a test's own, started as in compose.yaml: by db/deploy/redis.sh, with the user that the product has.
+ * Starts a Redis for one test, as compose.yaml does it: with db/deploy/redis.sh and the user of the product.
  */
 
 const password = 'the0password0of0the0tests'
 const server = findProgram('redis-server')
 const client = findProgram('redis-cli')
 
-/** For tap: left out where there is no Redis. */
+/** Skips a test on a machine without Redis. */
 export const needsRedis = { skip: server.skip || client.skip }
 
 export type RedisServer = {
   port: number
-  /** As the product connects. */
+  /** The URL with which the product connects. */
   url: string
-  /** As somebody who may do everything. */
+  /** A connection of a user who may do everything. */
   admin: Redis
-  /** A signal to the process: SIGSTOP, SIGCONT, SIGKILL. */
+  /** Sends a signal to the process: SIGSTOP, SIGCONT, SIGKILL. */
   signal(name: NodeJS.Signals): void
-  /** Starts it again on its port, empty. */
+  /** Kills it, and starts an empty one on the same port. */
   restart(): Promise<void>
 }
 
@@ -81,7 +82,7 @@ export async function startRedis(t: Test, port?: number): Promise<RedisServer> {
   }
 }
 
-/** Every key with its remaining time, which is negative where there is no end. */
+/** Every key with its remaining milliseconds. A key that does not expire has a negative number. */
 export async function keysOf(admin: Redis): Promise<[name: string, ttl: number][]> {
   const keys: [string, number][] = []
   for await (const names of admin.scanStream()) {
@@ -90,7 +91,7 @@ export async function keysOf(admin: Redis): Promise<[name: string, ttl: number][
   return keys
 }
 
-/** How often each command was called since the last reset, by the name that INFO gives it. */
+/** How often each command was called since the last reset, by its name in INFO. */
 export async function callsOf(admin: Redis): Promise<Record<string, number>> {
   const text = await admin.info('commandstats')
   return Object.fromEntries(

@@ -10,11 +10,11 @@ import { SemaphoreExhausted } from '../src/limits/keyed-semaphore.ts'
 import { createTenant, createTestDatabase, testEnvironment } from './harness.ts'
 
 /*
- * A flood of refused requests must cost less than one of answered requests. V8's stacks were most of it, so nothing that is
- * expected takes one.
+ * A flood of refused requests must cost less than a flood of answered ones. Stack traces were most of the cost, so an expected
+ * refusal takes none.
  */
 
-/** The frames of an error and of all that caused it. */
+/** The stack frames of an error and of its causes. */
 function frames(err: unknown): string[] {
   if (!(err instanceof Error)) return []
   return [...(err.stack?.split('\n').filter((line) => /^\s+at /.test(line)) ?? []), ...frames(err.cause)]

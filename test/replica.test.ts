@@ -18,8 +18,7 @@ import { makeStandby, type Standby } from './standby.ts'
 // bounded in time: when a replica is left
 
 /*
- * With a streaming replica of a server of its own: what is asked there, what never is, and what happens when it is away or
- * behind.
+ * The product with a streaming replica: which reads go there, which never do, and what happens when the replica is away or behind.
  */
 
 const countEvents = statement(
@@ -65,7 +64,7 @@ t.test('a replica', async (t) => {
   const rival = await createTenant(app, 'rival')
   const onStandby = (text: string) =>
     withClient(standby.url('postgres'), async (client) => (await client.query(text)).rows)
-  /** Whoever asked it last, as PostgreSQL remembers its connections. */
+  /** The last query of each connection of the server, from pg_stat_activity. */
   const connections = () =>
     onStandby(
       "select query from pg_stat_activity where usename = 'aggios_app' and backend_type = 'client backend' order by query_start desc"
@@ -78,7 +77,7 @@ t.test('a replica', async (t) => {
     await leaveMark(rival, 'foreign')
     await eventually(async () => (await exported(rival)).includes('foreign@example.com'))
     t.match(await exported(acme), 'first@example.com')
-    // the watch may have asked on the same connection since
+    // the watch of the replica may have used the same connection since
     const asked = async () => (await exported(acme)) !== '' && (await lastQuery()).includes('from audit_events')
     t.ok((await eventually(asked)) < 5000)
     t.notMatch(await exported(acme), 'foreign@example.com')

@@ -21,16 +21,16 @@ import {
 } from './harness.ts'
 import { ask, prepareAgency, registerAgency } from './oracle.ts'
 import { findFakeClock, findProgram } from './parts.ts'
-import { createRandom, decode, makeToken } from './tokens.ts'
+import { createRandom } from './random.ts'
+import { decode, makeToken } from './tokens.ts'
 
 // bounded in time: when a replica is left
 
 /*
- * Replicas that do not agree, on the time or on the keys; replies that do not arrive; processes that have too little of
- * something.
+ * Replicas with different clocks or keys, replies that are lost, and processes with few files or little memory.
  */
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 const fakeClock = findFakeClock()
@@ -96,7 +96,7 @@ t.test('replicas whose clocks differ', { skip: fakeClock.skip }, async (t) => {
     ] as const) {
       const tokens = await signIn(from.url)
       t.match(await me(to.url, tokens.access_token), { status: 401, body: { code: 'invalid_token' } })
-      // the session is the database's, whose clock is one
+      // sessions are in the database, which has one clock
       const refreshed = await ask(to.url, 'POST', '/auth/refresh', { body: { refresh_token: tokens.refresh_token } })
       t.equal(refreshed.status, 200, 'and refreshing helps')
       t.equal((await me(to.url, String(refreshed.body.access_token))).status, 200)
@@ -155,7 +155,7 @@ t.test('keys are rotated, whichever replica is first, and nobody notices', async
   let running = true
   let phase = ''
 
-  /** A person who refreshes now and then, at whichever replica. */
+  /** A person who refreshes from time to time, at any replica. */
   async function person(): Promise<void> {
     let { access_token, refresh_token } = await acme.signIn()
     while (running) {
@@ -177,13 +177,13 @@ t.test('keys are rotated, whichever replica is first, and nobody notices', async
     for (const index of order) {
       phase = `${keys.length} keys, order ${order}, replica ${index}`
       const next = await start(keys)
-      // the one before finishes what it was asked, and its teardown closes it
+      // the replica before finishes its requests, and its teardown closes it
       replicas[index] = next
       const before = answered
       await eventually(() => answered > before + 40, 30_000)
     }
     if (keys[0] === newer && keys.length === 2) {
-      // REFRESH_TOKEN_TTL later: everybody has come by
+      // REFRESH_TOKEN_TTL later: everybody has refreshed
       const before = answered
       await eventually(() => answered > before + 300, 60_000)
     }
@@ -208,7 +208,7 @@ t.test('a reply to a refresh that is cut off on its way', async (t) => {
   const through = `http://127.0.0.1:${proxy.port}`
   const refresh = (url: string, refresh_token: string) => ask(url, 'POST', '/auth/refresh', { body: { refresh_token } })
 
-  /** How many bytes a whole reply has, head and body. */
+  /** The number of bytes of a whole reply, head and body. */
   async function replyLength(): Promise<number> {
     const body = JSON.stringify({ refresh_token: sessions[0]?.refresh })
     const socket = connect(server.port, '127.0.0.1')
@@ -267,7 +267,7 @@ t.test('a reply to a refresh that is cut off on its way', async (t) => {
   t.equal(events.length, 1, 'which is recorded')
 })
 
-/** One request over a connection that is kept. */
+/** Sends a request on a kept connection. */
 async function over(agent: http.Agent, port: number, method: string, path: string, token: string, body?: object) {
   const payload = body === undefined ? '' : JSON.stringify(body)
   const request = http.request({
@@ -296,7 +296,7 @@ t.test('a process that may open few files', { skip: prlimit.skip }, async (t) =>
     Promise.all(Array.from({ length: 10 }, () => over(agent, server.port, method, path, token, body)))
   t.strictSame(new Set((await all('GET', '/users/me')).map(({ status }) => status)), new Set([200]))
 
-  // its idle connections to the database are gone: what needs one has to open it
+  // its idle database connections are closed, so a query has to open one
   await terminate(database, 'aggios-pool')
   const crowd: Socket[] = []
   t.teardown(() => {

@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import * as tus from 'tus-js-client'
 import { StoreFailure } from '../src/files/store/object-store.ts'
+import { mebibyte, sha256 } from './bytes.ts'
 import { disagreements, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -21,16 +22,14 @@ import {
 
 // bounded in time: how long an upload may take
 
-const mebibyte = 1024 * 1024
 const endpoint = '/api/v1/files/resumable'
 const version = { 'tus-resumable': '1.0.0' }
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
-/** Uploads by the client that people use. */
+/** Uploads with tus-js-client. */
 async function listen(app: TestApp, tenant: Tenant) {
   await app.listen({ host: '127.0.0.1', port: 0 })
   const { port } = app.server.address() as { port: number }
-  // the general host: the agency is in the token
+  // the general host, because the token names the agency
   const url = `http://127.0.0.1:${port}${endpoint}`
   const headers = { authorization: `Bearer ${tenant.owner.tokens.access_token}`, host: 'localhost' }
 
@@ -55,7 +54,7 @@ async function listen(app: TestApp, tenant: Tenant) {
 
 const idOf = (url: string | null) => url?.split('/').at(-2) as string
 
-/** The requests of the protocol, one by one. */
+/** Sends single requests of the protocol. */
 function speak(tenant: Tenant) {
   return {
     begin: (length: number | string, headers = {}) =>
@@ -123,9 +122,9 @@ t.test('with tus-js-client', async (t) => {
     }, 20_000)
     await first.upload.abort()
     await sleep(200)
-    // as another process would that has kept the address
+    // as another process does that has stored the URL
     const second = upload(content, {
-      // what the first one brought may still be on its way into the count
+      // the bytes of the first request may not be counted yet
       retryDelays: [100, 300, 1000, 3000],
       uploadUrl: first.upload.url,
       onProgress: (sent) => void progress.push(sent)
@@ -313,7 +312,7 @@ t.test('who takes over', async (t) => {
   const { port, headers } = await listen(app, acme)
   const content = randomBytes(12 * mebibyte)
 
-  /** A PATCH that goes on for as long as it likes. */
+  /** A PATCH whose body the test writes piece by piece. */
   function slowly(url: string, offset: number) {
     const body = new Readable({ read() {} })
     const reply = fetch(`http://127.0.0.1:${port}${url}`, {

@@ -8,11 +8,11 @@ import { stopwatch } from './machine.ts'
 // bounded in time: how soon a process starts
 
 /*
- * What many living revocations cost: the start of a process, its memory, and its event loop.
+ * The cost of many revocations in force: for the start of a process, its memory, and its event loop.
  *
  *   REVOCATIONS=1000000 npm test -- test/revocation-load.test.ts
  *
- * prints the figures for a million; the suite has a tenth of it, and bounds that are in proportion.
+ * prints the figures for a million. The suite uses a tenth of that, with bounds in proportion.
  */
 
 const count = Number(process.env.REVOCATIONS ?? 100_000)
@@ -81,7 +81,7 @@ t.test(`a process starts with ${count} living revocations`, { timeout: 600_000 }
       `${Math.round(alive)} MB more alive; read again: event loop ${Math.round(delay.percentile(99) / 1e6)} ms (p99), ` +
       `${Math.round(delay.max / 1e6)} ms (longest)`
   )
-  // an application of its own is in it too
+  // the figure includes an application of its own
   const share = count / 1_000_000
   t.ok(startedIn < 10_000, `${startedIn} ms`)
   t.ok(alive < 30 + 200 * share, `${alive} MB alive`)

@@ -8,28 +8,29 @@ import { endSession } from '../db/queries/sessions.ts'
 import { changeTenant, setTenantStatus } from '../db/queries/tenant-status.ts'
 import { withClient } from './databases.ts'
 import {
+  addMember,
   allRows,
   asOwner,
   createTenant,
+  createTestDatabase,
   eventually,
+  password,
   post,
   send,
+  setStatus,
   startApp,
-  type TestApp,
-  type Tokens
+  type TestApp
 } from './harness.ts'
+import { me, sendAuthorization } from './requests.ts'
+import { decode, sidOf } from './tokens.ts'
 
 // bounded in time: how soon a revocation is in force
 
 /*
- * What a process knows of revocations is what the database has, whatever has become of either meanwhile.
+ * A process knows the revocations that are in the database, also after a failover, a pause or a failed read.
  */
 
-const me = '/api/v1/users/me'
-const sidOf = ({ access_token }: Tokens): string =>
-  JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
-
-/** What becomes of each further read of revocations. */
+/** Replaces each further read of revocations by `act`. */
 function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): void {
   const { query } = app.gate
   app.gate.query = (scope, statement, values) => {
@@ -60,7 +61,7 @@ t.test('a process that was halted has missed nothing', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   t.equal((await acme.anonymous(me)).statusCode, 401)
-  // read, and then nothing for longer than what is published lives
+  // one read, and then none for longer than a published entry lives
   let halts = 0
   onRead(app, async (read) => {
     const rows = await read()
@@ -92,7 +93,7 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
   await withClient(app.database.postgres, async (client) => {
     await client.query('begin')
     await client.query("select set_plan('slow', 20, 60, null)")
-    // has the later number, and is there earlier
+    // it has the higher number, and commits first
     await app.gate.query(systemScope, setPlan, { ...limit(1), name: 'quick' })
     await app.revocations.readNow()
     t.match(await app.tenants.limitsOf(acme.id), { requests: 10 })
@@ -234,7 +235,7 @@ t.test('a plan or a name that changes beside a suspension leaves the agency susp
     let changed: Promise<unknown> = Promise.resolve()
     await app.gate.transaction(scope, async (trx) => {
       await setTenantStatus(trx, acme.id, { status: 'suspended', ...act })
-      // begins before the suspension is there, and waits for it
+      // it begins before the suspension commits, and waits for it
       changed = change()
       await eventually(async () => {
         const [row] = await allRows(
@@ -253,4 +254,109 @@ t.test('a plan or a name that changes beside a suspension leaves the agency susp
     )
     t.strictSame(rows, [{ state: 'suspended', long: true }])
   }
+})
+
+t.test('what ends a session is felt on every replica within a second', async (t) => {
+  const database = await createTestDatabase(t)
+  const near = await startApp(t, {}, database)
+  const far = await startApp(t, {}, database)
+  const acme = await createTenant(near, 'acme')
+  const rival = await createTenant(near, 'rival')
+  await addMember(near, acme, rival.owner.id, 'admin')
+  const visit = async () =>
+    (
+      await send(near, 'localhost', {
+        ...post('/auth/switch', { tenant: 'acme' }),
+        headers: { authorization: `Bearer ${rival.owner.tokens.access_token}` }
+      })
+    ).json()
+  /** How long `far` still accepts the token, counted from the reply. */
+  const felt = async (token: string, code: string, act: () => Promise<unknown>) => {
+    const before = await sendAuthorization(far, `Bearer ${token}`)
+    // right after a poll, so that the wait for the next one is longest
+    await eventually(() => far.revocations.stats().lag_ms < 20)
+    await act()
+    const waited = await eventually(async () => (await sendAuthorization(far, `Bearer ${token}`)).statusCode !== 200)
+    return {
+      before: before.statusCode,
+      after: (await sendAuthorization(far, `Bearer ${token}`)).json().code,
+      inTime: waited <= 1000,
+      code
+    }
+  }
+  const expected = (code: string) => ({ before: 200, after: code, inTime: true, code })
+
+  await t.test('sign-out', async (t) => {
+    const { access_token } = await acme.signIn()
+    const act = () => acme.with(access_token, post('/auth/logout', undefined))
+    t.strictSame(await felt(access_token, 'session_revoked', act), expected('session_revoked'))
+    t.match((await sendAuthorization(near, `Bearer ${access_token}`)).json(), { code: 'session_revoked' })
+    const restarted = await startApp(t, {}, database)
+    t.match(
+      (await sendAuthorization(restarted, `Bearer ${access_token}`)).json(),
+      { code: 'session_revoked' },
+      'and not forgotten'
+    )
+  })
+  await t.test('a new role', async (t) => {
+    const tokens = await visit()
+    t.equal(decode(tokens.access_token).claims.role, 'admin')
+    const act = () =>
+      asOwner(database, acme.id, rival.owner.id, [
+        ["update memberships set role = 'viewer' where user_id = $1", [rival.owner.id]],
+        [
+          "insert into revocations (kind, subject, state, expires_at) values ('member', $1, 'viewer', now() + interval '1 day')",
+          [rival.owner.id]
+        ]
+      ])
+    t.strictSame(await felt(tokens.access_token, 'token_expired', act), expected('token_expired'))
+    const renewed = await send(far, 'localhost', post('/auth/refresh', { refresh_token: tokens.refresh_token }))
+    t.equal(decode(renewed.json().access_token).claims.role, 'viewer')
+    t.equal((await sendAuthorization(far, `Bearer ${renewed.json().access_token}`)).json().role, 'viewer')
+    t.equal(
+      (await sendAuthorization(far, `Bearer ${rival.owner.tokens.access_token}`)).statusCode,
+      200,
+      'elsewhere nothing changed'
+    )
+  })
+  await t.test('removal from the agency', async (t) => {
+    const tokens = await visit()
+    const act = () =>
+      asOwner(database, acme.id, rival.owner.id, [
+        ['delete from memberships where user_id = $1', [rival.owner.id]],
+        [
+          "insert into revocations (kind, subject, state, expires_at) values ('member', $1, null, now() + interval '1 day')",
+          [rival.owner.id]
+        ]
+      ])
+    t.strictSame(await felt(tokens.access_token, 'session_revoked', act), expected('session_revoked'))
+    const renewed = await send(far, 'localhost', post('/auth/refresh', { refresh_token: tokens.refresh_token }))
+    t.equal(renewed.statusCode, 401)
+    t.equal(
+      (await sendAuthorization(far, `Bearer ${rival.owner.tokens.access_token}`)).statusCode,
+      200,
+      'elsewhere nothing changed'
+    )
+  })
+  await t.test('suspension', async (t) => {
+    const act = () => setStatus(near, acme, 'suspended')
+    const seen = await felt(acme.owner.tokens.access_token, 'tenant_suspended', act)
+    t.strictSame(seen, expected('tenant_suspended'))
+    await setStatus(near, acme, 'active')
+    await eventually(
+      async () => (await sendAuthorization(far, `Bearer ${acme.owner.tokens.access_token}`)).statusCode === 200,
+      1000
+    )
+  })
+  await t.test('a new password', async (t) => {
+    const { access_token } = await acme.signIn()
+    const body = { current_password: password, new_password: 'an entirely different one' }
+    const act = () => acme.send(post('/users/me/password', body))
+    t.strictSame(await felt(access_token, 'session_revoked', act), expected('session_revoked'))
+    t.equal(
+      (await sendAuthorization(far, `Bearer ${acme.owner.tokens.access_token}`)).statusCode,
+      200,
+      'but for the one that did it'
+    )
+  })
 })

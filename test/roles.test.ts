@@ -10,7 +10,7 @@ import { root } from './harness.ts'
 import { findProgram } from './parts.ts'
 
 /*
- * db/roles.sql as the administrator of somebody else's PostgreSQL runs it, who is no superuser.
+ * db/roles.sql, run by an administrator who is no superuser, as on a managed PostgreSQL.
  */
 
 const psql = findProgram('psql')
@@ -23,7 +23,7 @@ t.teardown(async () => {
 })
 const superuser = server.url('postgres', 'postgres')
 
-/** The URL of a database that belongs to a role with these attributes, in a cluster that has none of the product's roles. */
+/** Creates a role with these attributes and a database of it, in a cluster without the product's roles. Returns the URL. */
 async function createOwned(attributes: string): Promise<string> {
   await withClient(superuser, async (admin) => {
     for (const name of ['aggios', 'owned']) await admin.query(`drop database if exists ${name} with (force)`)

@@ -5,40 +5,40 @@ import http from 'node:http'
 import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { sha256 } from './bytes.ts'
 import { withClient } from './databases.ts'
 import {
   allRows,
   createTestDatabase,
   eventually,
-  freePort,
   password,
   type Server,
   startServer,
   testEnvironment
 } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 import { ask, startTraefik } from './traefik.ts'
 
 // bounded in time: how long a deploy takes
 
 /*
- * A deploy of a new version, twenty times: each process in its turn is told to stop and is started again, while clients go on
- * as if nothing were happening.
+ * Twenty rolling deploys: each process in turn is told to stop and is started again, while clients send requests without a pause.
  */
 
 const restarts = 20
 const traefikProgram = findProgram('traefik')
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 /**
- * One kind of request. `ask` rejects when the answer is not what it should be; how long it takes is all the same. It returns
- * nothing where nobody is free to ask.
+ * A kind of request. `ask` rejects if the answer is wrong; its duration doesn't matter. It returns nothing if all its clients are
+ * busy.
  */
 type Kind = { name: string; everyMs: number; ask: () => Promise<unknown> | undefined }
 
-/** Sends each kind at its own pace, whether or not the ones before were answered. */
+/** Sends each kind at its own interval, whether or not earlier requests were answered. */
 function startLoad(kinds: Kind[]) {
   const underWay = new Map<Promise<unknown>, string>()
   const failures: string[] = []
@@ -79,13 +79,13 @@ type Question = {
   token: string
   type?: string
   body?: Buffer
-  /** For so long the body is on its way, in so many pieces. */
+  /** How long the body takes, and in how many pieces it is sent. */
   sending?: { ms: number; pieces: number }
 }
 
-const patienceMs = 120_000
+const timeoutMs = 120_000
 
-/** Sends a request, and rejects where it is refused. */
+/** Sends a request, and rejects if it is refused. */
 async function request(
   client: { agent: http.Agent; port: number },
   { method = 'GET', path, host, token, type = 'application/json', body, sending = { ms: 0, pieces: 1 } }: Question
@@ -95,7 +95,7 @@ async function request(
     host: '127.0.0.1',
     method,
     path: `/api/v1${path}`,
-    timeout: patienceMs,
+    timeout: timeoutMs,
     headers: {
       host,
       authorization: `Bearer ${token}`,
@@ -104,7 +104,7 @@ async function request(
   })
   sent.on('timeout', () => sent.destroy(new Error('no answer')))
   const response = once(sent, 'response') as Promise<[http.IncomingMessage]>
-  // what is refused early is refused while the rest of the body waits
+  // an early refusal arrives while the rest of the body waits
   response.catch(() => {})
   const pieceBytes = Math.ceil((body?.length ?? 0) / sending.pieces)
   for (let piece = 0; piece < sending.pieces && body; piece++) {
@@ -131,8 +131,6 @@ async function sumOf(reply: http.IncomingMessage, ms = 0): Promise<string> {
   }
   return hash.digest('hex')
 }
-
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
 
 function formOf(content: Buffer): Pick<Question, 'method' | 'path' | 'type' | 'body'> {
   const boundary = randomBytes(16).toString('hex')
@@ -186,7 +184,7 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
     const answer = await json(await request(client, question))
     if (!matches(answer, change)) throw new Error(`not what was asked for: ${JSON.stringify(answer)}`)
   }
-  /** Each writes one thing at a time: writes of one row wait for each other, and on a slow machine until they are refused. */
+  /** Each client writes one thing at a time. Writes of the same row wait for each other, and could time out on a slow machine. */
   const takeTurns = (free: (typeof acme)[]) => (ms?: number) => {
     const who = free.shift()
     return who && rename(who, ms).finally(() => free.push(who))
@@ -199,7 +197,7 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
     const reply = await request(client, { ...archive, path: `/files/${file.id}/content` })
     if ((await sumOf(reply, ms)) !== file.sum) throw new Error(`file ${file.id} is not what was uploaded`)
   }
-  /** Whoever serves it, it can be read from the others at once. */
+  /** A write at one process can be read from the others at once. */
   async function upload(bytes: number, ms: number): Promise<{ id: string; sum: string }> {
     const content = randomBytes(bytes)
     const reply = await request(client, { ...archive, ...formOf(content), sending: { ms, pieces: 20 } })
@@ -225,7 +223,7 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
   const transfers = () => ['an upload', 'a download'].filter(load.isUnderWay)
   await eventually(() => transfers().length === 2)
 
-  // somebody else has this row in use, half of the time; the database ends it by itself, however busy this process is
+  // another transaction locks this row half of the time; the database ends it, however busy this process is
   let holding = true
   const holder = withClient(database.postgres, async (client) => {
     while (holding) {
@@ -242,7 +240,7 @@ t.test(`no request is lost in ${restarts} restarts under load`, { skip: traefikP
   const cut: string[][] = []
   for (let turn = 0; turn < restarts; turn++) {
     const victim = turn % ports.length
-    // the one before may still be starting; the one after has to be there
+    // the process before may still be starting; the process after must be ready
     const next = (victim + 1) % ports.length
     await servers[next]
     await eventually(() => isUp(ports[next] as number), 60_000)

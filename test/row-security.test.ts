@@ -2,20 +2,23 @@ import pg from 'pg'
 import t, { type Test } from 'tap'
 import { tenantTables } from './catalogue.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
+import { id } from './gate-trials.ts'
 import { allRows, createTestDatabase } from './harness.ts'
 
 type Table = { name: string; columns: string[]; generated: string[]; key: string[]; partitions: string[] }
 type Person = { tenant: string; user: string }
 
-const id = (digits: string) => `00000000-0000-7000-8000-${digits.padStart(12, '0')}`
 const a: Person = { tenant: id('a'), user: id('a1') }
 const b: Person = { tenant: id('b'), user: id('b1') }
-/** A member of both. */
+/** A member of both tenants. */
 const both = id('ab')
-/** A member of none. */
+/** A member of neither tenant. */
 const stranger = id('c1')
 
-/** Two rows of every table for a tenant ($1), one of its user ($2) and one of the user of both ($3). A new table needs its line here. */
+/**
+ * Inserts two rows into every table for a tenant ($1): one of its user ($2), and one of the user of both tenants ($3). A new table
+ * needs an entry here.
+ */
 const rows: Record<string, string> = {
   memberships: `insert into memberships (tenant_id, user_id, role) values ($1, $2, 'owner'), ($1, $3, 'viewer')`,
   sessions: `insert into sessions (tenant_id, id, user_id, expires_at)
@@ -39,7 +42,7 @@ const rows: Record<string, string> = {
     values ($1, $2, 0, 0, 'a'), ($1, $3, 0, 0, 'b')`,
   // one row a tenant
   storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`,
-  // both of one person: within a tenant too a reply is shown to nobody but who asked
+  // both of one person, because a stored reply is shown only to the person who sent the request
   idempotency_keys: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body)
     values ($1, $3, 'POST /things', 'one-' || $2::uuid, sha256('a'), 201, '{}', '{}'),
       ($1, $3, 'POST /things', 'two-' || $2::uuid, sha256('b'), 201, '{}', '{}')`
@@ -59,7 +62,7 @@ async function prepare(t: Test): Promise<{ database: DatabaseUrls; tables: Table
       )
     }
     const { rows: found } = await client.query<Table>(tenantTables)
-    // in the order of the list, which is the order of their keys; a table that is on none of our lines comes out below
+    // in the order of the list, because of foreign keys; a table without an entry is reported below
     const known = Object.keys(rows)
     const ordered = found.toSorted((one, two) => known.indexOf(one.name) - known.indexOf(two.name))
     for (const { name } of ordered) {
@@ -81,7 +84,7 @@ async function connect(t: Test, url: string): Promise<pg.Client> {
 
 type Scope = { tenant?: string; user?: string }
 
-/** One statement in a transaction behind the settings of somebody. What it did is committed, so that it would show. */
+/** Runs a statement in a transaction with the settings of a scope, and commits, so that every effect remains. */
 async function as(client: pg.Client, scope: Scope, text: string, values: unknown[] = []): Promise<pg.QueryResult> {
   await client.query('begin')
   try {
@@ -96,7 +99,7 @@ async function as(client: pg.Client, scope: Scope, text: string, values: unknown
   }
 }
 
-/** What a statement came to: a number of rows, or the refusal's code. */
+/** The result of a statement: the number of rows, or the code of the refusal. */
 async function outcome(client: pg.Client, scope: Scope, text: string, values: unknown[] = []) {
   try {
     return (await as(client, scope, text, values)).rowCount
@@ -133,8 +136,8 @@ const countRows = async (database: DatabaseUrls, table: string, tenant: string) 
   Number((await allRows(database, `select count(*) from ${table} where tenant_id = $1`, [tenant]))[0].count)
 
 /*
- * Twice: as the role that serves, where a missing grant may be what refuses, and as the owner of the tables, who has every
- * right and is held by the policies alone.
+ * Runs twice. For the server's role a missing grant may be the reason of a refusal. The owner of the tables has every right, so only
+ * the policies can refuse.
  */
 for (const role of ['aggios_app', 'aggios_owner'] as const) {
   t.test(`the rows of tenants, as ${role}`, async (t) => {
@@ -161,7 +164,7 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
         const countAll = `select count(*)::int as n from ${name}`
         const count = async (scope: Scope, condition = 'true') =>
           (await as(client, scope, `${countAll} where ${condition}`)).rows[0].n
-        // as whoever the row is about, so that nothing but the tenant can be what refuses
+        // as the user of the row, so that only the tenant can be the reason of a refusal
         const person = foreign.row.user_id ?? b.user
         const inA = { tenant: a.tenant, user: person }
         const inB = { tenant: b.tenant, user: person }
@@ -220,8 +223,8 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
           t.equal(await outcome(client, inA, copyOf(whole), [foreign.row]), denied)
           t.equal(await outcome(client, inA, copyOf([...new Set([...insert, 'tenant_id'])]), [foreign.row]), denied)
           t.equal(await outcome(client, inA, `update ${name} set tenant_id = '${b.tenant}'`), denied)
-          // the same row where it belongs gets past the policy: it is there already
-          // (or, of revocations, takes the place of the older entry about the same subject)
+          // the same row in its own tenant passes the policy, and is a duplicate
+          // (a revocation replaces the older entry about the same subject)
           const again = name === 'revocations' ? 1 : '23505'
           if (insert.includes('tenant_id')) t.equal(await outcome(client, inB, copyOf(whole), [foreign.row]), again)
         })
@@ -234,7 +237,7 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
           ]) {
             t.equal(await outcome(client, inA, copyOf(whole, conflict), [foreign.row]), denied, conflict)
           }
-          // with the columns that may be named alone the row becomes one's own, or is refused: never the other's
+          // with the writable columns alone, the row gets the own tenant or is refused; it never gets the other one
           const mine = insert.filter((each) => each !== 'tenant_id')
           await outcome(client, inA, copyOf(mine, 'on conflict do nothing'), [foreign.row])
           t.strictSame(await fingerprint(database, table, b.tenant), before)
@@ -250,7 +253,7 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
           const lines = await copyOut(client, inA, `copy (select ${select} from ${name}) to stdout`)
           t.equal(lines.length, own)
           t.notMatch(lines.join(''), b.tenant)
-          // of a table in partitions this form copies the parent's own rows: none
+          // for a partitioned table this form copies only the rows of the parent: none
           const plain = await copyOut(client, inA, `copy ${name} (${select}) to stdout`)
           t.equal(plain.length, table.partitions.length > 0 ? 0 : own)
           t.notMatch(plain.join(''), b.tenant)
@@ -265,7 +268,7 @@ for (const role of ['aggios_app', 'aggios_owner'] as const) {
         })
         await t.test('its partitions are no way around it', async (t) => {
           for (const partition of table.partitions) {
-            // the server may not touch them; their owner meets row security without a policy
+            // the server has no right to them, and their owner has row security without a policy
             const expected = role === 'aggios_app' ? denied : 0
             t.equal(await outcome(client, inB, `select from ${partition}`), expected)
             t.equal(await outcome(client, inB, `delete from ${partition}`), expected)

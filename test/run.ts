@@ -11,18 +11,18 @@ import { untilMachineHasTime, watchMachine } from './machine.ts'
 import { startPgBouncer } from './pgbouncer.ts'
 
 /*
- * Starts one PostgreSQL for the whole run, makes the database that every test copies, and runs tap on the files that are
- * named, or on all; `--changed` on those that load what has changed since they ran. What failed is told again at the end; the last
- * line counts. With TEST_PGBOUNCER=1 the product reaches it
- * through PgBouncer in transaction mode.
+ * Starts one PostgreSQL for the whole run, creates the database that every test copies, and runs tap: on the files that
+ * are named, on all, or with `--changed` on those that load a file that has changed since they ran. Failures are
+ * printed again at the end, and the last line counts them. With TEST_PGBOUNCER=1 the product connects through PgBouncer
+ * in transaction mode.
  */
 
-/** What one file came to, in assertions, and how long it took. */
+/** The result of one file: its assertions, and how long it took. */
 type Outcome = { passed: number; failed: number; skipped: number; ms: number; failures: string[] }
 
-/** A file whose bounds in time a busy machine may break says so in a line of its own, with what it bounds. */
+/** The line with which a file says that a busy machine may break its bounds in time, and what it bounds. */
 const bounded = /^\/\/ bounded in time: \S/m
-/** More than so many files that needed a second run are no accident. */
+/** In CI, more second runs than this count as a failure. */
 const mostSecondRuns = 3
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
@@ -40,7 +40,7 @@ process.env.TEST_POSTGRES = JSON.stringify(urls)
 await createDatabase(templateDatabase, 'template1')
 await migrate(urls.owner.replace('DATABASE', templateDatabase))
 
-/** Nothing runs once more after this. */
+/** No file runs again after this time. */
 const lastRerunMs = 55 * 60_000
 
 const named = process.argv.slice(2)
@@ -50,13 +50,13 @@ const wasShortOfTime = watchMachine()
 const outcomes = await runTap(named, files)
 const broken = () => [...outcomes].filter(([, { failed }]) => failed > 0)
 const secondRuns: string[] = []
-// bounds in time are for a machine that has time: a file that has some and failed beside others is decided by a run of its own.
-// Many are no accident, unless there was no time for any
+// a file with bounds in time that failed beside others runs again, alone: the bounds are for a machine that isn't busy.
+// If many files failed, they failed for another reason, unless the hypervisor took too much CPU time
 if (named.length === 0 && (broken().length <= 6 || wasShortOfTime())) {
   for (const [file, { failures }] of broken()) {
     if (!file.startsWith('test/') || !bounded.test(readFileSync(join(import.meta.dirname, '..', file), 'utf8')))
       continue
-    tell(`${file} failed beside others and runs once more, alone`, failures)
+    print(`${file} failed beside others and runs once more, alone`, failures)
     secondRuns.push(file)
     await decide(file)
   }
@@ -65,24 +65,26 @@ await pooler?.stop()
 await server.stop()
 rmSync(dir, { recursive: true, force: true })
 
-for (const [file, { failures }] of broken()) tell(`${file} failed`, failures)
+for (const [file, { failures }] of broken()) print(`${file} failed`, failures)
 const slowest = [...outcomes].sort(([, one], [, other]) => other.ms - one.ms).slice(0, 10)
 if (files > 0)
-  tell(
+  print(
     'the slowest',
     slowest.map(([file, { ms }]) => `${(ms / 1000).toFixed(0).padStart(5)} s  ${file}`)
   )
-tell(`${secondRuns.length} needed a second run`, secondRuns)
+print(`${secondRuns.length} needed a second run`, secondRuns)
 const sum = (key: 'passed' | 'failed' | 'skipped') => [...outcomes.values()].reduce((all, each) => all + each[key], 0)
 const skipped = sum('skipped')
 const excess = process.env.CI && secondRuns.length > mostSecondRuns ? 1 : 0
-if (excess) tell(`more than ${mostSecondRuns} needed a second run, which counts as a failure`, [])
-// nothing that has changed is nothing to test, but nothing at all is a mistake
+if (excess) print(`more than ${mostSecondRuns} needed a second run, which counts as a failure`, [])
+// with --changed there may be no file to run; otherwise a run without files is a mistake
 const failed = outcomes.size === 0 && !named.includes('--changed') ? 1 : sum('failed') + excess
 process.stdout.write(`\n${sum('passed')} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
 process.exitCode = failed > 0 ? 1 : 0
 
-/** Runs a file alone. It fails by a run in which the machine had time, or by the third; and a run of the tests must end. */
+/**
+ * Runs a file alone, up to three times. A failure counts at once if the machine was not busy, else after the third run.
+ */
 async function decide(file: string): Promise<void> {
   for (let runs = 0; runs < 3 && performance.now() < lastRerunMs; runs++) {
     await untilMachineHasTime()
@@ -92,16 +94,16 @@ async function decide(file: string): Promise<void> {
   }
 }
 
-function tell(what: string, failures: string[]): void {
+function print(what: string, failures: string[]): void {
   process.stdout.write(`\n# ${what}\n${failures.slice(0, 150).join('\n')}\n`)
 }
 
 /**
- * Runs tap and reads what it prints: an assertion is a line without a time, what is indented belongs to the file below it. Of so many
- * files it says how far it is.
+ * Runs tap and reads its output. A line without a time is an assertion, and indented lines belong to the file that is
+ * named below them. `total` is the number of files; if it is given, the progress is printed.
  */
 async function runTap(args: string[], total = 0): Promise<Map<string, Outcome>> {
-  // by this Node and not by the one of PATH, which may be too old to read the tests
+  // with this Node: that of PATH may be too old for the tests
   const program = join(import.meta.dirname, '..', 'node_modules', '.bin', 'tap')
   const tap = spawn(process.execPath, [program, ...args], { stdio: ['inherit', 'pipe', 'inherit'] })
   const ended = once(tap, 'close')
@@ -121,9 +123,9 @@ async function runTap(args: string[], total = 0): Promise<Map<string, Outcome>> 
     if (failing) current.failures.push(line)
     if (verdict === undefined || indent !== '') continue
     const [, file = rest, ms = '0'] = rest.match(/ - (\S+)(?: # time=([\d.]+)ms)?/) ?? []
-    // what tap says after a file that took too long, and has failed by that, is no file
+    // tap prints this line after a file that timed out, which is counted already
     if (file === 'timeout!') continue
-    // one that ended before it could say what was wrong
+    // a file that crashed has printed no failed assertion
     if (verdict === 'not ok') current.failed = Math.max(1, current.failed)
     current.ms = Number(ms)
     done.set(file, current)
@@ -135,7 +137,7 @@ async function runTap(args: string[], total = 0): Promise<Map<string, Outcome>> 
   return done
 }
 
-/** How far a run is. Some files take much longer than others, so what it says of the time left is a guess. */
+/** Prints how far the run is. The time left is a guess, because some files take much longer than others. */
 function tellProgress(done: Map<string, Outcome>, total: number, ms: number): void {
   const failing = [...done.values()].filter(({ failed }) => failed > 0).length
   const minutes = Math.ceil(((ms / done.size) * (total - done.size)) / 60_000)

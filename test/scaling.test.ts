@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cachedTokens } from '../plugins/auth/bearer.ts'
@@ -12,14 +12,13 @@ import { settings } from '../src/config/settings.ts'
 import { partBytes } from '../src/files/store/object-writer.ts'
 import { maxPrefetchShare } from '../src/limits/quotas.ts'
 import { definerFunctions } from './catalogue.ts'
-import { allRows, createTestDatabase, root } from './harness.ts'
+import { allRows, createTestDatabase, readText, root } from './harness.ts'
 
 /*
- * What docs/scaling.md names is there, and all of the schema has a place in its plan.
+ * Everything that docs/scaling.md names exists, and its plan covers the whole schema.
  */
 
-const source = (path: string) => readFileSync(join(root, path), 'utf8')
-const page = source('docs/scaling.md')
+const page = readText('docs/scaling.md')
 
 /** The names in the first column of the table under a heading. */
 function firstColumn(heading: string): string[] {
@@ -71,16 +70,16 @@ t.test('every function with rights of its own has one place in the plan', async 
 
 t.test('every setting that is named exists', async (t) => {
   const ours = new Set(Object.values(settings).map(({ name }) => name))
-  const traefik = source('traefik.dynamic.yml')
+  const traefik = readText('traefik.dynamic.yml')
   const named = new Set([...page.matchAll(/\b[A-Z][A-Z\d]*_[A-Z\d_]+\b/g)].map(([name]) => name))
   t.ok(named.has('WEB_CONCURRENCY'))
   for (const name of named) t.ok(ours.has(name) || traefik.includes(`env "${name}"`), name)
 })
 
 t.test('every command and every page that is named exists', async (t) => {
-  const scripts = Object.keys(JSON.parse(source('package.json')).scripts)
+  const scripts = Object.keys(JSON.parse(readText('package.json')).scripts)
   for (const [, script = ''] of page.matchAll(/npm run (\w+)/g)) t.ok(scripts.includes(script), script)
-  const scenarios = readdirSync(join(root, 'bench', 'scenarios')).map((file) => source(`bench/scenarios/${file}`))
+  const scenarios = readdirSync(join(root, 'bench', 'scenarios')).map((file) => readText(`bench/scenarios/${file}`))
   const named = scenarios.flatMap((text) => [...text.matchAll(/^ {2}name: '([\w-]+)'/gm)].map(([, name]) => name))
   for (const [, name] of page.matchAll(/--only ([\w-]+)/g)) t.ok(named.includes(name), `--only ${name}`)
   for (const [, path = ''] of page.matchAll(/`(test\/[\w.-]+|db\/[\w.-]+)`/g)) t.ok(existsSync(join(root, path)), path)
@@ -88,7 +87,7 @@ t.test('every command and every page that is named exists', async (t) => {
   const metrics = ['plugins', 'src'].flatMap((folder) =>
     readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
       .filter((name) => name.endsWith('.ts'))
-      .map((name) => source(`${folder}/${name}`))
+      .map((name) => readText(`${folder}/${name}`))
   )
   for (const [name] of page.matchAll(/\baggios_\w+_\w+|\baggios_revocations\b/g)) {
     t.ok(
@@ -98,7 +97,7 @@ t.test('every command and every page that is named exists', async (t) => {
   }
 })
 
-/** What the page says, with # for the number, and the number. */
+/** Sentences of the page, with # for a number, and the number in the sources. */
 const numbers: [says: string, value: number][] = [
   ['Each process holds # pipelined connections', pipelineCount],
   ['processes x #. The primary', replicaPool],
@@ -119,7 +118,7 @@ t.test('every number of a constant is that of the constant', async (t) => {
   for (const [says, value] of numbers) t.ok(text.includes(says.replace('#', value.toLocaleString('en'))), says)
 })
 
-/** What was measured, which one page says and another repeats. */
+/** Measured figures that one page states and another repeats. */
 const measured: [says: string, stands: RegExp][] = [
   ['has # µs and', /; (\d+) µs a request/],
   ['µs and # µs for', /and (\d+) µs in PostgreSQL/],
@@ -130,7 +129,7 @@ const measured: [says: string, stands: RegExp][] = [
 t.test('every number that was measured is that of docs/performance.md', async (t) => {
   const text = page.replaceAll(/\s+/g, ' ')
   for (const [says, stands] of measured) {
-    const [, value = ''] = stands.exec(source('docs/performance.md')) ?? []
+    const [, value = ''] = stands.exec(readText('docs/performance.md')) ?? []
     t.match(value, /^\d+$/, says)
     t.ok(text.includes(says.replace('#', value)), says)
   }

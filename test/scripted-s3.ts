@@ -7,12 +7,15 @@ import type { Environment } from '../src/config/environment.ts'
 import type { S3Settings } from '../src/files/store/s3.ts'
 
 /*
- * An S3 server that keeps objects in memory, checks no signature, and fails as it is told.
+ * An S3 server for tests. It keeps objects in memory, checks no signature, and fails on demand.
  */
 
-/** What a request asks for: `PUT object`, `GET object`, `HEAD object`, `POST uploads`, `PUT part`, `POST complete`, `GET list` … */
+/**
+ * A request. `what` is one of `PUT object`, `GET object`, `HEAD object`, `POST uploads`, `PUT part`, `POST complete`,
+ * `GET list` …
+ */
 export type Call = { what: string; key: string; request: IncomingMessage; reply: ServerResponse; obey(): Promise<void> }
-/** Answers in place of the server, or has it answer by `obey`, or does not answer at all. */
+/** Handles a request in place of the server. It may call `obey` for the ordinary answer, or never answer. */
 export type Fault = (call: Call) => unknown
 
 export type ScriptedS3 = {
@@ -20,9 +23,9 @@ export type ScriptedS3 = {
   settings: S3Settings
   objects: Map<string, { content: Buffer; modified_at: Date }>
   uploads: Map<string, Map<number, Buffer>>
-  /** What was asked for, in order. */
+  /** The `what` of every request, in order. */
   calls: string[]
-  /** From now on whatever begins like this goes wrong. */
+  /** From now on `fault` handles every request whose `what` begins with this text. */
   fail(what: string, fault: Fault): void
   heal(): void
 }
@@ -34,7 +37,7 @@ export const refusal =
     reply.writeHead(status, { 'content-type': 'application/xml' })
     reply.end(`<?xml version="1.0"?><Error><Code>${code}</Code><Message>as told</Message></Error>`)
   }
-/** Closes the connection as a process that dies, after some bytes of what is sent. */
+/** Resets the connection after it has received so many bytes. */
 export const reset =
   (afterBytes = 0): Fault =>
   async ({ request }) => {
@@ -47,7 +50,7 @@ export const reset =
     }
     request.socket.resetAndDestroy()
   }
-/** Does what is asked, and its answer is lost. */
+/** Carries out the request, and resets the connection instead of answering. */
 export const lostReply: Fault = async ({ obey, reply, request }) => {
   Object.assign(reply, { end: () => request.socket.resetAndDestroy(), writeHead: () => reply })
   await obey()

@@ -1,13 +1,20 @@
-import { execFile, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
-import t, { type Test } from 'tap'
-import { allRows, commandFile, elsewhere, post, send, startApp, startServer, testEnvironment } from './harness.ts'
-
-const run = promisify(execFile)
+import t from 'tap'
+import {
+  allRows,
+  commandFile,
+  elsewhere,
+  post,
+  run,
+  send,
+  startApp,
+  startServer,
+  temporaryFolder,
+  testEnvironment
+} from './harness.ts'
 
 type Seeded = {
   host: string
@@ -18,12 +25,6 @@ type Seeded = {
   refresh_token: string
 }
 type TokenFile = { password: string; users: Seeded[] }
-
-function temporaryFolder(t: Test): string {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-seed-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
-  return dir
-}
 
 const seed = (env: object, ...args: string[]) =>
   run(process.execPath, [commandFile('seed'), ...args], { cwd: elsewhere, env: { ...process.env, ...env } })

@@ -15,18 +15,17 @@ import {
   type TestApp,
   type Tokens
 } from './harness.ts'
+import { me } from './requests.ts'
+import { sidOf } from './tokens.ts'
 
 /*
- * All sessions of a person in an agency end by one mark, however many there are; and there are never many.
+ * One row, a mark, ends all sessions of a person in an agency. The number of open sessions is limited.
  */
 
-const me = '/api/v1/users/me'
 const most = 100
 const many = 20_000
 const newPassword = 'the newest of all passwords'
 
-const sidOf = ({ access_token }: Tokens): string =>
-  JSON.parse(Buffer.from(access_token.split('.')[1] as string, 'base64url').toString()).sid
 const tokensFor = (
   app: TestApp,
   tenant: Tenant,
@@ -39,7 +38,7 @@ const refresh = (app: TestApp, { refresh_token }: Tokens) =>
 const count = async (app: TestApp, text: string, values: unknown[] = []): Promise<number> =>
   Number((await allRows(app.database, `select count(*) from ${text}`, values))[0].count)
 
-/** Sessions as an attack on an older version has left them. Resolves to the first, one in the middle and the last. */
+/** Inserts as many sessions as an attack on an older version could. Resolves to the first, one in the middle and the last. */
 async function insertSessions(app: TestApp, tenantId: string, userId: string, count = many): Promise<string[]> {
   await asOwner(app.database, tenantId, userId, [
     [
@@ -64,7 +63,7 @@ async function allOver(t: Test, app: TestApp, tenant: Tenant, tokens: Tokens[]):
   }
 }
 
-/** What one act wrote: rows by table that were made or changed after the transaction `since`. */
+/** The number of rows of each table that were made or changed after the transaction `since`. */
 async function written(app: TestApp, since: string): Promise<Record<string, number>> {
   const tables = ['sessions', 'memberships', 'revocations', 'audit_events']
   const rows = await Promise.all(
@@ -151,7 +150,7 @@ t.test('20,000 sessions end at once, by rows that can be counted', async (t) => 
     await t.test(act, async (t) => {
       const current = (await send(app, acme.host, post('/auth/login', { email: acme.owner.email, password }))).json()
       const others = (await insertSessions(app, acme.id, acme.owner.id)).map((sid) => tokensFor(app, acme, sid))
-      // the last may be the current one, which was opened before them
+      // the last may be the current session, which was opened before them
       const since = await nextTransaction(app)
       t.equal((await acme.with(current.access_token, request)).statusCode, 204)
       const { sessions = 0, audit_events = 0, ...rest } = await written(app, since)
@@ -233,7 +232,7 @@ t.test('a mark can not be undone, nor passed by a clock', async (t) => {
   await t.test('by an ended session that asks to be spared', async (t) => {
     const thief = await acme.signIn()
     const { owner } = acme
-    // this process has not heard of it yet
+    // this process has not read the revocation yet
     await allRows(app.database, 'update sessions set revoked_at = null')
     await asOwner(app.database, acme.id, owner.id, [
       ['update memberships set ended_through = session_mark(clock_ms() + 1), kept_session = $1', [sidOf(owner.tokens)]]

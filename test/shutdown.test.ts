@@ -11,7 +11,7 @@ import { stopwatch } from './machine.ts'
 // bounded in time: how long a shutdown takes
 
 /*
- * Replies that are on their way to a slow client when the process is told to stop.
+ * Replies to slow clients, and open connections, when the process is told to stop.
  */
 
 const agent = new http.Agent({ keepAlive: true })
@@ -57,7 +57,7 @@ t.test('a reply that waits in memory is not cut off, and idle connections end af
 
 t.test('a download that began before a shutdown ends whole, and the process ends with it', async (t) => {
   const database = await createTestDatabase(t)
-  // without a proxy nobody needs notice
+  // without a proxy, no notice is needed
   const server = await startServer(t, testEnvironment(database, { LOG_LEVEL: 'warn', SHUTDOWN_TIMEOUT: '60' }))
   const owner = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }
   const registered = await server.fetch('/api/v1/auth/register', {
@@ -99,7 +99,7 @@ t.test('behind a proxy that is late to notice, the door is shut when nobody come
   const outcomes = new Set<unknown>()
   server.child.kill('SIGTERM')
   const toldAt = Date.now()
-  // half as long again as the notice; each on a connection of its own, for no other is kept
+  // for one and a half times the notice; each on a new connection, because the server keeps none
   while (Date.now() - toldAt < 4500) {
     outcomes.add(await get(server.port, path).then((reply) => reply.resume().statusCode, String))
     await sleep(50)
@@ -109,7 +109,7 @@ t.test('behind a proxy that is late to notice, the door is shut when nobody come
   await t.rejects(get(server.port, path))
 })
 
-/** One connection that is kept for as long as the server lets it be. */
+/** A connection that is used as long as the server keeps it. */
 function createClient(port: number) {
   const own = new http.Agent({ keepAlive: true, maxSockets: 1 })
   t.teardown(() => own.destroy())
@@ -138,7 +138,7 @@ for (const workers of ['1', '2']) {
           statuses.push((await ask()).status)
         } catch (err) {
           const { code = String(err) } = err as NodeJS.ErrnoException
-          // nothing was sent yet, so it can be sent elsewhere
+          // nothing was sent yet, so the request can go to another process
           if (code === 'ECONNREFUSED') return
           failures.push(code)
         }

@@ -1,14 +1,14 @@
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, rmSync } from 'node:fs'
-import { connect } from 'node:net'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
-import { eventually, freePort, root } from './harness.ts'
+import { eventually, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { accepts, freePort } from './ports.ts'
 
 /*
- * `npm run stack` as a developer meets it: by what it prints, and by what is left of it.
+ * `npm run stack`: the commands that it prints work, and nothing is left when it ends.
  */
 
 const traefik = findProgram('traefik')
@@ -35,18 +35,6 @@ async function startStack(t: Test) {
   }, 60_000)
   const ports = [...text.matchAll(/:(\d{4,5})\b(?!:127)/g)].map(([, port]) => Number(port))
   return { child, exited, text, dir: /data and logs +(\/\S+)/.exec(text)?.[1] ?? '', ports: [...new Set(ports)] }
-}
-
-async function accepts(port: number): Promise<boolean> {
-  const socket = connect(port, '127.0.0.1')
-  try {
-    await once(socket, 'connect')
-    return true
-  } catch {
-    return false
-  } finally {
-    socket.destroy()
-  }
 }
 
 t.test('the stack', { skip: traefik.skip || openssl.skip || curl.skip }, async (t) => {

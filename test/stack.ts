@@ -10,14 +10,15 @@ import { Client } from 'minio'
 import { startEmbedded } from '../db/embedded.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { settings } from '../src/config/settings.ts'
-import { freePort, type Owner, root } from './harness.ts'
+import { type Owner, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 import { makeCertificate, startTraefik } from './traefik.ts'
 
 /*
- * `npm run stack`: the product as it is deployed, on loopback and without Docker. Traefik on the repository's own configuration,
- * TLS by an authority made for it, three processes, PostgreSQL, and Redis and an S3 server where they can be had. Ctrl-C ends
- * and removes all of it; so does the death of this process, whatever killed it.
+ * `npm run stack`: runs the product as it is deployed, on loopback and without Docker. It starts Traefik with the
+ * repository's configuration and a certificate of its own authority, three processes, PostgreSQL, and Redis and an S3
+ * server if they are installed. Ctrl-C ends and removes everything. If this process is killed, the others end too.
  */
 
 const domain = 'aggios.test'
@@ -28,7 +29,7 @@ const { values: options } = parseArgs({
 const say = (line = '') => void process.stdout.write(`${line}\n`)
 const knows = (name: string) => Object.values(settings).some((setting) => setting.name === name)
 
-/** Each part ends with this process, also when nobody could tell it to. */
+/** A command prefix that makes a program end when this process ends, also when it is killed. */
 const setpriv = findProgram('setpriv')
 const bound = setpriv.skip === false ? [setpriv.path, '--pdeathsig=SIGKILL'] : []
 if (bound.length === 0) say('setpriv is not here: what this starts outlives it if it is killed by SIGKILL')
@@ -48,7 +49,7 @@ try {
   await end(1)
 }
 
-/** The last that was started is the first to go. A second signal while this goes on changes nothing. */
+/** Ends everything in reverse order of its start. A second signal meanwhile changes nothing. */
 function end(code: number): Promise<void> {
   ending ??= (async () => {
     for (const work of started.reverse()) {
@@ -105,7 +106,7 @@ async function start(): Promise<void> {
   explain(urls, traefik.port('web'))
 }
 
-/** Starts a program that lives as long as this one and writes to a file of its own. */
+/** Starts a program that ends with this process, and writes its output to a file. */
 function run(name: string, command: string[], env: Environment, cwd = dir) {
   const log = openSync(join(dir, `${name}.log`), 'a')
   const [program = '', ...args] = [...bound, ...command]
@@ -119,7 +120,7 @@ function run(name: string, command: string[], env: Environment, cwd = dir) {
   return child
 }
 
-/** One that ends by itself is said, and how; the others go on, as they would. */
+/** Prints when a program has ended by itself. The others continue. */
 function watch(name: string, child: ReturnType<typeof spawn>): void {
   child.once('exit', (code, signal) => {
     if (!ending) say(`${name} has ended (${code ?? signal})`)
@@ -134,7 +135,7 @@ async function startProcess(name: string, environment: Environment): Promise<str
   return url
 }
 
-/** Resolves when `check` says yes; rejects with the end of its log when the program ends or takes a minute. */
+/** Polls until `check` is true. Rejects with the end of the log if the program ends, and after a minute. */
 async function reach(name: string, child: ReturnType<typeof spawn>, check: () => Promise<unknown>): Promise<void> {
   const deadline = Date.now() + 60_000
   while (!(await check().catch(() => false))) {
@@ -158,7 +159,7 @@ async function startRedis(): Promise<Environment> {
   return { REDIS_URL: `redis://:${password}@127.0.0.1:${port}` }
 }
 
-/** SeaweedFS or MinIO, whichever is there; both speak S3. */
+/** Starts SeaweedFS, or else MinIO. Both are S3 servers. */
 async function startObjectStore(): Promise<Environment> {
   const weed = findOptional('weed', 'S3_ENDPOINT')
   const program = weed ?? findOptional('minio', 'S3_ENDPOINT')
@@ -213,7 +214,7 @@ async function seaweedCommand(
   return [weed, 'server', `-dir=${data}`, '-volume.max=10', ...flags, ...ports]
 }
 
-/** The path of a program that the product can use, or a line that says why the stack goes without it. */
+/** The path of an optional program. If it is missing, prints why the stack runs without it. */
 function findOptional(name: string, setting: string): string | undefined {
   if (!knows(setting)) {
     say(`${name}: left out, this version has no setting ${setting}`)

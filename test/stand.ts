@@ -1,20 +1,19 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Environment } from '../src/config/environment.ts'
 import { type Cluster, startCluster } from './cluster.ts'
 import { type FaultProxy, startFaultProxy } from './fault-proxy.ts'
-import { eventually, freePort, type Owner, type Server, startServer, testEnvironment } from './harness.ts'
+import { eventually, type Owner, type Server, startServer, temporaryFolder, testEnvironment } from './harness.ts'
 import { judge, openLedger, prepareAgency, startWorkload } from './oracle.ts'
-import { createRandom } from './tokens.ts'
+import { freePort } from './ports.ts'
+import { createRandom } from './random.ts'
 
-/** Everything that faults are tried on: processes of the product, and a database at the end of a way that can be made bad. */
+/** The system under test: processes of the product, and a database behind a proxy that can add network faults. */
 export type Stand = {
   cluster: Cluster
   proxy: FaultProxy
   servers: Server[]
-  /** Ends a process and starts it again on its port. */
+  /** Ends a process with a signal, and starts it again on the same port. */
   restart(index: number, signal: NodeJS.Signals): Promise<void>
   urls(): string[]
 }
@@ -35,7 +34,7 @@ export async function startStand(t: Owner, { processes = 2, env = {} as Environm
       const server = servers[index] as Server
       server.child.kill(signal)
       await server.exited
-      // what runs processes starts one again that could not start: its database may be away just then
+      // a start may fail while the database is away, so it is repeated, as a supervisor would do
       await eventually(async () => {
         const next = await start(server.port).catch(() => undefined)
         if (next) servers[index] = next
@@ -52,7 +51,7 @@ export const urlsOf = ({ url }: Cluster) => ({
   app: url('aggios_app')
 })
 
-/** One thing that goes wrong, and is mended again before it resolves. */
+/** Causes a fault, and resolves when it is repaired. */
 export type Fault = (stand: Stand, random: () => number) => Promise<unknown>
 
 async function during(stand: Stand, toxic: Parameters<FaultProxy['add']>[0], ms: number): Promise<void> {
@@ -99,19 +98,19 @@ export type Outcome = {
   problems: string[]
   acknowledged: number
   unknown: number
-  /** The longest time from the end of a fault until somebody was answered again, and that of one answer or refusal. */
+  /** The longest time from the end of a fault to the next success, and the longest time of one answer. */
   slowestRecoveryMs: number
   slowestAnswerMs: number
 }
 
 let runs = 0
 
-/** Twice what is promised, for a machine that has other things to do. */
+/** Twice the promised time, because the machine may be busy. */
 const recoveryMs = 10_000
 
 /**
- * Lets clients work through faults, one after the other, and judges what is left. `problems` is empty when every promise was
- * kept, nobody was told what nobody should be told, and no process ended that was not ended.
+ * Runs clients while faults happen, one after the other, and judges the result. `problems` is empty if every promise
+ * was kept, no client got a forbidden answer, and no process ended by itself.
  */
 export async function tryFaults(
   t: Owner,
@@ -124,8 +123,7 @@ export async function tryFaults(
   }: { seed: number; names: (FaultName | Fault)[]; clients?: number; gapMs?: number }
 ): Promise<Outcome> {
   const random = createRandom(seed)
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-ledger-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   const ledger = openLedger(t, join(dir, 'ledger'))
   const run = ++runs
   const [first] = stand.urls()

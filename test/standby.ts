@@ -1,20 +1,20 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { basename, join } from 'node:path'
 import pg from 'pg'
 import { type EmbeddedServer, findBinaries, wrap } from '../db/embedded.ts'
+import { freePort } from './ports.ts'
 
 export type Standby = {
   url(role: Parameters<EmbeddedServer['url']>[0], database?: string): string
   start(): Promise<void>
-  /** As if its machine had died. */
+  /** Stops it without a clean shutdown. */
   kill(): Promise<void>
 }
 
 /**
- * A streaming replica of a server that serves from `folder`, in `folder` of its own. It is a copy of the files, which PostgreSQL
- * is told of, and follows the log from there.
+ * Makes a streaming replica of a running server in `folder`, from a copy of its files (`pg_backup_start`). The replica
+ * follows the write-ahead log from there.
  */
 export async function makeStandby(primary: EmbeddedServer, primaryFolder: string, folder: string): Promise<Standby> {
   const { postgres } = await findBinaries()
@@ -60,7 +60,7 @@ export async function makeStandby(primary: EmbeddedServer, primaryFolder: string
     async kill() {
       if (!child || child.exitCode !== null || child.signalCode !== null) return
       const exited = new Promise((done) => child?.once('exit', done))
-      // what PostgreSQL calls an immediate shutdown
+      // PostgreSQL's immediate shutdown
       child.kill('SIGQUIT')
       await exited
       if (existsSync(join(data, 'postmaster.pid'))) rmSync(join(data, 'postmaster.pid'))
@@ -78,12 +78,4 @@ function accepting(child: ChildProcess): Promise<void> {
       if (log.includes('ready to accept read-only connections')) ready()
     })
   })
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
-  const { port } = server.address() as { port: number }
-  await new Promise((done) => server.close(done))
-  return port
 }

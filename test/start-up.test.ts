@@ -16,23 +16,23 @@ import {
   createTestDatabase,
   elsewhere,
   eventually,
-  freePort,
   root,
+  serverFile,
   startServer,
   testEnvironment,
   waitUntilReady
 } from './harness.ts'
+import { freePort } from './ports.ts'
 
 // bounded in time: how long a database is waited for
 
 /*
- * What somebody meets who starts the product, or a command of it, where something is in the way: one line with what to do, an
- * exit code, and nothing left behind.
+ * A start of the server or of a command that can't succeed: it prints one line that says what to do, exits with a code, and leaves
+ * nothing behind.
  */
 
 t.setTimeout(180_000)
 
-const serverFile = join(root, 'src', 'server.ts')
 const scripts: Record<string, string> = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).scripts
 /** The operator's commands by the name of their script. */
 const commands = Object.entries(scripts).flatMap(([name, script]) => {
@@ -157,7 +157,7 @@ t.test('nothing is waited for longer than that, and less and less often', async 
   )
 })
 
-/** Something that listens, and its port. */
+/** A server that listens, and its port. */
 async function takePort(t: Test): Promise<number> {
   const server = createServer()
   await once(server.listen(0, '127.0.0.1'), 'listening')
@@ -191,7 +191,7 @@ t.test('a folder that can not be used is named', async (t) => {
   const folder = t.testdir({ file: '', locked: {} })
   const locked = join(folder, 'locked')
   chmodSync(locked, 0o500)
-  // for root no folder is locked
+  // root can write to every folder
   const prefix = process.getuid?.() === 0 ? ['setpriv', '--bounding-set=-all', '--inh-caps=-all'] : []
   const env = { PORT: String(await freePort()) }
   const secret = { JWT_SECRET: 'x'.repeat(32) }
@@ -287,7 +287,7 @@ t.test('.env', async (t) => {
   })
 })
 
-/** What a folder's environment is, or the message that it is refused with. */
+/** The environment that a folder's `.env` gives, or the message with which it is refused. */
 function readIn(cwd: string): Environment | string {
   process.chdir(cwd)
   try {

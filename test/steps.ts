@@ -3,24 +3,24 @@ import { setFlagsFromString } from 'node:v8'
 /*
  * Counts the steps of a function that works on text, without a clock.
  *
- * JavaScript has no counter of steps, but what costs time on a text is done by built-ins: those of strings, arrays, buffers and
- * regular expressions. While a function is counted they are replaced by ones that add what they cost: the characters that they are
- * given, the square of a run of combining marks for `normalize` (which sorts them one by one), and for a regular expression the
- * characters that it passes. A step back of a regular expression can't be seen, but V8 runs a copy of it that gives up after a
- * number of them.
+ * JavaScript has no counter of steps. But work on a text is done by built-in functions: those of strings, arrays,
+ * buffers and regular expressions. While a function is measured, these built-ins are replaced by wrappers that add
+ * their cost. The cost is the number of characters that they get. For `normalize`, which sorts combining marks one by
+ * one, it is the square of a run of marks. For a regular expression it is the number of characters that it passes.
+ * Backtracking can't be counted, but V8 can run a copy of the expression that gives up after a number of backtracks.
  */
 
 setFlagsFromString('--allow-natives-syntax')
 const limitedRegExp = new Function(
   'source, flags, backtracks',
-  // the function takes small integers alone, which a number is not that was computed
+  // V8 wants a small integer here, and a computed number may be a double
   'return %NewRegExpWithBacktrackLimit(source, flags, backtracks | 0)'
 ) as (source: string, flags: string, backtracks: number) => RegExp
 
-/** Steps back of a regular expression for each character, more than which is taken for endless. */
+/** More backtracks per character than this count as endless. */
 const backtracksPerCharacter = 64
 
-/** Of what follows a place where a sticky expression begins so much is looked at. */
+/** How many characters after its start a sticky expression is tried on. */
 const stickyCharacters = 16
 
 const limitedCopies = new Map<string, RegExp>()
@@ -28,28 +28,29 @@ const { exec } = RegExp.prototype
 const { slice } = String.prototype
 
 /**
- * A loop over one atom, as source: V8 goes back in it without counting, and does count in one over a group. The classes come first,
- * since whatever stands in one is no atom.
+ * Finds the atoms in the source of an expression, and whether each is repeated. V8 does not count backtracks in a loop
+ * over a single atom, but it does in a loop over a group. Character classes come first in the pattern, because their
+ * content is no atom.
  */
 const loopedAtom =
   /(\[(?:[^\]\\]|\\.)*\]|\\[pP]\{[^}]*\}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\.|[^\\()[\]{}|^$*+?])(?=([*+{])?)/gs
 
 const withGroups = ({ source, flags }: RegExp) =>
-  // made here first: what is no expression V8 would end the process for
+  // compiled here first: given an invalid expression, V8's function ends the process
   new RegExp(
     source.replace(loopedAtom, (atom, _, looped) => (looped === undefined ? atom : `(${atom})`)),
     flags
   ).source
 
-/** Whether a search goes back more than a few times for each character. */
+/** Whether a search needs more backtracks per character than are allowed. */
 function goesBackTooOften(regExp: RegExp, text: string): boolean {
-  // of few characters it can't
+  // a short text can't cause many
   if (text.length < 16) return false
   const budget = backtracksPerCharacter * 2 ** Math.ceil(Math.log2(text.length + 64))
   const key = `${budget} ${regExp.flags} ${regExp.source}`
   let copy = limitedCopies.get(key)
   if (!copy) {
-    // matches whatever there is, so that finding nothing means that it gave up; a sticky one looks at one place alone
+    // the copy matches every text, so no match means that it gave up. A sticky expression is tried at one place only
     const source = withGroups(regExp)
     const found = regExp.sticky ? `(?:${source})` : `[^]*?(?:${source})`
     const flags = [...regExp.flags].filter((flag) => !'gyd'.includes(flag)).join('')
@@ -59,7 +60,7 @@ function goesBackTooOften(regExp: RegExp, text: string): boolean {
   return exec.call(copy, text) === null
 }
 
-/** What sorting the marks on one letter costs. */
+/** The cost of `normalize`: the length, and the square of each run of combining marks. */
 function costOfNormalizing(text: string): number {
   const lengths = text.match(/\p{M}+/gu)?.map(({ length }) => length ** 2) ?? []
   return lengths.reduce((sum, each) => sum + each, text.length)
@@ -68,7 +69,7 @@ function costOfNormalizing(text: string): number {
 type Method = (this: unknown, ...given: unknown[]) => unknown
 type Holder = Record<string | symbol, Method>
 
-/** Looks at one character, or makes a view of a part. */
+/** Methods that cost one step: they look at one character, or return a view. */
 const single = new Set<string | symbol>([
   'charCodeAt',
   'codePointAt',
@@ -84,7 +85,7 @@ const lengthOf = (value: unknown) => Number((value as { length?: number } | unde
 const ofReceiver = (self: unknown) => lengthOf(self)
 const ofArgument = (_self: unknown, [first]: unknown[]) => lengthOf(first)
 
-/** The steps of one call. One that would take more than `most` is ended by an error before it takes them. */
+/** Counts the steps of one call. A call that would take more than `most` steps throws before it takes them. */
 export function countSteps(work: () => unknown, most: number): number {
   let steps = 0
   const undo: (() => void)[] = []
@@ -111,7 +112,7 @@ export function countSteps(work: () => unknown, most: number): number {
 
   for (const holder of [String.prototype, Array.prototype]) {
     for (const name of Reflect.ownKeys(holder)) {
-      // a name with such a function of regular expressions behind it is counted there
+      // these are counted below, because regular expressions do the work
       if (['replace', 'replaceAll', 'match', 'matchAll', 'search'].includes(String(name))) continue
       replace(
         holder,
@@ -129,7 +130,7 @@ export function countSteps(work: () => unknown, most: number): number {
   RegExp.prototype.exec = function (this: RegExp, text: string) {
     if (!counting) return exec.call(this, text)
     const from = this.global || this.sticky ? this.lastIndex : 0
-    // a sticky one begins at one place alone, and splitting begins one at each
+    // a sticky expression starts at one place only, and `split` starts one at each place
     const rest = slice.call(text, from, this.sticky ? from + stickyCharacters : text.length)
     count(() => (goesBackTooOften(this, rest) ? Number.POSITIVE_INFINITY : 1))
     const match = exec.call(this, text)

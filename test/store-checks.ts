@@ -7,7 +7,7 @@ import { allRows, type Tenant, type TestApp } from './harness.ts'
 import type { ScriptedS3 } from './scripted-s3.ts'
 
 /*
- * What must hold when a store fails, and after it did.
+ * Checks for tests in which the object store fails: what must hold meanwhile, and afterwards.
  */
 
 export const small = randomBytes(1000)
@@ -15,7 +15,7 @@ export const large = randomBytes(partBytes + 1)
 export const upload = (tenant: Tenant, content: Buffer) =>
   tenant.send({ method: 'POST', url: '/api/v1/files', ...form([{ name: 'file', filename: 'a.bin', content }]) })
 
-/** All but files is served, and health says why. */
+/** Everything but files is served, and health reports the store as down. */
 export async function servesTheRest(t: Test, tenant: Tenant): Promise<void> {
   t.equal((await tenant.send('/api/v1/users/me')).statusCode, 200)
   t.equal((await tenant.send('/api/v1/files')).statusCode, 200)
@@ -26,7 +26,7 @@ export async function servesTheRest(t: Test, tenant: Tenant): Promise<void> {
   t.equal((await tenant.anonymous('/api/v1/health/ready')).statusCode, 200, 'and is sent requests')
 }
 
-/** Lets the sweep see what it would see an hour later, and checks that every file has its object and the reverse. */
+/** Runs the sweep as if two hours had passed, and checks that every file has its object and every object its file. */
 export async function matchesAfterSweep(t: Test, app: TestApp, stub: ScriptedS3): Promise<void> {
   for (const object of stub.objects.values()) object.modified_at = new Date(Date.now() - 7_200_000)
   for (let round = 0; round < 2; round++) {

@@ -6,15 +6,16 @@ import { join } from 'node:path'
 import { buffer } from 'node:stream/consumers'
 import t from 'tap'
 import { form } from './forms.ts'
-import { createTenant, createTestDatabase, freePort, post, startApp, startServer, testEnvironment } from './harness.ts'
+import { createTenant, createTestDatabase, post, startApp, startServer, testEnvironment } from './harness.ts'
+import { freePort } from './ports.ts'
 import { type Fault, lostReply, refusal, reset, startScriptedS3 } from './scripted-s3.ts'
 import { large, matchesAfterSweep, servesTheRest, small, upload } from './store-checks.ts'
 
 // bounded in time: how long a store may take
 
 /*
- * A store that is away, slow, full, wrong or gone in the middle: a problem in bounded time, nothing half visible, and whatever
- * else the product does goes on.
+ * The object store is away, slow, full, wrong, or fails in the middle. The client gets a problem in bounded time, nothing incomplete
+ * is visible, and the rest of the product continues.
  */
 
 t.test('a store that fails at once', async (t) => {
@@ -163,7 +164,7 @@ t.test('a disk that is full', { skip: noNamespaces }, async (t) => {
       method: options.method ?? 'GET',
       headers: { ...headers, ...options.headers, ...(options.payload && { 'content-length': options.payload.length }) }
     })
-    // a connection may be closed before all of a body that nobody wants was sent
+    // the server may close the connection before a refused body was sent
     request.on('error', () => {})
     request.end(options.payload)
     const [reply] = (await once(request, 'response')) as [http.IncomingMessage]
@@ -172,7 +173,7 @@ t.test('a disk that is full', { skip: noNamespaces }, async (t) => {
   }
   const uploadOf = (bytes: number) =>
     ask('/files', { method: 'POST', ...form([{ name: 'file', filename: 'a.bin', content: Buffer.alloc(bytes, 7) }]) })
-  /** As the server sees it, in its own mounts. */
+  /** The path as the server sees it, in its own mount namespace. */
   const unfinished = () => readdirSync(`/proc/${server.child.pid}/root${join(folder, 'data', 'files', 'unfinished')}`)
 
   const mebibyte = 1024 * 1024

@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
 import { fileKey, imageKey, markKey } from '../src/files/store/keys.ts'
 import { createDatabase, dropDatabase } from './databases.ts'
-import { createFile, type FileReply, fileForm, form, storedObjects } from './forms.ts'
+import { createFile, type FileReply, fileForm, form, onePixel, storedObjects, sweep } from './forms.ts'
 import {
   allRows,
   commandFile,
@@ -20,15 +20,10 @@ import {
 
 const folderOf = (app: TestApp) => join(app.config.dataDir, 'files', 'objects')
 
-/** Makes every object that is there old enough to be an orphan. */
+/** Makes every object old enough to count as an orphan. */
 function ageObjects(app: TestApp): void {
   const at = new Date(Date.now() - 2 * 3_600_000)
   for (const key of storedObjects(app).objects.keys()) utimesSync(join(folderOf(app), key), at, at)
-}
-
-async function sweep(app: TestApp): Promise<void> {
-  await allRows(app.database, 'update object_sweep set due_at = now()')
-  await app.objectSweep.run()
 }
 
 const fenced = async (app: TestApp) =>
@@ -37,7 +32,7 @@ const errors = (app: TestApp) =>
   app.logLines.map((line) => JSON.parse(line)).flatMap(({ level, reason }) => (level === 50 && reason ? [reason] : []))
 const markOf = (app: TestApp) => JSON.parse(readFileSync(join(folderOf(app), markKey), 'utf8'))
 
-/** A copy of a database as it is now; nobody may be connected to it. */
+/** Copies a database. Nothing may be connected to it. */
 async function copyDatabase(t: Test, name: string) {
   const copy = `${name}_copy`
   const urls = await createDatabase(copy, name)
@@ -45,14 +40,14 @@ async function copyDatabase(t: Test, name: string) {
   return urls
 }
 
-/** Puts an object into the store that no row refers to. */
+/** Writes an object without a row to the store. */
 function plant(app: TestApp, key: string): void {
   const path = join(folderOf(app), key)
   mkdirSync(dirname(path), { recursive: true })
   writeFileSync(path, 'planted')
 }
 
-/** The operator's command, with the settings of an application. */
+/** Runs the operator's command, with the settings of an application. */
 async function command(app: TestApp, ...args: string[]) {
   const settings = testEnvironment(app.database, { DATA_DIR: app.config.dataDir })
   const env = { PATH: process.env.PATH, ...settings } as NodeJS.ProcessEnv
@@ -101,7 +96,7 @@ t.test('a database that is older than its store removes nothing', async (t) => {
     const { generation } = markOf(app)
     await sweep(app)
     t.equal(markOf(app).generation, generation + 1)
-    // what such a copy differs in is the generation alone
+    // such a copy differs only in its generation
     await allRows(app.database, 'update object_sweep set generation = $1', [generation])
     t.notOk(await app.storeFence.check())
     await sweep(app)
@@ -114,10 +109,6 @@ t.test('a database that is older than its store removes nothing', async (t) => {
     const id = randomUuid()
     plant(app, imageKey(acme.id, id))
     await allRows(backup, 'update tenants set logo_url = $1', [`/api/v1/images/${acme.id}/${id}`])
-    const onePixel = Buffer.from(
-      'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
-      'base64'
-    )
     const reply = await restored.inject({
       method: 'PUT',
       url: '/api/v1/tenant/logo',

@@ -15,7 +15,7 @@ import { large, matchesAfterSweep, servesTheRest, small, upload } from './store-
 // bounded in time: how long a store that says nothing is waited for
 
 /*
- * A store that takes connections and says nothing. Most of it is waiting, so all of it waits at once.
+ * A store that accepts connections and never answers. The tests mostly wait, so they run at the same time.
  */
 
 t.jobs = 3
@@ -24,7 +24,7 @@ const someId = 'aaaaaaaa-0000-7000-8000-000000000000'
 const key = fileKey(someId, someId)
 
 t.test('a store that says nothing counts as away after its time', { buffered: true }, async (t) => {
-  /** How long a call took, and how it failed. */
+  /** The duration of a call, and its error. */
   async function attempt(work: (store: ObjectStore) => Promise<unknown>, fault?: Fault, endpoint?: string) {
     const stub = await startScriptedS3(t)
     stub.objects.set(key, { content: large, modified_at: new Date() })
@@ -62,7 +62,7 @@ t.test('a store that says nothing counts as away after its time', { buffered: tr
   ])
   for (const { failure, ms } of attempts) {
     t.equal(failure, 'away')
-    // what is on its way into the buffers of a connection is a sign of life once
+    // bytes that go into the buffers of the connection count as progress once
     t.ok(ms < 3 * storeTimeoutMs, `after ${ms} ms`)
   }
 })
@@ -104,7 +104,7 @@ t.test('a store that freezes during an upload', { buffered: true }, async (t) =>
   const piece = Buffer.alloc(1024 * 1024)
   let taken = 0
   const pour = () => {
-    // counted when the connection has taken it
+    // counted when the connection has accepted it
     request.write(piece, (err) => {
       if (err || request.destroyed) return
       taken += piece.length
@@ -120,7 +120,7 @@ t.test('a store that freezes during an upload', { buffered: true }, async (t) =>
   const [reply] = (await answered) as [http.IncomingMessage]
   t.match(JSON.parse(String(await buffer(reply))), { status: 503, code: 'unavailable' })
   t.ok((await during) >= held)
-  // two parts, and what the buffers of the connection hold
+  // two parts, and the buffers of the connection
   t.ok(held <= 2 * partBytes + 16 * 1024 * 1024, `${held} bytes were taken from the sender`)
   request.destroy()
   stub.heal()

@@ -1,8 +1,3 @@
-import { execFile } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { promisify } from 'node:util'
 import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
@@ -15,13 +10,14 @@ import {
   eventually,
   password,
   post,
+  run,
   send,
   startApp,
   startServer,
+  temporaryFolder,
   testEnvironment
 } from './harness.ts'
 
-const run = promisify(execFile)
 const deletion = (slug: string) => ({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug } }) as const
 
 t.test('an operator suspends and resumes an agency, and every process knows within a second', async (t) => {
@@ -48,8 +44,7 @@ t.test('an operator suspends and resumes an agency, and every process knows with
 })
 
 t.test('the command finds the embedded PostgreSQL of a running server', async (t) => {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-cli-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+  const dir = temporaryFolder(t)
   const env = { DATA_DIR: dir, RATE_LIMIT_AUTH: '0' }
   const server = await startServer(t, env)
   const body = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }

@@ -13,15 +13,15 @@ import {
   type TestApp
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { me } from './requests.ts'
 
 /*
- * What a process remembers of a tenant: one entry, read once, found by the id in a token and by the slug in a host name.
+ * The cache of tenants in a process: one entry for each, read once, and found by the id in a token and by the slug in a host name.
  */
 
-const me = '/api/v1/users/me'
 const lookupNames = ['find_tenant', 'tenant_entry']
 
-/** What is asked of the database about tenants from now on; `hold` makes the answers wait for what it returns. */
+/** Records the queries about tenants from now on. `hold` delays their answers until its promise resolves. */
 function watchLookups(app: TestApp, hold: () => Promise<void> | undefined = () => undefined): string[] {
   const lookups: string[] = []
   const { query } = app.gate
@@ -36,7 +36,7 @@ function watchLookups(app: TestApp, hold: () => Promise<void> | undefined = () =
   return lookups
 }
 
-/** The status of a signed-in read, in one process or another. */
+/** The status of a signed-in read at a process. */
 const on = async (app: TestApp, { host, owner }: Tenant) =>
   (await send(app, host, { url: me, headers: { authorization: `Bearer ${owner.tokens.access_token}` } })).statusCode
 
@@ -100,7 +100,7 @@ t.test('what changes is in force in every process within a second, by id and by 
   for (const each of [app, other]) for (const tenant of [acme, rival]) t.equal(await on(each, tenant), 200)
   const kept = other.tenants.peek('rival')
 
-  /** One process asks by id first and the other by slug; both must find one and the same entry. */
+  /** One process looks up by id first, and the other by slug. Both must find the same entry. */
   async function isSoon(t: Test, wanted: Partial<TenantEntry>): Promise<void> {
     const elapsed = stopwatch()
     const isSo = (found: TenantEntry | undefined) => JSON.stringify({ ...found, ...wanted }) === JSON.stringify(found)

@@ -27,12 +27,12 @@ import { stopwatch } from './machine.ts'
 import { countSteps } from './steps.ts'
 
 /*
- * Every function that takes a client's text is given 64 KiB of its worst, and its steps are counted (steps.ts): a constant number for
- * each character. A clock would say as much of the machine as of the code, and a quadratic function is not slow on short texts.
+ * Every function that takes text of a client gets 64 KiB of the worst text for it, and its steps are counted (steps.ts). They must
+ * be a constant number for each character. A clock would measure the machine too, and a quadratic function is fast on short texts.
  */
 
 const size = 65_536
-/** More than any of them takes for a character, and a thousandth of what a quadratic one takes for one of 64 Ki. */
+/** The bound: more steps per character than any of them takes, and a thousandth of those of a quadratic function on 64 Ki. */
 const stepsPerCharacter = 64
 
 const ring = createKeyRing(['a secret of the tests'], 'text')
@@ -43,7 +43,7 @@ const [links, refreshTokens, oneTimeTokens] = [
   createOneTimeTokens(ring)
 ]
 
-/** Functions that throw for what they don't take are done with it all the same. */
+/** Calls a function that may throw on a text that it refuses. */
 function quietly(work: () => unknown): void {
   try {
     const result = work()
@@ -81,7 +81,7 @@ const takers: Record<string, (text: string) => unknown> = {
   'tokens of mails': (text) => oneTimeTokens.verify('invitation', text)
 }
 
-/** Every text that the API takes, by its pattern. */
+/** Every text that the API accepts, by its pattern. */
 function patternsOf(part: unknown, found = new Set<string>()): Set<string> {
   if (part === null || typeof part !== 'object') return found
   const { pattern } = part as { pattern?: unknown }
@@ -100,7 +100,7 @@ for (const name of ['email', 'uuid', 'date-time', 'uri'] as const) {
   takers[`format ${name}`] = (text) =>
     check instanceof RegExp ? check.test(text) : (check as (text: string) => unknown)(text)
 }
-/** The regular expressions of the sources that are not within one of the functions above. */
+/** The regular expressions in the sources that none of the functions above uses. */
 for (const file of [
   'plugins/auth/bearer.ts',
   'plugins/http/cors.ts',
@@ -117,7 +117,7 @@ for (const file of [
   }
 }
 
-/** What texts are made of: every special character, what systems trip over, and beginnings of what is looked for. */
+/** Parts of texts: special characters, texts that break systems, and beginnings of what functions search for. */
 const pieces = [
   ...' !"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~'.split(''),
   ...[
@@ -165,7 +165,7 @@ const pieces = [
 ]
 const filled = (piece: string) => piece.repeat(Math.ceil(size / piece.length)).slice(0, size)
 const piece = fc.oneof(fc.constantFrom(...pieces), fc.string({ minLength: 1, maxLength: 4, unit: 'binary' }))
-/** A beginning, a long run of one or of two in turn, and an end that does not fit. */
+/** A text with a beginning, a long run of one part or of two alternating parts, and an end that doesn't match. */
 const worst = fc
   .record({ start: piece, run: piece, other: fc.option(piece, { nil: '' }), end: piece })
   .map(({ start, run, other, end }) => start + filled(run + other).slice(start.length + end.length) + end)
@@ -237,7 +237,7 @@ t.test('no name in a form holds others up', async (t) => {
     const reply = await acme.send(fileForm('hello', `${run.repeat(30_000)}.txt`))
     const ms = elapsed()
     t.ok([201, 400, 415].includes(reply.statusCode), `${JSON.stringify(run)}: ${reply.statusCode}`)
-    // seconds, where all of it was read for each character that was taken away
+    // this took seconds when the whole text was read again for each removed character
     t.ok(ms < 2000, `${ms.toFixed()} ms`)
   }
   const long = await acme.send(fileForm('hello', `${'x'.repeat(5000)}.txt`))

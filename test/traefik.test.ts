@@ -1,47 +1,31 @@
-import { execFileSync, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
-import https from 'node:https'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import tls from 'node:tls'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import {
   allRows,
   createTestDatabase,
   eventually,
-  freePort,
   password,
   root,
   type Server,
   startServer,
   testEnvironment
 } from './harness.ts'
-import { findProgram } from './parts.ts'
-import { ask, complaints, exchange, makeCertificate, type Question, readStatic, startTraefik } from './traefik.ts'
+import { freePort } from './ports.ts'
+import { ask, complaints, program, type Question, readStatic, registration, startTraefik } from './traefik.ts'
 
 // bounded in time: how soon a proxy notices
 
 /*
  * Traefik in front of the real product. Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.
  */
-
-const program = findProgram('traefik')
-const openssl = findProgram('openssl')
-const pebble = findProgram('pebble')
-const dnsServer = findProgram('pebble-challtestsrv')
-
-const registration = (slug: string) => ({
-  tenant: { name: `The ${slug} agency`, slug },
-  name: 'Ada',
-  email: `owner@${slug}.example`,
-  password
-})
 
 t.test('Traefik in front of two processes', { skip: program.skip }, async (t) => {
   const database = await createTestDatabase(t)
@@ -172,7 +156,7 @@ t.test('Traefik in front of two processes', { skip: program.skip }, async (t) =>
     await sleep(500)
     second.child.kill('SIGTERM')
     t.strictSame(await second.exited, { code: 0, signal: null })
-    // until the health check has noticed, and then some
+    // longer than the health check takes to notice
     await sleep(2500)
     const { answers, failures } = await load.stop()
     t.strictSame(failures, [])
@@ -180,7 +164,7 @@ t.test('Traefik in front of two processes', { skip: program.skip }, async (t) =>
   })
 })
 
-/** Light and constant: reads and writes over kept connections, one of each every 20 ms. */
+/** A light, constant load: a read and a write every 20 ms, on kept connections. */
 function startLoad(port: number) {
   const agent = new http.Agent({ keepAlive: true })
   const pending = new Set<Promise<void>>()
@@ -216,7 +200,7 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
   const received: http.IncomingMessage[] = []
   const server = http.createServer((request, reply) => {
     if (request.url !== '/api/v1/health/ready' && request.url !== '/api/health') received.push(request)
-    // dies with the whole request in hand
+    // dies after it has received the whole request
     if (request.url === '/dies') return void request.resume().on('end', () => request.socket.destroy())
     reply.end('{}')
   })
@@ -247,7 +231,7 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
         'x-real-ip': '203.0.113.7',
         x_forwarded_for: '203.0.113.7',
         'x.forwarded.proto': 'https',
-        // names them as belonging to one connection, so that a proxy drops them
+        // names these headers as hop-by-hop, so that a proxy drops them
         connection: 'close, x-forwarded-for, x-real-ip'
       }
     })
@@ -289,125 +273,6 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
         socket.destroy()
       })
     )
-  })
-})
-
-t.test('HTTPS for a domain of one\u2019s own', { skip: program.skip || openssl.skip }, async (t) => {
-  const certificates = mkdtempSync(join(tmpdir(), 'aggios-ca-'))
-  t.teardown(() => rmSync(certificates, { recursive: true, force: true }))
-  const ca = makeCertificate(certificates, 'aggios.test')
-  const database = await createTestDatabase(t)
-  const backend = await startServer(
-    t,
-    testEnvironment(database, {
-      NODE_ENV: 'production',
-      BASE_DOMAIN: 'aggios.test',
-      TRUST_PROXY: '127.0.0.1',
-      JWT_SECRET: randomBytes(32).toString('hex'),
-      PASSWORD_PEPPER: randomBytes(32).toString('hex')
-    })
-  )
-  const traefik = await startTraefik(t, {
-    BACKEND_URLS: `http://127.0.0.1:${backend.port}`,
-    BASE_DOMAIN: 'aggios.test',
-    TLS_FILES: `${certificates}/server.crt,${certificates}/server.key`
-  })
-  const secure = traefik.port('websecure')
-
-  /** As a browser would: the name decides the certificate, which has to verify. */
-  const askSecurely = (host: string, path: string, question: Question = {}) =>
-    exchange(
-      https.request as typeof http.request,
-      {
-        host,
-        servername: host,
-        port: secure,
-        path,
-        ca,
-        agent: false,
-        lookup: (_host, { all }, done) =>
-          all ? done(null, [{ address: '127.0.0.1', family: 4 }]) : done(null, '127.0.0.1', 4)
-      },
-      question
-    )
-
-  const registered = await askSecurely('api.aggios.test', '/api/v1/auth/register', {
-    method: 'POST',
-    body: registration('acme')
-  })
-  t.equal(registered.status, 201)
-  const headers = { authorization: `Bearer ${registered.json().access_token}` }
-
-  t.test('agencies and the general host answer under a certificate that verifies', async (t) => {
-    t.match((await askSecurely('acme.aggios.test', '/api/v1/tenant', { headers })).json(), { slug: 'acme' })
-    t.equal((await askSecurely('aggios.test', '/api/users/me', { headers })).status, 200)
-    const nobody = await askSecurely('nobody.aggios.test', '/api/v1/tenant', { headers })
-    t.match(nobody.json(), { status: 404, code: 'tenant_not_found' })
-  })
-
-  t.test('other names get 421 from the backend, and no certificate that verifies', async (t) => {
-    await t.rejects(askSecurely('evil.example', '/api/v1/tenant'), { code: /CERT|VERIFY|ALTNAME/ })
-    const other = await askSecurely('aggios.test', '/api/v1/tenant', { host: 'evil.example', headers })
-    t.match(other.json(), { status: 421, code: 'unknown_host' })
-  })
-
-  t.test('the dashboard is nowhere', async (t) => {
-    for (const host of ['traefik.localhost', 'traefik.aggios.test']) {
-      for (const path of ['/dashboard/', '/api/rawdata']) {
-        const overHttp = await ask(traefik.port('local'), path, { host })
-        t.match(overHttp.headers, { 'content-type': /^application\/problem\+json/ }, `${host}${path}`)
-        const overTls = await askSecurely('aggios.test', path, { host })
-        t.match(overTls.headers, { 'content-type': /^application\/problem\+json/ }, `${host}${path}`)
-      }
-    }
-  })
-
-  t.test('plain HTTP only sends people to HTTPS', async (t) => {
-    const get = await ask(traefik.port('web'), '/api/health?x=1', { host: 'acme.aggios.test' })
-    t.equal(get.status, 301)
-    t.equal(get.headers.location, `https://acme.aggios.test:${secure}/api/health?x=1`)
-    const post = await ask(traefik.port('web'), '/api/auth/login', {
-      host: 'acme.aggios.test',
-      method: 'POST',
-      body: { email: 'owner@acme.example', password }
-    })
-    t.equal(post.status, 308)
-    t.equal(post.headers.location, `https://acme.aggios.test:${secure}/api/auth/login`)
-  })
-
-  t.test('nothing is served in plain text on the port of HTTPS', async (t) => {
-    const plain = await ask(secure, '/api/v1/tenant', { host: 'acme.aggios.test', headers })
-    t.notMatch(plain.headers, { 'content-type': /json/ })
-    t.ok(plain.status >= 400, String(plain.status))
-  })
-
-  t.test('TLS begins at 1.2', async (t) => {
-    const handshake = async (version: tls.SecureVersion) => {
-      const socket = tls.connect({
-        host: '127.0.0.1',
-        port: secure,
-        servername: 'acme.aggios.test',
-        ca,
-        minVersion: version,
-        maxVersion: version,
-        // this side would refuse first
-        ciphers: 'DEFAULT@SECLEVEL=0'
-      })
-      try {
-        await once(socket, 'secureConnect')
-        return socket.getProtocol()
-      } finally {
-        socket.destroy()
-      }
-    }
-    await t.rejects(handshake('TLSv1'), { code: 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION' })
-    await t.rejects(handshake('TLSv1.1'), { code: 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION' })
-    t.equal(await handshake('TLSv1.2'), 'TLSv1.2')
-    t.equal(await handshake('TLSv1.3'), 'TLSv1.3')
-  })
-
-  t.test('Traefik has nothing to complain about', async (t) => {
-    t.strictSame(complaints(traefik), [])
   })
 })
 
@@ -479,8 +344,8 @@ t.test('with Docker the containers of compose.yaml are found and routed alike', 
 })
 
 /**
- * As much of Docker's API as Traefik asks for: the containers that `docker compose up` would make of compose.yaml, with its
- * names, labels and networks. Only the port is another one.
+ * A server for the part of Docker's API that Traefik uses. It lists the containers that `docker compose up` would make of
+ * compose.yaml, with their names, labels and networks. Only the port differs.
  */
 async function startEngine(t: Test, containers: { service: string; address: string; port: number }[]): Promise<string> {
   const compose = parse(readFileSync(join(root, 'compose.yaml'), 'utf8'), { merge: true })
@@ -493,7 +358,7 @@ async function startEngine(t: Test, containers: { service: string; address: stri
     for (const name of Object.keys(labels)) if (name.endsWith('.server.port')) labels[name] = String(port)
     const networks = (compose.services[service].networks as string[]).map((name) => [
       `${compose.name}_${name}`,
-      // Traefik has a foot in one of them only
+      // Traefik is in one of the networks only
       { IPAddress: name === 'edge' ? address : '127.0.0.99', NetworkID: name }
     ])
     const name = `${compose.name}-${service}-${index + 1}`
@@ -528,130 +393,4 @@ async function startEngine(t: Test, containers: { service: string; address: stri
     rmSync(dir, { recursive: true, force: true })
   })
   return socket
-}
-
-t.test(
-  'one certificate for the domain and every agency comes by ACME and DNS',
-  {
-    skip: program.skip || openssl.skip || pebble.skip || dnsServer.skip
-  },
-  async (t) => {
-    const authority = await startAuthority(t)
-    const traefik = await startTraefik(
-      t,
-      {
-        // nobody there: certificates come without
-        BACKEND_URLS: `http://127.0.0.1:${await freePort()}`,
-        BASE_DOMAIN: 'aggios.test',
-        HTTPREQ_ENDPOINT: authority.dnsProvider
-      },
-      ({ certificatesResolvers: { letsencrypt } }) => {
-        const { acme } = letsencrypt
-        t.match(acme, { keyType: 'EC256', dnsChallenge: { provider: 'cloudflare' } })
-        // another authority and another provider of DNS; whether the world sees the record yet is not this test's affair
-        const dnsChallenge = {
-          provider: 'httpreq',
-          propagation: { disableChecks: true },
-          resolvers: [authority.resolver]
-        }
-        Object.assign(acme, { caServer: authority.directory, caCertificates: [authority.caFile], dnsChallenge })
-      }
-    )
-    const certificateOf = async (servername: string) => {
-      const socket = tls.connect({
-        host: '127.0.0.1',
-        port: traefik.port('websecure'),
-        servername,
-        ca: await authority.root()
-      })
-      try {
-        await once(socket, 'secureConnect')
-        return socket.getPeerX509Certificate()
-      } finally {
-        socket.destroy()
-      }
-    }
-    await eventually(
-      () =>
-        certificateOf('acme.aggios.test').then(
-          () => true,
-          () => false
-        ),
-      45_000
-    )
-    const certificates = await Promise.all(['acme.aggios.test', 'api.aggios.test', 'aggios.test'].map(certificateOf))
-    t.equal(new Set(certificates.map((certificate) => certificate?.serialNumber)).size, 1)
-    t.strictSame(certificates[0]?.subjectAltName?.split(', ').sort(), ['DNS:*.aggios.test', 'DNS:aggios.test'])
-    t.strictSame([...authority.asked], ['_acme-challenge.aggios.test.'])
-  }
-)
-
-/** Pebble, which is Let's Encrypt in small, and the DNS that it looks into. */
-async function startAuthority(t: Test) {
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-acme-'))
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }))
-  makeCertificate(dir, 'localhost')
-  const [directory, management, dns, dnsControl] = await Promise.all([freePort(), freePort(), freePort(), freePort()])
-  const config = {
-    listenAddress: `127.0.0.1:${directory}`,
-    managementListenAddress: `127.0.0.1:${management}`,
-    certificate: join(dir, 'server.crt'),
-    privateKey: join(dir, 'server.key'),
-    httpPort: 1,
-    tlsPort: 1
-  }
-  writeFileSync(join(dir, 'pebble.json'), JSON.stringify({ pebble: config }))
-  const start = (path: string, args: string[]) => {
-    const env = { PEBBLE_VA_NOSLEEP: '1', PEBBLE_WFE_NONCEREJECT: '0' } as unknown as NodeJS.ProcessEnv
-    const child = spawn(path, args, { env, stdio: 'ignore' })
-    const exited = once(child, 'exit')
-    t.teardown(async () => {
-      child.kill('SIGKILL')
-      await exited
-    })
-  }
-  start(pebble.path, ['-config', join(dir, 'pebble.json'), '-dnsserver', `127.0.0.1:${dns}`])
-  start(dnsServer.path, [
-    ...['-dns01', `127.0.0.1:${dns}`, '-management', `127.0.0.1:${dnsControl}`],
-    ...['-http01', '', '-https01', '', '-tlsalpn01', '']
-  ])
-
-  // the provider of DNS, as Traefik knows it: puts up a record and takes it down
-  const asked = new Set<string>()
-  const provider = http.createServer(async (request, reply) => {
-    let text = ''
-    for await (const chunk of request.setEncoding('utf8')) text += chunk
-    const { fqdn, value } = JSON.parse(text) as { fqdn: string; value: string }
-    asked.add(fqdn)
-    const [action, body] =
-      request.url === '/present' ? ['set-txt', { host: fqdn, value }] : ['clear-txt', { host: fqdn }]
-    await fetch(`http://127.0.0.1:${dnsControl}/${action}`, { method: 'POST', body: JSON.stringify(body) })
-    reply.end()
-  })
-  provider.listen(0, '127.0.0.1')
-  await once(provider, 'listening')
-  t.teardown(() => {
-    provider.close()
-    provider.closeAllConnections()
-  })
-
-  const ca = readFileSync(join(dir, 'ca.crt'))
-  const get = (port: number, path: string) =>
-    exchange(https.request as typeof http.request, { host: 'localhost', port, path, ca, agent: false }, {})
-  await eventually(
-    () =>
-      get(directory, '/dir').then(
-        (reply) => reply.status === 200,
-        () => false
-      ),
-    10_000
-  )
-  return {
-    directory: `https://localhost:${directory}/dir`,
-    caFile: join(dir, 'ca.crt'),
-    resolver: `127.0.0.1:${dns}`,
-    dnsProvider: `http://127.0.0.1:${(provider.address() as { port: number }).port}`,
-    asked,
-    root: async () => (await get(management, '/roots/0')).text
-  }
 }

@@ -7,16 +7,17 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parse, stringify } from 'yaml'
 import type { Environment } from '../src/config/environment.ts'
-import { eventually, freePort, type Owner, root } from './harness.ts'
+import { eventually, type Owner, password, root } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { freePort } from './ports.ts'
 
 /*
- * The real Traefik on traefik.yml and traefik.dynamic.yml. Of the static file only the ports are replaced, the folders, and
- * the provider that needs Docker; the dynamic file is used as it stands.
+ * Starts the real Traefik with traefik.yml and traefik.dynamic.yml. In the static file, the ports and folders are
+ * replaced, and the Docker provider is removed. The dynamic file is not changed.
  */
 
-const program = findProgram('traefik')
-const openssl = findProgram('openssl')
+export const program = findProgram('traefik')
+export const openssl = findProgram('openssl')
 
 export type StaticConfig = {
   log: object
@@ -38,7 +39,10 @@ export type Traefik = {
   log(): Record<string, unknown>[]
 }
 
-/** Resolves when Traefik routes. `change` edits the static part further; `prefix` is a command that becomes Traefik. */
+/**
+ * Resolves when Traefik routes. `change` edits the static configuration. `prefix` is a command that runs Traefik in its
+ * place.
+ */
 export async function startTraefik(
   t: Owner,
   env: Environment,
@@ -80,7 +84,7 @@ export async function startTraefik(
   await eventually(async () => {
     if (child.exitCode !== null) throw new Error(`Traefik ended:\n${text}`)
     const reply = await ask(traefik.port('local'), '/api/health', { host: 'localhost' }).catch(() => undefined)
-    // 404 is Traefik's own answer while it has no router
+    // Traefik itself answers 404 while it has no router
     return reply !== undefined && reply.status !== 404
   }, 30_000)
   return traefik
@@ -91,7 +95,7 @@ export type Question = {
   method?: string
   headers?: http.OutgoingHttpHeaders
   body?: unknown
-  /** The address that the client has. */
+  /** The client's own loopback address. */
   from?: string
   agent?: http.Agent
 }
@@ -134,7 +138,7 @@ export async function exchange(
   return { status: reply.statusCode ?? 0, headers: reply.headers, text, json: () => JSON.parse(text) }
 }
 
-/** A certificate for a domain and its subdomains, signed by an authority whose own is returned. */
+/** Makes a certificate for a domain and its subdomains. Returns the certificate of the authority that signed it. */
 export function makeCertificate(dir: string, domain: string): string {
   const run = (...args: string[]) => execFileSync(openssl.path, args, { cwd: dir, stdio: 'pipe' })
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
@@ -147,8 +151,9 @@ export function makeCertificate(dir: string, domain: string): string {
 }
 
 /**
- * What it logs above level info. The advice on encoded characters is for those who route by path: here only hosts count. That
- * a server on a busy machine was late for a health check is not the configuration's fault.
+ * The warnings and errors in Traefik's log. The advice on encoded characters is left out, because it is about routing
+ * by path, and here only hosts count. Failed health checks are left out, because a server on a busy machine may be
+ * late.
  */
 export function complaints(traefik: Traefik): unknown[] {
   return traefik
@@ -156,3 +161,10 @@ export function complaints(traefik: Traefik): unknown[] {
     .filter(({ level }) => level === 'warn' || level === 'error' || level === 'fatal')
     .filter(({ message }) => !/^(Traefik can reject some encoded characters|Health check failed)/.test(String(message)))
 }
+
+export const registration = (slug: string) => ({
+  tenant: { name: `The ${slug} agency`, slug },
+  name: 'Ada',
+  email: `owner@${slug}.example`,
+  password
+})

@@ -1,6 +1,7 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
+import { mebibyte, sha256 } from './bytes.ts'
 import { disagreements } from './forms.ts'
 import {
   addMember,
@@ -16,10 +17,7 @@ import {
 
 // bounded in time: how long an upload may take
 
-const mebibyte = 1024 * 1024
-const sha256 = (content: Buffer) => createHash('sha256').update(content).digest('hex')
-
-/** Somebody who uploads: the owner of an agency, or a member of it. */
+/** A person who uploads: the owner of an agency, or a member. */
 type Sender = { id: string; send: Tenant['send'] }
 
 async function createMember(app: TestApp, tenant: Tenant, name: string, role: string): Promise<Sender> {
@@ -51,7 +49,7 @@ async function begun(sender: Pick<Sender, 'send'>, size: number, sum?: string) {
   return { id: url.split('/').at(-2) as string, append, offset }
 }
 
-/** What PostgreSQL has written to its log, all databases together. */
+/** The bytes that PostgreSQL has written to its write-ahead log, for all databases. */
 const writtenBytes = async (app: TestApp) =>
   Number((await allRows(app.database, "select pg_current_wal_lsn() - '0/0'::pg_lsn as bytes"))[0].bytes)
 
@@ -88,7 +86,7 @@ t.test('pieces of a resumable upload', async (t) => {
     await append(0, bytes.subarray(0, 3000))
     await append(3000, bytes.subarray(3000, 5000))
     t.equal(await offset(), 5000)
-    // as that version does it, for which nothing has arrived yet
+    // as that version does it, which sees no bytes yet
     const tail = bytes.subarray(0, 4000)
     const replaced =
       'update uploads set writer = $2, received = $3, tail = $4 where id = $1 and received = 0 returning id'

@@ -12,11 +12,11 @@ import { ask, registerAgency } from './oracle.ts'
 // bounded in time: how long old and new processes work together
 
 /*
- * A new version arrives: every process of it finds an older schema at the same moment, one of them dies over it, and those of
- * the old version go on with the new schema until they are replaced.
+ * An upgrade to a new version. All its processes find an older schema at the same moment, and one dies while it migrates. Processes
+ * of the old version continue on the new schema until they are replaced.
  */
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
 const folder = path.join(root, 'db', 'migrations')
@@ -39,7 +39,7 @@ async function createEmpty(t: Test, name: string): Promise<DatabaseUrls> {
   return urls
 }
 
-/** Whoever changes the schema needs a moment for each command, so that it can be met in the middle. */
+/** Delays each command that changes the schema, so that a test can act in the middle. */
 function slowDown(urls: DatabaseUrls, seconds: number): Promise<unknown> {
   return withClient(urls.postgres, async (client) => {
     await client.query(`create schema obstacles;
@@ -56,7 +56,7 @@ for (const [what, before] of [
   t.test(`five processes meet ${what}, and the one that migrates it is killed`, async (t) => {
     const urls = await createEmpty(t, before === undefined ? 'empty' : 'before')
     if (before !== undefined) await migrateTo(urls, before)
-    // one step alone may have few commands
+    // a single migration may have few commands
     await slowDown(urls, before === undefined ? 0.03 : 0.2)
     const environment = (name: string) =>
       testEnvironment(urls, { DATABASE_POOL: '3', DATABASE_OWNER_URL: `${urls.owner}?application_name=${name}` })
@@ -64,7 +64,7 @@ for (const [what, before] of [
     const servers = new Map<string, Server>()
     for (const name of names) servers.set(name, await startServer(t, environment(name), { ready: false }))
 
-    /** Whose process holds the lock and has written something by now. */
+    /** The process that holds the lock and has written something. */
     const working = async () => {
       const [row] = await allRows(
         urls,
@@ -108,7 +108,7 @@ for (const [what, before] of [
   })
 }
 
-/** What a program of an earlier version relies on, one line each. */
+/** What a program of an earlier version depends on, one line each. */
 async function promisesOf(urls: DatabaseUrls): Promise<Set<string>> {
   const rows = await allRows(
     urls,
@@ -134,7 +134,7 @@ async function promisesOf(urls: DatabaseUrls): Promise<Set<string>> {
   return new Set(rows.map(({ promise }) => promise as string))
 }
 
-/** New columns that an insert of the program before would have to name. */
+/** New columns that an insert by the version before would have to name. */
 async function demands(urls: DatabaseUrls): Promise<Set<string>> {
   const rows = await allRows(
     urls,
@@ -164,7 +164,7 @@ t.test('each step leaves what the program before it needs: old and new serve tog
   }
   t.ok(known.size > 100, `${known.size} things to rely on`)
 
-  // that it would be noticed
+  // the control: a violation is found
   await withClient(urls.owner, (client) => client.query('alter table tenants rename column name to title'))
   const renamed = await promisesOf(urls)
   t.ok(

@@ -9,13 +9,13 @@ import { allRows, createTenant, eventually, post, startApp, type Tenant } from '
 // bounded in time: how long one waits for a place
 
 /*
- * Places for uploads are for people, however many agencies they have; who waits for one is told in time; and who comes slowly
- * makes room for who waits.
+ * Upload slots are counted by person, whatever number of agencies they have. A request that waits for a slot is refused in time, and a
+ * slow upload gives its slot to a waiting one.
  */
 
 type Slow = { reply: Promise<string>; isDone(): boolean }
 
-/** Sends a request of which so many bytes come in a second, for as long as nobody answers. */
+/** Sends a request with so many bytes a second, until it is answered. */
 function slowly(t: Test, port: number, head: string[], opening: string, bytesPerSecond: number): Slow {
   const socket = connect(port, '127.0.0.1')
   let text = ''
@@ -45,7 +45,7 @@ const asForm = `multipart/form-data; boundary=${boundary}`
 const part = (filename: string) =>
   `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="${filename}"\r\nContent-Type: text/plain\r\n\r\n`
 
-/** A host and a token of each of some agencies that one person owns. */
+/** Makes agencies of one person. Resolves to a host and a token of each. */
 async function agenciesOf(owner: Tenant, slugs: string[]): Promise<{ host: string; token: string }[]> {
   const agencies = [{ host: owner.host, token: owner.owner.tokens.access_token }]
   for (const slug of slugs) {
@@ -79,7 +79,7 @@ t.test('places for uploads', async (t) => {
       slowly(t, port, headOf(host, token, 'POST /api/v1/files', asForm), part('slow.txt'), pace)
     )
 
-  // what is slowest is first to make room
+  // the slowest upload gives its slot away first
   const sha256 = createHash('sha256').update('x'.repeat(1_000_000)).digest('hex')
   const announced = { name: 'slow.txt', content_type: 'text/plain', size: 1_000_000, sha256 }
   const { url } = (await eve.send(post('/files/uploads', announced))).json()
@@ -159,7 +159,7 @@ t.test('places for uploads', async (t) => {
 })
 
 t.test('who sends a byte now and then is not waited for', async (t) => {
-  /** Looked at each second: so many bytes have come since, and were waited for or not. */
+  /** Samples of each second: the bytes received, and whether the server was waiting for them. */
   function paceOf(seconds: [bytes: number, awaited: boolean][]) {
     const arrival = { bytes: 0, awaited: true }
     const start = performance.now()

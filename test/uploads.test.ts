@@ -1,9 +1,10 @@
-import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { boundary, createFile, disagreements, fileForm, form, storedObjects } from './forms.ts'
+import { kibibyte, sha256 } from './bytes.ts'
+import { announce, usageOf } from './file-requests.ts'
+import { boundary, disagreements, fileForm, form, storedObjects } from './forms.ts'
 import {
   allRows,
   createTenant,
@@ -11,20 +12,16 @@ import {
   post,
   type Reply,
   send,
-  setStatus,
   startApp,
   type Tenant,
   type TestApp
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { listen } from './requests.ts'
 
 // bounded in time: how long an upload may take
 
-const kib = 1024
-const sha256 = (content: string | Buffer) => createHash('sha256').update(content).digest('hex')
-const usageOf = async (tenant: Tenant) => (await tenant.send('/api/v1/tenant')).json().usage.storage_bytes
-
-/** Nothing is half there: no row, no object, no count. */
+/** Checks that an upload has left nothing: no row, no object, and no counted bytes. */
 async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string): Promise<void> {
   await eventually(async () => (await disagreements(app, tenant)).length === 0).catch(() => {})
   t.strictSame(await disagreements(app, tenant), [], `${what}: nothing is half there`)
@@ -37,14 +34,9 @@ async function leavesNothing(t: Test, app: TestApp, tenant: Tenant, what: string
   t.equal(await usageOf(tenant), 0, `${what}: no room is taken`)
 }
 
-async function listen(app: TestApp): Promise<number> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return (app.server.address() as { port: number }).port
-}
-
 type Raw = { status: number; body: string; ms: number; sent: number; cut: string | undefined }
 
-/** Writes parts to a socket, one after another, and reads what comes until the other side is done. `end`: half-closes then. */
+/** Writes parts to a socket, and reads until the server closes it. With `end`, half-closes after the last part. */
 async function exchange(port: number, parts: Iterable<Buffer | string>, { end = false } = {}): Promise<Raw> {
   const elapsed = stopwatch()
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
@@ -135,7 +127,7 @@ t.test('a form', async (t) => {
       ['a file called __proto__', 400, 'malformed_request', [{ ...file, name: '__proto__' }]],
       ['toString', 400, 'malformed_request', [{ name: 'toString', content: 'x' }]],
       ['a program', 415, 'unsupported_media_type', [{ ...file, content: Buffer.from('MZ\x90\0\x03\0\0\0') }]],
-      ['one byte too many', 413, 'file_too_large', [{ ...file, content: 'x'.repeat(64 * kib + 1) }]]
+      ['one byte too many', 413, 'file_too_large', [{ ...file, content: 'x'.repeat(64 * kibibyte + 1) }]]
     ]
     for (const [what, status, code, parts] of refusals) {
       const reply = await ask(parts)
@@ -162,7 +154,7 @@ t.test('a form', async (t) => {
     }
   })
   t.test('may carry exactly the limit, whatever stands beside it', async (t) => {
-    const content = 'x'.repeat(64 * kib)
+    const content = 'x'.repeat(64 * kibibyte)
     for (const parts of [[{ ...file, content }], [{ ...file, content }, purpose], [purpose, { ...file, content }]]) {
       const reply = await ask(parts)
       t.equal(reply.statusCode, 201, reply.body)
@@ -198,7 +190,7 @@ t.test('on the wire', async (t) => {
 
   t.test('a form that ends at any byte is refused, and nothing stays', async (t) => {
     const cuts = Array.from({ length: payload.length }, (_, index) => index).filter(
-      // every byte where something begins or ends, and some between
+      // every byte at which a part begins or ends, and some between
       (index) => index % 17 === 0 || /[\r\n-]/.test(String.fromCharCode(payload[index] as number))
     )
     const outcomes = await Promise.all(
@@ -211,7 +203,7 @@ t.test('on the wire', async (t) => {
         ])
       ])
     )
-    // the last two bytes may be missing: the boundary has closed
+    // the last two bytes may be missing, because the boundary is complete
     const complete = payload.length - 2
     for (const [index, { status, ms }] of outcomes.entries()) {
       const cut = cuts[index >> 1] as number
@@ -273,12 +265,12 @@ t.test('on the wire', async (t) => {
     await leavesNothing(t, app, acme, 'after all')
   })
   t.test('a refusal in the middle of a large body is read by its sender', async (t) => {
-    const size = 64 * 1024 * kib
+    const size = 64 * 1024 * kibibyte
     const opening = (filename: string) =>
       `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="${filename}"\r\nContent-Type: application/octet-stream\r\n\r\n`
     function* body(start: string, bytes: number) {
       yield start
-      for (let sent = 0; sent < bytes; sent += 256 * kib) yield Buffer.alloc(256 * kib, 1)
+      for (let sent = 0; sent < bytes; sent += 256 * kibibyte) yield Buffer.alloc(256 * kibibyte, 1)
     }
     function* inChunks(content: Iterable<Buffer | string>) {
       for (const each of content) {
@@ -296,7 +288,13 @@ t.test('on the wire', async (t) => {
         ['Transfer-Encoding: chunked'],
         inChunks(body(opening('a.bin'), size))
       ],
-      ['over the quota', 422, 'quota_exceeded', [length(24 * 1024 * kib)], body(opening('a.bin'), 24 * 1024 * kib)],
+      [
+        'over the quota',
+        422,
+        'quota_exceeded',
+        [length(24 * 1024 * kibibyte)],
+        body(opening('a.bin'), 24 * 1024 * kibibyte)
+      ],
       ['a program', 415, 'unsupported_media_type', [length(size)], body(opening('a.exe'), size)],
       ['no file', 400, 'validation_failed', [length(size)], body(opening('a').replace('"file"', '"other"'), size)]
     ]
@@ -308,18 +306,18 @@ t.test('on the wire', async (t) => {
     }
   })
   t.test('and so is one of what is no form', async (t) => {
-    const announced = 1024 * kib
+    const announced = 1024 * kibibyte
     const begun = (await acme.send(post('/files/uploads', { ...announce('x'), size: announced }))).json()
     const resumable = await acme.send({
       method: 'POST',
       url: '/api/v1/files/resumable',
       headers: {
-        'upload-length': String(12 * 1024 * kib),
+        'upload-length': String(12 * 1024 * kibibyte),
         'upload-metadata': `filename ${Buffer.from('a.png').toString('base64')}`
       }
     })
     const authorization = `Authorization: Bearer ${acme.owner.tokens.access_token}`
-    const more = { length: 10 * 1024 * kib, chunk: Buffer.alloc(64 * kib, 1) }
+    const more = { length: 10 * 1024 * kibibyte, chunk: Buffer.alloc(64 * kibibyte, 1) }
     function* body() {
       for (let sent = 0; sent < more.length; sent += more.chunk.length) {
         yield Buffer.concat([Buffer.from(`${more.chunk.length.toString(16)}\r\n`), more.chunk, Buffer.from('\r\n')])
@@ -347,7 +345,7 @@ t.test('on the wire', async (t) => {
     await leavesNothing(t, app, acme, 'after all')
   })
   t.test('a sender that goes away in the middle leaves nothing', async (t) => {
-    const size = 12 * 1024 * kib
+    const size = 12 * 1024 * kibibyte
     const sockets: Socket[] = []
     for (const lines of [[`Content-Length: ${size}`], ['Transfer-Encoding: chunked']]) {
       const socket = connect({ port, host: '127.0.0.1' })
@@ -367,7 +365,7 @@ t.test('on the wire', async (t) => {
 })
 
 t.test('room for ten', async (t) => {
-  const size = 10 * kib
+  const size = 10 * kibibyte
   const app = await startApp(t, { STORAGE_QUOTA: String(10 * size) })
   const [acme, rival] = [await createTenant(app, 'acme'), await createTenant(app, 'rival')]
   const port = await listen(app)
@@ -431,123 +429,4 @@ t.test('room for ten', async (t) => {
     })
     await tenFit(t, 'resumable', replies.map(facts))
   })
-})
-
-const announce = (content: Buffer | string, more = {}) => ({
-  ...{ name: 'notes.txt', content_type: 'text/plain', size: Buffer.byteLength(content), sha256: sha256(content) },
-  ...more
-})
-
-t.test('a direct upload', async (t) => {
-  const app = await startApp(t)
-  const acme = await createTenant(app, 'acme')
-  const rival = await createTenant(app, 'rival')
-  const begin = async (content: string, more = {}) =>
-    (await acme.send(post('/files/uploads', announce(content, more)))).json()
-  const put = (url: string, payload: string, host = 'localhost') =>
-    send(app, host, { method: 'PUT', url: new URL(url).pathname, headers: { 'content-type': 'text/plain' }, payload })
-  const complete = (id: string, tenant = acme) => tenant.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
-
-  t.test('becomes a file once it is completed, and again for who did not hear of it', async (t) => {
-    const { id, url, method, headers, expires_at } = await begin('direct', { purpose: 'contract' })
-    t.match([method, headers], ['PUT', { 'content-type': 'text/plain', 'content-length': '6' }])
-    t.ok(Date.parse(expires_at) <= Date.now() + 300_000)
-    t.equal((await acme.send(`/api/v1/files/${id}`)).statusCode, 404, 'there is no file yet')
-    t.match((await complete(id)).json(), { status: 409, code: 'conflict' }, 'nor any bytes')
-    t.equal((await put(url, 'direct')).statusCode, 204)
-    const done = await complete(id)
-    t.match(done.json(), { id, name: 'notes.txt', purpose: 'contract', size: 6, sha256: sha256('direct') })
-    t.strictSame((await complete(id)).json(), done.json())
-    t.equal((await acme.send(`/api/v1/files/${id}/content`)).body, 'direct')
-    t.equal((await put(url, 'others')).statusCode, 404, 'its link is good for nothing then')
-    t.strictSame(await disagreements(app, acme), [])
-  })
-  t.test('is one file however often it is completed at once', async (t) => {
-    const { id, url } = await begin('fifty')
-    await put(url, 'fifty')
-    const replies = await Promise.all(Array.from({ length: 50 }, () => complete(id)))
-    const statuses = replies.map(({ statusCode }) => statusCode)
-    t.ok(statuses.includes(200))
-    t.ok(
-      statuses.every((status) => status === 200 || status === 409),
-      [...new Set(statuses)].join(' ')
-    )
-    t.equal((await complete(id)).statusCode, 200)
-    const { data } = (await acme.send('/api/v1/audit-events?action=file.created')).json()
-    t.equal(data.filter((event: { target_id: string }) => event.target_id === id).length, 1, 'and one event')
-    t.strictSame(await disagreements(app, acme), [])
-  })
-  t.test('takes no other bytes than were announced', async (t) => {
-    const before = await usageOf(acme)
-    const { id, url } = await begin('exactly')
-    t.match((await put(url, 'too many bytes')).json(), { status: 413, code: 'payload_too_large' })
-    t.match((await put(url, 'few')).json(), { status: 400, code: 'validation_failed' })
-    t.equal((await put(url, 'EXACTLY')).statusCode, 204, 'as many, but others')
-    const refused = await complete(id)
-    t.match(refused.json(), { status: 400, code: 'validation_failed', errors: [{ path: '/body/sha256' }] })
-    t.equal((await complete(id)).statusCode, 404, 'that was it')
-    t.equal(await usageOf(acme), before)
-    t.strictSame(await disagreements(app, acme), [])
-  })
-  t.test('is looked at like any other', async (t) => {
-    const program = 'MZ\u0090\u0000\u0003'
-    const { id, url } = await begin(program, { name: 'holiday.jpg', content_type: 'image/jpeg' })
-    await put(url, program)
-    t.match((await complete(id)).json(), { status: 415, code: 'unsupported_media_type' })
-    t.strictSame(await disagreements(app, acme), [])
-  })
-  t.test('belongs to who began it, and its link to its agency', async (t) => {
-    const { id, url } = await begin('mine')
-    t.match((await put(url, 'mine', rival.host)).json(), { status: 403, code: 'tenant_mismatch' })
-    await put(url, 'mine')
-    t.match((await complete(id, rival)).json(), { status: 404, code: 'not_found' })
-    await setStatus(app, acme, 'suspended')
-    await app.revocations.readNow()
-    t.equal((await put(url, 'mine')).statusCode, 404, 'of a suspended agency it is good for nothing')
-    await setStatus(app, acme, 'active')
-    await app.revocations.readNow()
-    t.equal((await complete(id)).statusCode, 200)
-  })
-  t.test('may be empty', async (t) => {
-    const { id } = await begin('')
-    t.match((await complete(id)).json(), { size: 0, sha256: sha256('') })
-    t.strictSame(await disagreements(app, acme), [])
-  })
-  t.test('says what is wrong with what is announced', async (t) => {
-    for (const change of [
-      { size: -1 },
-      { size: 1.5 },
-      { size: 2 ** 60 },
-      { sha256: 'x' },
-      { sha256: sha256('x').toUpperCase() },
-      { purpose: 'Not A Word' },
-      { content_type: '' },
-      { tenant_id: acme.id }
-    ]) {
-      const reply = await acme.send(post('/files/uploads', announce('x', change)))
-      t.match(reply.json(), { status: 400, code: 'validation_failed' }, JSON.stringify(change))
-    }
-    const large = await acme.send(post('/files/uploads', announce('x', { size: 200 * 1024 * kib })))
-    t.match(large.json(), { status: 413, code: 'file_too_large' })
-  })
-})
-
-t.test('a store that cannot complete an upload now leaves it for later', async (t) => {
-  const app = await startApp(t)
-  const acme = await createTenant(app, 'acme')
-  const { id, url } = (await acme.send(post('/files/uploads', announce('later')))).json()
-  await acme.anonymous({
-    method: 'PUT',
-    url: new URL(url).pathname,
-    payload: 'later',
-    headers: { 'content-type': 'text/plain' }
-  })
-  const { move } = app.objects
-  const { StoreFailure } = await import('../src/files/store/object-store.ts')
-  app.objects.move = () => Promise.reject(new StoreFailure('away', new Error('unplugged')))
-  const complete = () => acme.send({ method: 'POST', url: `/api/v1/files/${id}/complete` })
-  t.match((await complete()).json(), { status: 503, code: 'unavailable' })
-  app.objects.move = move
-  t.equal((await complete()).statusCode, 200)
-  t.equal((await createFile(acme, 'x')).size, 1)
 })

@@ -1,15 +1,15 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
-import { createTestDatabase, freePort, root, startServer, testEnvironment } from './harness.ts'
+import { createTestDatabase, readText, root, startServer, testEnvironment } from './harness.ts'
+import { freePort } from './ports.ts'
 
 /*
- * One version, which package.json says: everything that shows a version shows that one.
+ * Everything that shows a version shows the one of package.json.
  */
 
-const read = (path: string) => readFileSync(join(root, path), 'utf8')
-const { version } = JSON.parse(read('package.json')) as { version: string }
+const { version } = JSON.parse(readText('package.json')) as { version: string }
 
 t.test('a running server says its version', async (t) => {
   const metricsPort = await freePort()
@@ -28,12 +28,12 @@ t.test('a running server says its version', async (t) => {
 t.test('the files that repeat it agree', async (t) => {
   t.match(version, /^\d+\.\d+\.\d+$/)
   for (const path of ['package-lock.json', 'client/package.json', 'client/package-lock.json'])
-    t.equal(JSON.parse(read(path)).version, version, path)
-  t.equal(JSON.parse(read('client/openapi.json')).info.version, version, 'client/openapi.json')
+    t.equal(JSON.parse(readText(path)).version, version, path)
+  t.equal(JSON.parse(readText('client/openapi.json')).info.version, version, 'client/openapi.json')
 })
 
 t.test('the changelog has an entry of it, below what is not released', async (t) => {
-  const headings = [...read('CHANGELOG.md').matchAll(/^## \[(.+?)\](?: - (\S+))?$/gm)]
+  const headings = [...readText('CHANGELOG.md').matchAll(/^## \[(.+?)\](?: - (\S+))?$/gm)]
   t.match(headings[0]?.[1], 'Unreleased')
   t.equal(headings[1]?.[1], version)
   for (const [, name = '', day] of headings.slice(1)) t.match(day, /^\d{4}-\d\d-\d\d$/, name)
@@ -41,6 +41,6 @@ t.test('the changelog has an entry of it, below what is not released', async (t)
 
 t.test('the license is that of package.json', async (t) => {
   t.ok(existsSync(join(root, 'LICENSE')))
-  t.equal(JSON.parse(read('package.json')).license, 'UNLICENSED')
-  t.match(read('LICENSE'), /all rights reserved/i)
+  t.equal(JSON.parse(readText('package.json')).license, 'UNLICENSED')
+  t.match(readText('LICENSE'), /all rights reserved/i)
 })

@@ -95,7 +95,7 @@ t.test('messages from PostgreSQL', async (t) => {
     for (let at = 0; at < long.length; at += 16_384) read(long.subarray(at, at + 16_384))
     const { user, system } = process.cpuUsage(startedAt)
     t.equal(found, long.length)
-    // joining what there is with each of the 4,096 pieces would copy 128 GiB
+    // joining the buffer with each of the 4,096 pieces would copy 128 GiB
     t.ok((user + system) / 1e6 < 5, `${(user + system) / 1e6} s of CPU`)
   })
   t.test('are the rows that pg reads', async (t) => {
@@ -219,7 +219,7 @@ t.test('reads that share a connection', withoutPooler, async (t) => {
       (_, $: { seconds: number }) => sql<{ slept: string }>`select pg_sleep(${$.seconds})::text as slept`
     )
     await Promise.all([1, 2, 3, 4].map(() => app.gate.query(inA, slow, { seconds: 0 })))
-    // all in one batch, whose answers PostgreSQL keeps to itself until the last of them
+    // all in one batch, whose answers PostgreSQL sends together at its end
     const asked = Array.from({ length: 14 }, () =>
       app.gate.query(inA, slow, { seconds: 0.3 }).then(() => 'answered', codeOf)
     )
@@ -241,7 +241,7 @@ t.test('a connection serves alone while the other can not be opened', withoutPoo
   const app = await startApp(t, { DATABASE_POOL: '1' }, database)
   await app.gate.query(inA, rowsByPool, { divisor: 1 })
   await withClient(database.postgres, async (client) => {
-    // that of the pool, and one more
+    // the connection of the pool, and one more
     await client.query(`alter database ${client.database} connection limit 2`)
     await terminate(database, 'aggios-pipeline')
     const left = `select from pg_stat_activity where datname = current_database() and application_name = 'aggios-pipeline'`
@@ -271,7 +271,7 @@ t.test('a connection serves alone while the other can not be opened', withoutPoo
   t.ok(attempts() >= 3 && attempts() <= 4 + ms / 500, `${attempts()} attempts in ${ms} ms`)
 })
 
-/** How often pg was told to connect since this was called. */
+/** Counts how often pg connects from now on. */
 function countConnections(t: Test): () => number {
   const original = pg.Client.prototype.connect
   let count = 0

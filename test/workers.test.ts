@@ -13,7 +13,6 @@ import { type Exposition, parseExposition } from './exposition.ts'
 import {
   createTestDatabase,
   eventually,
-  freePort,
   password,
   type Server,
   startServer,
@@ -22,23 +21,23 @@ import {
 } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { findProgram } from './parts.ts'
+import { accepts, freePort } from './ports.ts'
 
 // bounded in time: how soon a worker is replaced
 
 /*
- * Several workers on one port: that all of them serve, that the death of one is the trouble of nobody else, and that the end
- * of all of them is in good order.
+ * Several workers on one port. All of them serve, the death of one affects only its own requests, and all end in good order.
  */
 
 const prlimit = findProgram('prlimit')
 
-// two cores may have other things to do
+// the machine may be busy
 t.setTimeout(300_000)
 
-/** What a start may take where many other things run. */
+/** The time that a start may take on a busy machine. */
 const startMs = 60_000
 
-/** A second for the news to arrive, and another for a machine that has other things to do. */
+/** A second until a revocation is in force, and another one for a busy machine. */
 const soon = 2000
 
 type Worker = { worker: string; status: string; pid: number }
@@ -48,7 +47,7 @@ type Cluster = Server & {
   scrape(): Promise<Exposition>
 }
 
-/** The product with workers. Resolves when all of them serve. */
+/** Starts the product with workers. Resolves when all of them serve. */
 async function startCluster(t: Test, urls: DatabaseUrls, env: Environment = {}): Promise<Cluster> {
   const internalPort = await freePort()
   const settings = { WEB_CONCURRENCY: '2', METRICS_PORT: String(internalPort), DATABASE_POOL: '8', LOG_LEVEL: 'warn' }
@@ -61,10 +60,10 @@ async function startCluster(t: Test, urls: DatabaseUrls, env: Environment = {}):
   })
   await eventually(async () => {
     if (server.child.exitCode !== null) throw new Error(`the server ended:\n${server.output()}`)
-    // nobody listens at first
+    // at first nothing listens
     return allServe(cluster).catch(() => false)
   }, startMs)
-  // no worker outlives the test, whatever becomes of the primary
+  // no worker outlives the test, also if the primary is gone
   const pids = (await cluster.workers()).map(({ pid }) => pid)
   t.teardown(() => {
     for (const pid of pids.filter(isAlive)) process.kill(pid, 'SIGKILL')
@@ -84,24 +83,12 @@ function isAlive(pid: number): boolean {
   }
 }
 
-async function accepts(port: number): Promise<boolean> {
-  const socket = connect(port, '127.0.0.1')
-  try {
-    await once(socket, 'connect')
-    return true
-  } catch {
-    return false
-  } finally {
-    socket.destroy()
-  }
-}
-
 type Call = { method?: string; token?: string; payload?: object; agent?: Agent | false }
 type Answer = { status: number; body: Record<string, unknown>; kept: boolean }
 
-const patienceMs = 10_000
+const timeoutMs = 10_000
 
-/** One request; on a connection of its own unless an agent keeps one. Hanging is a failure of its own kind. */
+/** Sends a request, on a new connection unless `agent` keeps one. Rejects if there is no answer in time. */
 function call(server: Server, path: string, { method = 'GET', token, payload, agent = false }: Call = {}) {
   return new Promise<Answer>((done, fail) => {
     const request = httpRequest({
@@ -111,7 +98,7 @@ function call(server: Server, path: string, { method = 'GET', token, payload, ag
         ...(token !== undefined && { authorization: `Bearer ${token}` })
       }
     })
-    request.setTimeout(patienceMs, () => request.destroy(new Error('nobody answers')))
+    request.setTimeout(timeoutMs, () => request.destroy(new Error('nobody answers')))
     request.on('error', fail).on('response', async (reply) => {
       let text = ''
       try {
@@ -138,7 +125,7 @@ async function register(server: Server, slug: string): Promise<Tokens & { user: 
   return body as never
 }
 
-/** Clients that ask and ask, each on a connection that it keeps, and leave room for a process to start beside them. */
+/** Clients that send requests one after the other, each on a kept connection. They leave CPU time for a process that starts. */
 function load(t: Test, server: Server, path: string, token: string | undefined, clients: number) {
   const agent = new Agent({ keepAlive: true, maxSockets: clients })
   t.teardown(() => agent.destroy())
@@ -169,7 +156,7 @@ function load(t: Test, server: Server, path: string, token: string | undefined, 
 
 let held = 0
 
-/** Requests that the server has begun to read, until `release` sends their rest. */
+/** Begins requests that the server starts to read. `release` sends the rest of each. */
 async function holdRequests(server: Server, count: number) {
   const { access_token: token } = await register(server, `held-${++held}`)
   const body = '{"name":"Served in time"}'
@@ -190,7 +177,7 @@ async function holdRequests(server: Server, count: number) {
   for (const request of requests) request.flushHeaders()
   await Promise.all(requests.map((request) => once(request, 'continue')))
   return {
-    /** Sends the rest. Resolves to what is not an answer of 200 on a connection that goes with it. */
+    /** Sends the rest. Resolves to the answers that are not 200 with a closed connection. */
     async release() {
       for (const request of requests) request.end(body)
       const served = (one: PromiseSettledResult<unknown>) =>
@@ -200,14 +187,14 @@ async function holdRequests(server: Server, count: number) {
   }
 }
 
-/** Code that each process loads before the product. */
+/** Writes code that each process loads before the product. */
 function preload(t: Test, code: string): string {
   const file = join(t.testdir(), 'planted.mjs')
   writeFileSync(file, code)
   return `--import=${pathToFileURL(file)}`
 }
 
-/** Throws, or rejects, where nobody catches it, when a signal comes. */
+/** Code that throws or rejects without a handler when SIGUSR2 arrives. */
 const planted = (fault: string) => `process.on('SIGUSR2', () => { setImmediate(() => { ${fault} }) })`
 const thrown = "throw new Error('planted by the test')"
 const rejected = "Promise.reject(new Error('planted by the test'))"
@@ -266,7 +253,7 @@ t.test('two workers', async (t) => {
     })
     const statuses = () =>
       Promise.all(agents.map(async (agent) => (await call(cluster, '/users/me', { token, agent })).status))
-    // the system gives them to either
+    // the system gives connections to either worker
     await eventually(async () => {
       for (let i = 0; i < 8; i++) agents.push(new Agent({ keepAlive: true, maxSockets: 1 }))
       t.strictSame(new Set(await statuses()), new Set([200]))
@@ -365,7 +352,7 @@ t.test('behind a proxy a deploy loses no request of a load that never stops', as
   const { access_token: token } = await register(cluster, 'deployed')
   const agent = new Agent({ keepAlive: true, maxSockets: 8 })
   t.teardown(() => agent.destroy())
-  // what a load balancer does: asks for health on connections of its own, and sends nothing more when the answer is no
+  // as a load balancer: checks the health on connections of its own, and sends no more requests after a negative answer
   let inRotation = true
   let refusedAs: unknown
   const watch = (async () => {
@@ -429,7 +416,7 @@ t.test('without their primary they give up the port, finish, and go', async (t) 
   await eventually(() => pids.filter(isAlive).length === 0)
 })
 
-/** Starts what can't run, and waits for its end. */
+/** Starts a server that can't run, and waits for its end. */
 async function startHopeless(t: Test, env: Environment): Promise<{ code: number | null; output: string }> {
   const server = await startServer(t, { WEB_CONCURRENCY: '3', ...env }, { ready: false })
   const { code } = await server.exited
@@ -494,13 +481,13 @@ t.test('a process that may open no more files stays alive, and serves again', { 
   const { access_token: token } = await register(server, 'crowded')
   execFileSync(prlimit.path, ['--pid', String(server.child.pid), '--nofile=128'])
   const sockets = Array.from({ length: 400 }, () => connect(server.port, '127.0.0.1').on('error', () => {}))
-  // who finds no room is told so at once
-  await eventually(() => sockets.filter(({ closed }) => closed).length > 200, patienceMs)
+  // a connection without a free descriptor is closed at once
+  await eventually(() => sockets.filter(({ closed }) => closed).length > 200, timeoutMs)
   t.equal(server.child.exitCode, null)
   for (const socket of sockets) socket.destroy()
   await eventually(async () => {
     const answer = await call(server, '/users/me', { token }).catch(() => undefined)
     return answer?.status === 200
-  }, patienceMs)
+  }, timeoutMs)
   t.notMatch(server.output(), '"level":60')
 })

