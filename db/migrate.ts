@@ -6,7 +6,7 @@ import pg from 'pg'
 import { describe } from '../src/error-text.ts'
 import { connectionTo } from './gate/connection-settings.ts'
 import { connectWhenUp } from './gate/start-up.ts'
-import type { SharedTables } from './tables.ts'
+import type { SharedTables } from './gate/tables.ts'
 
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000

@@ -6,8 +6,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
 import { createHasher } from '../src/auth/hasher.ts'
-import { createKeyRing } from '../src/auth/keys.ts'
 import { createPasswords, parameters } from '../src/auth/passwords.ts'
+import { createKeyRing } from '../src/keys.ts'
 import {
   createTenant,
   createTestDatabase,

@@ -2,13 +2,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
 import type pg from 'pg'
 import { createKeyedSemaphore } from '../../src/limits/keyed-semaphore.ts'
-import type { TenantTables } from '../tables.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
 import { type Statement, valuesOf } from './statement.ts'
+import type { TenantTables } from './tables.ts'
 
 /**
  * A transaction that sees one tenant's rows. Only the gate creates it, so a query that takes one can't bypass the gate.

@@ -7,7 +7,7 @@ import {
   PostgresQueryCompiler,
   type QueryExecutorProvider
 } from 'kysely'
-import type { TenantTables } from '../tables.ts'
+import type { TenantTables } from './tables.ts'
 
 /**
  * A query that is compiled once, when its module loads. `order` names the value for `$1`, `$2`, …

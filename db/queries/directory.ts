@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { Role } from '../../src/auth/roles.ts'
 import { statement } from '../gate/statement.ts'
-import type { TenantSettings, TenantStatus } from '../tables.ts'
+import type { TenantSettings, TenantStatus } from '../gate/tables.ts'
 import type { PlanLimits } from './plans.ts'
 
 /*

@@ -4,7 +4,7 @@ import type { Rate } from '../../src/config/value-readers.ts'
 import type { Locale } from '../../src/mail/mails.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
-import type { MailKind } from '../tables.ts'
+import type { MailKind } from '../gate/tables.ts'
 import { inviterMayInvite } from './members.ts'
 
 /** Queues a mail in the transaction of the change it is about. One mail is sent for each generation of the token. */

@@ -1,6 +1,6 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { TenantTransaction } from '../gate/gate.ts'
-import type { TenantStatus } from '../tables.ts'
+import type { TenantStatus } from '../gate/tables.ts'
 import { recordAudit } from './audit.ts'
 
 /** Long enough that every process has read the entry, or has stopped serving because it can't read. */

@@ -4,8 +4,8 @@ import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { peppersInUse } from '../../db/queries/directory.ts'
 import { createHasher } from '../../src/auth/hasher.ts'
-import { createKeyRing } from '../../src/auth/keys.ts'
 import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
+import { createKeyRing } from '../../src/keys.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {

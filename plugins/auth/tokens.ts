@@ -3,11 +3,11 @@ import { TypeCompiler } from '@sinclair/typebox/compiler'
 import fp from 'fastify-plugin'
 import { v4 as randomUuid } from 'uuid'
 import { AccessClaims, type TokenSubject } from '../../src/auth/claims.ts'
-import { createKeyRing } from '../../src/auth/keys.ts'
 import { createRefreshTokens, type RefreshToken } from '../../src/auth/refresh-tokens.ts'
 import { clockToleranceSeconds } from '../../src/auth/token-life.ts'
 import { withoutStacks } from '../../src/expected-error.ts'
 import { invalidToken, tokenExpired } from '../../src/http/problems.ts'
+import { createKeyRing } from '../../src/keys.ts'
 
 export type TokenReply = { access_token: string; refresh_token: string; token_type: 'Bearer'; expires_in: number }
 

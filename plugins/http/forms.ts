@@ -4,8 +4,8 @@ import { Value } from '@sinclair/typebox/value'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { rejectOnAbort } from '../../src/abort-signals.ts'
+import { readFormData } from '../../src/files/form-data.ts'
 import { invalidMembers, messageKeyword } from '../../src/http/field-errors.ts'
-import { readFormData } from '../../src/http/forms.ts'
 
 type Part = MultipartFile | MultipartValue
 

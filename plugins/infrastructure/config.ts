@@ -1,9 +1,9 @@
 import fp from 'fastify-plugin'
-import { createKeyRing } from '../../src/auth/keys.ts'
 import { createOneTimeTokens, type OneTimeTokens } from '../../src/auth/one-time-tokens.ts'
 import type { Config } from '../../src/config/config.ts'
 import { createFileLinks, type FileLinks } from '../../src/files/file-links.ts'
 import { type Cursors, createCursors } from '../../src/http/cursors.ts'
+import { createKeyRing } from '../../src/keys.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {

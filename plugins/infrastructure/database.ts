@@ -12,9 +12,9 @@ import { createReplica } from '../../db/gate/replica.ts'
 import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
 import { connectWhenUp } from '../../db/gate/start-up.ts'
 import type { Statement } from '../../db/gate/statement.ts'
+import type { SharedTables, TenantTables } from '../../db/gate/tables.ts'
 import { checkSchema } from '../../db/migrate.ts'
 import { walPosition } from '../../db/queries/directory.ts'
-import type { SharedTables, TenantTables } from '../../db/tables.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {

@@ -2,6 +2,7 @@ import fp from 'fastify-plugin'
 import { createTransport } from 'nodemailer'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
+import type { MailKind } from '../../db/gate/tables.ts'
 import { claimMail } from '../../db/queries/directory.ts'
 import {
   findSpentAllowance,
@@ -13,7 +14,6 @@ import {
   readOutboxEntry,
   type SpentAllowance
 } from '../../db/queries/outbox.ts'
-import type { MailKind } from '../../db/tables.ts'
 import { rateLimited } from '../../src/http/problems.ts'
 import { mailboxOf } from '../../src/mail/mailboxes.ts'
 import { invitationMail, type Mail } from '../../src/mail/mails.ts'

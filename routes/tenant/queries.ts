@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
+import type { TenantSettings } from '../../db/gate/tables.ts'
 import { changeTenant } from '../../db/queries/tenant-status.ts'
-import type { TenantSettings } from '../../db/tables.ts'
 
 /** Reads the tenant and locks its row until the transaction ends. */
 export function lockTenant(trx: TenantTransaction, tenantId: string) {

@@ -1,5 +1,5 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
-import { createKeyRing, deriveKey } from './keys.ts'
+import { createKeyRing, deriveKey } from '../keys.ts'
 
 const purpose = 'audit seal'
 

@@ -1,6 +1,6 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
+import { deriveKey, type KeyRing } from '../keys.ts'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
-import { deriveKey, type KeyRing } from './keys.ts'
 
 /** The purpose of a mailed token. A token is not valid for another purpose. */
 export type Purpose = 'invitation'

@@ -3,9 +3,9 @@ import { dictionary } from '@zxcvbn-ts/language-common'
 import argon2 from 'argon2'
 import { invalidMembers } from '../http/field-errors.ts'
 import { overloaded } from '../http/problems.ts'
+import type { KeyRing } from '../keys.ts'
 import { createBoundedQueue, QueueFull } from '../limits/bounded-queue.ts'
 import type { Hasher } from './hasher.ts'
-import type { KeyRing } from './keys.ts'
 
 /** The second of OWASP's recommended settings for argon2id: 19 MiB, two passes, one lane. */
 export const parameters = { type: argon2.argon2id, memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const

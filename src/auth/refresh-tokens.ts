@@ -1,6 +1,6 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
+import { deriveKey, type KeyRing } from '../keys.ts'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
-import { deriveKey, type KeyRing } from './keys.ts'
 
 /** The content of a refresh token: it is the `counter`-th token of one session (`family`) of one tenant. */
 export type RefreshToken = { tenant_id: string; family: string; counter: number }

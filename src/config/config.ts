@@ -1,4 +1,4 @@
-import { deriveKey } from '../auth/keys.ts'
+import { deriveKey } from '../keys.ts'
 import { developmentSecret } from './development-secrets.ts'
 import { type Environment, readSettings } from './environment.ts'
 import { InvalidConfiguration } from './invalid-configuration.ts'

@@ -1,5 +1,5 @@
 import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto'
-import { deriveKey, type KeyRing } from '../auth/keys.ts'
+import { deriveKey, type KeyRing } from '../keys.ts'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 
 /** The content of a link: it gives access to one file of one tenant until it expires. */

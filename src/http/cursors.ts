@@ -1,5 +1,5 @@
 import { createHmac, type KeyObject, timingSafeEqual } from 'node:crypto'
-import { deriveKey, type KeyRing } from '../auth/keys.ts'
+import { deriveKey, type KeyRing } from '../keys.ts'
 import { invalidCursor } from './problems.ts'
 
 export type Cursors = {

@@ -1,5 +1,5 @@
 import { type Readable, Transform } from 'node:stream'
-import { countDiscardedBytes } from '../garbage-collection.ts'
+import { countDiscardedBytes } from './garbage-collection.ts'
 
 /** An entry of a listing. */
 export type StoredObject = { key: string; size: number; modified_at: Date }

@@ -1,4 +1,4 @@
-import { countDiscardedBytes } from '../garbage-collection.ts'
+import { countDiscardedBytes } from './garbage-collection.ts'
 import type { ObjectStore, Part } from './object-store.ts'
 
 /** The minimum part size of S3. Each running upload holds three buffers of it: one is filled while two are sent. */

@@ -1,5 +1,5 @@
-import { StoreFailure } from '../files/store/object-store.ts'
-import { malformedRequest, Problem } from './problems.ts'
+import { malformedRequest, Problem } from '../http/problems.ts'
+import { StoreFailure } from './store/object-store.ts'
 
 /**
  * Runs a read of a multipart form. A parser's error becomes `malformed_request`; problems and failures of the store
