@@ -3,6 +3,8 @@ import { readdirSync, readFileSync } from 'node:fs'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import { connect, createServer, Socket } from 'node:net'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Client } from 'minio'
 import pg from 'pg'
 import t, { type Test } from 'tap'
@@ -410,6 +412,40 @@ t.test('minio', async (t) => {
     // the first may use the connection of an earlier request
     t.ok(connections - before >= 4, `${connections - before} connections`)
   })
+  t.test('sends nothing of a stream before it has the whole part, so the product makes its own parts', async (t) => {
+    const size = 8 * 1024 * 1024
+    const before = sent.length
+    let sentEarly = 0
+    async function* content() {
+      for (let given = 0; given < size; given += 1024 * 1024) yield Buffer.alloc(1024 * 1024)
+      for (let turns = 0; turns < 100; turns++) await new Promise(setImmediate)
+      sentEarly = sent.length - before
+    }
+    await client.putObject('bucket', 'stream', Readable.from(content(), { objectMode: false }), size)
+    t.equal(sentEarly, 0)
+    t.equal(sent.length - before, 1)
+  })
+  t.test(
+    'waits for a silent store, even when the agent has a timeout, so our transport ends the request',
+    async (t) => {
+      const silent = await startServer(t, { login: false })
+      const timed = new http.Agent({ keepAlive: true, timeout: 20 })
+      t.teardown(() => timed.destroy())
+      const asking = new Client({
+        ...{ endPoint: '127.0.0.1', port: Number(new URL(silent.connectionString).port), useSSL: false },
+        ...{ region: 'us-east-1', accessKey: 'key', secretKey: 'secret', transportAgent: timed }
+      })
+      let settled = false
+      const answer = asking.statObject('bucket', 'key').catch((err) => {
+        settled = true
+        return err
+      })
+      await sleep(300)
+      t.notOk(settled)
+      silent.close()
+      t.ok((await answer) instanceof Error)
+    }
+  )
 })
 
 t.test('private parts are used in these files only', async (t) => {
