@@ -271,3 +271,92 @@ t.test('the other rules catch what is planted', async (t) => {
   t.strictSame(pluginFaults('plugins/a.ts', "export default fp(async () => {}, { name: 'a' })"), [])
   t.equal(undeclaredPackages('src/a.ts', "import x from '@a/b/c'\nimport y from 'z/w'", new Set(['z'])).length, 1)
 })
+
+/** Paths that lead back to where they began, as the nodes on them. */
+function circlesIn(graph: ReadonlyMap<string, ReadonlySet<string>>): string[][] {
+  const circles: string[][] = []
+  const done = new Set<string>()
+  const visit = (node: string, way: string[]): void => {
+    const at = way.indexOf(node)
+    if (at !== -1) return void circles.push([...way.slice(at), node])
+    if (done.has(node)) return
+    for (const next of graph.get(node) ?? []) visit(next, [...way, node])
+    done.add(node)
+  }
+  for (const node of graph.keys()) visit(node, [])
+  return circles
+}
+
+/** Which node imports which, where `nodeOf` says to which node a file belongs; undefined: to none. */
+function importGraph(files: [file: string, source: string][], nodeOf: (file: string) => string | undefined) {
+  const graph = new Map<string, Set<string>>()
+  for (const [file, source] of files) {
+    const from = nodeOf(file)
+    if (from === undefined) continue
+    for (const { specifier } of importsOf(source).filter(({ specifier }) => isRelative(specifier))) {
+      const to = nodeOf(posix.join(folderOf(file), specifier))
+      if (to !== undefined && to !== from) graph.set(from, (graph.get(from) ?? new Set()).add(to))
+    }
+  }
+  return graph
+}
+
+const unclear = /^(?:service|manager|helper|util|dto)s?$/
+
+/** A file is called by a noun in kebab-case that says what is in it. */
+function nameFaults(file: string): string[] {
+  // frozen, and named before this rule
+  if (zoneOf(file) === 'migration') return []
+  const name = basename(file).replace(/(?:\.test|\.d)?\.(?:ts|cjs)$/, '')
+  const faults = /^[a-z0-9]+(?:-[a-z0-9]+)*$/.test(name) ? [] : [`${file} is not in kebab-case`]
+  if (name.split('-').some((word) => unclear.test(word))) faults.push(`${file} does not say what is in it`)
+  return faults
+}
+
+const maxLines = { source: 300, test: 500 }
+const maxFiles = 20
+
+function sizeFaults(file: string, source: string): string[] {
+  const lines = source.split('\n').length - 1
+  const max = maxLines[zoneOf(file) === 'test' ? 'test' : 'source']
+  return zoneOf(file) !== 'migration' && lines > max ? [`${file} has ${lines} lines`] : []
+}
+
+/** Folders of code that hold too much to be looked through. */
+function fullFolders(files: string[]): string[] {
+  const counts = new Map<string, number>()
+  for (const file of files) counts.set(folderOf(file), (counts.get(folderOf(file)) ?? 0) + 1)
+  return [...counts].filter(([, count]) => count > maxFiles).map(([folder, count]) => `${folder} has ${count} files`)
+}
+
+t.test('imports make no circle, of files or of folders', async (t) => {
+  t.strictSame(circlesIn(importGraph(product, (file) => file)), [])
+  const room = (file: string) => (zoneOf(file) === 'wiring' ? undefined : folderOf(file))
+  t.strictSame(circlesIn(importGraph(product, room)), [])
+})
+
+t.test('files and folders are small, and called by what is in them', async (t) => {
+  t.strictSame(
+    everything.flatMap(([file, source]) => [...sizeFaults(file, source), ...nameFaults(file)]),
+    []
+  )
+  t.strictSame(fullFolders(product.map(([file]) => file).filter((file) => zoneOf(file) !== 'migration')), [])
+})
+
+t.test('a circle, a large file and an unclear name are found', async (t) => {
+  const planted: [file: string, source: string][] = [
+    ['src/a/one.ts', "import { b } from '../b/two.ts'"],
+    ['src/b/two.ts', "import { c } from '../b/three.ts'"],
+    ['src/b/three.ts', "import { d } from '../a/four.ts'"],
+    ['src/a/four.ts', '']
+  ]
+  t.strictSame(circlesIn(importGraph(planted, (file) => file)), [])
+  t.strictSame(circlesIn(importGraph(planted, folderOf)), [['src/a', 'src/b', 'src/a']])
+  t.equal(sizeFaults('src/a.ts', '\n'.repeat(301)).length, 1)
+  t.strictSame(sizeFaults('test/a.test.ts', '\n'.repeat(301)), [])
+  t.equal(sizeFaults('test/a.test.ts', '\n'.repeat(501)).length, 1)
+  t.equal(nameFaults('src/tokenStore.ts').length, 1)
+  t.equal(nameFaults('src/token-helpers.ts').length, 1)
+  t.strictSame(nameFaults('test/token-cache.test.ts'), [])
+  t.equal(fullFolders(Array.from({ length: 21 }, (_, i) => `src/a/${i}.ts`)).length, 1)
+})
