@@ -69,7 +69,8 @@ export async function ask(
 ): Promise<Answer> {
   const reply = await fetch(`${url}/api/v1${path}`, {
     method,
-    signal: AbortSignal.timeout(20_000),
+    // a machine that is busy takes its time; without an end a lost reply would hold the file until its own
+    signal: AbortSignal.timeout(60_000),
     headers: {
       ...(body && { 'content-type': 'application/json' }),
       ...(token !== undefined && { authorization: `Bearer ${token}` }),
