@@ -1,7 +1,7 @@
 import sharp from 'sharp'
 import t from 'tap'
-import { detectFileType } from '../src/files/file-type-detection.ts'
 import { requireFileType } from '../src/files/file-types.ts'
+import { detectFileType } from '../src/files/magic-numbers.ts'
 import { Problem } from '../src/http/problems.ts'
 
 /*

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { CircuitOpen, createCircuitBreaker } from '../src/limits/circuit-breaker.ts'
 import { createKeyedSemaphore } from '../src/limits/keyed-semaphore.ts'
-import { createQuotas, type QuotaStore, type Quotas } from '../src/limits/quotas.ts'
+import { createQuotas, type QuotaStore, type Quotas } from '../src/limits/leased-quotas.ts'
 
 const hour = (max: number) => ({ max, window_ms: 3_600_000 })
 

@@ -10,7 +10,7 @@ import { maxTenants } from '../plugins/tenancy/tenants.ts'
 import { parameters } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
 import { partBytes } from '../src/files/store/object-writer.ts'
-import { maxPrefetchShare } from '../src/limits/quotas.ts'
+import { maxPrefetchShare } from '../src/limits/leased-quotas.ts'
 import { definerFunctions } from './catalogue.ts'
 import { allRows, createTestDatabase, readText, root } from './harness.ts'
 

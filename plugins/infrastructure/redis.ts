@@ -2,8 +2,8 @@ import fastifyRedis, { type FastifyRedis } from '@fastify/redis'
 import fp from 'fastify-plugin'
 import { Redis } from 'ioredis'
 import { createCircuitBreaker } from '../../src/limits/circuit-breaker.ts'
-import type { QuotaStore } from '../../src/limits/quotas.ts'
-import { createSharedQuotas } from '../../src/limits/shared-quotas.ts'
+import type { QuotaStore } from '../../src/limits/leased-quotas.ts'
+import { createRedisQuotaStore } from '../../src/limits/redis-quota-store.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -98,7 +98,7 @@ export default fp(
     else app.decorate('redis', client as FastifyRedis)
 
     app.decorate('shared', {
-      quotas: createSharedQuotas(client, { prefix: `${prefix}quota:`, attempt }),
+      quotas: createRedisQuotaStore(client, { prefix: `${prefix}quota:`, attempt }),
       announce(topic: string) {
         attempt(() => client.publish(prefix + topic, '')).catch(() => {})
       },

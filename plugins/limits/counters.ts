@@ -2,7 +2,7 @@ import rateLimit, { type CreateRateLimitOptions, type FastifyRateLimitStore } fr
 import fp from 'fastify-plugin'
 import type { Rate } from '../../src/config/value-readers.ts'
 import { after } from '../../src/limits/after.ts'
-import { createQuotas, type Quotas } from '../../src/limits/quotas.ts'
+import { createQuotas, type Quotas } from '../../src/limits/leased-quotas.ts'
 import type { Counted } from '../../src/limits/rate-headers.ts'
 
 /**
@@ -29,7 +29,7 @@ declare module 'fastify' {
  * Counters of requests and attempts, with their metrics. All processes count together through Redis. While Redis does
  * not answer, each process counts alone.
  *
- * Both kinds count in the same quotas (src/limits/quotas.ts). @fastify/rate-limit returns a promise for each count,
+ * Both kinds count in the same quotas (src/limits/leased-quotas.ts). @fastify/rate-limit returns a promise for each count,
  * which the limits of every request avoid.
  */
 export default fp(

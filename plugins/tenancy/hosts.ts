@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { generalHosts, parseHost } from '../../src/http/hosts.ts'
+import { generalHosts, parseHost } from '../../src/http/host-header.ts'
 import { malformedRequest, type Problem, unknownHost } from '../../src/http/problems.ts'
 import type { TenantEntry } from './tenants.ts'
 

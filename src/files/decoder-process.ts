@@ -1,8 +1,8 @@
 import { writeFileSync } from 'node:fs'
 import { serveJobs } from '../subprocesses/job-loop.ts'
 import { type DecoderJob, type DecoderResult, niceness } from './decoders.ts'
-import { detectFileType } from './file-type-detection.ts'
 import { decodeImage } from './image-decoding.ts'
+import { detectFileType } from './magic-numbers.ts'
 
 /*
  * The subprocess that decodes untrusted bytes. Its parent checks the memory and CPU that it uses.

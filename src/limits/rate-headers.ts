@@ -1,6 +1,6 @@
 import type { Rate } from '../config/value-readers.ts'
 import { type Problem, rateLimited } from '../http/problems.ts'
-import type { Verdict } from './quotas.ts'
+import type { Verdict } from './leased-quotas.ts'
 
 /** A request that was counted against a limit of this name, and what came of it. */
 export type Counted = { name: string; rate: Rate; verdict: Verdict }

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { Rate } from '../config/value-readers.ts'
-import type { Grant, QuotaStore } from './quotas.ts'
+import type { Grant, QuotaStore } from './leased-quotas.ts'
 
 /** The part of a Redis client that shared quotas need. */
 export type ScriptRunner = {
@@ -33,7 +33,7 @@ const sha = createHash('sha1').update(take).digest('hex')
  * A store of quotas in Redis. One script reads and counts in one atomic step, so that concurrent processes are never
  * granted more than the quota.
  */
-export function createSharedQuotas(
+export function createRedisQuotaStore(
   redis: ScriptRunner,
   { prefix, attempt }: { prefix: string; attempt: <T>(work: () => Promise<T>) => Promise<T> }
 ): QuotaStore {
