@@ -108,11 +108,16 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
     if (!worker || servesSince === undefined) return Promise.resolve(undefined)
     const id = ++lastReportId
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, reportTimeoutMs)
-      answers.set(id, (report) => {
+      const settle = (report?: unknown) => {
         clearTimeout(timer)
+        worker.off('exit', ended)
         resolve(report)
-      })
+      }
+      // a worker that has ended will not answer
+      const ended = () => settle()
+      const timer = setTimeout(settle, reportTimeoutMs)
+      worker.once('exit', ended)
+      answers.set(id, settle)
       send(worker, { type: 'report', id, what })
     }).finally(() => answers.delete(id))
   }
