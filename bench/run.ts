@@ -9,6 +9,7 @@ import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, refusals, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
+import { version } from './scenarios/version.ts'
 import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
 /*
@@ -38,6 +39,7 @@ const scenarios: Scenario[] = [
   memory,
   hashing,
   pipeline,
+  version,
   profile
 ]
 
