@@ -56,6 +56,7 @@ import { serializeError } from './error-log.ts'
 import { createProxyTrust } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './http/problems.ts'
+import { findPendingReply } from './processes/idle-connections.ts'
 
 /** The paths without a version that the first clients use. They stay aliases of the canonical paths for ever. */
 const aliases = new Map([
@@ -218,7 +219,7 @@ function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): vo
 /** Answers bytes that are not HTTP, and headers that are too large or arrive too slowly. There is no request yet. */
 function refuseConnection(this: FastifyInstance, err: NodeJS.ErrnoException, socket: Socket): void {
   // an earlier request on this connection is still being answered: a reply here would be mixed up with that one
-  const { _httpMessage: pending } = socket as { _httpMessage?: { headersSent: boolean; req: { complete: boolean } } }
+  const pending = findPendingReply(socket)
   if (err.code === 'ECONNRESET' || !socket.writable || pending?.headersSent || pending?.req.complete) {
     return void socket.destroy()
   }

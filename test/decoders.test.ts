@@ -8,7 +8,7 @@ import { Problem } from '../src/http/problems.ts'
 import { readPsUsage } from '../src/subprocesses/process-usage.ts'
 import { createSandbox, JobRefused, type Limits } from '../src/subprocesses/sandbox.ts'
 import { form } from './forms.ts'
-import { createTestDatabase, eventually, password, root, type Server, startServer, testEnvironment } from './harness.ts'
+import { createTestDatabase, eventually, password, type Server, startServer, testEnvironment } from './harness.ts'
 
 // bounded in time: how long one who decodes may take
 
@@ -42,7 +42,7 @@ function decodersOf(pid: number | undefined, kind: string): number[] {
 
 /** A subprocess whose jobs misbehave as a decoder could on malicious bytes. */
 const program = `
-  import { serveJobs } from ${JSON.stringify(join(root, 'src/subprocesses/job-loop.ts'))}
+  import { serveJobs } from ${JSON.stringify(import.meta.resolve('../src/subprocesses/job-loop.ts'))}
   const kept = []
   serveJobs(async (job) => {
     if (job === 'loop') for (;;);

@@ -14,7 +14,6 @@ import {
   eventually,
   password,
   post,
-  root,
   type Server,
   send,
   startApp,
@@ -205,7 +204,7 @@ t.test('a process that has nothing else to do ends', async (t) => {
   const program = join(t.testdir(), 'asks.mjs')
   writeFileSync(
     program,
-    `import { createHasher } from ${JSON.stringify(join(root, 'src/auth/hasher.ts'))}
+    `import { createHasher } from ${JSON.stringify(import.meta.resolve('../src/auth/hasher.ts'))}
     const hasher = createHasher({ concurrency: 1, log: { warn: (details) => process.stdout.write(JSON.stringify(details)) } })
     for (const end = Date.now() + 1500; Date.now() < end;) await hasher.hash('a password', {})
     process.stdout.write('done')`

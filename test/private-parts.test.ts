@@ -456,7 +456,7 @@ t.test('private parts are used in these files only', async (t) => {
         .filter((path) => path.endsWith('.ts') && pattern.test(readFileSync(join(root, path), 'utf8')))
     )
   t.strictSame(uses(/from 'pg\/|from 'pg-protocol|\bconnection: PgConnection \}/), ['db/gate/pg-internals.ts'])
-  t.strictSame(uses(/_httpMessage/).sort(), ['src/app.ts', 'src/processes/idle-connections.ts'])
+  t.strictSame(uses(/_httpMessage/).sort(), ['src/processes/idle-connections.ts'])
   t.strictSame(uses(/from 'minio'/), ['src/files/store/s3.ts'])
   t.strictSame(uses(/process\.binding|reallyExit|getOwnPropertySymbols|require\('node:internal/), [])
 })

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fullFormats } from 'ajv-formats/dist/formats.js'
 import fc from 'fast-check'
@@ -100,14 +100,11 @@ for (const name of ['email', 'uuid', 'date-time', 'uri'] as const) {
   takers[`format ${name}`] = (text) =>
     check instanceof RegExp ? check.test(text) : (check as (text: string) => unknown)(text)
 }
-/** The regular expressions in the sources that none of the functions above uses. */
-for (const file of [
-  'plugins/auth/bearer.ts',
-  'plugins/http/cors.ts',
-  'plugins/http/idempotency.ts',
-  'src/app.ts',
-  'routes/files/form-upload.ts'
-]) {
+/** The regular expressions of the sources. */
+const sources = ['src', 'plugins', 'routes', 'db'].flatMap((folder) =>
+  readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' }).map((name) => `${folder}/${name}`)
+)
+for (const file of sources.filter((name) => name.endsWith('.ts') && !name.startsWith('db/migrations/'))) {
   const source = readFileSync(join(root, file), 'utf8')
   for (const [, body, flags] of source.matchAll(
     /(?<=[=(]\s?)\/((?:[^/\\\n[]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/([a-z]*)/g

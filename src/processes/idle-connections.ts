@@ -1,4 +1,4 @@
-import type { Server, ServerResponse } from 'node:http'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 
 export type Connections = {
@@ -26,13 +26,16 @@ export function protectUnsentReplies(server: Server): Connections {
   }
   return {
     open: () => sockets.size,
-    areBusy: () => [...sockets].some((socket) => replyOf(socket) !== undefined)
+    areBusy: () => [...sockets].some((socket) => findPendingReply(socket) !== undefined)
   }
 }
 
-const replyOf = (socket: Socket) => (socket as { _httpMessage?: ServerResponse | null })._httpMessage ?? undefined
+/** The reply that a connection of a Node server owes, or undefined. Node keeps it in a private member of the socket. */
+export function findPendingReply(socket: Socket): ServerResponse<IncomingMessage> | undefined {
+  return (socket as { _httpMessage?: ServerResponse<IncomingMessage> | null })._httpMessage ?? undefined
+}
 
 function isSending(socket: Socket): boolean {
-  const reply = replyOf(socket)
+  const reply = findPendingReply(socket)
   return reply?.writableEnded === true && !reply.writableFinished
 }
