@@ -16,6 +16,8 @@ import {
   testEnvironment
 } from './harness.ts'
 
+// bounded in time: how long the transaction of a killed process waits for its lock
+
 /*
  * A process dies at any point of a request with an Idempotency-Key. The client repeats it, and gets one object.
  */

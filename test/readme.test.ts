@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { createTestDatabase, root, startServer, testEnvironment } from './harness.ts'
+import { findProgram } from './parts.ts'
 
 const readme = readFileSync(`${root}/README.md`, 'utf8')
 
@@ -10,7 +11,7 @@ t.test('the README is short', async (t) => {
   t.ok(readme.split('\n').length <= 150)
 })
 
-t.test('the walk in the README works when it is pasted', async (t) => {
+t.test('the walk in the README works when it is pasted', { skip: findProgram('curl').skip }, async (t) => {
   const database = await createTestDatabase(t)
   const server = await startServer(t, testEnvironment(database))
   const walk = [...readme.matchAll(/```bash\n(.*?)```/gs)]
