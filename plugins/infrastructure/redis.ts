@@ -97,13 +97,14 @@ export default fp(
     // itself
     else app.decorate('redis', client as FastifyRedis)
 
+    const { redis } = app
     app.decorate('shared', {
-      quotas: createRedisQuotaStore(client, { prefix: `${prefix}quota:`, attempt }),
+      quotas: createRedisQuotaStore(redis, { prefix: `${prefix}quota:`, attempt }),
       announce(topic: string) {
-        attempt(() => client.publish(prefix + topic, '')).catch(() => {})
+        attempt(() => redis.publish(prefix + topic, '')).catch(() => {})
       },
       onAnnounced,
-      check: () => attempt(() => client.ping())
+      check: () => attempt(() => redis.ping())
     })
 
     app.addHook('onReady', async () => {
