@@ -3,28 +3,13 @@ import { basename, join } from 'node:path'
 import posix from 'node:path/posix'
 import t from 'tap'
 import { root } from './harness.ts'
+import { importsOf } from './imports.ts'
 
 /*
  * Which folder may import which. Each rule is a function of a path and a text, so that violations can be planted here.
  */
 
-type Import = { specifier: string; typesOnly: boolean }
 type Zone = 'wiring' | 'pure' | 'plugin' | 'route' | 'migration' | 'db' | 'test' | 'elsewhere'
-
-/** The imports of a file, static and dynamic. A computed specifier is reported as an empty string. */
-function importsOf(source: string): Import[] {
-  const code = source.replaceAll(/\/\*[\s\S]*?\*\//g, '').replaceAll(/^\s*\/\/.*$/gm, '')
-  const statements = code.matchAll(
-    /^[ \t]*(?:import|export)\s+(type\s+)?(?:[\w\s{},*$]+?\s*from\s*)?(['"])([^'"]+)\2/gm
-  )
-  const calls = code.matchAll(
-    /(?<![.\w])(?:import\s*\(\s*(?:(['"`])([^'"`$]+)\1\s*[,)])?|require\s*\(\s*(['"`])([^'"`]+)\3)/g
-  )
-  return [
-    ...[...statements].map(([, type, , specifier = '']) => ({ specifier, typesOnly: type !== undefined })),
-    ...[...calls].map(([, , imported, , required]) => ({ specifier: imported ?? required ?? '', typesOnly: false }))
-  ]
-}
 
 function zoneOf(file: string): Zone {
   if (/^src\/(?:app\.ts$|(?:server|main)\.ts$|cli\/|processes\/)/.test(file)) return 'wiring'

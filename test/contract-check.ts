@@ -3,6 +3,7 @@ import addFormats from 'ajv-formats'
 import type { FastifyInstance } from 'fastify'
 
 type Media = { schema?: unknown }
+type Validate = ReturnType<Ajv2020['compile']>
 type Document = {
   paths: Record<
     string,
@@ -14,6 +15,32 @@ type Document = {
 }
 
 const limitHeaders = ['RateLimit', 'RateLimit-Policy']
+
+/** The schemas of a document, by their JSON pointer. Each is compiled once, when the first reply needs it. */
+type Schemas = (pointer: string) => Validate
+
+/** The last document of this process: most files start the same application again and again. */
+let last: { text: string; schemas: Schemas } | undefined
+
+function schemasOf(document: Document): Schemas {
+  const text = JSON.stringify(document)
+  if (last?.text !== text) last = { text, schemas: compileLazily(document) }
+  return last.schemas
+}
+
+function compileLazily(document: Document): Schemas {
+  const ajv = new Ajv2020({ strict: false, allErrors: true })
+  addFormats.default(ajv).addFormat('web-origin', true)
+  ajv.addSchema(document, 'openapi')
+  const compiled = new Map<string, Validate>()
+  return (pointer) => {
+    const known = compiled.get(pointer) ?? ajv.compile({ $ref: `openapi#/${pointer}` })
+    compiled.set(pointer, known)
+    return known
+  }
+}
+
+const errorsText = ({ errors }: Validate) => (errors ?? []).map((e) => `${e.instancePath} ${e.message}`).join(', ')
 
 /**
  * Checks every reply of the application against its own OpenAPI document: status, headers, content type and body.
@@ -27,17 +54,15 @@ export function watchContract(app: FastifyInstance): string[] {
 
   function prepare() {
     const document = app.swagger() as unknown as Document
-    const ajv = new Ajv2020({ strict: false, allErrors: true })
-    addFormats.default(ajv).addFormat('web-origin', true)
-    ajv.addSchema(document, 'openapi')
+    const schemaAt = schemasOf(document)
+    const problemSchema = schemaAt('components/schemas/Problem')
     const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
 
     return (method: string, route: string | undefined, status: number, sent: string[], type: string, body: string) => {
       const problem = type.startsWith('application/problem+json')
       if (status >= 400 && !problem) faults.push(`${method} ${route}: ${status} as ${type}`)
-      if (problem && !ajv.validate({ $ref: 'openapi#/components/schemas/Problem' }, JSON.parse(body))) {
-        faults.push(`${method} ${route}: ${status} ${ajv.errorsText()} ${body}`)
-      }
+      if (problem && !problemSchema(JSON.parse(body)))
+        faults.push(`${method} ${route}: ${status} ${errorsText(problemSchema)} ${body}`)
       // a refused method is no operation of the document
       if (status === 405) return
       const path = route?.replaceAll(/:(\w+)/g, '{$1}')
@@ -55,9 +80,8 @@ export function watchContract(app: FastifyInstance): string[] {
         return void faults.push(`${method} ${route}: ${status} as ${media} is not documented`)
       if (problem || media !== 'application/json') return
       const pointer = ['paths', path, method.toLowerCase(), 'responses', String(status), 'content', media, 'schema']
-      const $ref = `openapi#/${pointer.map(pointerPart).join('/')}`
-      if (!ajv.validate({ $ref }, JSON.parse(body)))
-        faults.push(`${method} ${route}: ${status} ${ajv.errorsText()} ${body}`)
+      const matches = schemaAt(pointer.map(pointerPart).join('/'))
+      if (!matches(JSON.parse(body))) faults.push(`${method} ${route}: ${status} ${errorsText(matches)} ${body}`)
     }
   }
 

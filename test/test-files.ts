@@ -1,0 +1,101 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+
+/*
+ * Runs files of tests, each as a process of its own, and reads the TAP that they print. Node runs them as they are:
+ * what tap's own runner puts around a file, and around every server that a file starts, costs as much CPU time as many
+ * of the files themselves.
+ */
+
+/** The result of one file: its assertions, how long it took, and the lines about what failed and what was skipped. */
+export type Outcome = {
+  passed: number
+  failed: number
+  skipped: number
+  ms: number
+  failures: string[]
+  skips: string[]
+}
+
+const root = join(import.meta.dirname, '..')
+/** A file ends itself after its own time-out (`t.setTimeout`, 600 s at most). One that can't is killed after this. */
+const killAfterMs = 660_000
+
+/** Runs one file. With `show`, what it prints is printed as it comes. */
+export async function runFile(
+  file: string,
+  { timeoutSeconds, show }: { timeoutSeconds: number; show: boolean }
+): Promise<Outcome> {
+  const startedAt = performance.now()
+  const child = spawn(process.execPath, [file], {
+    cwd: root,
+    env: { ...process.env, TAP: '1', TAP_TIMEOUT: String(timeoutSeconds) },
+    stdio: ['ignore', 'pipe', 'inherit']
+  })
+  const ended = once(child, 'close')
+  const kill = setTimeout(() => child.kill('SIGKILL'), Math.max(killAfterMs, 2 * timeoutSeconds * 1000))
+  const outcome: Outcome = { passed: 0, failed: 0, skipped: 0, ms: 0, failures: [], skips: [] }
+  let planned = false
+  let failing = false
+  for await (const line of createInterface({ input: child.stdout })) {
+    if (show) process.stdout.write(`${line}\n`)
+    const [, plan, reason] = line.match(/^1\.\.(\d+)(?: # (.*))?$/) ?? []
+    if (plan !== undefined) planned = true
+    if (plan === '0') {
+      outcome.skipped++
+      outcome.skips.push(`the whole file # SKIP ${reason ?? ''}`)
+    }
+    const [, verdict, rest = ''] = line.match(/^ *(ok|not ok) \d+(.*)$/) ?? []
+    if (verdict !== undefined) {
+      failing = verdict === 'not ok'
+      if (/ # SKIP/i.test(rest)) {
+        outcome.skipped++
+        outcome.skips.push(line)
+      }
+      // a line with a time sums up the assertions above it
+      else if (!/ # time=|{$/.test(rest)) outcome[failing ? 'failed' : 'passed']++
+    }
+    if (failing) outcome.failures.push(line)
+  }
+  const [code, signal] = await ended
+  clearTimeout(kill)
+  if (code !== 0 || !planned) {
+    // a file that crashed has printed no failed assertion
+    outcome.failed = Math.max(1, outcome.failed)
+    outcome.failures.push(`${file} ended with ${signal ?? code}${planned ? '' : ', and not all of its tests ran'}`)
+  }
+  outcome.ms = performance.now() - startedAt
+  return outcome
+}
+
+/** Runs files beside each other. `onDone` is called with each result as it comes. */
+export async function runFiles(
+  files: string[],
+  {
+    jobs,
+    timeoutSeconds,
+    onDone
+  }: { jobs: number; timeoutSeconds: number; onDone: (file: string, outcome: Outcome) => void }
+): Promise<void> {
+  const left = longestFirst(files)
+  const work = async () => {
+    for (let file = left.shift(); file !== undefined; file = left.shift()) {
+      onDone(file, await runFile(file, { timeoutSeconds, show: false }))
+    }
+  }
+  await Promise.all(Array.from({ length: jobs }, work))
+}
+
+/** The files that ask for the longest time-out come first, so that no long file is left for the end. */
+function longestFirst(files: string[]): string[] {
+  const asked = new Map(
+    files.map((file) => {
+      const [, ms = '0'] = /^t\.setTimeout\(([\d_]+)\)$/m.exec(readFileSync(resolve(root, file), 'utf8')) ?? []
+      return [file, Number(ms.replaceAll('_', ''))]
+    })
+  )
+  return [...files].sort((one, other) => (asked.get(other) ?? 0) - (asked.get(one) ?? 0))
+}
