@@ -34,7 +34,7 @@ const stalePartsIntervalMs = 3_600_000
  */
 export default fp(
   async (app) => {
-    const store = openStore(app.config)
+    const store = await openStore(app.config)
     const slots = createUploadSlots(
       { concurrency: maxPerOwner, depth: maxWaitingPerOwner, timeoutMs: ownerTimeoutMs },
       { concurrency: maxUploads, depth: maxWaiting, timeoutMs: slotTimeoutMs }

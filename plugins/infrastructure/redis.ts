@@ -1,6 +1,5 @@
-import fastifyRedis, { type FastifyRedis } from '@fastify/redis'
+import type { FastifyRedis } from '@fastify/redis'
 import fp from 'fastify-plugin'
-import { Redis } from 'ioredis'
 import { createCircuitBreaker } from '../../src/limits/circuit-breaker.ts'
 import type { QuotaStore } from '../../src/limits/leased-quotas.ts'
 import { createRedisQuotaStore } from '../../src/limits/redis-quota-store.ts'
@@ -50,6 +49,8 @@ export default fp(
       return
     }
 
+    // loaded only when there is a Redis, which makes a start without one faster
+    const [{ Redis }, { default: fastifyRedis }] = await Promise.all([import('ioredis'), import('@fastify/redis')])
     const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs })
     const attempt = <T>(work: () => Promise<T>) => breaker.run(() => within(commandTimeoutMs, work()))
     const client = new Redis(redisUrl, {

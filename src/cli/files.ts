@@ -32,7 +32,7 @@ await command.parseAsync()
 
 function compare({ repair, accept = false }: { repair: boolean; accept?: boolean }): Promise<never> {
   return operate(async (gate, config) => {
-    const store = openStore(config)
+    const store = await openStore(config)
     try {
       if (repair) {
         const verdict = await checkStoreOwner(gate, store)

@@ -2,11 +2,14 @@ import { join } from 'node:path'
 import type { Config } from '../../config/config.ts'
 import { createDiskStore } from './disk.ts'
 import type { ObjectStore } from './object-store.ts'
-import { createS3Store } from './s3.ts'
 
-/** Opens the store of the settings: a bucket if S3_ENDPOINT is set, else the folder DATA_DIR/files. */
-export function openStore(config: Config): ObjectStore {
+/**
+ * Opens the store of the settings: a bucket if S3_ENDPOINT is set, else the folder DATA_DIR/files. The client of S3 is
+ * loaded only when it is needed, because it is a seventh of what a start loads.
+ */
+export async function openStore(config: Config): Promise<ObjectStore> {
   if (config.s3Endpoint === undefined) return createDiskStore(join(config.dataDir, 'files'))
+  const { createS3Store } = await import('./s3.ts')
   return createS3Store({
     endpoint: config.s3Endpoint,
     public_endpoint: config.s3PublicEndpoint,
