@@ -56,7 +56,7 @@ export function call(agent: Agent, server: Server, path: string, { method, body,
       port: server.port,
       path,
       method: method ?? (payload === undefined ? 'GET' : 'POST'),
-      timeout: 20_000,
+      timeout: 120_000,
       headers: {
         ...(payload !== undefined && {
           'content-type': 'application/json',
@@ -78,7 +78,7 @@ export function call(agent: Agent, server: Server, path: string, { method, body,
         resolve({ status, headers: reply.headers, text, ms: elapsed() })
       })
     })
-    request.on('timeout', () => request.destroy(new Error(`no answer to ${method} ${path} in 20 s`)))
+    request.on('timeout', () => request.destroy(new Error(`no answer to ${method} ${path} in two minutes`)))
     request.on('error', reject)
     request.end(payload)
   })
