@@ -4,6 +4,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { v4 as randomUuid } from 'uuid'
 import accounts from '../plugins/auth/accounts.ts'
 import bearer from '../plugins/auth/bearer.ts'
+import breachedPasswords from '../plugins/auth/breached-passwords.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
 import passwords from '../plugins/auth/passwords.ts'
@@ -152,6 +153,7 @@ export function buildApp(
   app.register(methods)
   app.register(cors)
   app.register(passwords)
+  app.register(breachedPasswords)
   app.register(accounts)
   app.register(mail)
   app.register(housekeeping)

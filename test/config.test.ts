@@ -59,6 +59,7 @@ const contract: Record<string, string | undefined> = {
   JWT_SECRET: undefined,
   PASSWORD_PEPPER: undefined,
   PASSWORD_MIN_LENGTH: '12',
+  BREACH_LIST_URL: undefined,
   APP_REDIRECTS: '',
   WEB_CONCURRENCY: '1',
   ACCESS_TOKEN_TTL: '86400',
@@ -193,6 +194,7 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     DATABASE_POOL: '0',
     JWT_SECRET: 'short',
     PASSWORD_MIN_LENGTH: '7',
+    BREACH_LIST_URL: 'https://breaches.example/range',
     ACCESS_TOKEN_TTL: '-1',
     REFRESH_TOKEN_TTL: '1d',
     REFRESH_GRACE: '3601',
@@ -353,6 +355,7 @@ t.test('production', async (t) => {
       ['REDIS_URL', 'redis://10.0.0.5:6379', {}],
       ['SMTP_URL', 'smtp://user:pass@mail.example', {}],
       ['SMTP_URL', 'smtp://mail.example?requireTLS=false', {}],
+      ['BREACH_LIST_URL', 'http://breaches.example/range/', {}],
       ['S3_ENDPOINT', 'http://s3.example', s3]
     ]
     for (const [name, value, more] of plain) {
@@ -368,6 +371,8 @@ t.test('production', async (t) => {
       ['REDIS_URL', 'redis://redis:6379', {}],
       ['REDIS_URL', 'redis://127.0.0.1:6379', {}],
       ['SMTP_URL', 'smtps://mail.example', {}],
+      ['BREACH_LIST_URL', 'https://breaches.example/range/', {}],
+      ['BREACH_LIST_URL', 'http://localhost:9000/range/', {}],
       ['SMTP_URL', 'smtp://mail.example:587?requireTLS=true', {}],
       ['S3_ENDPOINT', 'https://s3.example', s3],
       ['S3_ENDPOINT', 'http://minio:9000', s3]

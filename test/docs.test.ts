@@ -86,6 +86,7 @@ const inTable: Record<string, string> = {
   'start-up': 'startTimeoutMs',
   database:
     'acquireTimeoutMs idleTimeoutMs queryTimeoutMs statement_timeout lock_timeout idle_in_transaction_session_timeout',
+  'breached-passwords': 'lookupTimeoutMs cooldownMs',
   redis: 'commandTimeoutMs connectTimeoutMs cooldownMs',
   revocations: 'staleAfterMs',
   objects: 'ownerTimeoutMs slotTimeoutMs',

@@ -12,6 +12,7 @@ import * as pipeline from '../db/gate/pipeline.ts'
 import * as replica from '../db/gate/replica.ts'
 import { startTimeoutMs } from '../db/gate/start-up.ts'
 import { statement } from '../db/gate/statement.ts'
+import * as breaches from '../plugins/auth/breached-passwords.ts'
 import * as revocations from '../plugins/auth/revocations.ts'
 import * as uploads from '../plugins/files/objects.ts'
 import * as pool from '../plugins/infrastructure/database.ts'
@@ -22,6 +23,7 @@ import * as resumable from '../routes/files/appending.ts'
 import * as direct from '../routes/files/direct-uploads.ts'
 import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
+import { lookupTimeoutMs } from '../src/auth/breached-passwords.ts'
 import * as hasher from '../src/auth/hasher.ts'
 import { createPasswords } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
@@ -313,6 +315,14 @@ t.test('how much a process remembers', (t) => {
     requests.maxSenders,
     requests.maxKeys
   ])
+  t.end()
+})
+
+t.test('how long the service of breached passwords may take', (t) => {
+  const { what, value } = rowAbout('the service of breached passwords')
+  t.match(what, 'three failures')
+  t.equal(breaches.maxFailures, 3)
+  t.strictSame(times(value), [lookupTimeoutMs, breaches.cooldownMs])
   t.end()
 })
 

@@ -24,6 +24,7 @@ export async function register(
   const { sessionMaxAge } = app.config
   requireUnreserved(tenant.slug)
 
+  await app.refuseBreached(password, '/body/password')
   const hash = await app.passwords.hash(password, request.fairnessKey)
   const scope = { tenant_id: uuidv7(), user_id: uuidv7() }
   const sid = await request.withTenant(async (trx) => {

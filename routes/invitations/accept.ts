@@ -135,6 +135,7 @@ async function createAcceptor(
       ...(fault ? [{ path: '/body/password', message: fault }] : [])
     ])
   }
+  await app.refuseBreached(password, '/body/password')
   return {
     id: uuidv7(),
     password_version: 1,

@@ -136,6 +136,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       if (new_password === current_password) {
         throw invalidMembers([{ path, message: 'must differ from the current one' }])
       }
+      await app.refuseBreached(new_password, path)
       const hash = await app.passwords.hash(new_password, request.fairnessKey)
       const changed = await request.withTenant(async (trx) => {
         if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false

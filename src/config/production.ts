@@ -11,6 +11,7 @@ export type ProductionSettings = {
   jwtSecret: string[] | undefined
   passwordPepper: string[] | undefined
   corsOrigins: string[] | undefined
+  breachListUrl: string | undefined
 }
 
 const minSecretBytes = 32
@@ -88,7 +89,8 @@ function isPrivateDatabase(url: URL): boolean {
  * Lists the services that get passwords, tokens or files unencrypted and are on another host, outside this container
  * network.
  */
-function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: ProductionSettings): string[] {
+function unencryptedServices(config: ProductionSettings): string[] {
+  const { redisUrl, smtpUrl, s3Endpoint, appUrl, breachListUrl } = config
   const problems: string[] = []
   const isPlain = (url: string | undefined, protocol: string) =>
     url !== undefined && new URL(url).protocol === protocol && !isNearby(new URL(url).hostname)
@@ -98,6 +100,10 @@ function unencryptedServices({ redisUrl, smtpUrl, s3Endpoint, appUrl }: Producti
     problems.push('SMTP_URL: must begin with smtps://, or end with ?requireTLS=true, to another host in production')
   }
   if (isPlain(s3Endpoint, 'http:')) problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
+  // whoever is between could let bad passwords pass
+  if (isPlain(breachListUrl, 'http:')) {
+    problems.push('BREACH_LIST_URL: must begin with https:// to another host in production')
+  }
   // the links in mails carry invitation tokens
   const link = appUrl?.replaceAll('{slug}', 'acme')
   if (isPlain(link, 'http:') && !new URL(link as string).hostname.endsWith('.localhost')) {

@@ -145,6 +145,15 @@ export function httpUrl(value: string): string {
   return value.replace(/\/$/, '')
 }
 
+/** A URL that something is appended to. */
+export function prefixUrl(value: string): string {
+  const url = URL.canParse(value) ? new URL(value) : undefined
+  if (!url || !/^https?:$/.test(url.protocol) || !value.endsWith('/') || url.search !== '' || url.hash !== '') {
+    throw new InvalidValue('must be a URL that ends with a slash, such as https://api.pwnedpasswords.com/range/')
+  }
+  return value
+}
+
 export function bucketName(value: string): string {
   if (!/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(value)) throw new InvalidValue('must be the name of a bucket')
   return value
