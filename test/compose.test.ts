@@ -264,8 +264,8 @@ t.test('settings and secrets of the containers', async (t) => {
     for (const [name, { environment = {} }] of Object.entries(production.services)) {
       for (const [variable, value] of Object.entries(environment)) {
         if (!/(PASSWORD|SECRET|PEPPER|TOKEN|_URL)$/.test(variable)) continue
-        // links in mails are no secret, without a mail server mails wait, and there need be no replica
-        if (['APP_URL', 'SMTP_URL', 'DATABASE_REPLICA_URL'].includes(variable)) continue
+        // links in mails are no secret, without a mail server mails wait, and there need be no replica and no list of breaches
+        if (['APP_URL', 'SMTP_URL', 'DATABASE_REPLICA_URL', 'BREACH_LIST_URL'].includes(variable)) continue
         t.match(value, /\$\{\w+:\?[^}]+\}/, `${name}: ${variable} has no default`)
       }
     }
