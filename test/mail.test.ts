@@ -39,6 +39,8 @@ async function startMailServer(t: Test, { refuse = 0, code = 451, unknown = '' }
         text += chunk
       })
       stream.on('end', () => {
+        // whoever signs up is asked to confirm their address (test/recovery.test.ts)
+        if (decode(text).includes('/email/verify?token=')) return done()
         if (refused < refuse) {
           refused++
           return done(Object.assign(new Error('not this one'), { responseCode: code }))
@@ -170,7 +172,12 @@ t.test('what a mail server refuses for good is not tried again, and is seen', as
       await eventually(async () => (await delivery()) === 'failed')
       const [entry] = await allRows(app.database, 'select attempts, dropped_at, last_error from outbox')
       t.match(entry, { attempts: 1, dropped_at: Date, last_error: String })
-      t.strictSame(app.mail.stats(), { sent: 0, failed: 0, undeliverable: 1 })
+      await eventually(() => app.mail.stats().sent === 1)
+      t.strictSame(
+        app.mail.stats(),
+        { sent: 1, failed: 0, undeliverable: 1 },
+        'the owner got the mail after signing up'
+      )
       t.equal(app.logLines.filter((line) => line.includes('mail is undeliverable')).length, 1)
       t.equal(mail.refusals(), 1)
     })
@@ -190,7 +197,7 @@ t.test('what a mail server refuses for good is not tried again, and is seen', as
     const app = await startApp(t, { SMTP_URL: `smtp://127.0.0.1:${port}` })
     const acme = await createTenant(app, 'acme')
     await acme.send(post('/invitations', { email: 'ana@example.com', role: 'member' }))
-    await eventually(() => app.mail.stats().failed === 1)
+    await eventually(() => app.mail.stats().failed === 2)
     t.equal((await acme.send('/api/v1/invitations')).json().data[0].delivery, 'queued')
   })
   t.test('what arrived is sent', async (t) => {
