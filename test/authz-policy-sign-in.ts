@@ -251,7 +251,11 @@ export const signInPolicies: Record<string, Policy> = {
     also: [
       {
         title: 'the address of a person in another agency, which is not told',
-        call: inFirst('owner', ({ b }) => ({ body: { email: b.people.owner.email, password } }))
+        // the audit log of the caller's agency records the address, so it is a third agency
+        call: async (world) => {
+          const side = await world.plantSide('D')
+          return { caller: side.people.owner, side, body: { email: world.b.people.owner.email, password } }
+        }
       }
     ]
   }

@@ -265,6 +265,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     declare
       waiting account_mails;
       person record;
+      holder record;
       home record;
       life interval;
       allowed integer := most;
@@ -328,11 +329,11 @@ export async function up(db: Kysely<unknown>): Promise<void> {
           end if;
         end if;
         if waiting.kind = 'change_to' then
-          select u.id, u.disabled_at into person from users u where u.email = waiting.address;
-          if person.disabled_at is not null then
+          select u.id, u.disabled_at into holder from users u where u.email = waiting.address;
+          if holder.disabled_at is not null then
             delete from account_mails m where m.id = mail;
             return;
-          elsif person.id is not null then
+          elsif holder.id is not null then
             -- whoever has the address learns that somebody wants it, and nothing of who
             waiting.kind := 'address_taken';
             waiting.link_id := null;
