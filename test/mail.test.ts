@@ -114,6 +114,34 @@ t.test('a mail server that refuses is asked again, and the mail comes once', asy
   t.equal(mail.received.length, 1)
 })
 
+t.test('a forgotten password while the mail server is away is answered, and its mail comes once', async (t) => {
+  const mail = await startMailServer(t, { refuse: 1 })
+  const app = await startApp(t, { SMTP_URL: mail.url })
+  const acme = await createTenant(app, 'acme')
+  const ask = () => send(app, 'localhost', post('/auth/password/forgot', { email: acme.owner.email }))
+  const waiting = "select attempts, due_at > now() as later from account_mails where kind = 'reset' and sent_at is null"
+  t.equal((await ask()).statusCode, 202)
+  app.mail.wake()
+  await eventually(() => mail.refusals() === 1)
+  await eventually(async () => app.mail.stats().failed === 1)
+  for (let i = 0; i < 3; i++) t.equal((await ask()).statusCode, 202)
+  t.match(await allRows(app.database, waiting), [{ attempts: 1, later: true }], 'one waits for the mail server')
+  await allRows(app.database, "update account_links set expires_at = now() where purpose = 'reset'")
+  await allRows(app.database, 'update account_mails set due_at = now()')
+  app.mail.wake()
+  await eventually(async () => (await allRows(app.database, waiting)).length === 0)
+  app.mail.wake()
+  await eventually(async () => app.mail.stats().sent >= 2)
+  t.equal(mail.received.length, 1)
+  const [, token] = /reset\?token=([\w-]+)/.exec(decode(mail.received[0]?.text ?? '')) ?? []
+  const done = await send(
+    app,
+    'localhost',
+    post('/auth/password/reset', { token, password: 'an entirely different one' })
+  )
+  t.equal(done.statusCode, 204, 'the link is good for its whole time from when it is sent')
+})
+
 t.test('a revoked invitation is not mailed any more', async (t) => {
   const mail = await startMailServer(t, { refuse: 1 })
   const app = await startApp(t, { SMTP_URL: mail.url })

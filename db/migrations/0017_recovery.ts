@@ -312,10 +312,11 @@ export async function up(db: Kysely<unknown>): Promise<void> {
                 password_version = excluded.password_version, expires_at = excluded.expires_at, used_at = null
               returning l.id into waiting.link_id;
             update account_mails m set link_id = waiting.link_id where m.id = mail;
-            if waiting.kind = 'reset' and home.id is not null then
+            if waiting.kind = 'reset' then
               insert into audit_events (tenant_id, action, actor_id, target_id, ip, user_agent, request_id, detail)
-                values (home.id, 'user.password_reset_requested', null, person.id, (waiting.asked_by ->> 'ip')::inet,
-                  waiting.asked_by ->> 'user_agent', waiting.asked_by ->> 'id', waiting.detail);
+                select m.tenant_id, 'user.password_reset_requested', null, person.id, (waiting.asked_by ->> 'ip')::inet,
+                  waiting.asked_by ->> 'user_agent', waiting.asked_by ->> 'id', waiting.detail
+                from memberships m where m.user_id = person.id;
             end if;
           end if;
         else
