@@ -119,13 +119,15 @@ t.test('a forgotten password while the mail server is away is answered, and its 
   const app = await startApp(t, { SMTP_URL: mail.url })
   const acme = await createTenant(app, 'acme')
   const ask = () => send(app, 'localhost', post('/auth/password/forgot', { email: acme.owner.email }))
-  const waiting = "select attempts, due_at > now() as later from account_mails where kind = 'reset' and sent_at is null"
+  const waiting = `select attempts, due_at > now() as later, due_at < now() + interval '3 minutes' as soon
+    from account_mails where kind = 'reset' and sent_at is null`
   t.equal((await ask()).statusCode, 202)
   app.mail.wake()
   await eventually(() => mail.refusals() === 1)
   await eventually(async () => app.mail.stats().failed === 1)
+  await allRows(app.database, "update account_mails set due_at = now() + interval '8 hours' where kind = 'reset'")
   for (let i = 0; i < 3; i++) t.equal((await ask()).statusCode, 202)
-  t.match(await allRows(app.database, waiting), [{ attempts: 1, later: true }], 'one waits for the mail server')
+  t.match(await allRows(app.database, waiting), [{ attempts: 1, later: true, soon: true }])
   await allRows(app.database, "update account_links set expires_at = now() where purpose = 'reset'")
   await allRows(app.database, 'update account_mails set due_at = now()')
   app.mail.wake()

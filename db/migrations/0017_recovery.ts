@@ -84,25 +84,27 @@ export async function up(db: Kysely<unknown>): Promise<void> {
 
     -- == asking =======================================================================================================
 
-    -- The same work for each address: one row is written, or the one that waits is written again.
+    -- The same work for each address: one row is written, or the one that waits is written again. Whoever asks again while the mail
+    -- server is away need not wait for the next attempt, which may be hours away, but for longer than a lease.
     create function request_password_reset(address text, mailbox text, agency uuid, detail jsonb) returns void
       language sql volatile security definer
     begin atomic
-      insert into account_mails (kind, address, mailbox, agency_id, detail, sender_id)
+      insert into account_mails as m (kind, address, mailbox, agency_id, detail, sender_id)
       values ('reset', request_password_reset.address, request_password_reset.mailbox, agency, request_password_reset.detail, null)
       on conflict (kind, address) where user_id is null and sent_at is null and dropped_at is null
-        do update set asked_at = now();
+        do update set asked_at = now(), due_at = least(m.due_at, now() + interval '2 minutes');
     end;
 
     -- For the user in app.user_id, unless their address is verified.
     create function request_verification(mailbox text, agency uuid) returns void
       language sql volatile security definer
     begin atomic
-      insert into account_mails (kind, user_id, address, mailbox, agency_id)
+      insert into account_mails as m (kind, user_id, address, mailbox, agency_id)
       select 'verification', u.id, u.email, request_verification.mailbox, agency
       from users u where u.id = (select current_user_id()) and u.email_verified_at is null
       on conflict (user_id) where kind = 'verification' and sent_at is null and dropped_at is null
-        do update set address = excluded.address, mailbox = excluded.mailbox, asked_at = now();
+        do update set address = excluded.address, mailbox = excluded.mailbox, asked_at = now(),
+          due_at = least(m.due_at, now() + interval '2 minutes');
     end;
 
     -- Two links and their mails, for the user in app.user_id. Earlier ones are dead. Whether the address is taken is not asked here.

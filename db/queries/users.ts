@@ -72,14 +72,15 @@ export async function changePassword(
   return numUpdatedRows === 1n
 }
 
-/** Marks the address as verified: the person received the token by mail. */
-export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<void> {
-  await trx
+/** Marks the address as verified: the person received a token by mail. False when it was verified already. */
+export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<boolean> {
+  const { numUpdatedRows } = await trx
     .updateTable('users')
     .set({ email_verified_at: sql`now()`, version: sql`version + 1`, updated_at: sql`now()` })
     .where('id', '=', userId)
     .where('email_verified_at', 'is', null)
-    .execute()
+    .executeTakeFirst()
+  return numUpdatedRows === 1n
 }
 
 /** Ends all sessions of the gate's user in all tenants, but `keep`, in the transaction of a change of the password. */

@@ -29,7 +29,7 @@ export async function resetPassword(app: FastifyInstance, request: FastifyReques
       // comes first, so that of several concurrent requests only one goes on
       const version = await useAccountLink(trx, link)
       if (version === undefined || !(await changePassword(trx, user_id, version, hash))) return false
-      await verifyEmail(trx, user_id)
+      if (await verifyEmail(trx, user_id)) await recordMyEvent(trx, 'user.email_verified')
       await endUserSessions(trx, null, revocationSeconds(app.config))
       await queryIn(trx, forgetFailures, { email })
       await recordMyEvent(trx, 'user.password_reset')
@@ -51,8 +51,8 @@ export async function verifyAddress(app: FastifyInstance, request: FastifyReques
     async (trx) => {
       if (purpose !== 'verification') return (await confirmEmailChange(trx, link)) !== 'unusable'
       if ((await useAccountLink(trx, link)) === undefined) return false
-      await verifyEmail(trx, user_id)
-      await recordMyEvent(trx, 'user.email_verified')
+      // a reset or an invitation may have verified it since
+      if (await verifyEmail(trx, user_id)) await recordMyEvent(trx, 'user.email_verified')
       return true
     },
     { tenant_id: null, user_id }

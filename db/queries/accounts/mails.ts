@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import type { Locale } from '../../../src/mail/layout.ts'
+import type { NoticeKind } from '../../../src/mail/notices.ts'
 import type { TenantTransaction } from '../../gate/gate.ts'
 import { statement } from '../../gate/statement.ts'
 
@@ -27,7 +28,7 @@ export const requestVerification = statement(
 )
 
 /** Tells the gate's user what happened to their account, in the transaction in which it happens. */
-export async function queueNotice(trx: TenantTransaction, kind: string): Promise<void> {
+export async function queueNotice(trx: TenantTransaction, kind: NoticeKind): Promise<void> {
   await sql`select queue_notice(${kind}, null)`.execute(trx)
 }
 
