@@ -6,7 +6,7 @@ import {
   prepareAccountMail,
   settleAccountMail
 } from '../../db/queries/accounts/mails.ts'
-import { type LinkPurpose, linkPurposes, linkSeconds } from '../../src/auth/one-time-tokens.ts'
+import { type LinkPurpose, linkPurposes, mailedLinkSeconds } from '../../src/auth/one-time-tokens.ts'
 import { type AccountMailKind, accountMail, linkTo } from '../../src/mail/account-mails.ts'
 import type { Mail } from '../../src/mail/layout.ts'
 import { noticeKinds } from '../../src/mail/notices.ts'
@@ -15,7 +15,7 @@ import { nilUuid } from '../../src/uuids.ts'
 /** Longer than the timeouts of SMTP, so that no other process sends the same mail meanwhile. */
 const lease_seconds = 90
 /** The notices that a person gets in a day. A sender's allowance does not hold for them, because nobody asks for them. */
-const most_notices = 20
+export const maxNotices = 20
 const kinds: readonly string[] = [...linkPurposes, ...noticeKinds]
 
 /**
@@ -30,9 +30,9 @@ export default fp(
     const limits = {
       most: rateLimitMailTo.max,
       window_seconds: rateLimitMailTo.window_ms / 1000,
-      most_notices,
-      reset_seconds: linkSeconds.reset,
-      verification_seconds: linkSeconds.verification
+      most_notices: maxNotices,
+      reset_seconds: mailedLinkSeconds.reset,
+      verification_seconds: mailedLinkSeconds.verification
     }
 
     app.mail.addSource(async (stopping) => {

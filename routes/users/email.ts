@@ -2,7 +2,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { requestEmailChange } from '../../db/queries/accounts/links.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { lockPerson } from '../../db/queries/users.ts'
-import { linkSeconds } from '../../src/auth/one-time-tokens.ts'
+import { mailedLinkSeconds } from '../../src/auth/one-time-tokens.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidCredentials } from '../../src/http/problems.ts'
 import { mailboxOf, normalizeEmail } from '../../src/mail/mailboxes.ts'
@@ -41,7 +41,7 @@ const email: FastifyPluginAsyncTypebox = async (app) => {
           old_mailbox: mailboxOf(checked.email),
           new_mailbox: mailboxOf(address),
           tenant_id,
-          seconds: linkSeconds.change_to
+          seconds: mailedLinkSeconds.change_to
         })
         await recordAudit(trx, {
           action: 'user.email_change_requested',

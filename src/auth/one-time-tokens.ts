@@ -7,7 +7,7 @@ export const linkPurposes = ['reset', 'verification', 'change_from', 'change_to'
 export type LinkPurpose = (typeof linkPurposes)[number]
 
 /** How long the link of a mail can be used, from when the mail is sent. */
-export const linkSeconds = { reset: 3600, change_from: 3600, change_to: 3600, verification: 86_400 } as const
+export const mailedLinkSeconds = { reset: 3600, change_from: 3600, change_to: 3600, verification: 86_400 } as const
 
 /** The purpose of a mailed token. A token is not valid for another purpose. */
 export type Purpose = 'invitation' | LinkPurpose
