@@ -1,7 +1,7 @@
 import { type Static, type StringOptions, type TSchema, Type } from '@sinclair/typebox'
 import { type Role as RoleName, roles } from '../src/auth/roles.ts'
 import { messageKeyword, notOneLine } from '../src/http/field-errors.ts'
-import { locales } from '../src/mail/mails.ts'
+import { locales } from '../src/mail/layout.ts'
 import { slugPattern } from '../src/tenancy/slugs.ts'
 
 /** A string `enum`. Client generators make an enum of it; a union of literals would become separate constants. */

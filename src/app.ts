@@ -23,6 +23,7 @@ import methods from '../plugins/http/methods.ts'
 import openapi from '../plugins/http/openapi.ts'
 import requestBody from '../plugins/http/request-body.ts'
 import validation from '../plugins/http/validation.ts'
+import accountMails from '../plugins/infrastructure/account-mails.ts'
 import config from '../plugins/infrastructure/config.ts'
 import database from '../plugins/infrastructure/database.ts'
 import mail from '../plugins/infrastructure/mail.ts'
@@ -156,6 +157,7 @@ export function buildApp(
   app.register(breachedPasswords)
   app.register(accounts)
   app.register(mail)
+  app.register(accountMails)
   app.register(housekeeping)
   app.register(objectSweep)
   app.register(openapi)

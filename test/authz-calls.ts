@@ -102,3 +102,4 @@ export const read = (access: Access, more: Partial<Policy> = {}): Policy => ({
 
 export const forbidden = { status: 403, code: 'forbidden', denied: 'a' } as const
 export const notFound = { status: 404, code: 'not_found' } as const
+export const linkExpired = { status: 410, code: 'link_expired' } as const

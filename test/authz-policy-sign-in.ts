@@ -1,4 +1,4 @@
-import { fresh, inFirst, notFound, type Policy, passing } from './authz-calls.ts'
+import { fresh, inFirst, linkExpired, notFound, type Policy, passing, standing } from './authz-calls.ts'
 import { password } from './harness.ts'
 
 /*
@@ -169,6 +169,93 @@ export const signInPolicies: Record<string, Policy> = {
         ...notFound,
         call: inFirst('owner', ({ c }) => ({ body: { tenant: c.slug } })),
         likeNothing: inFirst('owner', () => ({ body: { tenant: 'no-such-agency' } }))
+      }
+    ]
+  },
+  requestPasswordReset: {
+    access: 'public',
+    status: 202,
+    bearer: 'costly',
+    // an address that nobody has: for the person of an agency, its audit log would show later that a mail was sent
+    make: async (_, side) => ({ caller: undefined, side, body: { email: `${fresh('nobody')}@example.com` } })
+  },
+  resetPassword: {
+    access: 'public',
+    status: 204,
+    bearer: 'costly',
+    audited: true,
+    make: async (world, side, role) => {
+      const person = await world.plantPerson(side, role)
+      const token = await world.plantLink(side, person, 'reset')
+      return { caller: undefined, side, body: { token, password: fresh('another horse') } }
+    },
+    excesses: [
+      {
+        title: "the mailed token of another agency on this one's host",
+        ...linkExpired,
+        call: async (world) => ({
+          caller: undefined,
+          side: world.a,
+          body: { token: await world.plantLink(world.b, world.b.people.viewer, 'reset'), password }
+        }),
+        likeNothing: async ({ a }) => ({ caller: undefined, side: a, body: { token: 'none', password } })
+      },
+      {
+        title: 'a refresh token for a mailed one',
+        ...linkExpired,
+        call: async ({ a }) => ({
+          caller: undefined,
+          side: a,
+          body: { token: a.people.owner.refresh_token, password }
+        })
+      }
+    ]
+  },
+  verifyEmail: {
+    access: 'public',
+    status: 204,
+    bearer: 'costly',
+    audited: true,
+    make: async (world, side, role) => {
+      const person = await world.plantPerson(side, role)
+      return { caller: undefined, side, body: { token: await world.plantLink(side, person, 'verification') } }
+    },
+    excesses: [
+      {
+        title: "the mailed token of another agency on this one's host",
+        ...linkExpired,
+        call: async (world) => ({
+          caller: undefined,
+          side: world.a,
+          body: { token: await world.plantLink(world.b, world.b.people.viewer, 'verification') }
+        }),
+        likeNothing: async ({ a }) => ({ caller: undefined, side: a, body: { token: 'none' } })
+      },
+      {
+        title: 'the token that sets a password',
+        ...linkExpired,
+        call: async (world) => ({
+          caller: undefined,
+          side: world.a,
+          body: { token: await world.plantLink(world.a, world.a.people.viewer, 'reset') }
+        })
+      }
+    ]
+  },
+  resendVerification: { access: 'user', status: 202, make: standing() },
+  changeEmail: {
+    access: 'user',
+    status: 202,
+    audited: true,
+    make: passing(() => ({ body: { email: `${fresh('new')}@example.com`, password } })),
+    also: [
+      {
+        title: 'the address of a person in another agency, which is not told',
+        // the audit log of the caller's agency records the address, so it is a third agency
+        call: async (world) => {
+          const side = await world.plantSide('D')
+          return { caller: side.people.owner, side, body: { email: world.b.people.owner.email, password } }
+        }
       }
     ]
   }

@@ -121,6 +121,10 @@ const walk: [operationId: string, status: number][] = [
   ['register', 201],
   ['login', 200],
   ['refresh', 401],
+  ['requestPasswordReset', 202],
+  ['resetPassword', 410],
+  ['verifyEmail', 410],
+  ['resendVerification', 202],
   ['getMe', 200],
   ['updateMe', 200],
   ['setAvatar', 200],
@@ -170,6 +174,7 @@ const walk: [operationId: string, status: number][] = [
   ['verifyAuditEvents', 200],
   ['exportTenant', 200],
   ['deleteMe', 409],
+  ['changeEmail', 202],
   ['changePassword', 204],
   ['deleteTenant', 202],
   ['logout', 204]

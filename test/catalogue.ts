@@ -10,6 +10,8 @@
 export const tablesWithoutTenant = [
   'tenants',
   'users',
+  'account_links',
+  'account_mails',
   'audit_horizon',
   'audit_retention',
   'audit_statements',
@@ -33,9 +35,11 @@ export const definerFunctions = [
   'audit_heads_to_sign(text,uuid,integer)',
   'audit_kept_from()',
   'audit_state()',
+  'claim_account_mail(text[],integer,interval)',
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
+  'confirm_email_change(uuid,text)',
   'count_sign_in_failure(text)',
   'drop_audit_months()',
   'drop_audit_partitions(interval)',
@@ -45,6 +49,7 @@ export const definerFunctions = [
   'ensure_audit_partitions()',
   'files_after(uuid,uuid,integer)',
   'find_account(text)',
+  'find_account_link(uuid,text)',
   'find_identity(text)',
   'find_tenant(text)',
   'forget_sign_in_failures(text)',
@@ -57,10 +62,18 @@ export const definerFunctions = [
   'my_credentials()',
   'my_sessions(interval)',
   'my_tenants()',
+  'notice_new_device(uuid,uuid,boolean)',
+  'operate_account(uuid,text,interval)',
   'peppers_in_use()',
+  'prepare_account_mail(uuid,integer,interval,integer,interval,interval)',
   'prune_audit_seals(integer)',
   'purge_tenant()',
+  'queue_notice(text,jsonb)',
+  'record_my_event(text,jsonb)',
   'release_address(text)',
+  'request_email_change(text,text,text,uuid,interval)',
+  'request_password_reset(text,text,uuid,jsonb)',
+  'request_verification(text,uuid)',
   'required_step()',
   'revocations_page(uuid,bigint,integer)',
   'revocations_since(xid8)',
@@ -68,19 +81,22 @@ export const definerFunctions = [
   'seal_audit(interval)',
   'seal_audit_events(bigint,bytea,bytea)',
   'set_plan(text,integer,integer,bigint)',
+  'settle_account_mail(uuid,integer,text,text,interval)',
   'store_fence()',
   'sweep(integer)',
+  'sweep_account_mails(integer)',
   'sweep_idempotency_keys(integer)',
   'sweep_invitations(integer)',
   'sweep_outbox(integer)',
   'sweep_sessions(integer,interval)',
   'sweep_sign_in_failures(integer)',
   'tenant_entry(uuid)',
-  'tenant_limits(uuid)'
+  'tenant_limits(uuid)',
+  'use_account_link(uuid,text)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
-export const triggerFunctions = ['publish_disabled()', 'remove_sessions()', 'replace_revocation()']
+export const triggerFunctions = ['forget_account()', 'publish_disabled()', 'remove_sessions()', 'replace_revocation()']
 
 /** The predicate `tenant_id = (select current_tenant_id())`, as PostgreSQL prints it. */
 export const canonicalPredicate = '(tenant_id = ( SELECT current_tenant_id() AS current_tenant_id))'

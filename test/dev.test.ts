@@ -52,7 +52,7 @@ t.test('npm run dev', async (t) => {
     t.equal(invited.status, 201)
     await eventually(() => /invitations\/accept\?token=\S+\s/.test(output))
     t.match(output, /^ *To: ana@example\.com\n *Subject: Ada invites you to Acme\n *\n *Hello,\n/m)
-    const [link = ''] = /http:\S+token=\S+/.exec(output) ?? []
+    const [link = ''] = /http:\S+\/invitations\/accept\?token=\S+/.exec(output) ?? []
     const page = await fetch(link)
     t.match(await page.text(), /<form method="post">/)
     const accepted = await fetch(link, { method: 'POST', body: new URLSearchParams({ name: 'Ana', password }) })
@@ -60,6 +60,21 @@ t.test('npm run dev', async (t) => {
     t.match(await accepted.json(), { access_token: String })
     const again = await fetch(link, { method: 'POST', body: new URLSearchParams({ name: 'Ana', password }) })
     t.match(await again.json(), { code: 'invitation_expired' }, 'a refusal is shown')
+  })
+
+  await t.test('prints links that confirm an address and set a new password', async (t) => {
+    await eventually(() => /\/email\/verify\?token=\S+\s/.test(output))
+    const [verification = ''] = /http:\S+\/email\/verify\?token=\S+/.exec(output) ?? []
+    t.match(await (await fetch(verification)).text(), /<form method="post">\s+<p><button>/)
+    const confirm = () => fetch(verification, { method: 'POST', body: new URLSearchParams() })
+    t.match(await (await confirm()).text(), /Done/)
+    t.match(await (await confirm()).json(), { code: 'link_expired' })
+    t.equal((await call('/auth/password/forgot', { email: 'ada@acme.example' })).status, 202)
+    await eventually(() => /\/password\/reset\?token=\S+\s/.test(output))
+    const [forgotten = ''] = /http:\S+\/password\/reset\?token=\S+/.exec(output) ?? []
+    t.match(await (await fetch(forgotten)).text(), /name="password"/)
+    const word = new URLSearchParams({ password: 'an entirely different one' })
+    t.match(await (await fetch(forgotten, { method: 'POST', body: word })).text(), /Done/)
   })
 
   await t.test('restarts the server when a source changes', async (t) => {

@@ -10,8 +10,8 @@ import { readEnvironment } from '../src/config/env-file.ts'
 
 /*
  * `npm run dev`: runs the server, restarts it at each change of a source, and prints its log as text. A mail is printed
- * as its recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process that
- * accepts the invitation.
+ * as its recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process with a form
+ * that does what the link is for.
  */
 
 type MailLine = { to: string; subject: string; text: string }
@@ -19,18 +19,30 @@ type MailLine = { to: string; subject: string; text: string }
 const root = join(import.meta.dirname, '..')
 const watched = ['src', 'plugins', 'routes', 'db', 'package.json'].map((name) => join(root, name))
 
-const form = `<!doctype html>
+const password = '<p><label>Password: <input name="password" type="password"></label>'
+
+/** The forms that links in mails lead to, by path. Each sends its fields and the token to an operation of the API. */
+const forms: Record<string, { title: string; fields: string; operation: string }> = {
+  '/invitations/accept': {
+    title: 'Accept the invitation',
+    fields: `<p><label>Your name, if you have no account: <input name="name"></label>\n  ${password}`,
+    operation: '/invitations/accept'
+  },
+  '/password/reset': { title: 'Set a new password', fields: password, operation: '/auth/password/reset' },
+  '/email/verify': { title: 'Confirm the address', fields: '', operation: '/auth/email/verify' }
+}
+
+const pageOf = ({ title, fields }: { title: string; fields: string }) => `<!doctype html>
 <meta charset="utf-8">
-<title>Accept the invitation</title>
+<title>${title}</title>
 <form method="post">
-  <p><label>Your name, if you have no account: <input name="name"></label>
-  <p><label>Password: <input name="password" type="password"></label>
-  <p><button>Accept the invitation</button>
+  ${fields}
+  <p><button>${title}</button>
 </form>
 `
 
 const settings = readSettings()
-if (settings.APP_URL === undefined) process.env.APP_URL = await serveInvitations(settings.PORT ?? '8080')
+if (settings.APP_URL === undefined) process.env.APP_URL = await serveForms(settings.PORT ?? '8080')
 
 const paths = [...watched, ...['.env'].filter((name) => existsSync(name))].map((path) => `--watch-path=${path}`)
 const server = spawn(
@@ -64,18 +76,21 @@ function printMail({ to, subject, text }: MailLine): string {
   return `\nTo: ${to}\nSubject: ${subject}\n\n${text.trimEnd()}`
 }
 
-/** Serves the form that accepts an invitation, in place of a front end. Resolves to the origin of the page. */
-async function serveInvitations(apiPort: string): Promise<string> {
+/** Serves the forms in place of a front end. Resolves to the origin of the pages. */
+async function serveForms(apiPort: string): Promise<string> {
   const page = createServer(async (request, reply) => {
     const { pathname, searchParams } = new URL(request.url ?? '/', 'http://localhost')
-    if (pathname !== '/invitations/accept') return void reply.writeHead(404).end('There is only /invitations/accept\n')
-    if (request.method !== 'POST') return void reply.setHeader('content-type', 'text/html; charset=utf-8').end(form)
+    const form = forms[pathname]
+    if (!form) return void reply.writeHead(404).end(`There are only ${Object.keys(forms).join(', ')}\n`)
+    const html = 'text/html; charset=utf-8'
+    if (request.method !== 'POST') return void reply.setHeader('content-type', html).end(pageOf(form))
     const given = Object.fromEntries([...new URLSearchParams(await text(request))].filter(([, value]) => value !== ''))
-    const answer = await fetch(`http://localhost:${apiPort}/api/v1/invitations/accept`, {
+    const answer = await fetch(`http://localhost:${apiPort}/api/v1${form.operation}`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({ ...given, token: searchParams.get('token') })
     }).catch(() => undefined)
+    if (answer?.status === 204) return void reply.setHeader('content-type', html).end('<p>Done.\n')
     reply
       .writeHead(answer?.status ?? 502, { 'content-type': 'application/json' })
       .end((await answer?.text()) ?? '{"detail":"the server does not answer"}')

@@ -22,6 +22,18 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   kysely_migration_lock: { bound: 'one row' },
   audit_statements: { bound: 'a row a month that is dropped, and a few a key' },
   files: { bound: 'the quotas; what is deleted goes with the sweep of objects (file-sweep.test.ts)' },
+  account_links: {
+    swept: `insert into account_links (user_id, purpose, email, password_version, expires_at)
+      select $2, 'reset', 'x@y.example', 1, now() - interval '2 days' where $1::uuid <> $2::uuid`,
+    left: "email = 'x@y.example'"
+  },
+  account_mails: {
+    swept: `insert into account_mails (kind, address, created_at, due_at, sent_at)
+      select 'reset', 'x@y.example', each.at, each.at, each.sent
+      from (values (now() - interval '31 days', now() - interval '31 days'), (now() - interval '2 days', null)) as each (at, sent)
+      where $1::uuid <> $2::uuid`,
+    left: "address = 'x@y.example'"
+  },
   sign_in_failures: {
     swept: `insert into sign_in_failures (email, failed_at)
       select 'x@y.example', now() - interval '1 year' where $1::uuid <> $2::uuid`,

@@ -211,12 +211,16 @@ export async function allRows(database: Pick<DatabaseUrls, 'postgres'>, text: st
   return withClient(database.postgres, async (client) => (await client.query(text, values)).rows)
 }
 
-/** The tokens in the mails to an address. A development server writes its mails to the log. */
-export function mailedTokens(app: TestApp, email: string): string[] {
-  return app.logLines
-    .map((line) => JSON.parse(line).mail)
-    .filter((mail) => mail?.to === email)
-    .flatMap((mail) => /token=([\w-]+)/.exec(mail.text)?.[1] ?? [])
+export type LoggedMail = { to: string; subject: string; text: string }
+
+/** The mails to an address. A development server writes its mails to the log. */
+export function mailsTo(app: TestApp, email: string): LoggedMail[] {
+  return app.logLines.map((line) => JSON.parse(line).mail).filter((mail) => mail?.to === email)
+}
+
+/** The tokens in the mails to an address whose link leads to this path. */
+export function mailedTokens(app: TestApp, email: string, path = '/invitations/accept'): string[] {
+  return mailsTo(app, email).flatMap(({ text }) => text.split(`${path}?token=`)[1]?.match(/^[\w-]+/)?.[0] ?? [])
 }
 
 export type Server = {

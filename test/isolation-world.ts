@@ -4,6 +4,7 @@ import pg from 'pg'
 import type { Test } from 'tap'
 import { v7 as uuidv7 } from 'uuid'
 import { buildApp } from '../src/app.ts'
+import { type LinkPurpose, linkPurposes } from '../src/auth/one-time-tokens.ts'
 import { type Access, type Role, roles } from '../src/auth/roles.ts'
 import { readConfig } from '../src/config/config.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
@@ -57,6 +58,8 @@ export type World = {
   plantMember(side: Side, userId: string, role: Role): Promise<void>
   plantSession(side: Side, userId: string): Promise<string>
   plantInvitation(side: Side, role?: Role, email?: string): Promise<string>
+  /** A link as it is mailed to the person. Resolves to its token. */
+  plantLink(side: Side, person: Person, purpose: LinkPurpose): Promise<string>
   /** A file whose bytes contain the canary. Default: the owner's. */
   plantFile(side: Side, userId?: string, status?: 'ready' | 'deleted'): Promise<string>
   /** An unfinished upload. If it is `direct`, its bytes have arrived. */
@@ -211,6 +214,16 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     return id
   }
 
+  async function plantLink(side: { id: string }, person: Person, purpose: LinkPurpose): Promise<string> {
+    const { rows } = await sql.query(
+      `insert into account_links (user_id, purpose, email, password_version, expires_at)
+       select id, $2, email, password_version, now() + interval '1 hour' from users where id = $1
+       on conflict (user_id, purpose) do update set id = excluded.id, used_at = null returning id`,
+      [person.id, purpose]
+    )
+    return app.oneTimeTokens.issue(purpose, { tenant_id: side.id, id: rows[0].id, generation: 1 })
+  }
+
   /** The row of a file. The content is not stored. */
   async function plantRow(side: Side, userId: string, status: string, content: Buffer): Promise<string> {
     const id = uuidv7()
@@ -292,7 +305,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
   }
 
   return {
-    ...{ plantMember, plantSession, plantPerson, plantInvitation, plantSide },
+    ...{ plantMember, plantSession, plantPerson, plantInvitation, plantLink, plantSide },
     ...{ plantFile, plantUpload, plantImage }
   }
 }
@@ -340,7 +353,8 @@ async function makeWrongTokens(world: World): Promise<WrongToken[]> {
   add('N20', 'another audience', withClaims({ aud: 'example.com' }))
   add('N21', 'a refresh token', victim.refresh_token)
   const invitation = { tenant_id: a.id, id: unknownId, generation: 1 }
-  add('N21', 'a mailed token', app.oneTimeTokens.issue('invitation', invitation))
+  for (const purpose of ['invitation', ...linkPurposes] as const)
+    add('N21', `a mailed token (${purpose})`, app.oneTimeTokens.issue(purpose, invitation))
   add('N21', 'a cursor', app.cursors.issue(`members ${a.id}`, [victim.id]))
   for (const name of ['tenant_id', 'user_id', 'sid', 'role', 'exp']) {
     add('N22', `without ${name}`, withClaims({ [name]: undefined }))

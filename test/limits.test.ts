@@ -15,6 +15,7 @@ import { statement } from '../db/gate/statement.ts'
 import * as breaches from '../plugins/auth/breached-passwords.ts'
 import * as revocations from '../plugins/auth/revocations.ts'
 import * as uploads from '../plugins/files/objects.ts'
+import { maxNotices } from '../plugins/infrastructure/account-mails.ts'
 import * as pool from '../plugins/infrastructure/database.ts'
 import * as redis from '../plugins/infrastructure/redis.ts'
 import * as requests from '../plugins/limits/rates.ts'
@@ -233,6 +234,10 @@ t.test('how often anybody may ask is a setting', async (t) => {
   for (const { what, over } of rows.filter(({ value }) => value.includes('RATE_LIMIT'))) {
     t.equal(over, '429 `rate_limited`', what)
   }
+})
+
+t.test('how many notices a person gets', async (t) => {
+  t.match(rowAbout('notices about an account'), { value: String(maxNotices), over: 'not sent' })
 })
 
 t.test('the share of one agency', async (t) => {

@@ -226,7 +226,7 @@ t.test('.env', async (t) => {
     const cwd = inFolder('# mine\n\nexport DATABASE_POOL="many"\nLOG_LEVEL=loud # for now\nDATA_DIR=data\n')
     for (const { name, file } of commands) {
       if (name === 'openapi' || name === 'migrate') continue
-      const words = { tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'] }[name] ?? []
+      const words = { tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'], user: ['show', 'x'] }[name] ?? []
       const { code, stderr } = await run(file, words, { cwd })
       t.equal(code, 78, `${name}: ${stderr}`)
       t.match(stderr, /DATABASE_POOL: must.*\n.*LOG_LEVEL: must/, name)

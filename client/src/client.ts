@@ -2,7 +2,16 @@ import createFetchClient, { type Client } from 'openapi-fetch'
 import { type Lock, lockFor } from './locks.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
-import type { FileMetadata, paths, Registration, RegistrationInput, SignIn, TokenReply } from './schema.js'
+import type {
+  EmailChange,
+  FileMetadata,
+  PasswordReset,
+  paths,
+  Registration,
+  RegistrationInput,
+  SignIn,
+  TokenReply
+} from './schema.js'
 import { createSession } from './session.js'
 import { memoryStore, type TokenStore } from './stores.js'
 
@@ -32,6 +41,17 @@ export type AggiosClient = Client<paths> & {
   signIn(credentials: SignIn): Promise<TokenReply>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
+  /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */
+  requestPasswordReset(email: string): Promise<void>
+  /**
+   * Sets a new password with the token of a mail, and drops the tokens, because all sessions of the person end. Rejects
+   * with `link_expired` when the token can't be used.
+   */
+  resetPassword(reset: PasswordReset): Promise<void>
+  /** Confirms an address with the token of a mail. Rejects with `link_expired` when the token can't be used. */
+  verifyEmail(token: string): Promise<void>
+  /** Asks for another address. It takes effect when `verifyEmail` was called with the tokens of both mails. */
+  changeEmail(change: EmailChange): Promise<void>
   /**
    * Switches to another agency of the same person. Works on the general host only: the host of an agency refuses tokens
    * of others.
@@ -78,6 +98,19 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       if (!tokens) return
       const { refresh_token } = tokens
       await unwrap(anonymous.POST('/api/v1/auth/logout', { body: { refresh_token } }))
+    },
+    async requestPasswordReset(email) {
+      await unwrap(anonymous.POST('/api/v1/auth/password/forgot', { body: { email } }))
+    },
+    async resetPassword(body) {
+      await unwrap(anonymous.POST('/api/v1/auth/password/reset', { body }))
+      await session.replace(undefined)
+    },
+    async verifyEmail(token) {
+      await unwrap(anonymous.POST('/api/v1/auth/email/verify', { body: { token } }))
+    },
+    async changeEmail(body) {
+      await unwrap(client.POST('/api/v1/users/me/email', { body }))
     },
     async switchTenant(tenant) {
       const tokens = await unwrap(client.POST('/api/v1/auth/switch', { body: { tenant } }))

@@ -1,6 +1,6 @@
 import type { ColumnType, Generated, JSONColumnType } from 'kysely'
 import type { InvitableRole, Role } from '../../src/auth/roles.ts'
-import type { Locale } from '../../src/mail/mails.ts'
+import type { Locale } from '../../src/mail/layout.ts'
 
 /** A column that only PostgreSQL writes, by default or trigger. `tenant_id` comes from the transaction's setting. */
 type ByDatabase<T> = ColumnType<T, never, never>

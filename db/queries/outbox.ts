@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { InvitableRole } from '../../src/auth/roles.ts'
 import type { Rate } from '../../src/config/value-readers.ts'
-import type { Locale } from '../../src/mail/mails.ts'
+import type { Locale } from '../../src/mail/layout.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 import type { MailKind } from '../gate/tables.ts'

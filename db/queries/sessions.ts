@@ -16,6 +16,8 @@ type Admission = { email: string; role: Role } & (
  * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
  * than 100: `open_session` in db/migrations/0009_session_marks.ts.
  *
+ * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
+ *
  * The user's row is locked against a change of password. `password_version` is the version that the password was checked
  * against. So a sign-in with an old password is either seen and ended by the change of password, or refused as `outdated`.
  */
@@ -33,7 +35,7 @@ export const openSession = statement(
     }
   ) => sql<Admission>`
   with member as materialized (
-    select u.id, u.email, m.role,
+    select u.id, u.email, m.role, m.last_used_at is not null as used_here,
       case
         when u.disabled_at is not null then 'disabled'
         when ${$.password_version}::int <> u.password_version then 'outdated'
@@ -49,7 +51,10 @@ export const openSession = statement(
   ), audited as (
     insert into audit_events (action, session_id) select ${$.action}, id from opened where id is not null
   )
-  select m.outcome, m.email, m.role, o.id as session_id from member m left join opened o on true
+  select m.outcome, m.email, m.role, o.id as session_id,
+    case when ${$.action} = 'session.opened' and o.id is not null
+      then notice_new_device(m.id, o.id, m.used_here) end as noticed
+  from member m left join opened o on true
   where m.outcome <> 'opened' or o.id is not null`,
   { writes: true }
 )

@@ -55,3 +55,59 @@ export const replaceHash = statement(
       .where('password_version', '=', $.password_version),
   { writes: true }
 )
+
+/** Writes a new hash. False, without a write, when the password is no longer the one that was checked. */
+export async function changePassword(
+  trx: TenantTransaction,
+  userId: string,
+  checkedVersion: number,
+  hash: PasswordHash
+): Promise<boolean> {
+  const { numUpdatedRows } = await trx
+    .updateTable('users')
+    .set({ ...hash, password_version: sql`password_version + 1` })
+    .where('id', '=', userId)
+    .where('password_version', '=', checkedVersion)
+    .executeTakeFirst()
+  return numUpdatedRows === 1n
+}
+
+/** Marks the address as verified: the person received a token by mail. False when it was verified already. */
+export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<boolean> {
+  const { numUpdatedRows } = await trx
+    .updateTable('users')
+    .set({ email_verified_at: sql`now()`, version: sql`version + 1`, updated_at: sql`now()` })
+    .where('id', '=', userId)
+    .where('email_verified_at', 'is', null)
+    .executeTakeFirst()
+  return numUpdatedRows === 1n
+}
+
+/** Ends all sessions of the gate's user in all tenants, but `keep`, in the transaction of a change of the password. */
+export async function endUserSessions(
+  trx: TenantTransaction,
+  keep: string | null,
+  tokenSeconds: number
+): Promise<void> {
+  await sql`select end_my_sessions(null, ${keep}, make_interval(secs => ${tokenSeconds}))`.execute(trx)
+}
+
+/**
+ * Locks a person against a concurrent password change. False when the password changed since it was checked; all
+ * sessions ended then.
+ */
+export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
+  const person = await trx
+    .selectFrom('users')
+    .select('id')
+    .where('id', '=', userId)
+    .where('password_version', '=', passwordVersion)
+    .forShare()
+    .executeTakeFirst()
+  return person !== undefined
+}
+
+/** Reads the address of the gate's user, from the database and not from the token. */
+export const findMyEmail = statement('find_my_email', (db, _: Record<never, never>) =>
+  db.selectFrom('users').where('id', '=', sql<string>`(select current_user_id())`).select('email')
+)

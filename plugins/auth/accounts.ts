@@ -34,6 +34,11 @@ declare module 'fastify' {
         options?: { proven?: boolean }
       ): Promise<Account>
       /**
+       * Counts a request for a mail about an account, whoever has the address. Such requests have a count of their own,
+       * so that they keep nobody from signing in. Throws `rate_limited`.
+       */
+      countRequest(request: FastifyRequest, reply: FastifyReply, email: string): Promise<void>
+      /**
        * Counts a failed attempt. Await it before the reply, so that the attempt is counted when the client knows of the
        * failure.
        */
@@ -82,6 +87,8 @@ export default fp(
         }
         return { email, failures, identity }
       },
+      countRequest: (request: FastifyRequest, reply: FastifyReply, email: string) =>
+        app.attempts.countAccount(request, reply, `mail ${email}`, isKnown(request, email)),
       async failed(request: FastifyRequest, email: string) {
         await request.tenantQuery(countFailure, { email }, systemScope)
       },

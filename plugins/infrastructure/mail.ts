@@ -14,11 +14,15 @@ import {
   type SpentAllowance
 } from '../../db/queries/outbox.ts'
 import { rateLimited } from '../../src/http/problems.ts'
+import type { Mail } from '../../src/mail/layout.ts'
 import { mailboxOf } from '../../src/mail/mailboxes.ts'
-import { invitationMail, type Mail } from '../../src/mail/mails.ts'
+import { invitationMail } from '../../src/mail/mails.ts'
 import { createPoller } from '../../src/poller.ts'
 
 type QueuedMail = { kind: MailKind; subject_id: string; generation: number; to: string }
+
+/** How an attempt to send a mail ended. `dropped`: it is not tried again. */
+export type Attempt = { outcome: 'sent' | 'dropped' | 'postponed'; reason: string | null; pause_seconds: number }
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -29,6 +33,12 @@ declare module 'fastify' {
        * change is rolled back.
        */
       queue(trx: TenantTransaction, mail: QueuedMail): Promise<void>
+      /** Throws `rate_limited` as `queue` does, for a mail to this address that is written in another way. */
+      requireAllowance(trx: TenantTransaction, to: string): Promise<void>
+      /** Adds a source of mails. It sends the mails that are due, one after the other, until it is stopped. */
+      addSource(sendDue: (stopping: AbortSignal) => Promise<void>): void
+      /** Tries to send a mail for the `attempts`-th time, and counts and logs how that ended. Never rejects. */
+      attempt(compose: () => Mail, mail: { id: string; attempts: number; tenant_id?: string | null }): Promise<Attempt>
       /** Makes this process look into the outbox now and not only after the interval. Returns at once. */
       wake(): void
       stats(): { sent: number; failed: number; undeliverable: number }
@@ -74,16 +84,16 @@ export default fp(
     if (!transport && nodeEnv === 'production') app.log.warn('SMTP_URL is not set: mails wait in the outbox')
     const enabled = transport !== undefined || nodeEnv === 'development'
 
+    async function requireAllowance(trx: TenantTransaction, to: string): Promise<void> {
+      const refusal = limited && (await findSpentAllowance(trx, mailboxOf(to), limits))
+      if (!refusal) return
+      const headers = { 'retry-after': String(refusal.wait_seconds) }
+      throw rateLimited({ detail: spentDetails[refusal.spent], headers })
+    }
+
     async function queue(trx: TenantTransaction, { to, ...mail }: QueuedMail): Promise<void> {
-      const mailbox = mailboxOf(to)
-      if (limited) {
-        const refusal = await findSpentAllowance(trx, mailbox, limits)
-        if (refusal) {
-          const headers = { 'retry-after': String(refusal.wait_seconds) }
-          throw rateLimited({ detail: spentDetails[refusal.spent], headers })
-        }
-      }
-      await insertMail(trx, { ...mail, mailbox })
+      await requireAllowance(trx, to)
+      await insertMail(trx, { ...mail, mailbox: mailboxOf(to) })
     }
 
     async function deliver(mail: Mail, messageId: string): Promise<void> {
@@ -111,26 +121,35 @@ export default fp(
         await app.gate.query(settings, markDropped, { tenant_id, id, reason: 'no longer wanted' })
         return
       }
+      const attempted = await attempt(() => compose(tenant_id, entry), { id, attempts: entry.attempts, tenant_id })
+      const { outcome, pause_seconds: seconds } = attempted
+      const reason = attempted.reason ?? 'unknown'
+      if (outcome === 'sent') await app.gate.query(settings, markSent, { tenant_id, id })
+      else if (outcome === 'dropped') await app.gate.query(settings, markDropped, { tenant_id, id, reason })
+      else await app.gate.query(settings, postpone, { tenant_id, id, seconds, reason })
+    }
+
+    async function attempt(
+      write: () => Mail,
+      { id, attempts, tenant_id }: { id: string; attempts: number; tenant_id?: string | null }
+    ): Promise<Attempt> {
       try {
         // each attempt has the same message id, so that a mail server can recognise a repetition
-        await deliver(compose(tenant_id, entry), `<${id}@${app.config.baseDomain}>`)
+        await deliver(write(), `<${id}@${app.config.baseDomain}>`)
       } catch (err) {
         const reason = err instanceof Error ? err.message.slice(0, 500) : 'unknown'
-        const facts = { err, tenant_id, outbox_id: id, attempt: entry.attempts }
-        if (entry.attempts >= maxAttempts || isPermanent(err)) {
+        const facts = { err, tenant_id, outbox_id: id, attempt: attempts }
+        if (attempts >= maxAttempts || isPermanent(err)) {
           counts.undeliverable++
           app.log.warn(facts, 'mail is undeliverable, and is not tried again')
-          await app.gate.query(settings, markDropped, { tenant_id, id, reason })
-        } else {
-          counts.failed++
-          app.log.warn(facts, 'mail could not be sent, and is tried again')
-          const seconds = backoffSeconds(entry.attempts)
-          await app.gate.query(settings, postpone, { tenant_id, id, seconds, reason })
+          return { outcome: 'dropped', reason, pause_seconds: 0 }
         }
-        return
+        counts.failed++
+        app.log.warn(facts, 'mail could not be sent, and is tried again')
+        return { outcome: 'postponed', reason, pause_seconds: backoffSeconds(attempts) }
       }
       counts.sent++
-      await app.gate.query(settings, markSent, { tenant_id, id })
+      return { outcome: 'sent', reason: null, pause_seconds: 0 }
     }
 
     function compose(tenant_id: string, entry: InvitationToSend): Mail {
@@ -148,14 +167,19 @@ export default fp(
       })
     }
 
+    async function sendOutbox(stopping: AbortSignal): Promise<void> {
+      for (let claimed = batch; claimed === batch && !stopping.aborted; ) {
+        const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
+        for (const { tenant_id, id } of due) await send(tenant_id, id)
+        claimed = due.length
+      }
+    }
+
+    const sources = [sendOutbox]
     const poller = createPoller({
       intervalMs,
       async work(stopping) {
-        for (let claimed = batch; claimed === batch && !stopping.aborted; ) {
-          const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
-          for (const { tenant_id, id } of due) await send(tenant_id, id)
-          claimed = due.length
-        }
+        for (const sendDue of sources) await sendDue(stopping)
       },
       onError: (err) => app.log.warn({ err }, 'the outbox could not be worked on')
     })
@@ -165,6 +189,9 @@ export default fp(
 
     app.decorate('mail', {
       queue,
+      requireAllowance,
+      addSource: (sendDue: (stopping: AbortSignal) => Promise<void>) => void sources.push(sendDue),
+      attempt,
       wake,
       stats: () => ({ ...counts })
     })

@@ -1,6 +1,7 @@
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import type { Statement } from '../../db/gate/statement.ts'
+import { sweepAccountMails } from '../../db/queries/accounts/mails.ts'
 import {
   declareSigning,
   dropAuditMonths,
@@ -103,6 +104,7 @@ export default fp(
       // an ended session is kept for as long as an unused one
       sessions: inBatches(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
       outbox: inBatches(sweepOutbox, {}),
+      accountMails: inBatches(sweepAccountMails, {}),
       idempotency: inBatches(sweepIdempotencyKeys, {}),
       invitations: inBatches(sweepInvitations, {}),
       failures: inBatches(sweepFailures, {})

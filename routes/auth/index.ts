@@ -1,5 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent, Registration, TokenReply } from '../schemas.ts'
+import recovery from './recovery.ts'
 import { refresh } from './refresh.ts'
 import { register } from './register.ts'
 import { Refresh, RegistrationInput, SignIn, SignOut, Switch } from './schemas.ts'
@@ -10,6 +11,7 @@ import { switchTenant } from './switch.ts'
 /** Sign up, sign in, stay signed in, sign out. */
 const auth: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['auth']
+  app.register(recovery)
 
   app.post(
     '/register',

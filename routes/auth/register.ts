@@ -1,12 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
+import { queryIn } from '../../db/gate/gate.ts'
+import { requestVerification } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { openFirstSession } from '../../db/queries/sessions.ts'
 import { insertOwner, insertTenant, readTenant } from '../../db/queries/tenants.ts'
 import { insertUser, readUser } from '../../db/queries/users.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { emailTaken, notFound, slugTaken } from '../../src/http/problems.ts'
-import { normalizeEmail } from '../../src/mail/mailboxes.ts'
+import { mailboxOf, normalizeEmail } from '../../src/mail/mailboxes.ts'
 import { requireUnreserved } from '../../src/tenancy/slugs.ts'
 import { presentTenant } from '../schemas.ts'
 import type { RegistrationInput } from './schemas.ts'
@@ -40,10 +42,12 @@ export async function register(
       session_seconds: sessionMaxAge,
       token_seconds: revocationSeconds(app.config)
     })
+    await queryIn(trx, requestVerification, { mailbox: mailboxOf(email), tenant_id: scope.tenant_id })
     await recordAudit(trx, { action: 'tenant.registered', target_id: scope.tenant_id, session_id })
     return session_id
   }, scope)
   app.tenants.created(tenant.slug)
+  app.mail.wake()
 
   const [[user], [row]] = await Promise.all([
     request.tenantQuery(readUser, scope, scope),

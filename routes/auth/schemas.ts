@@ -50,3 +50,21 @@ export const Switch = Type.Object(
   { ...strict, title: 'SwitchTenant' }
 )
 export type Switch = Static<typeof Switch>
+
+const mailedToken = Type.String({
+  minLength: 1,
+  maxLength: 512,
+  description: 'The token of the mailed link',
+  examples: ['Gm9v…']
+})
+
+export const PasswordResetRequest = Type.Object({ email: Email }, { ...strict, title: 'PasswordResetRequest' })
+
+export const PasswordReset = Type.Object(
+  { token: mailedToken, password: NewPassword },
+  { ...strict, title: 'PasswordReset' }
+)
+export type PasswordReset = Static<typeof PasswordReset>
+
+export const EmailVerification = Type.Object({ token: mailedToken }, { ...strict, title: 'EmailVerification' })
+export type EmailVerification = Static<typeof EmailVerification>

@@ -6,7 +6,7 @@ import { findAccount, type Identity } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
 import { openFirstSession } from '../../db/queries/sessions.ts'
-import { insertUser } from '../../db/queries/users.ts'
+import { insertUser, lockPerson, verifyEmail } from '../../db/queries/users.ts'
 import { passwordFault, storedHash } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
@@ -19,7 +19,7 @@ import {
   notFound,
   tenantSuspended
 } from '../../src/http/problems.ts'
-import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail } from './queries.ts'
+import { findInvitation, releaseAddress, useInvitation } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>

@@ -135,33 +135,8 @@ export async function useInvitation(
   return used !== undefined
 }
 
-/** Marks the address as verified: the person received the token by mail. */
-export async function verifyEmail(trx: TenantTransaction, userId: string): Promise<void> {
-  await trx
-    .updateTable('users')
-    .set({ email_verified_at: sql`now()`, version: sql`version + 1`, updated_at: sql`now()` })
-    .where('id', '=', userId)
-    .where('email_verified_at', 'is', null)
-    .execute()
-}
-
 /** Takes the address from an account that never verified it. Resolves to the id of that account, if there is one. */
 export async function releaseAddress(trx: TenantTransaction, email: string): Promise<string | undefined> {
   const { rows } = await sql<{ id: string | null }>`select release_address(${email}) as id`.execute(trx)
   return rows[0]?.id ?? undefined
-}
-
-/**
- * Locks a person against a concurrent password change. False when the password changed since it was checked; all
- * sessions ended then.
- */
-export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
-  const person = await trx
-    .selectFrom('users')
-    .select('id')
-    .where('id', '=', userId)
-    .where('password_version', '=', passwordVersion)
-    .forShare()
-    .executeTakeFirst()
-  return person !== undefined
 }

@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { locales } from '../../src/mail/mails.ts'
+import { locales } from '../../src/mail/layout.ts'
 import { Id, maxAllowedOrigins, Name, Nullable, StringEnum } from '../schemas.ts'
 
 const strict = { additionalProperties: false }

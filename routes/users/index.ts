@@ -1,10 +1,11 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { queryIn } from '../../db/gate/gate.ts'
+import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/queries/directory.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
-import { readUser } from '../../db/queries/users.ts'
+import { changePassword, endUserSessions, readUser } from '../../db/queries/users.ts'
 import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { matchesTag } from '../../src/http/etags.ts'
@@ -13,7 +14,8 @@ import { invalidCredentials, lastOwner, notFound, preconditionFailed, sessionRev
 import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import { requirePassword } from './credentials.ts'
-import { changePassword, endOtherSessions, lockUser, renameUser } from './queries.ts'
+import email from './email.ts'
+import { lockUser, renameUser } from './queries.ts'
 import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
 
 /** The signed-in person: profile, password, sessions and agencies. */
@@ -22,6 +24,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['me']
   const { passwordMinLength, refreshTokenTtl } = app.config
   const token_seconds = revocationSeconds(app.config)
+  app.register(email)
 
   app.get(
     '/me',
@@ -140,12 +143,14 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const hash = await app.passwords.hash(new_password, request.fairnessKey)
       const changed = await request.withTenant(async (trx) => {
         if (!(await changePassword(trx, user_id, checked.password_version, hash))) return false
-        await endOtherSessions(trx, sid, token_seconds)
+        await endUserSessions(trx, sid, token_seconds)
+        await queueNotice(trx, 'password_changed')
         await recordAudit(trx, { action: 'user.password_changed', target_id: user_id, session_id: sid })
         return true
       })
       if (!changed) throw invalidCredentials()
       await app.revocations.readNow()
+      app.mail.wake()
       reply.code(204)
     }
   )

@@ -1,5 +1,5 @@
 import { Type } from '@sinclair/typebox'
-import { Id, Name, NewPassword, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
+import { Email, Id, Name, NewPassword, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -9,6 +9,11 @@ export const Confirmation = Type.Object({ password: Password }, { ...strict, tit
 export const PasswordChange = Type.Object(
   { current_password: Password, new_password: { ...NewPassword, examples: ['another correct horse battery'] } },
   { ...strict, title: 'PasswordChange' }
+)
+
+export const EmailChange = Type.Object(
+  { email: { ...Email, examples: ['ada.lovelace@example.com'] }, password: Password },
+  { ...strict, title: 'EmailChange' }
 )
 
 export const Session = Type.Object(

@@ -2,8 +2,15 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import { deriveKey, type KeyRing } from '../keys.ts'
 import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 
+/** What a link in a mail about an account is for. A change of the address needs a link from each of the two mailboxes. */
+export const linkPurposes = ['reset', 'verification', 'change_from', 'change_to'] as const
+export type LinkPurpose = (typeof linkPurposes)[number]
+
+/** How long the link of a mail can be used, from when the mail is sent. */
+export const mailedLinkSeconds = { reset: 3600, change_from: 3600, change_to: 3600, verification: 86_400 } as const
+
 /** The purpose of a mailed token. A token is not valid for another purpose. */
-export type Purpose = 'invitation'
+export type Purpose = 'invitation' | LinkPurpose
 
 export type OneTimeToken = { tenant_id: string; id: string; generation: number }
 

@@ -195,6 +195,13 @@ export const invitationExpired = problem(
   'The invitation is no longer good',
   'Ask for a new one. It expired, was sent again, or was used.'
 )
+/** One answer for every reason, so that a token tells nothing about the account. */
+export const linkExpired = problem(
+  'link_expired',
+  410,
+  'The link is no longer good',
+  'Ask for a new mail. The link has expired, was used, was replaced by a newer one, or the account has changed since.'
+)
 export const lastOwner = problem(
   'last_owner',
   409,

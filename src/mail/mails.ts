@@ -1,10 +1,5 @@
 import { nameInMail, nameInSubject } from '../names.ts'
-
-export const locales = ['en', 'pt-BR'] as const
-export type Locale = (typeof locales)[number]
-
-/** A mail, ready to be sent. Texts by users are made safe for mail programs, and escaped in `html`. */
-export type Mail = { to: string; subject: string; text: string; html: string }
+import { type Locale, layOut, type Mail } from './layout.ts'
 
 export type InvitationFacts = {
   to: string
@@ -48,25 +43,13 @@ export function invitationMail(facts: InvitationFacts): Mail {
   }
   const said = wordsOf(nameInMail)
   const day = new Intl.DateTimeFormat(facts.locale, { dateStyle: 'long', timeZone: 'UTC' }).format(facts.expires_at)
-  return {
+  return layOut({
     to: facts.to,
+    locale: facts.locale,
     subject: texts.subject(wordsOf(nameInSubject)),
-    text: `${texts.greeting}\n\n${texts.body(said)}\n\n${texts.action}:\n${facts.link}\n\n${texts.validity(day)}\n`,
-    html: `<!doctype html>
-<html lang="${facts.locale}">
-<meta charset="utf-8">
-<meta name="format-detection" content="telephone=no, date=no, address=no, email=no, url=no">
-<p>${texts.greeting}</p>
-<p>${escapeHtml(texts.body(said))}</p>
-<p><a href="${escapeHtml(facts.link)}">${texts.action}</a></p>
-<p>${texts.validity(day)}</p>
-</html>
-`
-  }
-}
-
-const entities: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' }
-
-function escapeHtml(text: string): string {
-  return text.replaceAll(/[&<>"']/g, (character) => entities[character] as string)
+    greeting: texts.greeting,
+    paragraphs: [texts.body(said)],
+    action: { label: texts.action, link: facts.link },
+    footer: texts.validity(day)
+  })
 }

@@ -1,0 +1,111 @@
+import type { TenantGate } from '../../db/gate/gate.ts'
+import { systemScope } from '../../db/gate/gate-query.ts'
+import { requestPasswordReset } from '../../db/queries/accounts/mails.ts'
+import { operateAccount } from '../../db/queries/accounts/operation.ts'
+import { type AccountRow, findAccount, mySessionsPage, myTenantsByUse } from '../../db/queries/directory.ts'
+import { revocationSeconds } from '../auth/token-life.ts'
+import { mailboxOf, normalizeEmail } from '../mail/mailboxes.ts'
+import { maxUuid } from '../uuids.ts'
+import { createCommand } from './command.ts'
+import { operate, Refusal } from './operator.ts'
+
+/** More sessions than this are not listed; their number is shown. */
+const maxListed = 100
+
+const outcomes = {
+  disable: { done: () => 'is disabled', already: 'is disabled already' },
+  enable: { done: () => 'is enabled', already: 'is not disabled' },
+  sign_out: { done: (sessions: number) => `is signed out of ${sessions} sessions`, already: 'has no open session' }
+}
+
+const command = createCommand(
+  'user',
+  'Shows and changes the account of a person. A change takes effect in every process within a second.'
+)
+
+command.command('show <e-mail>').description('Shows the account, its agencies and its open sessions.').action(show)
+
+command
+  .command('reset <e-mail>')
+  .description('Sends the person a mail to set a new password. Nobody else sees or sets one.')
+  .action(reset)
+
+command
+  .command('disable <e-mail>')
+  .description('Ends the tokens of a person everywhere, and refuses their sign-ins.')
+  .action((email: string) => change(email, 'disable'))
+
+command
+  .command('enable <e-mail>')
+  .description('Lets a person work again.')
+  .action((email: string) => change(email, 'enable'))
+
+command
+  .command('sign-out <e-mail>')
+  .description('Ends every session of a person, in every agency.')
+  .action((email: string) => change(email, 'sign_out'))
+
+await command.parseAsync()
+
+function show(given: string): Promise<never> {
+  return operate(async (gate, config) => {
+    const { id, email, ...account } = await requireAccount(gate, given)
+    const scope = { tenant_id: null, user_id: id, request: '' }
+    const tenants = await gate.query(scope, myTenantsByUse, {})
+    const sessions = await gate.query(scope, mySessionsPage, {
+      idle_seconds: config.refreshTokenTtl,
+      after_id: maxUuid,
+      limit: maxListed + 1
+    })
+    const more = sessions.length > maxListed
+    return [
+      `id ${id}`,
+      `e-mail ${email}, ${account.email_verified_at === null ? 'not verified' : 'verified'}`,
+      account.disabled_at === null ? 'not disabled' : `disabled since ${account.disabled_at.toISOString()}`,
+      `password ${account.password_hash === null ? 'not set' : 'set'}, wrong passwords in a row: ${account.failures}`,
+      `agencies: ${tenants.length}`,
+      ...tenants.map(({ slug, role, status }) => `  ${slug}: ${role}${status === 'active' ? '' : `, ${status}`}`),
+      `open sessions: ${more ? `more than ${maxListed}` : sessions.length}`,
+      ...sessions
+        .slice(0, maxListed)
+        .map(({ tenant_slug, last_used_at, ip, user_agent }) =>
+          [`  ${tenant_slug}: last used ${last_used_at.toISOString()}`, ip, printable(user_agent)]
+            .filter(Boolean)
+            .join(', ')
+        )
+    ].join('\n')
+  })
+}
+
+function reset(given: string): Promise<never> {
+  return operate(async (gate) => {
+    const { email, disabled_at } = await requireAccount(gate, given)
+    if (disabled_at !== null) throw new Refusal(`${email} is disabled, and gets no mail`)
+    const detail = JSON.stringify({ by: 'operator' })
+    await gate.query(systemScope, requestPasswordReset, { email, mailbox: mailboxOf(email), tenant_id: null, detail })
+    return `a mail to ${email} is queued`
+  })
+}
+
+function change(given: string, act: keyof typeof outcomes): Promise<never> {
+  return operate(async (gate, config) => {
+    const { id, email } = await requireAccount(gate, given)
+    const token_seconds = revocationSeconds(config)
+    const [result] = await gate.query(systemScope, operateAccount, { user_id: id, act, token_seconds })
+    const changed = result?.changed ?? 0
+    return `${email} ${changed > 0 ? outcomes[act].done(changed) : outcomes[act].already}`
+  })
+}
+
+async function requireAccount(gate: TenantGate, given: string) {
+  const email = normalizeEmail(given)
+  const [row] = await gate.query(systemScope, findAccount, { email })
+  const { id, ...account } = row as AccountRow
+  if (id === null) throw new Refusal(`nobody has the address ${email}`)
+  return { ...account, id, email }
+}
+
+/** A text of a client, without characters that a terminal would act on. */
+function printable(text: string | null): string {
+  return (text ?? '').replaceAll(/[^\x20-\x7e]/g, '?')
+}

@@ -1,0 +1,86 @@
+import type { Locale } from './layout.ts'
+
+/** Texts by people, and dates, in the form in which the sentences of a mail contain them. */
+export type AccountWords = { name: string; agency: string; moment: string; device: string }
+
+export type AccountTexts = {
+  subject: (words: AccountWords) => string
+  paragraphs: (words: AccountWords) => string[]
+  footer: string
+}
+
+/**
+ * The kinds of mails that only tell a person what happened to their account. `address_taken` goes to whoever has an
+ * address that somebody else wants to have, instead of a link.
+ *
+ * A new kind needs its texts in `noticeTexts`, and a call of `queueNotice` in the transaction of the change.
+ */
+export const noticeKinds = ['address_taken', 'email_changed', 'new_device', 'password_changed'] as const
+export type NoticeKind = (typeof noticeKinds)[number]
+
+export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
+  en: {
+    address_taken: {
+      subject: () => 'Somebody tried to use your e-mail address',
+      paragraphs: () => [
+        'Somebody asked to use this address for another account. It belongs to your account, so nothing was changed.'
+      ],
+      footer: 'If it was you, choose another address, or sign in to the account that has this one.'
+    },
+    email_changed: {
+      subject: () => 'Your e-mail address was changed',
+      paragraphs: ({ agency, moment }) => [
+        `Since ${moment} your account at ${agency} has another e-mail address. Mails about it no longer come here.`
+      ],
+      footer: 'If it was not you, turn to the people who run the agency at once.'
+    },
+    new_device: {
+      subject: ({ agency }) => `A new sign-in to your account at ${agency}`,
+      paragraphs: ({ agency, moment, device }) => [
+        `Somebody signed in to your account at ${agency} on ${moment}, with a device and from a network that were not used before.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password. That ends all sessions.'
+    },
+    password_changed: {
+      subject: () => 'Your password was changed',
+      paragraphs: ({ agency, moment, device }) => [
+        `The password of your account at ${agency} was changed on ${moment}.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, ask for a new password at once. That ends all sessions.'
+    }
+  },
+  'pt-BR': {
+    address_taken: {
+      subject: () => 'Alguém tentou usar o seu e-mail',
+      paragraphs: () => [
+        'Alguém pediu para usar este endereço em outra conta. Ele pertence à sua conta, então nada mudou.'
+      ],
+      footer: 'Se foi você, escolha outro endereço ou entre na conta que tem este.'
+    },
+    email_changed: {
+      subject: () => 'O seu e-mail foi trocado',
+      paragraphs: ({ agency, moment }) => [
+        `Desde ${moment} a sua conta em ${agency} tem outro e-mail. As mensagens sobre ela não chegam mais aqui.`
+      ],
+      footer: 'Se não foi você, procure imediatamente quem administra a agência.'
+    },
+    new_device: {
+      subject: ({ agency }) => `Um novo acesso à sua conta em ${agency}`,
+      paragraphs: ({ agency, moment, device }) => [
+        `Alguém entrou na sua conta em ${agency} em ${moment}, com um aparelho e de uma rede que não tinham sido usados antes.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina uma nova senha. Isso encerra todas as sessões.'
+    },
+    password_changed: {
+      subject: () => 'A sua senha foi trocada',
+      paragraphs: ({ agency, moment, device }) => [
+        `A senha da sua conta em ${agency} foi trocada em ${moment}.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, peça uma nova senha imediatamente. Isso encerra todas as sessões.'
+    }
+  }
+}

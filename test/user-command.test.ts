@@ -1,0 +1,126 @@
+import { execFile } from 'node:child_process'
+import t from 'tap'
+import {
+  addMember,
+  allRows,
+  commandFile,
+  createTenant,
+  elsewhere,
+  eventually,
+  mailedTokens,
+  password,
+  post,
+  send,
+  startApp,
+  startServer,
+  testEnvironment
+} from './harness.ts'
+import { mailsAreSent, paths, reset } from './mailed-links.ts'
+import { bearer, login, me } from './requests.ts'
+
+/*
+ * `npm run user`: what an operator sees and changes of a person's account.
+ */
+
+t.test('npm run user', async (t) => {
+  const app = await startApp(t, { LOG_LEVEL: 'info' })
+  const acme = await createTenant(app, 'acme')
+  const other = await createTenant(app, 'other')
+  const { email, id } = acme.owner
+  await addMember(app, other, id, 'viewer')
+  const env = testEnvironment(app.database)
+  const user = (...args: string[]) =>
+    new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
+      const options = { cwd: elsewhere, env: { ...process.env, ...env } as NodeJS.ProcessEnv }
+      execFile(process.execPath, [commandFile('user'), ...args], options, (err, stdout, stderr) =>
+        resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
+      )
+    })
+  const said = async (...args: string[]) => {
+    const { code, stderr } = await user(...args)
+    if (code !== 0) throw new Error(stderr)
+    return stderr
+  }
+  const eventsIn = async (tenantId: string, action: string) =>
+    (
+      await allRows(
+        app.database,
+        'select actor_id, target_id, detail from audit_events where tenant_id = $1 and action = $2',
+        [tenantId, action]
+      )
+    ).map(({ actor_id, target_id, detail }) => ({ actor_id, target_id, detail }))
+  const byOperator = [{ actor_id: null, target_id: id, detail: { by: 'operator' } }]
+
+  t.test('says what there is, and names what it does not know', async (t) => {
+    const help = await user('--help')
+    t.equal(help.code, 0)
+    for (const name of ['show', 'reset', 'disable', 'enable', 'sign-out']) t.match(help.stdout, ` ${name} <e-mail>`)
+    t.match(await user('forget', email), { code: 2, stderr: /unknown command 'forget'/ })
+    t.match(await user('show'), { code: 2, stderr: /missing required argument/ })
+    t.match(await user('show', email, 'now'), { code: 2, stderr: /unknown word 'now'/ })
+    t.match(await user('show', 'nobody@acme.example'), {
+      code: 1,
+      stderr: /nobody has the address nobody@acme\.example/
+    })
+  })
+  t.test('shows an account, and no secret of it', async (t) => {
+    await login(app, email, 'not the right one')
+    await login(app, email, password, { headers: { 'user-agent': 'Phone\u001b[2J' } })
+    await login(app, email, 'not the right one')
+    const text = await said('show', email.toUpperCase())
+    t.match(text, `id ${id}\n`)
+    t.match(text, `e-mail ${email}, not verified\n`)
+    t.match(text, 'not disabled\n')
+    t.match(text, 'wrong passwords in a row: 1\n')
+    t.match(text, 'agencies: 2\n')
+    t.match(text, '  acme: owner\n')
+    t.match(text, '  other: viewer\n')
+    t.match(text, 'open sessions: 2\n')
+    t.notMatch(text, 'argon2')
+    t.match(text, 'Phone?[2J')
+  })
+  t.test('sends a mail to set a new password, as whoever forgot it would ask', async (t) => {
+    t.equal(await said('reset', email), `a mail to ${email} is queued\n`)
+    await mailsAreSent(app)
+    const token = mailedTokens(app, email, paths.reset).at(-1)
+    for (const { id: tenantId } of [acme, other]) {
+      t.strictSame(await eventsIn(tenantId, 'user.password_reset_requested'), byOperator)
+    }
+    t.equal((await reset(app, token, password)).statusCode, 204)
+  })
+  t.test('ends sessions and disables, on every process within a second, and each agency sees it', async (t) => {
+    const server = await startServer(t, env)
+    const openSession = async () => bearer((await login(app, email, password)).json().access_token)
+    const statuses = async (headers: Record<string, string>) => [
+      (await send(app, 'localhost', { url: me, headers })).statusCode,
+      (await fetch(server.url + me, { headers })).status
+    ]
+    const isOut = (headers: Record<string, string>) =>
+      eventually(async () => (await statuses(headers)).every((status) => status === 401), 3000)
+
+    const first = await openSession()
+    t.strictSame(await statuses(first), [200, 200])
+    t.equal(await said('sign-out', email), `${email} is signed out of 1 sessions\n`)
+    await isOut(first)
+    t.equal(await said('sign-out', email), `${email} has no open session\n`)
+
+    const second = await openSession()
+    t.equal(await said('disable', email), `${email} is disabled\n`)
+    await isOut(second)
+    t.equal((await login(app, email, password)).statusCode, 401)
+    t.equal(await said('disable', email), `${email} is disabled already\n`)
+    t.match(await user('reset', email), { code: 1, stderr: /is disabled, and gets no mail/ })
+    t.match(await said('show', email), /\ndisabled since 20/)
+
+    t.equal(await said('enable', email), `${email} is enabled\n`)
+    t.equal(await said('enable', email), `${email} is not disabled\n`)
+    await eventually(async () => (await statuses(second)).every((status) => status === 200), 3000)
+    for (const { id: tenantId } of [acme, other]) {
+      t.strictSame(await eventsIn(tenantId, 'user.disabled'), byOperator)
+      t.strictSame(await eventsIn(tenantId, 'user.enabled'), byOperator)
+      t.ok((await eventsIn(tenantId, 'user.signed_out')).length >= 1)
+    }
+    t.equal((await other.send(me)).statusCode, 200, 'nobody else is out')
+    t.equal((await acme.anonymous(post('/auth/login', { email, password }))).statusCode, 200)
+  })
+})
