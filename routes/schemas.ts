@@ -176,6 +176,7 @@ export const User = Type.Object(
     name: Name,
     avatar_url: Nullable(Type.String({ description: imageAddress, examples: [null] })),
     email_verified: Type.Boolean({ examples: [false] }),
+    mfa_enabled: Type.Boolean({ description: 'Whether sign-in asks for a second factor', examples: [false] }),
     tenant_id: Id,
     role: Role,
     created_at: Timestamp,

@@ -4,10 +4,12 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { v4 as randomUuid } from 'uuid'
 import accounts from '../plugins/auth/accounts.ts'
 import bearer from '../plugins/auth/bearer.ts'
+import credentials from '../plugins/auth/credentials.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
 import passwords from '../plugins/auth/passwords.ts'
 import revocations from '../plugins/auth/revocations.ts'
+import secondFactors from '../plugins/auth/second-factors.ts'
 import tokens from '../plugins/auth/tokens.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
@@ -47,6 +49,7 @@ import healthRoutes from '../routes/health/index.ts'
 import imagesRoutes from '../routes/images/index.ts'
 import invitationsRoutes from '../routes/invitations/index.ts'
 import membersRoutes from '../routes/members/index.ts'
+import mfaRoutes from '../routes/mfa/index.ts'
 import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
@@ -153,6 +156,8 @@ export function buildApp(
   app.register(cors)
   app.register(passwords)
   app.register(accounts)
+  app.register(credentials)
+  app.register(secondFactors)
   app.register(mail)
   app.register(housekeeping)
   app.register(objectSweep)
@@ -163,6 +168,7 @@ export function buildApp(
       api.register(healthRoutes, { prefix: '/health' })
       api.register(authRoutes, { prefix: '/auth' })
       api.register(usersRoutes, { prefix: '/users' })
+      api.register(mfaRoutes)
       api.register(tenantRoutes, { prefix: '/tenant' })
       api.register(tenantsRoutes, { prefix: '/tenants' })
       api.register(membersRoutes, { prefix: '/members' })

@@ -16,6 +16,7 @@ export const tablesWithoutTenant = [
   'object_sweep',
   'plans',
   'schema_compatibility',
+  'second_factors',
   'sign_in_failures',
   'kysely_migration',
   'kysely_migration_lock'
@@ -36,6 +37,8 @@ export const definerFunctions = [
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
+  'confirm_my_factor(uuid,bigint,bytea[])',
+  'count_my_factor_failure(uuid)',
   'count_sign_in_failure(text)',
   'drop_audit_months()',
   'drop_audit_partitions(interval)',
@@ -43,6 +46,7 @@ export const definerFunctions = [
   'end_my_identity(interval)',
   'end_my_sessions(uuid,uuid,interval)',
   'ensure_audit_partitions()',
+  'factor_keys_in_use()',
   'files_after(uuid,uuid,integer)',
   'find_account(text)',
   'find_identity(text)',
@@ -55,12 +59,16 @@ export const definerFunctions = [
   'mail_allowance(text,integer,interval,integer,interval,integer,interval)',
   'miscounted_storage()',
   'my_credentials()',
+  'my_factor()',
   'my_sessions(interval)',
   'my_tenants()',
   'peppers_in_use()',
   'prune_audit_seals(integer)',
   'purge_tenant()',
+  'record_my_factor_change(text,uuid,uuid)',
   'release_address(text)',
+  'remove_my_factor()',
+  'renew_my_recovery_codes(uuid,bytea[])',
   'required_step()',
   'revocations_page(uuid,bigint,integer)',
   'revocations_since(xid8)',
@@ -68,6 +76,7 @@ export const definerFunctions = [
   'seal_audit(interval)',
   'seal_audit_events(bigint,bytea,bytea)',
   'set_plan(text,integer,integer,bigint)',
+  'start_my_factor(uuid,bytea,text)',
   'store_fence()',
   'sweep(integer)',
   'sweep_idempotency_keys(integer)',
@@ -76,11 +85,12 @@ export const definerFunctions = [
   'sweep_sessions(integer,interval)',
   'sweep_sign_in_failures(integer)',
   'tenant_entry(uuid)',
-  'tenant_limits(uuid)'
+  'tenant_limits(uuid)',
+  'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
-export const triggerFunctions = ['publish_disabled()', 'remove_sessions()', 'replace_revocation()']
+export const triggerFunctions = ['publish_disabled()', 'remove_factor()', 'remove_sessions()', 'replace_revocation()']
 
 /** The predicate `tenant_id = (select current_tenant_id())`, as PostgreSQL prints it. */
 export const canonicalPredicate = '(tenant_id = ( SELECT current_tenant_id() AS current_tenant_id))'

@@ -22,6 +22,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   kysely_migration_lock: { bound: 'one row' },
   audit_statements: { bound: 'a row a month that is dropped, and a few a key' },
   files: { bound: 'the quotas; what is deleted goes with the sweep of objects (file-sweep.test.ts)' },
+  second_factors: { bound: 'the people there are; a row goes with its person' },
   sign_in_failures: {
     swept: `insert into sign_in_failures (email, failed_at)
       select 'x@y.example', now() - interval '1 year' where $1::uuid <> $2::uuid`,
