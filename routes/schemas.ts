@@ -140,7 +140,11 @@ export const Tenant = Type.Object(
             examples: [['https://app.acme.example']]
           })
         ),
-        locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] }))
+        locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] })),
+        mfa_required_from: Type.Optional({
+          ...Timestamp,
+          description: 'When sessions in this agency begin to need a second factor'
+        })
       },
       { description: 'Settings that the agency chooses' }
     ),

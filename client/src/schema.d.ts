@@ -416,14 +416,14 @@ export interface paths {
     post?: never
     /**
      * Delete the agency
-     * @description Suspends the agency at once and purges it later. The slug in the body confirms the deletion.
+     * @description Suspends the agency at once and purges it later. The slug in the body confirms the deletion. Needs a sign-in within the last five minutes.
      */
     delete: operations['deleteTenant']
     options?: never
     head?: never
     /**
      * Change the agency
-     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read.
+     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`.
      */
     patch: operations['updateTenant']
     trace?: never
@@ -459,7 +459,7 @@ export interface paths {
     put?: never
     /**
      * Hand the agency over
-     * @description The member becomes an owner and the caller becomes an admin, in one step.
+     * @description The member becomes an owner and the caller becomes an admin, in one step. Needs a sign-in within the last five minutes.
      */
     post: operations['transferTenant']
     delete?: never
@@ -1296,6 +1296,12 @@ export interface components {
          */
         allowed_origins?: string[]
         locale?: components['schemas']['Locale']
+        /**
+         * Format: date-time
+         * @description When sessions in this agency begin to need a second factor
+         * @example 2026-11-22T10:30:00.000Z
+         */
+        mfa_required_from?: string
       }
       /**
        * @description URL of an image, relative to the origin of this API
@@ -1573,6 +1579,12 @@ export interface components {
          *     ]
          */
         allowed_origins?: string[] | null
+        /**
+         * Format: date-time
+         * @description From then on a session in this agency needs a second factor: sign-in and refresh ask for it. Null demands none
+         * @example null
+         */
+        mfa_required_from?: string | null
         /**
          * @description Language of mails; null is English
          * @example pt-BR
@@ -6002,7 +6014,8 @@ export interface operations {
         }
       }
       /**
-       * @description `tenant_mismatch`: The token belongs to another agency
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
        *     `forbidden`: Your role does not allow this
        */
@@ -6182,7 +6195,8 @@ export interface operations {
         }
       }
       /**
-       * @description `tenant_mismatch`: The token belongs to another agency
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
        *     `forbidden`: Your role does not allow this
        */
@@ -6210,6 +6224,17 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -6512,7 +6537,8 @@ export interface operations {
         }
       }
       /**
-       * @description `tenant_mismatch`: The token belongs to another agency
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
        *     `forbidden`: Your role does not allow this
        */

@@ -31,6 +31,17 @@ export const myFactor = statement(
   from my_factor()`
 )
 
+/** Whether a user, who is the gate's own or a member of its tenant, has a confirmed factor. */
+export async function hasFactor(trx: TenantTransaction, userId: string): Promise<boolean> {
+  const found = await trx
+    .selectFrom('users')
+    .where('id', '=', userId)
+    .where('mfa_enabled_at', 'is not', null)
+    .select('id')
+    .executeTakeFirst()
+  return found !== undefined
+}
+
 export const countFactorFailure = statement(
   'count_my_factor_failure',
   (_, $: { id: string }) => sql<{ done: unknown }>`select count_my_factor_failure(${$.id}) as done`,
