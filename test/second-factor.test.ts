@@ -1,9 +1,11 @@
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { createMfaTokens } from '../src/auth/mfa-tokens.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { complete, createAuthenticator, enroll, forgetUsedCodes, totp } from './factors.ts'
-import { addMember, allRows, createTenant, password, post, send, startApp } from './harness.ts'
-import { login, me } from './requests.ts'
+import { addMember, allRows, clientFolder, createTenant, password, post, send, startApp } from './harness.ts'
+import { listen, login, me } from './requests.ts'
 import { refresh } from './session-requests.ts'
 import { sidOf } from './tokens.ts'
 
@@ -68,6 +70,8 @@ t.test('a second factor', async (t) => {
     t.notOk('access_token' in reply.json() || 'enroll' in reply.json())
     t.equal(reply.headers['cache-control'], 'no-store')
     t.strictSame(await sessions(), before, 'no session was opened')
+    const challenges = [{ actor_id: userId, target_id: null, session_id: null }]
+    t.strictSame(await auditOf(acme.id, 'session.challenged'), challenges, 'but somebody had the password')
     const wrong = await login(app, email, 'not the right password')
     t.match(wrong.json(), { code: 'invalid_credentials' })
     t.notOk('mfa_token' in wrong.json())
@@ -207,4 +211,21 @@ t.test('a second factor', async (t) => {
     t.equal(ended.statusCode, 204)
     t.strictSame(await allRows(app.database, 'select from second_factors where user_id = $1', [gone.owner.id]), [])
   })
+})
+
+const built = join(clientFolder, 'dist', 'index.js')
+const missing = !existsSync(built) && process.env.CI !== 'true'
+const needsClient = { skip: missing && 'client/dist is not built: npm --prefix client run build' }
+
+t.test('the TypeScript client completes a sign-in', needsClient, async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const { recovery_codes } = await enroll(app, acme)
+  const { createAggiosClient, ProblemError, unwrap } = await import(built)
+  const client = createAggiosClient({ baseUrl: `http://127.0.0.1:${await listen(app)}` })
+  const refusal = await client.signIn({ email: acme.owner.email, password }).catch((err: unknown) => err)
+  t.ok(refusal instanceof ProblemError)
+  t.match(refusal, { code: 'mfa_required', mfa_token: String, enroll: false })
+  await client.completeSignIn({ mfa_token: refusal.mfa_token, code: recovery_codes[0] })
+  t.match(await unwrap(client.GET(me)), { id: acme.owner.id, mfa_enabled: true })
 })

@@ -155,7 +155,7 @@ type FactorEvent = 'user.mfa_enabled' | 'user.mfa_removed' | 'user.recovery_code
 
 /**
  * Records what has happened to the factor, in the audit log of each agency of the person. Every change passes here, in
- * its transaction, so what has to be told to the person is queued here too.
+ * its transaction, so this is the place from which the person is told.
  */
 async function recordFactorChange(
   trx: TenantTransaction,

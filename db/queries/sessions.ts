@@ -22,8 +22,8 @@ export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null
  * than 100: `open_session` in db/migrations/0018_second_factor.ts.
  *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
- * for a user who has none `enrollment_required` where the tenant demands one. `authenticated_at` is when the user proved who
- * they are, if that was earlier than now.
+ * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`: somebody
+ * has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * The user's row is locked against a change of password. `password_version` is the version that the password was checked
  * against. So a sign-in with an old password is either seen and ended by the change of password, or refused as `outdated`.
@@ -61,6 +61,8 @@ export const openSession = statement(
   ), audited as (
     insert into audit_events (action, session_id)
     select ${$.action}::text, id from opened where id is not null and ${$.action}::text is not null
+    union all
+    select 'session.challenged', null from member where outcome in ('mfa_required', 'enrollment_required')
   )
   select m.outcome, m.email, m.role, o.id as session_id from member m left join opened o on true
   where m.outcome <> 'opened' or o.id is not null`,
