@@ -219,8 +219,15 @@ t.test('every door asks somebody who has a factor', async (t) => {
       isAsked(t, refusal)
       t.notOk('mfa_token' in refusal.json(), 'the code belongs to the same request')
     }
-    const wrong = await accept(app, { token, password, code: '000000' })
-    t.match(wrong.json(), { status: 401, code: 'invalid_credentials' })
+    const failures = async () => {
+      const [row] = await allRows(app.database, 'select failures from sign_in_failures where email = $1', [email])
+      return row?.failures
+    }
+    for (const count of [1, 2]) {
+      const wrong = await accept(app, { token, password, code: '000000' })
+      t.match(wrong.json(), { status: 401, code: 'invalid_credentials' })
+      t.equal(await failures(), count, 'the right password forgets no wrong code')
+    }
     t.strictSame(await allRows(app.database, 'select from invitations where accepted_at is not null'), [])
     const { owner } = await createTenant(app, 'without')
     const foreign = await invite(app, third, owner.email)
@@ -231,6 +238,7 @@ t.test('every door asks somebody who has a factor', async (t) => {
     const accepted = await accept(app, { token, password, code: used })
     t.equal(accepted.statusCode, 200)
     t.match((await third.with(accepted.json().access_token, me)).json(), { tenant_id: third.id })
+    t.equal(await failures(), undefined)
     const fourth = await createTenant(app, 'fourth')
     const another = await invite(app, fourth, email)
     t.match(

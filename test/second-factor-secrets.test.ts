@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap'
+import { removeFactor } from '../db/queries/second-factors.ts'
 import { maxWrongCodes } from '../plugins/auth/second-factors.ts'
 import { createMfaTokens } from '../src/auth/mfa-tokens.ts'
 import { findStep } from '../src/auth/one-time-codes.ts'
@@ -11,6 +12,7 @@ import {
   createTestDatabase,
   password,
   post,
+  readText,
   send,
   startApp,
   startServer,
@@ -200,6 +202,33 @@ t.test('a copy of the database makes no code', async (t) => {
     const forged = await allRows(app.database, "select from audit_events where action = 'tenant.deleted'")
     t.equal(forged.length, 0, 'and records nothing else')
   })
+})
+
+t.test('an operator removes the factor of somebody who has lost everything', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  for (const tenant of [acme, rival]) await enroll(app, tenant)
+  const [, text = ''] = /```sql\n(.*?)```/s.exec(readText('docs/second-factor.md')) ?? []
+  t.match(text, 'ada@example.com')
+  await withClient(app.database.postgres, (client) => client.query(text.replace('ada@example.com', acme.owner.email)))
+  await app.revocations.readNow()
+  t.match((await acme.send(me)).json(), { status: 401, code: 'session_revoked' })
+  t.equal((await login(app, acme.owner.email, password)).statusCode, 200)
+  t.match((await login(app, rival.owner.email, password)).json(), { code: 'mfa_required' }, 'and of nobody else')
+  const byQuery = { actor_id: null, token_seconds: 960 }
+  const scope = { tenant_id: null, user_id: rival.owner.id, request: '' }
+  t.equal(await app.gate.transaction(scope, (trx) => removeFactor(trx, byQuery)), true, 'a command does the same')
+  t.equal(await app.gate.transaction(scope, (trx) => removeFactor(trx, byQuery)), false, 'once')
+  t.equal((await login(app, rival.owner.email, password)).statusCode, 200)
+  const events = await allRows(
+    app.database,
+    "select actor_id, target_id, tenant_id from audit_events where action = 'user.mfa_removed' order by created_at"
+  )
+  t.strictSame(
+    events,
+    [acme, rival].map(({ id, owner }) => ({ actor_id: null, target_id: owner.id, tenant_id: id }))
+  )
 })
 
 t.test('the key of secrets is replaced without a new factor', async (t) => {

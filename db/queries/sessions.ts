@@ -170,7 +170,8 @@ export const findOpenSession = statement(
   (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<
     { password_version: number } & SessionProof
   >`
-  select u.password_version, coalesce(s.authenticated_at, s.created_at) as authenticated_at, s.mfa_at from sessions s join users u on u.id = s.user_id
+  select u.password_version, coalesce(s.authenticated_at, s.created_at) as authenticated_at, s.mfa_at
+  from sessions s join users u on u.id = s.user_id
   join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
   where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
     and not session_is_over(s.id, m.ended_through, m.kept_session)

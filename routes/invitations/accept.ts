@@ -29,6 +29,7 @@ import { findInvitation, lockPerson, releaseAddress, useInvitation, verifyEmail 
 import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
+type Account = Awaited<ReturnType<FastifyInstance['accounts']['find']>>
 
 /** The person who accepts: an existing account, or a new account that is created with the membership. */
 type Acceptor = {
@@ -39,6 +40,8 @@ type Acceptor = {
   proof: SessionProof
   /** A code that was checked, and is used up by the acceptance. */
   code?: FactorProof
+  /** The account whose failed attempts are forgotten when there is a session: not before the factor is right too. */
+  account?: Account
   /** The bearer token was the proof, and no password. */
   byBearer?: true
   created?: { name: string; password_hash: string; pepper_id: string }
@@ -117,6 +120,7 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
     const { password_version } = acceptor
     throw app.secondFactors.demand('enrollment_required', { ...subject, password_version })
   }
+  if (acceptor.account) await app.accounts.succeeded(request, acceptor.account)
   return app.tokens.issue({ ...subject, email, role, sid }, 0)
 }
 
@@ -159,17 +163,17 @@ async function requireAcceptor(
     const acceptor = { id: bearer.user_id, password_version, proof, byBearer: true } as const
     return code === undefined
       ? acceptor
-      : { ...acceptor, code: await checkCode(app, request, reply, bearer.user_id, code) }
+      : { ...acceptor, ...(await checkCode(app, request, reply, bearer.user_id, code)) }
   }
   if (found?.id) {
     if (password === undefined) {
       throw invalidMembers([{ path: '/body/password', message: 'is required, or the bearer of this account' }])
     }
-    const identity = await findByPassword(app, request, reply, email, password)
-    if (identity) {
-      const { id, password_version } = identity
-      const acceptor = { id, password_version, proof: passwordOnly }
-      return code === undefined ? acceptor : { ...acceptor, code: await checkCode(app, request, reply, id, code) }
+    const account = await findByPassword(app, request, reply, email, password)
+    if (account) {
+      const { id, password_version } = account.identity
+      const acceptor = { id, password_version, proof: passwordOnly, account }
+      return code === undefined ? acceptor : { ...acceptor, ...(await checkCode(app, request, reply, id, code)) }
     }
     const isReleasable = found.email_verified_at === null && found.disabled_at === null && name !== undefined
     if (!isReleasable) {
@@ -214,14 +218,13 @@ async function checkCode(
   reply: FastifyReply,
   user_id: string,
   code: string
-): Promise<FactorProof> {
+): Promise<{ code: FactorProof; account: Account }> {
   const person = { tenant_id: null, user_id }
   const row = await app.secondFactors.find(request, person)
   if (!row) throw invalidCredentials()
   if (row.id === null || !row.confirmed) throw conflict({ detail: 'there is no second factor' })
   const { proof, account } = await app.secondFactors.check(request, reply, person, { ...row, id: row.id }, code)
-  await app.accounts.succeeded(request, account)
-  return proof
+  return { code: proof, account }
 }
 
 /** Finds the account of the address, when the password is right and the account is not disabled. */
@@ -231,11 +234,9 @@ async function findByPassword(
   reply: FastifyReply,
   email: string,
   password: string
-): Promise<Identity | undefined> {
+): Promise<(Account & { identity: Identity }) | undefined> {
   const account = await app.accounts.find(request, reply, email, { proven: true })
   const { identity } = account
   const correct = await app.passwords.verify(password, identity && storedHash(identity), request.fairnessKey)
-  if (!correct || !identity || identity.disabled_at) return undefined
-  await app.accounts.succeeded(request, account)
-  return identity
+  return correct && identity && !identity.disabled_at ? { ...account, identity } : undefined
 }
