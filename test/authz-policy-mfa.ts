@@ -1,4 +1,4 @@
-import { type Call, inFirst, type Policy, passing } from './authz-calls.ts'
+import { type Call, inFirst, type Policy, passing, read } from './authz-calls.ts'
 import { createAuthenticator } from './factors.ts'
 import { password } from './harness.ts'
 import type { Person, Side, World } from './isolation-world.ts'
@@ -43,6 +43,7 @@ const onAnotherHost = (purpose: 'sign_in' | 'enrollment') => ({
 })
 
 export const mfaPolicies: Record<string, Policy> = {
+  getMfa: read('user'),
   startTotp: { access: 'user', status: 200, make: passing() },
   confirmTotp: { access: 'user', status: 200, audited: true, make: withCode(false) },
   removeTotp: {

@@ -107,6 +107,7 @@ const walk: [operationId: string, status: number][] = [
   ['setLogo', 200],
   ['deleteLogo', 204],
   ['createTenant', 201],
+  ['getMfa', 200],
   ['startTotp', 200],
   ['confirmTotp', 401],
   ['removeTotp', 409],

@@ -16,6 +16,13 @@ import type { Reauthentication } from './schemas.ts'
 
 type CodeRequest = FastifyRequest<{ Body: { code: string } }>
 
+/** Says whether the person has a confirmed factor, and how many recovery codes are left. */
+export async function describeFactor(app: FastifyInstance, request: FastifyRequest) {
+  const row = await app.secondFactors.find(request)
+  if (!row) throw sessionRevoked()
+  return { enabled: row.confirmed, recovery_codes_left: row.confirmed ? row.recovery_codes.length : 0 }
+}
+
 /** Creates a secret, which becomes a factor when it is confirmed. Throws `conflict` for a person who has a factor. */
 export async function startEnrollment(app: FastifyInstance, request: FastifyRequest) {
   const row = await app.secondFactors.find(request)

@@ -1,6 +1,13 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent } from '../schemas.ts'
-import { confirmEnrollment, reauthenticate, removeEnrollment, replaceRecoveryCodes, startEnrollment } from './factor.ts'
+import {
+  confirmEnrollment,
+  describeFactor,
+  reauthenticate,
+  removeEnrollment,
+  replaceRecoveryCodes,
+  startEnrollment
+} from './factor.ts'
 import {
   FactorCode,
   FactorSecret,
@@ -8,7 +15,8 @@ import {
   MfaReply,
   MfaSignIn,
   Reauthentication,
-  RecoveryCodes
+  RecoveryCodes,
+  SecondFactor
 } from './schemas.ts'
 import { completeSignIn, enrollAtSignIn } from './sign-in.ts'
 
@@ -16,6 +24,24 @@ import { completeSignIn, enrollAtSignIn } from './sign-in.ts'
 const mfa: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'user'
   const wrong = ['invalid_credentials', 'rate_limited']
+
+  app.get(
+    '/users/me/mfa',
+    {
+      config: { access },
+      schema: {
+        operationId: 'getMfa',
+        summary: 'The second factor of the signed-in person',
+        description: 'Whether there is one, and how many recovery codes are left.',
+        tags: ['me'],
+        response: { 200: SecondFactor }
+      }
+    },
+    (request, reply) => {
+      reply.header('cache-control', 'private, no-cache')
+      return describeFactor(app, request)
+    }
+  )
 
   app.post(
     '/users/me/mfa/totp',

@@ -4,6 +4,14 @@ import { Password, TokenReply } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
+export const SecondFactor = Type.Object(
+  {
+    enabled: Type.Boolean({ description: 'Whether sign-in asks for a code', examples: [true] }),
+    recovery_codes_left: Type.Integer({ minimum: 0, maximum: recoveryCodeCount, examples: [9] })
+  },
+  { title: 'SecondFactor' }
+)
+
 /** The secret is shown this once; an app that has lost it needs a new one. */
 export const FactorSecret = Type.Object(
   {
