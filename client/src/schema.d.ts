@@ -1587,7 +1587,7 @@ export interface components {
        */
       mfa_token: string
     }
-    /** @description One of the two */
+    /** @description Either the password or a code */
     Reauthentication: {
       /** @example correct horse battery staple */
       password?: string
@@ -5789,7 +5789,7 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    /** @description One of the two */
+    /** @description Either the password or a code */
     requestBody: {
       content: {
         /**

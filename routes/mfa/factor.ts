@@ -11,6 +11,7 @@ import {
 import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
 import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
+import { invalidMembers } from '../../src/http/field-errors.ts'
 import { conflict, reauthenticationRequired, sessionRevoked } from '../../src/http/problems.ts'
 import type { Reauthentication } from './schemas.ts'
 
@@ -80,6 +81,9 @@ export async function reauthenticate(
   reply: FastifyReply
 ) {
   const { password, code } = request.body
+  if ((password === undefined) === (code === undefined)) {
+    throw invalidMembers([{ path: '/body', message: 'must have either password or code' }])
+  }
   const mark = async (trx: TenantTransaction, mfa_at: Date | null) => {
     if (!(await markAuthenticated(trx, { ...request.user, mfa_at }))) throw sessionRevoked()
     const detail = { by: mfa_at ? 'second_factor' : 'password' }

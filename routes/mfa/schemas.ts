@@ -62,10 +62,8 @@ export const Reauthentication = Type.Object(
   { password: Type.Optional(Password), code: Type.Optional(code) },
   {
     ...strict,
-    minProperties: 1,
-    maxProperties: 1,
     title: 'Reauthentication',
-    description: 'One of the two',
+    description: 'Either the password or a code',
     examples: [{ password: 'correct horse battery staple' }]
   }
 )
