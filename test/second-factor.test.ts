@@ -93,13 +93,15 @@ t.test('a second factor', async (t) => {
 
   await t.test('takes a code once, and no older one after it', async (t) => {
     await forgetUsedCodes(app, userId)
-    t.equal((await complete(app, await begin(), authenticator.code())).statusCode, 200)
-    for (const code of [authenticator.code(), authenticator.code(-1)]) {
+    // of one moment, because a step may end between two requests
+    const [earlier = '', current = '', later = '', far = ''] = [-1, 0, 1, 4].map((at) => authenticator.code(at))
+    t.equal((await complete(app, await begin(), current)).statusCode, 200)
+    for (const code of [current, earlier]) {
       t.match((await complete(app, await begin(), code)).json(), { status: 401, code: 'invalid_credentials' })
     }
-    t.equal((await complete(app, await begin(), authenticator.code(1))).statusCode, 200, 'the next one is good')
+    t.equal((await complete(app, await begin(), later)).statusCode, 200, 'the next one is good')
     await forgetUsedCodes(app, userId)
-    t.match((await complete(app, await begin(), authenticator.code(3))).json(), { code: 'invalid_credentials' })
+    t.match((await complete(app, await begin(), far)).json(), { code: 'invalid_credentials' })
   })
 
   await t.test('takes each recovery code once, however it is typed', async (t) => {

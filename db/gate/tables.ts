@@ -63,6 +63,8 @@ export type SessionsTable = {
   user_agent: ByDatabase<string | null>
   ip: ByDatabase<string | null>
   created_at: ByDatabase<Date>
+  authenticated_at: ColumnType<Date | null, Date | undefined, Date>
+  mfa_at: ColumnType<Date | null, Date | null | undefined, Date>
 }
 
 export type RevocationsTable = {
