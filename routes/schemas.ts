@@ -140,7 +140,11 @@ export const Tenant = Type.Object(
             examples: [['https://app.acme.example']]
           })
         ),
-        locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] }))
+        locale: Type.Optional(StringEnum(locales, { title: 'Locale', examples: ['pt-BR'] })),
+        mfa_required_from: Type.Optional({
+          ...Timestamp,
+          description: 'When sessions in this agency begin to need a second factor'
+        })
       },
       { description: 'Settings that the agency chooses' }
     ),
@@ -176,6 +180,7 @@ export const User = Type.Object(
     name: Name,
     avatar_url: Nullable(Type.String({ description: imageAddress, examples: [null] })),
     email_verified: Type.Boolean({ examples: [false] }),
+    mfa_enabled: Type.Boolean({ description: 'Whether sign-in asks for a second factor', examples: [false] }),
     tenant_id: Id,
     role: Role,
     created_at: Timestamp,

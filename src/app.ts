@@ -5,10 +5,12 @@ import { v4 as randomUuid } from 'uuid'
 import accounts from '../plugins/auth/accounts.ts'
 import bearer from '../plugins/auth/bearer.ts'
 import breachedPasswords from '../plugins/auth/breached-passwords.ts'
+import credentials from '../plugins/auth/credentials.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
 import passwords from '../plugins/auth/passwords.ts'
 import revocations from '../plugins/auth/revocations.ts'
+import secondFactors from '../plugins/auth/second-factors.ts'
 import tokens from '../plugins/auth/tokens.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
@@ -49,6 +51,7 @@ import healthRoutes from '../routes/health/index.ts'
 import imagesRoutes from '../routes/images/index.ts'
 import invitationsRoutes from '../routes/invitations/index.ts'
 import membersRoutes from '../routes/members/index.ts'
+import mfaRoutes from '../routes/mfa/index.ts'
 import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
@@ -156,6 +159,8 @@ export function buildApp(
   app.register(passwords)
   app.register(breachedPasswords)
   app.register(accounts)
+  app.register(credentials)
+  app.register(secondFactors)
   app.register(mail)
   app.register(accountMails)
   app.register(housekeeping)
@@ -167,6 +172,7 @@ export function buildApp(
       api.register(healthRoutes, { prefix: '/health' })
       api.register(authRoutes, { prefix: '/auth' })
       api.register(usersRoutes, { prefix: '/users' })
+      api.register(mfaRoutes)
       api.register(tenantRoutes, { prefix: '/tenant' })
       api.register(tenantsRoutes, { prefix: '/tenants' })
       api.register(membersRoutes, { prefix: '/members' })

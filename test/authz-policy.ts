@@ -12,6 +12,7 @@ import {
   standing
 } from './authz-calls.ts'
 import { filePolicies } from './authz-policy-files.ts'
+import { mfaPolicies } from './authz-policy-mfa.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
 import { password } from './harness.ts'
 import type { Side, World } from './isolation-world.ts'
@@ -45,6 +46,7 @@ export const policies: Record<string, Policy> = {
   getOpenapiYaml: openRead(),
 
   ...signInPolicies,
+  ...mfaPolicies,
 
   // the signed-in person
   getMe: read('user', { tagged: true }),

@@ -1,7 +1,5 @@
-import { once } from 'node:events'
-import { existsSync, readFileSync } from 'node:fs'
-import { createServer } from 'node:http'
-import { join, normalize, sep } from 'node:path'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { BrowserContext, Page, Request } from 'playwright-core'
 import sharp from 'sharp'
@@ -17,6 +15,7 @@ import {
   startServer,
   testEnvironment
 } from './harness.ts'
+import { servePage } from './page-server.ts'
 import { findProgram } from './parts.ts'
 
 // bounded in time: how long a page takes
@@ -53,32 +52,6 @@ async function startBrowser(t: Test) {
   })
   t.teardown(() => browser.close())
   return browser
-}
-
-const types: Record<string, string> = { html: 'text/html', js: 'text/javascript', mjs: 'text/javascript' }
-
-/** Serves the page in test/pages with the published client, without a bundler. */
-async function servePage(t: Test): Promise<number> {
-  const folders: [prefix: string, folder: string][] = [
-    ['/client/', join(clientFolder, 'dist')],
-    ['/openapi-fetch/', join(clientFolder, 'node_modules', 'openapi-fetch', 'dist')],
-    ['/', join(root, 'test', 'pages')]
-  ]
-  const server = createServer((request, reply) => {
-    const path = new URL(request.url ?? '/', 'http://localhost').pathname
-    const [prefix, folder] = folders.find(([each]) => path.startsWith(each)) as [string, string]
-    const file = normalize(join(folder, path.slice(prefix.length) || 'index.html'))
-    if (!file.startsWith(folder + sep) || !existsSync(file)) return void reply.writeHead(404).end()
-    reply.writeHead(200, { 'content-type': types[file.split('.').at(-1) as string] ?? 'text/plain' })
-    reply.end(readFileSync(file))
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.teardown(() => {
-    server.closeAllConnections()
-    server.close()
-  })
-  return (server.address() as { port: number }).port
 }
 
 /** The errors of a page, with violations of its policy. */
@@ -138,6 +111,13 @@ const walk: [operationId: string, status: number][] = [
   ['setLogo', 200],
   ['deleteLogo', 204],
   ['createTenant', 201],
+  ['getMfa', 200],
+  ['startTotp', 200],
+  ['confirmTotp', 401],
+  ['removeTotp', 409],
+  ['renewRecoveryCodes', 409],
+  ['completeSignIn', 401],
+  ['enrollAtSignIn', 401],
   ['listMyTenants', 200],
   ['switchTenant', 200],
   ['createInvitation', 201],
@@ -149,6 +129,7 @@ const walk: [operationId: string, status: number][] = [
   ['getMember', 200],
   ['updateMember', 200],
   ['endMemberSessions', 204],
+  ['reauthenticate', 204],
   ['transferTenant', 404],
   ['removeMember', 204],
   ['createFile', 201],
@@ -175,6 +156,7 @@ const walk: [operationId: string, status: number][] = [
   ['exportTenant', 200],
   ['deleteMe', 409],
   ['changeEmail', 202],
+  ['reauthenticate', 204],
   ['changePassword', 204],
   ['deleteTenant', 202],
   ['logout', 204]

@@ -18,6 +18,7 @@ export const tablesWithoutTenant = [
   'object_sweep',
   'plans',
   'schema_compatibility',
+  'second_factors',
   'sign_in_failures',
   'kysely_migration',
   'kysely_migration_lock'
@@ -40,6 +41,8 @@ export const definerFunctions = [
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
   'confirm_email_change(uuid,text)',
+  'confirm_my_factor(uuid,bigint,bytea[])',
+  'count_my_factor_failure(uuid)',
   'count_sign_in_failure(text)',
   'drop_audit_months()',
   'drop_audit_partitions(interval)',
@@ -47,6 +50,7 @@ export const definerFunctions = [
   'end_my_identity(interval)',
   'end_my_sessions(uuid,uuid,interval)',
   'ensure_audit_partitions()',
+  'factor_keys_in_use()',
   'files_after(uuid,uuid,integer)',
   'find_account(text)',
   'find_account_link(uuid,text)',
@@ -60,6 +64,7 @@ export const definerFunctions = [
   'mail_allowance(text,integer,interval,integer,interval,integer,interval)',
   'miscounted_storage()',
   'my_credentials()',
+  'my_factor()',
   'my_sessions(interval)',
   'my_tenants()',
   'notice_new_device(uuid,uuid,boolean)',
@@ -70,7 +75,10 @@ export const definerFunctions = [
   'purge_tenant()',
   'queue_notice(text,jsonb)',
   'record_my_event(text,jsonb)',
+  'record_my_factor_change(text,uuid,uuid)',
   'release_address(text)',
+  'remove_my_factor()',
+  'renew_my_recovery_codes(uuid,bytea[])',
   'request_email_change(text,text,text,uuid,interval)',
   'request_password_reset(text,text,uuid,jsonb)',
   'request_verification(text,uuid)',
@@ -82,6 +90,7 @@ export const definerFunctions = [
   'seal_audit_events(bigint,bytea,bytea)',
   'set_plan(text,integer,integer,bigint)',
   'settle_account_mail(uuid,integer,text,text,interval)',
+  'start_my_factor(uuid,bytea,text)',
   'store_fence()',
   'sweep(integer)',
   'sweep_account_mails(integer)',
@@ -92,11 +101,18 @@ export const definerFunctions = [
   'sweep_sign_in_failures(integer)',
   'tenant_entry(uuid)',
   'tenant_limits(uuid)',
-  'use_account_link(uuid,text)'
+  'use_account_link(uuid,text)',
+  'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
-export const triggerFunctions = ['forget_account()', 'publish_disabled()', 'remove_sessions()', 'replace_revocation()']
+export const triggerFunctions = [
+  'forget_account()',
+  'publish_disabled()',
+  'remove_factor()',
+  'remove_sessions()',
+  'replace_revocation()'
+]
 
 /** The predicate `tenant_id = (select current_tenant_id())`, as PostgreSQL prints it. */
 export const canonicalPredicate = '(tenant_id = ( SELECT current_tenant_id() AS current_tenant_id))'

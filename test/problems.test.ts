@@ -265,7 +265,7 @@ t.test('every code', async (t) => {
     400: ['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request'],
     401: [
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
-      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required']
+      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token']
     ],
     403: ['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],
     404: ['not_found', 'tenant_not_found', 'route_not_found'],

@@ -347,6 +347,8 @@ t.test('what needs no token keeps nobody at the same address from anything else'
     ['what is not there', 5, (i) => get(`/nothing-${i}`)],
     ['an invitation', 5, () => put('/invitations/accept', { token: 'x' })],
     ['a new agency', 5, () => put('/auth/register', {})],
+    ['a code', 5, () => put('/auth/mfa', { mfa_token: 'x', code: '123456' })],
+    ['a new factor', 5, () => put('/auth/mfa/totp', { mfa_token: 'x' })],
     ['a sign-in', 5, () => put('/auth/login', { email: acme.owner.email, password })]
   ]
   for (const [what, allowed, request] of routes) {

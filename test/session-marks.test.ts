@@ -80,7 +80,15 @@ t.test('a person has a hundred open sessions in an agency at most', async (t) =>
   const rival = await createTenant(app, 'rival')
   await addMember(app, rival, acme.owner.id, 'member')
   const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
-  const values = { ...scope, session_seconds: 1000, token_seconds: 960, password_version: 1, action: 'session.opened' }
+  const proof = { authenticated_at: null, mfa_at: null }
+  const values = {
+    ...scope,
+    ...proof,
+    session_seconds: 1000,
+    token_seconds: 960,
+    password_version: 1,
+    action: 'session.opened'
+  }
   const open = () => count(app, 'sessions where tenant_id = $1 and revoked_at is null', [acme.id])
 
   await t.test('one more ends the oldest, and one entry says so', async (t) => {

@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
 import t from 'tap'
+import { enroll } from './factors.ts'
 import {
   addMember,
   allRows,
@@ -15,7 +16,7 @@ import {
   startServer,
   testEnvironment
 } from './harness.ts'
-import { mailsAreSent, paths, reset } from './mailed-links.ts'
+import { mailsAreSent, paths, reset, subjectsTo } from './mailed-links.ts'
 import { bearer, login, me } from './requests.ts'
 
 /*
@@ -54,7 +55,8 @@ t.test('npm run user', async (t) => {
   t.test('says what there is, and names what it does not know', async (t) => {
     const help = await user('--help')
     t.equal(help.code, 0)
-    for (const name of ['show', 'reset', 'disable', 'enable', 'sign-out']) t.match(help.stdout, ` ${name} <e-mail>`)
+    for (const name of ['show', 'reset', 'disable', 'enable', 'sign-out', 'remove-factor'])
+      t.match(help.stdout, ` ${name} <e-mail>`)
     t.match(await user('forget', email), { code: 2, stderr: /unknown command 'forget'/ })
     t.match(await user('show'), { code: 2, stderr: /missing required argument/ })
     t.match(await user('show', email, 'now'), { code: 2, stderr: /unknown word 'now'/ })
@@ -87,6 +89,29 @@ t.test('npm run user', async (t) => {
       t.strictSame(await eventsIn(tenantId, 'user.password_reset_requested'), byOperator)
     }
     t.equal((await reset(app, token, password)).statusCode, 204)
+  })
+  t.test('removes a second factor, of this person only, and tells them', async (t) => {
+    const rival = await createTenant(app, 'rival')
+    await enroll(app, rival)
+    t.equal(await said('remove-factor', email), `${email} has no second factor\n`)
+    await enroll(app, acme, await acme.signIn())
+    t.match(await said('show', email), 'second factor set up, recovery codes left: 10\n')
+    t.match((await login(app, email, password)).json(), { code: 'mfa_required' })
+    t.equal(
+      await said('remove-factor', email),
+      `${email} has no second factor any more, and is signed out everywhere\n`
+    )
+    t.match(await said('show', email), 'second factor not set up\n')
+    t.match(await said('show', email), 'open sessions: 0\n')
+    t.equal((await login(app, email, password)).statusCode, 200)
+    t.match((await login(app, rival.owner.email, password)).json(), { code: 'mfa_required' }, 'and of nobody else')
+    for (const { id: tenantId } of [acme, other]) {
+      t.match(await eventsIn(tenantId, 'user.mfa_removed'), [{ actor_id: null, target_id: id }])
+    }
+    await mailsAreSent(app)
+    const subjects = subjectsTo(app, email)
+    t.ok(subjects.includes('A second factor was set up for your account'))
+    t.ok(subjects.includes('The second factor of your account was removed'))
   })
   t.test('ends sessions and disables, on every process within a second, and each agency sees it', async (t) => {
     const server = await startServer(t, env)

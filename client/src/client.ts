@@ -5,6 +5,8 @@ import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
   EmailChange,
   FileMetadata,
+  MfaReply,
+  MfaSignIn,
   PasswordReset,
   paths,
   Registration,
@@ -38,7 +40,16 @@ export type UploadOptions = {
 /** The operations by method and path, as in openapi-fetch, and methods to sign in and out. */
 export type AggiosClient = Client<paths> & {
   register(registration: RegistrationInput): Promise<Registration>
+  /**
+   * Throws a `ProblemError` with the code `mfa_required` when the password is right and a second factor is needed. Its
+   * `mfa_token` is for `completeSignIn`.
+   */
   signIn(credentials: SignIn): Promise<TokenReply>
+  /**
+   * Completes a sign-in with a code. The reply has recovery codes, to be shown once, when the code confirmed a new factor
+   * (`enroll` of the error).
+   */
+  completeSignIn(completion: MfaSignIn): Promise<MfaReply>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
   /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */
@@ -92,6 +103,12 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       const tokens = await unwrap(anonymous.POST('/api/v1/auth/login', { body }))
       await session.replace(tokens)
       return tokens
+    },
+    async completeSignIn(body) {
+      const reply = await unwrap(anonymous.POST('/api/v1/auth/mfa', { body }))
+      const { recovery_codes: _, ...tokens } = reply
+      await session.replace(tokens)
+      return reply
     },
     async signOut() {
       const tokens = await session.replace(undefined)

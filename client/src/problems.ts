@@ -12,6 +12,10 @@ export class ProblemError extends Error {
   readonly errors: NonNullable<Problem['errors']>
   /** The id of the request, for a report to the operator. */
   readonly request_id: string | undefined
+  /** Completes the sign-in with a code. Undefined unless the code is `mfa_required`, and where a token alone is not enough. */
+  readonly mfa_token: string | undefined
+  /** Whether the person has to set a second factor up first. */
+  readonly enroll: boolean
   /** The seconds of Retry-After in the last reply, after the client's own retries. */
   readonly retryAfter: number | undefined
 
@@ -22,6 +26,8 @@ export class ProblemError extends Error {
     this.status = response.status
     this.errors = problem?.errors ?? []
     this.request_id = problem?.request_id ?? response.headers.get('x-request-id') ?? undefined
+    this.mfa_token = problem?.mfa_token
+    this.enroll = problem?.enroll ?? false
     this.retryAfter = retryAfter(response)
   }
 }

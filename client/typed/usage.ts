@@ -14,6 +14,11 @@ export async function usage(): Promise<void> {
   // @ts-expect-error a password is missing
   await client.signIn({ email: 'ada@example.com' })
 
+  const completed = await client.completeSignIn({ mfa_token: 'Gm9v', code: '123456' })
+  exactly<string[] | undefined>()(completed.recovery_codes)
+  // @ts-expect-error a code is missing
+  await client.completeSignIn({ mfa_token: 'Gm9v' })
+
   const me = await unwrap(client.GET('/api/v1/users/me'))
   exactly<Role>()(me.role)
   exactly<string | null>()(me.avatar_url)
@@ -45,6 +50,8 @@ export async function usage(): Promise<void> {
 export function explain(err: unknown): string {
   if (!(err instanceof ProblemError)) throw err
   exactly<number | undefined>()(err.retryAfter)
+  exactly<string | undefined>()(err.mfa_token)
+  exactly<boolean>()(err.enroll)
   exactly<string | undefined>()(err.errors[0]?.path)
   switch (err.code) {
     case 'validation_failed':

@@ -7,7 +7,8 @@ type ByDatabase<T> = ColumnType<T, never, never>
 /** A column that is set on insert and never updated. */
 type Fixed<T> = ColumnType<T, T, never>
 
-export type TenantSettings = { allowed_origins?: string[]; locale?: Locale }
+/** `mfa_required_from` is RFC 3339 in UTC with milliseconds, as the database compares it (0018_second_factor). */
+export type TenantSettings = { allowed_origins?: string[]; locale?: Locale; mfa_required_from?: string }
 export type TenantStatus = 'active' | 'suspended'
 
 export type TenantsTable = {
@@ -35,6 +36,7 @@ export type UsersTable = {
   password_version: ColumnType<number, never, number>
   email_verified_at: ColumnType<Date | null, Date | undefined, Date>
   disabled_at: ByDatabase<Date | null>
+  mfa_enabled_at: ByDatabase<Date | null>
   version: ColumnType<number, never, number>
   created_at: ByDatabase<Date>
   updated_at: ColumnType<Date, never, Date>
@@ -61,6 +63,8 @@ export type SessionsTable = {
   user_agent: ByDatabase<string | null>
   ip: ByDatabase<string | null>
   created_at: ByDatabase<Date>
+  authenticated_at: ColumnType<Date | null, Date | undefined, Date>
+  mfa_at: ColumnType<Date | null, Date | null | undefined, Date>
 }
 
 export type RevocationsTable = {

@@ -3,18 +3,27 @@ import type { Role } from '../../src/auth/roles.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
-type Refusal = 'suspended' | 'disabled' | 'outdated'
+type Refusal = 'suspended' | 'disabled' | 'outdated' | 'mfa_required' | 'enrollment_required'
 type Admission = { email: string; role: Role } & (
   | { outcome: 'opened'; session_id: string }
   | { outcome: Refusal; session_id: null }
 )
 
+/** When the user proved who they are, and when by a second factor. Null for `authenticated_at` is now. */
+export type SessionProof = { authenticated_at: Date | null; mfa_at: Date | null }
+/** A password was proved just now, and no second factor. */
+export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null }
+
 /**
- * Opens a session in the gate's tenant for the gate's user, updates the membership's last use and audits it. No row when the
- * user is not a member.
+ * Opens a session in the gate's tenant for the gate's user, updates the membership's last use and audits it as `action`, if
+ * there is one. No row when the user is not a member.
  *
  * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
- * than 100: `open_session` in db/migrations/0009_session_marks.ts.
+ * than 100: `open_session` in db/migrations/0018_second_factor.ts.
+ *
+ * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
+ * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`: somebody
+ * has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
  *
@@ -31,8 +40,8 @@ export const openSession = statement(
       session_seconds: number
       token_seconds: number
       password_version: number
-      action: string
-    }
+      action: string | null
+    } & SessionProof
   ) => sql<Admission>`
   with member as materialized (
     select u.id, u.email, m.role, m.last_used_at is not null as used_here,
@@ -40,16 +49,22 @@ export const openSession = statement(
         when u.disabled_at is not null then 'disabled'
         when ${$.password_version}::int <> u.password_version then 'outdated'
         when t.status <> 'active' then 'suspended'
+        when u.mfa_enabled_at is not null and ${$.mfa_at}::timestamptz is null then 'mfa_required'
+        when u.mfa_enabled_at is null and mfa_is_required(t.settings) then 'enrollment_required'
         else 'opened'
       end as outcome
     from memberships m join users u on u.id = m.user_id join tenants t on t.id = m.tenant_id
     where m.tenant_id = ${$.tenant_id} and m.user_id = ${$.user_id}
     for share of u
   ), opened as materialized (
-    select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds})) as id
+    select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds}),
+      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz) as id
     from member where outcome = 'opened'
   ), audited as (
-    insert into audit_events (action, session_id) select ${$.action}, id from opened where id is not null
+    insert into audit_events (action, session_id)
+    select ${$.action}::text, id from opened where id is not null and ${$.action}::text is not null
+    union all
+    select 'session.challenged', null from member where outcome in ('mfa_required', 'enrollment_required')
   )
   select m.outcome, m.email, m.role, o.id as session_id,
     case when ${$.action} = 'session.opened' and o.id is not null
@@ -60,7 +75,7 @@ export const openSession = statement(
 )
 
 export type Rotation = {
-  outcome: 'rotated' | 'repeated' | 'reused' | 'revoked' | 'expired' | 'disabled' | 'suspended' | 'ahead'
+  outcome: 'rotated' | 'repeated' | 'reused' | 'revoked' | 'expired' | 'disabled' | 'suspended' | 'unproven' | 'ahead'
   counter: number
   user_id: string
   email: string
@@ -74,9 +89,10 @@ export type Rotation = {
  * - `repeated`: the token is the direct predecessor, within the grace period. It gets the same successor, and an audit event
  *   when the address or user agent differs from the use before.
  * - `reused`: the token is older, or too late. The family is now revoked, published and audited.
+ * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more.
  * - `ahead`: the counter was never issued, as happens after a restore.
  *
- * `ahead`, and the outcomes that are not listed, change nothing.
+ * `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
  *
  * The lock makes a statement that waits decide by the newest version of the row. A plain read with a conditional update would
  * decide by a snapshot that is older than the wait.
@@ -100,6 +116,7 @@ export const rotateSession = statement(
         when f.revoked_at is not null or session_is_over(f.id, m.ended_through, m.kept_session) then 'revoked'
         when t.status <> 'active' then 'suspended'
         when u.disabled_at is not null then 'disabled'
+        when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
         when f.expires_at <= now() or f.rotated_at + make_interval(secs => ${$.idle_seconds}) <= now() then 'expired'
         when f.counter = ${$.counter} then 'rotated'
         when f.counter < ${$.counter} then 'ahead'
@@ -150,12 +167,16 @@ export const endSession = statement(
 
 /**
  * Reads the password version of an open session's user, from the database and not from the process's memory. A session that
- * is opened because of this one is given the version, so that a change of password ends or refuses it.
+ * is opened because of this one is given the version, so that a change of password ends or refuses it. It is also given the
+ * proofs, so that it is as old as this one.
  */
 export const findOpenSession = statement(
   'find_open_session',
-  (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<{ password_version: number }>`
-  select u.password_version from sessions s join users u on u.id = s.user_id
+  (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<
+    { password_version: number } & SessionProof
+  >`
+  select u.password_version, coalesce(s.authenticated_at, s.created_at) as authenticated_at, s.mfa_at
+  from sessions s join users u on u.id = s.user_id
   join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
   where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
     and not session_is_over(s.id, m.ended_through, m.kept_session)
@@ -173,4 +194,39 @@ export async function openFirstSession(
   const id = rows[0]?.id
   if (!id) throw new Error('a first session needs a membership')
   return id
+}
+
+/** Seconds for which a proof of the password or of a factor is enough for dangerous operations. */
+export const freshSeconds = 300
+
+/**
+ * Whether the user has proved who they are lately, in this session. Call it in the transaction of what needs the proof: an
+ * access token alone, which is good for a day, must not be enough.
+ */
+export async function isFresh(
+  trx: TenantTransaction,
+  { tenant_id, sid }: { tenant_id: string; sid: string }
+): Promise<boolean> {
+  const { rows } = await sql<{ fresh: boolean }>`
+    select coalesce(s.authenticated_at, s.created_at) > now() - make_interval(secs => ${freshSeconds}) as fresh
+    from sessions s join memberships m on m.tenant_id = ${tenant_id} and m.user_id = s.user_id
+    where s.tenant_id = ${tenant_id} and s.id = ${sid} and s.revoked_at is null
+      and not session_is_over(s.id, m.ended_through, m.kept_session)`.execute(trx)
+  return rows[0]?.fresh ?? false
+}
+
+/**
+ * Marks the session as proved now, and by a second factor at `mfa_at` if there was one. False when the session has ended.
+ */
+export async function markAuthenticated(
+  trx: TenantTransaction,
+  { tenant_id, sid, mfa_at }: { tenant_id: string; sid: string; mfa_at: Date | null }
+): Promise<boolean> {
+  const { numAffectedRows } = await sql`
+    update sessions s set authenticated_at = now(), mfa_at = coalesce(${mfa_at}::timestamptz, s.mfa_at)
+    from memberships m
+    where s.tenant_id = ${tenant_id} and s.id = ${sid} and s.revoked_at is null
+      and m.tenant_id = ${tenant_id} and m.user_id = s.user_id
+      and not session_is_over(s.id, m.ended_through, m.kept_session)`.execute(trx)
+  return numAffectedRows === 1n
 }

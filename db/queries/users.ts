@@ -19,6 +19,7 @@ export const readUser = statement('read_user', (db, $: { tenant_id: string; user
       'u.name',
       'u.avatar_url',
       sql<boolean>`u.email_verified_at is not null`.as('email_verified'),
+      sql<boolean>`u.mfa_enabled_at is not null`.as('mfa_enabled'),
       'm.tenant_id',
       'm.role',
       'u.created_at',

@@ -134,6 +134,14 @@ const problemSchema: Schema = {
       maxItems: maxFieldErrors,
       description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
       items: { $ref: '#/components/schemas/FieldError' }
+    },
+    mfa_token: {
+      type: 'string',
+      description: 'Completes the sign-in at `POST /api/v1/auth/mfa`; only with `mfa_required`'
+    },
+    enroll: {
+      type: 'boolean',
+      description: 'There is no second factor yet, and the agency demands one; only with `mfa_required`'
     }
   },
   examples: [

@@ -15,6 +15,7 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
   reused: refreshTokenReused,
   revoked: sessionRevoked,
   disabled: sessionRevoked,
+  unproven: () => sessionRevoked({ detail: 'this agency demands a second factor: sign in again' }),
   suspended: tenantSuspended,
   expired: invalidRefreshToken,
   ahead: invalidRefreshToken

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
 import { type Identity, myTenantsByUse } from '../../db/queries/directory.ts'
-import { openSession } from '../../db/queries/sessions.ts'
+import { openSession, passwordOnly } from '../../db/queries/sessions.ts'
 import { replaceHash } from '../../db/queries/users.ts'
 import { type PasswordHash, storedHash } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
@@ -18,6 +18,9 @@ type SignInRequest = FastifyRequest<{ Body: SignIn }>
  *
  * An unknown address, a wrong password, a disabled person and a non-member get the same answer after the same work, so
  * that the reply time reveals nothing: one look-up, one hash, one count, and one audit row when the tenant is known.
+ *
+ * Throws `mfa_required`, and opens no session, for a person with a second factor, and for one without it in a tenant
+ * that demands it. Wrong passwords of before stay counted until the factor is right.
  */
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
@@ -48,12 +51,17 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
       ...subject,
       session_seconds: app.config.sessionMaxAge,
       token_seconds: revocationSeconds(app.config),
+      ...passwordOnly,
       password_version: identity.password_version,
       action: 'session.opened'
     },
     subject
   )
   if (admission?.outcome === 'suspended') throw tenantSuspended()
+  if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
+    const { password_version } = identity
+    throw app.secondFactors.demand(admission.outcome, { ...subject, password_version })
+  }
   if (admission?.outcome !== 'opened') throw await refuse()
   await app.accounts.succeeded(request, account)
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)

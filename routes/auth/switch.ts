@@ -1,12 +1,18 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { findOpenSession, openSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { notFound, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
+import { mfaRequired, notFound, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
+const prove = 'send a code to POST /api/v1/auth/reauthenticate, then switch again'
+const enroll = 'that agency demands a second factor: set one up at POST /api/v1/users/me/mfa/totp, then switch again'
+
 /**
  * Opens a session in another tenant of the same person. Throws `not_found` for a non-member, as for an unknown tenant.
+ *
+ * The new session has the proofs of the present one. Throws `mfa_required` when they are not enough. The problem has no
+ * token, because a bearer token alone must not lead to a session: the proof is added to the present session first.
  */
 export async function switchTenant(app: FastifyInstance, request: FastifyRequest<{ Body: Switch }>) {
   const { user_id, tenant_id, sid: session_id } = request.user
@@ -27,13 +33,15 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
       ...subject,
       session_seconds: app.config.sessionMaxAge,
       token_seconds: revocationSeconds(app.config),
-      password_version: open.password_version,
+      ...open,
       action: 'session.switched'
     },
     subject
   )
   if (!admission) throw notFound()
   if (admission.outcome === 'suspended') throw tenantSuspended()
+  if (admission.outcome === 'mfa_required') throw mfaRequired({ detail: prove })
+  if (admission.outcome === 'enrollment_required') throw mfaRequired({ detail: enroll, extensions: { enroll: true } })
   if (admission.outcome !== 'opened') throw sessionRevoked()
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
 }

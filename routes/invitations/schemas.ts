@@ -43,7 +43,15 @@ export const Acceptance = Type.Object(
   {
     token: Type.String({ minLength: 1, maxLength: 512, examples: ['Gm9v…'] }),
     name: Type.Optional(Name),
-    password: Type.Optional(Password)
+    password: Type.Optional(Password),
+    code: Type.Optional(
+      Type.String({
+        minLength: 6,
+        maxLength: 32,
+        description: 'A code of the second factor of the account, or a recovery code',
+        examples: ['123456']
+      })
+    )
   },
   { additionalProperties: false, title: 'Acceptance' }
 )

@@ -7,12 +7,14 @@ import type { TenantSettings } from '../../db/gate/tables.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { transferOwnership } from '../../db/queries/member-acts.ts'
 import { lockRoles } from '../../db/queries/members.ts'
+import { hasFactor } from '../../db/queries/second-factors.ts'
+import { isFresh } from '../../db/queries/sessions.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { matchesTag, tenantTag, tenantVersion } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
-import { forbidden, notFound, preconditionFailed } from '../../src/http/problems.ts'
+import { conflict, forbidden, notFound, preconditionFailed, reauthenticationRequired } from '../../src/http/problems.ts'
 import { requireDone } from '../../src/tenancy/member-outcomes.ts'
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import { Accepted, NoContent, NotModified, presentTenant, ReadConditions, Tenant, WriteConditions } from '../schemas.ts'
@@ -54,12 +56,12 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '',
     {
-      config: { access: 'admin', problems: ['precondition_failed'] },
+      config: { access: 'admin', problems: ['precondition_failed', 'conflict', 'reauthentication_required'] },
       schema: {
         operationId: 'updateTenant',
         summary: 'Change the agency',
         description:
-          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read.',
+          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`.',
         tags,
         headers: WriteConditions,
         body: TenantPatch,
@@ -69,11 +71,18 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { tenant_id } = request.user
       const condition = request.headers['if-match']
+      const patch = withUtcDemand(request.body)
       const outcome = await request.withTenant(async (trx) => {
         const before = await lockTenant(trx, tenant_id)
         if (!before) return 'gone'
         if (condition !== undefined && !matchesVersion(condition, before)) return 'changed'
-        const after = merge(before, request.body)
+        const after = merge(before, patch)
+        const demand = after.settings.mfa_required_from
+        if (demand !== before.settings.mfa_required_from) {
+          if (!(await isFresh(trx, request.user))) return 'stale'
+          // so that nobody locks themselves out, and everybody else with them
+          if (demand !== undefined && !(await hasFactor(trx, request.user.user_id))) return 'unenrolled'
+        }
         const change = { before: { name: before.name, settings: before.settings }, after }
         if (!isDeepStrictEqual(change.before, change.after)) {
           await updateTenant(trx, tenant_id, after)
@@ -84,6 +93,8 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       })
       if (outcome === 'gone') throw notFound()
       if (outcome === 'changed') throw preconditionFailed()
+      if (outcome === 'stale') throw reauthenticationRequired()
+      if (outcome === 'unenrolled') throw conflict({ detail: 'set up a second factor of your own first' })
       await app.revocations.readNow()
       reply.header('etag', tenantTag(outcome)).header('cache-control', 'private, no-cache')
       return presentTenant(outcome, await app.storageQuota(outcome.id))
@@ -134,11 +145,12 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '',
     {
-      config: { access: 'owner' },
+      config: { access: 'owner', problems: ['reauthentication_required'] },
       schema: {
         operationId: 'deleteTenant',
         summary: 'Delete the agency',
-        description: 'Suspends the agency at once and purges it later. The slug in the body confirms the deletion.',
+        description:
+          'Suspends the agency at once and purges it later. The slug in the body confirms the deletion. Needs a sign-in within the last five minutes.',
         tags,
         body: Deletion,
         response: { 202: Accepted }
@@ -149,6 +161,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const outcome = await request.withTenant(async (trx) => {
         const tenant = await lockTenant(trx, tenant_id)
         if (tenant?.slug !== normalizeSlug(request.body.slug)) return 'unconfirmed'
+        if (!(await isFresh(trx, request.user))) return 'stale'
         const roles = await lockRoles(trx, [request.user.user_id])
         if (roles.find(({ user_id }) => user_id === request.user.user_id)?.role !== 'owner') return 'demoted'
         const [tokenSeconds, purgeAfter] = [revocationSeconds(app.config), app.config.tenantPurgeAfter]
@@ -163,6 +176,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (outcome === 'unconfirmed') {
         throw invalidMembers([{ path: '/body/slug', message: "must be this agency's slug" }])
       }
+      if (outcome === 'stale') throw reauthenticationRequired()
       if (outcome === 'demoted') throw forbidden()
       await app.revocations.readNow()
       reply.code(202)
@@ -173,11 +187,12 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/transfer',
     {
-      config: { access: 'owner', problems: ['not_found'] },
+      config: { access: 'owner', problems: ['not_found', 'reauthentication_required'] },
       schema: {
         operationId: 'transferTenant',
         summary: 'Hand the agency over',
-        description: 'The member becomes an owner and the caller becomes an admin, in one step.',
+        description:
+          'The member becomes an owner and the caller becomes an admin, in one step. Needs a sign-in within the last five minutes.',
         tags,
         body: Transfer,
         response: { 204: NoContent }
@@ -189,7 +204,11 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         user_id: request.body.user_id,
         token_seconds: revocationSeconds(app.config)
       }
-      requireDone(await request.withTenant((trx) => transferOwnership(trx, act)))
+      const outcome = await request.withTenant(async (trx) =>
+        (await isFresh(trx, request.user)) ? transferOwnership(trx, act) : 'stale'
+      )
+      if (outcome === 'stale') throw reauthenticationRequired()
+      requireDone(outcome)
       await app.revocations.readNow()
       reply.code(204)
     }
@@ -200,6 +219,21 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
 async function* prepend(first: IteratorResult<string>, rest: AsyncGenerator<string>) {
   if (!first.done) yield first.value
   yield* rest
+}
+
+/**
+ * Writes the moment from which a second factor is demanded in UTC, as the database compares it. Throws
+ * `validation_failed` for a leap second, and for a moment whose year in UTC has no four digits.
+ */
+function withUtcDemand(patch: TenantPatch): TenantPatch {
+  const given = patch.settings?.mfa_required_from
+  if (typeof given !== 'string') return patch
+  const moment = new Date(given)
+  const text = Number.isNaN(moment.getTime()) ? '' : moment.toISOString()
+  if (!/^\d{4}-/.test(text)) {
+    throw invalidMembers([{ path: '/body/settings/mfa_required_from', message: 'must be a moment of RFC 3339' }])
+  }
+  return { ...patch, settings: { ...patch.settings, mfa_required_from: text } }
 }
 
 /** Applies a JSON merge patch (RFC 7396), also inside `settings`: absent members stay, null removes a member. */

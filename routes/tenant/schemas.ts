@@ -21,6 +21,15 @@ export const TenantPatch = Type.Object(
               examples: [['https://app.acme.example']]
             })
           ),
+          mfa_required_from: Type.Optional(
+            Type.Unsafe<string | null>({
+              type: ['string', 'null'],
+              format: 'date-time',
+              description:
+                'From then on a session in this agency needs a second factor: sign-in and refresh ask for it. Null demands none',
+              examples: [null]
+            })
+          ),
           locale: Type.Optional(
             Nullable(
               StringEnum(locales, {

@@ -7,7 +7,6 @@ import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidCredentials } from '../../src/http/problems.ts'
 import { mailboxOf, normalizeEmail } from '../../src/mail/mailboxes.ts'
 import { Accepted } from '../schemas.ts'
-import { requirePassword } from './credentials.ts'
 import { EmailChange } from './schemas.ts'
 
 /** Changes the address of the signed-in person. */
@@ -28,7 +27,7 @@ const email: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       const { user_id, tenant_id, sid } = request.user
-      const checked = await requirePassword(app, request, reply, request.body.password)
+      const checked = await app.credentials.requirePassword(request, reply, request.body.password)
       const address = normalizeEmail(request.body.email)
       if (address === checked.email) {
         throw invalidMembers([{ path: '/body/email', message: 'must differ from the current one' }])

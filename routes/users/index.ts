@@ -13,7 +13,6 @@ import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidCredentials, lastOwner, notFound, preconditionFailed, sessionRevoked } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
-import { requirePassword } from './credentials.ts'
 import email from './email.ts'
 import { lockUser, renameUser } from './queries.ts'
 import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
@@ -108,7 +107,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      await requirePassword(app, request, reply, request.body.password)
+      await app.credentials.requirePassword(request, reply, request.body.password)
       const [result] = await request.tenantQuery(endMyIdentity, { token_seconds })
       if (result?.outcome !== 'ended') throw lastOwner()
       await app.revocations.readNow()
@@ -132,7 +131,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { current_password, new_password } = request.body
       const { user_id, sid } = request.user
-      const checked = await requirePassword(app, request, reply, current_password)
+      const checked = await app.credentials.requirePassword(request, reply, current_password)
       const path = '/body/new_password'
       const own = [checked.email, ...(await namesOf(request))]
       requireAcceptablePassword(new_password, path, passwordMinLength, own)

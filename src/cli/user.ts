@@ -3,6 +3,7 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { requestPasswordReset } from '../../db/queries/accounts/mails.ts'
 import { operateAccount } from '../../db/queries/accounts/operation.ts'
 import { type AccountRow, findAccount, mySessionsPage, myTenantsByUse } from '../../db/queries/directory.ts'
+import { myFactor, removeFactor } from '../../db/queries/second-factors.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { mailboxOf, normalizeEmail } from '../mail/mailboxes.ts'
 import { maxUuid } from '../uuids.ts'
@@ -45,12 +46,18 @@ command
   .description('Ends every session of a person, in every agency.')
   .action((email: string) => change(email, 'sign_out'))
 
+command
+  .command('remove-factor <e-mail>')
+  .description('Removes the second factor of a person who has lost it, and ends their sessions.')
+  .action(removeSecondFactor)
+
 await command.parseAsync()
 
 function show(given: string): Promise<never> {
   return operate(async (gate, config) => {
     const { id, email, ...account } = await requireAccount(gate, given)
-    const scope = { tenant_id: null, user_id: id, request: '' }
+    const scope = scopeOf(id)
+    const [factor] = await gate.query(scope, myFactor, {})
     const tenants = await gate.query(scope, myTenantsByUse, {})
     const sessions = await gate.query(scope, mySessionsPage, {
       idle_seconds: config.refreshTokenTtl,
@@ -63,6 +70,7 @@ function show(given: string): Promise<never> {
       `e-mail ${email}, ${account.email_verified_at === null ? 'not verified' : 'verified'}`,
       account.disabled_at === null ? 'not disabled' : `disabled since ${account.disabled_at.toISOString()}`,
       `password ${account.password_hash === null ? 'not set' : 'set'}, wrong passwords in a row: ${account.failures}`,
+      `second factor ${factor?.confirmed ? `set up, recovery codes left: ${factor.recovery_codes.length}` : 'not set up'}`,
       `agencies: ${tenants.length}`,
       ...tenants.map(({ slug, role, status }) => `  ${slug}: ${role}${status === 'active' ? '' : `, ${status}`}`),
       `open sessions: ${more ? `more than ${maxListed}` : sessions.length}`,
@@ -95,6 +103,20 @@ function change(given: string, act: keyof typeof outcomes): Promise<never> {
     const changed = result?.changed ?? 0
     return `${email} ${changed > 0 ? outcomes[act].done(changed) : outcomes[act].already}`
   })
+}
+
+function removeSecondFactor(given: string): Promise<never> {
+  return operate(async (gate, config) => {
+    const { id, email } = await requireAccount(gate, given)
+    const token_seconds = revocationSeconds(config)
+    const removed = await gate.transaction(scopeOf(id), (trx) => removeFactor(trx, { actor_id: null, token_seconds }))
+    return `${email} ${removed ? 'has no second factor any more, and is signed out everywhere' : 'has no second factor'}`
+  })
+}
+
+/** The scope of a person in no agency. */
+function scopeOf(user_id: string) {
+  return { tenant_id: null, user_id, request: '' }
 }
 
 async function requireAccount(gate: TenantGate, given: string) {

@@ -1,44 +1,20 @@
-import { ExpectedError } from '../expected-error.ts'
+import { problem } from './problem-documents.ts'
 
-/**
+export {
+  catalogue,
+  type FieldError,
+  Problem,
+  type ProblemKind,
+  type ProblemOptions,
+  problemDocument
+} from './problem-documents.ts'
+
+/*
  * The catalogue of all problems that clients can get (RFC 9457).
  *
  * A `code` is stable, so clients may branch on it; the wording may change. Each entry is a function that makes an error
  * to throw. Only the error handler writes problem documents to a reply.
  */
-
-export type FieldError = { path: string; message: string }
-
-/** Additions to the wording of the catalogue. `extensions` become members of the document. */
-export type ProblemOptions = {
-  detail?: string
-  errors?: FieldError[]
-  headers?: Record<string, string>
-  extensions?: Record<string, unknown>
-  cause?: unknown
-}
-
-export type ProblemKind = { code: string; status: number; title: string; remedy: string }
-
-export class Problem extends ExpectedError {
-  readonly kind: ProblemKind
-  readonly options: ProblemOptions
-  constructor(kind: ProblemKind, options: ProblemOptions) {
-    super(options.detail ?? kind.title, { cause: options.cause })
-    this.kind = kind
-    this.options = options
-  }
-}
-
-export const catalogue = new Map<string, ProblemKind>()
-
-type ProblemMaker = (options?: ProblemOptions) => Problem
-
-function problem(code: string, status: number, title: string, remedy: string): ProblemMaker {
-  const kind = { code, status, title, remedy }
-  catalogue.set(code, kind)
-  return (options = {}) => new Problem(kind, options)
-}
 
 const retryLater = 'Wait for the seconds in Retry-After, then send the request again.'
 
@@ -91,8 +67,8 @@ export const sessionRevoked = problem('session_revoked', 401, 'The session has e
 export const invalidCredentials = problem(
   'invalid_credentials',
   401,
-  'E-mail or password is wrong',
-  'Check both. The answer is the same for an address that nobody has registered.'
+  'E-mail, password or code is wrong',
+  'Check them. The answer is the same for an address that nobody has registered. A code of an app is good for a minute, and once.'
 )
 export const invalidRefreshToken = problem(
   'invalid_refresh_token',
@@ -105,6 +81,19 @@ export const refreshTokenReused = problem(
   401,
   'The refresh token was used before',
   'Sign in again. A used token shown later may be stolen, so its whole session was ended.'
+)
+/** The password was right. `mfa_token`, if there is one, completes the sign-in. */
+export const mfaRequired = problem(
+  'mfa_required',
+  401,
+  'A second factor is required',
+  'Send `mfa_token` with a code to `POST /api/v1/auth/mfa`. With `enroll` there is no factor yet: get a secret at `POST /api/v1/auth/mfa/totp` first. Without `mfa_token`, `detail` says what to do.'
+)
+export const invalidMfaToken = problem(
+  'invalid_mfa_token',
+  401,
+  'The mfa_token is not valid',
+  'Sign in with the password again. A token is good for five minutes (fifteen to enroll) and for one sign-in, and ends when the password changes.'
 )
 
 // 403
@@ -126,6 +115,13 @@ export const notAMember = problem(
   403,
   'You are not a member of any agency',
   'Accept an invitation or register an agency of your own.'
+)
+/** A stolen access token must not be enough for what can't be undone. */
+export const reauthenticationRequired = problem(
+  'reauthentication_required',
+  403,
+  'Prove again who you are',
+  'Send the password or a code to `POST /api/v1/auth/reauthenticate`, then repeat the request within five minutes.'
 )
 
 // 404, 405, 408
@@ -276,22 +272,3 @@ export const overloaded = problem('overloaded', 503, 'The service is busy', retr
 /** The object store is full for all tenants, and an operator must make room. */
 export const storageFull = problem('storage_full', 507, 'There is no room for files', retryLater)
 export const shuttingDown = problem('shutting_down', 503, 'This process is shutting down', retryLater)
-
-/**
- * Makes the body of a problem document. It never contains `cause`, and a 5xx contains no `detail`.
- *
- * `request_id` is absent only when there was no HTTP request, on a connection that sent something else.
- */
-export function problemDocument(problem: Problem, requestId?: string) {
-  const { kind, options } = problem
-  return {
-    type: `/api/v1/problems/${kind.code}`,
-    title: kind.title,
-    status: kind.status,
-    ...(kind.status < 500 && options.detail !== undefined && { detail: options.detail }),
-    code: kind.code,
-    ...(requestId !== undefined && { request_id: requestId }),
-    ...(options.errors && { errors: options.errors }),
-    ...options.extensions
-  }
-}

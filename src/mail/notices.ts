@@ -15,7 +15,16 @@ export type AccountTexts = {
  *
  * A new kind needs its texts in `noticeTexts`, and a call of `queueNotice` in the transaction of the change.
  */
-export const noticeKinds = ['address_taken', 'email_changed', 'new_device', 'password_changed'] as const
+export const noticeKinds = [
+  'address_taken',
+  'email_changed',
+  'factor_enabled',
+  'factor_removed',
+  'new_device',
+  'password_changed',
+  'recovery_code_used',
+  'recovery_codes_renewed'
+] as const
 export type NoticeKind = (typeof noticeKinds)[number]
 
 export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
@@ -34,6 +43,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer: 'If it was not you, turn to the people who run the agency at once.'
     },
+    factor_enabled: {
+      subject: () => 'A second factor was set up for your account',
+      paragraphs: ({ agency, moment, device }) => [
+        `Since ${moment} signing in to your account at ${agency} takes a code of an app besides the password.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password, and turn to the people who run the agency at once.'
+    },
+    factor_removed: {
+      subject: () => 'The second factor of your account was removed',
+      paragraphs: ({ agency, moment, device }) => [
+        `Since ${moment} signing in to your account at ${agency} takes the password only.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password, and a new second factor, at once.'
+    },
     new_device: {
       subject: ({ agency }) => `A new sign-in to your account at ${agency}`,
       paragraphs: ({ agency, moment, device }) => [
@@ -49,6 +74,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Device: ${device}`
       ],
       footer: 'If it was not you, ask for a new password at once. That ends all sessions.'
+    },
+    recovery_code_used: {
+      subject: () => 'A recovery code of your account was used',
+      paragraphs: ({ agency, moment, device }) => [
+        `A recovery code of your account at ${agency} was used on ${moment}. It cannot be used again.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password and ask for new recovery codes at once.'
+    },
+    recovery_codes_renewed: {
+      subject: () => 'Your recovery codes were replaced',
+      paragraphs: ({ agency, moment, device }) => [
+        `The recovery codes of your account at ${agency} were replaced on ${moment}. The old ones cannot be used any more.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password, and a new second factor, at once.'
     }
   },
   'pt-BR': {
@@ -66,6 +107,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer: 'Se não foi você, procure imediatamente quem administra a agência.'
     },
+    factor_enabled: {
+      subject: () => 'A verificação em duas etapas da sua conta foi ativada',
+      paragraphs: ({ agency, moment, device }) => [
+        `Desde ${moment}, entrar na sua conta em ${agency} pede, além da senha, um código de um aplicativo.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina uma nova senha e procure imediatamente quem administra a agência.'
+    },
+    factor_removed: {
+      subject: () => 'A verificação em duas etapas da sua conta foi removida',
+      paragraphs: ({ agency, moment, device }) => [
+        `Desde ${moment}, entrar na sua conta em ${agency} pede apenas a senha.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha e ative a verificação de novo.'
+    },
     new_device: {
       subject: ({ agency }) => `Um novo acesso à sua conta em ${agency}`,
       paragraphs: ({ agency, moment, device }) => [
@@ -81,6 +138,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Aparelho: ${device}`
       ],
       footer: 'Se não foi você, peça uma nova senha imediatamente. Isso encerra todas as sessões.'
+    },
+    recovery_code_used: {
+      subject: () => 'Um código de recuperação da sua conta foi usado',
+      paragraphs: ({ agency, moment, device }) => [
+        `Um código de recuperação da sua conta em ${agency} foi usado em ${moment}. Ele não pode ser usado de novo.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha e peça novos códigos de recuperação.'
+    },
+    recovery_codes_renewed: {
+      subject: () => 'Os seus códigos de recuperação foram trocados',
+      paragraphs: ({ agency, moment, device }) => [
+        `Os códigos de recuperação da sua conta em ${agency} foram trocados em ${moment}. Os antigos não valem mais.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha e ative a verificação de novo.'
     }
   }
 }

@@ -1,0 +1,140 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { v4 as randomUuid } from 'uuid'
+import { type Scope, systemScope } from '../../db/gate/gate-query.ts'
+import {
+  countFactorFailure,
+  type FactorProof,
+  type FactorRow,
+  factorKeysInUse,
+  myFactor
+} from '../../db/queries/second-factors.ts'
+import { createFactorSecrets, type SealedSecret } from '../../src/auth/factor-secrets.ts'
+import { createMfaTokens, type MfaSubject, type MfaTokens } from '../../src/auth/mfa-tokens.ts'
+import {
+  createFactorSecret,
+  findStep,
+  hasDigest,
+  isTimeCode,
+  presentSecret,
+  recoveryDigest
+} from '../../src/auth/one-time-codes.ts'
+import { invalidCredentials, mfaRequired, type Problem } from '../../src/http/problems.ts'
+import { createKeyRing } from '../../src/keys.ts'
+import type { Account } from './accounts.ts'
+
+/** A person whose code is to be checked, in the scope of the statements. */
+type Person = Scope & { user_id: string }
+/** A stored factor. */
+export type Factor = FactorRow & { id: string }
+export type NewFactor = { stored: SealedSecret & { id: string }; shown: { secret: string; uri: string } }
+export type CheckedCode = { proof: FactorProof; account: Account }
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    mfaTokens: MfaTokens
+    secondFactors: {
+      /** Creates a secret, to store until it is confirmed and to show once. */
+      create(userId: string, email: string): NewFactor
+      /** Reads the person with their factor. Default: the signed-in person. */
+      find(request: FastifyRequest, person?: Person): Promise<FactorRow | undefined>
+      /**
+       * Checks a code of a factor without using it up: `useFactor` or `enableFactor` does, in the transaction of what
+       * the code is for. Attempts count for the account like wrong passwords.
+       *
+       * Throws `rate_limited`, and `invalid_credentials` for a code that is wrong or was used before.
+       */
+      check(
+        request: FastifyRequest,
+        reply: FastifyReply,
+        person: Person,
+        factor: Factor,
+        code: string
+      ): Promise<CheckedCode>
+      /** Counts a code that another request used first, and returns the problem to throw. */
+      refuse(request: FastifyRequest, email: string): Promise<Problem>
+      /**
+       * The problem of a sign-in whose password was right and that has no factor yet. Its document has a token to go on
+       * with.
+       */
+      demand(outcome: 'mfa_required' | 'enrollment_required', subject: MfaSubject): Problem
+    }
+  }
+}
+
+/**
+ * After so many wrong codes of an app in a row only a recovery code is accepted. It bounds the guessing of the six
+ * digits from every network, also from those where the account was used before. Only somebody who knows the password, or
+ * is signed in, can get so far, so strangers can't lock anybody out.
+ */
+export const maxWrongCodes = 100
+
+/**
+ * Checks one-time codes and recovery codes. Refuses to start when a stored secret needs a key that is not configured.
+ */
+export default fp(
+  async (app) => {
+    const secrets = createFactorSecrets(app.config.passwordPepper)
+    const stored = await app.gate.query(systemScope, factorKeysInUse, {})
+    const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
+    if (missing.length > 0) {
+      throw new Error(`PASSWORD_PEPPER lacks the pepper of stored second factors (key id ${missing.join(', ')})`)
+    }
+
+    function proofOf(userId: string, factor: Factor, code: string): FactorProof | undefined {
+      const { id } = factor
+      if (!isTimeCode(code)) {
+        const recovery = recoveryDigest(userId, code)
+        const known = factor.confirmed && hasDigest(factor.recovery_codes, recovery)
+        return known ? { id, step: null, recovery, renewed: null } : undefined
+      }
+      const secret = secrets.open(userId, factor)
+      const step = secret && findStep(secret, code)
+      if (!secret || step === undefined || step <= factor.last_step) return undefined
+      const renewed = factor.key_id === secrets.first ? null : secrets.seal(userId, secret)
+      return { id, step, recovery: null, renewed }
+    }
+
+    app.decorate('mfaTokens', createMfaTokens(createKeyRing(app.config.jwtSecret, 'mfa token')))
+    app.decorate('secondFactors', {
+      create(userId: string, email: string) {
+        const secret = createFactorSecret()
+        return {
+          stored: { id: randomUuid(), ...secrets.seal(userId, secret) },
+          shown: presentSecret(secret, email)
+        }
+      },
+      async find(request: FastifyRequest, person?: Person) {
+        const [row] = await request.tenantQuery(myFactor, {}, person)
+        return row
+      },
+      async check(request: FastifyRequest, reply: FastifyReply, person: Person, factor: Factor, code: string) {
+        const { email, failures, id } = factor
+        const account = await app.accounts.find(request, reply, email)
+        const spent = failures >= maxWrongCodes && isTimeCode(code)
+        const proof = spent ? undefined : proofOf(person.user_id, factor, code)
+        if (proof) return { proof, account }
+        await app.accounts.failed(request, email)
+        if (spent) {
+          throw invalidCredentials({ detail: 'too many wrong codes in a row: only a recovery code is accepted' })
+        }
+        await request.tenantQuery(countFactorFailure, { id }, person)
+        throw invalidCredentials()
+      },
+      async refuse(request: FastifyRequest, email: string) {
+        await app.accounts.failed(request, email)
+        return invalidCredentials()
+      },
+      demand(outcome: 'mfa_required' | 'enrollment_required', subject: MfaSubject) {
+        if (outcome === 'mfa_required') {
+          return mfaRequired({ extensions: { mfa_token: app.mfaTokens.issue('sign_in', subject) } })
+        }
+        return mfaRequired({
+          detail: 'this agency demands a second factor, and you have none yet',
+          extensions: { mfa_token: app.mfaTokens.issue('enrollment', subject), enroll: true }
+        })
+      }
+    })
+  },
+  { name: 'second-factors', dependencies: ['accounts', 'config', 'database'] }
+)

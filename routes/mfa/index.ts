@@ -1,0 +1,172 @@
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { NoContent } from '../schemas.ts'
+import {
+  confirmEnrollment,
+  describeFactor,
+  reauthenticate,
+  removeEnrollment,
+  replaceRecoveryCodes,
+  startEnrollment
+} from './factor.ts'
+import {
+  FactorCode,
+  FactorSecret,
+  MfaEnrollment,
+  MfaReply,
+  MfaSignIn,
+  Reauthentication,
+  RecoveryCodes,
+  SecondFactor
+} from './schemas.ts'
+import { completeSignIn, enrollAtSignIn } from './sign-in.ts'
+
+/** Second factors: to set one up, to sign in with it, and to prove anew who one is. */
+const mfa: FastifyPluginAsyncTypebox = async (app) => {
+  const access = 'user'
+  const wrong = ['invalid_credentials', 'rate_limited']
+
+  app.get(
+    '/users/me/mfa',
+    {
+      config: { access },
+      schema: {
+        operationId: 'getMfa',
+        summary: 'The second factor of the signed-in person',
+        description: 'Whether there is one, and how many recovery codes are left.',
+        tags: ['me'],
+        response: { 200: SecondFactor }
+      }
+    },
+    (request, reply) => {
+      reply.header('cache-control', 'private, no-cache')
+      return describeFactor(app, request)
+    }
+  )
+
+  app.post(
+    '/users/me/mfa/totp',
+    {
+      config: { access, throttled: true, problems: ['reauthentication_required', 'conflict'] },
+      schema: {
+        operationId: 'startTotp',
+        summary: 'Begin to set up a second factor',
+        description:
+          'The secret is shown once, and becomes a factor when `POST /api/v1/users/me/mfa/totp/confirm` gets a code of it. Until then sign-in is as before, and a further call replaces the secret. Needs a sign-in within the last five minutes.',
+        tags: ['me'],
+        response: { 200: FactorSecret }
+      }
+    },
+    (request) => startEnrollment(app, request)
+  )
+
+  app.post(
+    '/users/me/mfa/totp/confirm',
+    {
+      config: { access, problems: [...wrong, 'conflict'] },
+      schema: {
+        operationId: 'confirmTotp',
+        summary: 'Set up a second factor',
+        description:
+          'From now on sign-in asks for a code. Ends every other session, in every agency. The reply has ten recovery codes, which are never shown again.',
+        tags: ['me'],
+        body: FactorCode,
+        response: { 200: RecoveryCodes }
+      }
+    },
+    (request, reply) => confirmEnrollment(app, request, reply)
+  )
+
+  app.delete(
+    '/users/me/mfa/totp',
+    {
+      config: { access, problems: [...wrong, 'conflict'] },
+      schema: {
+        operationId: 'removeTotp',
+        summary: 'Remove the second factor',
+        description:
+          'Ends every other session, in every agency. An agency that demands a second factor lets the person in again when they have set up another one.',
+        tags: ['me'],
+        body: FactorCode,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      await removeEnrollment(app, request, reply)
+      reply.code(204)
+    }
+  )
+
+  app.post(
+    '/users/me/mfa/recovery-codes',
+    {
+      config: { access, problems: [...wrong, 'conflict'] },
+      schema: {
+        operationId: 'renewRecoveryCodes',
+        summary: 'New recovery codes',
+        description: 'The old ones become invalid.',
+        tags: ['me'],
+        body: FactorCode,
+        response: { 200: RecoveryCodes }
+      }
+    },
+    (request, reply) => replaceRecoveryCodes(app, request, reply)
+  )
+
+  const signIn = ['invalid_mfa_token', 'tenant_mismatch', 'tenant_suspended']
+
+  app.post(
+    '/auth/mfa',
+    {
+      config: { access: 'public', throttled: true, problems: [...signIn, ...wrong] },
+      schema: {
+        operationId: 'completeSignIn',
+        summary: 'Complete a sign-in with a second factor',
+        description:
+          'After a right password sign-in answers 401 `mfa_required` with an `mfa_token`. With a code of the app, or a recovery code, it becomes a session in the agency that the sign-in chose. A wrong code is 401 `invalid_credentials`, and counts like a wrong password; the token can be used until one succeeds. With a token to enroll the code is the first one of the new secret, and the reply has the recovery codes.',
+        tags: ['auth'],
+        body: MfaSignIn,
+        response: { 200: MfaReply }
+      }
+    },
+    (request, reply) => completeSignIn(app, request, reply)
+  )
+
+  app.post(
+    '/auth/mfa/totp',
+    {
+      config: { access: 'public', throttled: true, problems: signIn },
+      schema: {
+        operationId: 'enrollAtSignIn',
+        summary: 'Set up a second factor at sign-in',
+        description:
+          'For people whose agency demands a second factor and who have none: sign-in answered `mfa_required` with `enroll`. The secret is shown once; `POST /api/v1/auth/mfa` with its first code completes the sign-in.',
+        tags: ['auth'],
+        body: MfaEnrollment,
+        response: { 200: FactorSecret }
+      }
+    },
+    (request) => enrollAtSignIn(app, request)
+  )
+
+  app.post(
+    '/auth/reauthenticate',
+    {
+      config: { access, problems: [...wrong, 'conflict'] },
+      schema: {
+        operationId: 'reauthenticate',
+        summary: 'Prove again who you are',
+        description:
+          'With the password or with a code of the second factor. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.',
+        tags: ['auth'],
+        body: Reauthentication,
+        response: { 204: NoContent }
+      }
+    },
+    async (request, reply) => {
+      await reauthenticate(app, request, reply)
+      reply.code(204)
+    }
+  )
+}
+
+export default mfa

@@ -1,0 +1,103 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
+import { recordRefusedSignIn } from '../../db/queries/audit.ts'
+import { enableFactor, startFactor, useFactor } from '../../db/queries/second-factors.ts'
+import { openSession } from '../../db/queries/sessions.ts'
+import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
+import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
+import { invalidMfaToken, Problem, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
+import type { MfaEnrollment, MfaSignIn } from './schemas.ts'
+
+type MfaRequest = FastifyRequest<{ Body: MfaEnrollment }>
+
+/**
+ * Completes a sign-in whose password was right: with a code of the person's factor, or with the first code of a factor
+ * that is enrolled on the way. The session is one of the tenant that the sign-in chose.
+ *
+ * Throws `invalid_credentials` for a wrong code; the token can be used again then. Throws `invalid_mfa_token` when the
+ * sign-in has to begin anew.
+ */
+export async function completeSignIn(
+  app: FastifyInstance,
+  request: FastifyRequest<{ Body: MfaSignIn }>,
+  reply: FastifyReply
+) {
+  const token = requireToken(app, request)
+  const { tenant_id, user_id, password_version } = token
+  const person = { tenant_id, user_id }
+  const enrolls = token.purpose === 'enrollment'
+  const row = await requirePerson(app, request, token)
+  if (row.id === null || row.confirmed === enrolls) throw invalidMfaToken()
+  const factor = { ...row, id: row.id }
+
+  const refused = (): Promise<unknown> => request.tenantQuery(recordRefusedSignIn, { email: row.email }, person)
+  const { proof, account } = await app.secondFactors
+    .check(request, reply, person, factor, request.body.code)
+    .catch(async (err: unknown) => {
+      if (err instanceof Problem && err.kind.code === 'invalid_credentials') await refused()
+      throw err
+    })
+
+  const codes = enrolls ? createRecoveryCodes() : undefined
+  const token_seconds = revocationSeconds(app.config)
+  const prove = (trx: TenantTransaction): Promise<Date | undefined> => {
+    if (!codes) return useFactor(trx, proof, { actor_id: user_id, token: token.id })
+    const recovery_codes = codes.map((code) => recoveryDigest(user_id, code))
+    return enableFactor(
+      trx,
+      { id: proof.id, step: proof.step ?? 0, recovery_codes },
+      { actor_id: user_id, token_seconds }
+    )
+  }
+  const admission = await request.withTenant(async (trx) => {
+    const mfa_at = await prove(trx)
+    if (!mfa_at) return 'used'
+    const [opened] = await queryIn(trx, openSession, {
+      ...{ ...person, password_version, token_seconds, session_seconds: app.config.sessionMaxAge },
+      ...{ action: 'session.opened', authenticated_at: null, mfa_at }
+    })
+    // the throw rolls an enrollment back: its recovery codes would be lost
+    if (codes && opened?.outcome !== 'opened') throw refusalOf(opened?.outcome)
+    return opened
+  }, person)
+  if (admission === 'used') {
+    await refused()
+    throw await app.secondFactors.refuse(request, row.email)
+  }
+  if (admission?.outcome !== 'opened') throw refusalOf(admission?.outcome)
+  await app.accounts.succeeded(request, account)
+  if (codes) await app.revocations.readNow()
+  const { email, role, session_id: sid } = admission
+  return { ...app.tokens.issue({ ...person, email, role, sid }, 0), ...(codes && { recovery_codes: codes }) }
+}
+
+/**
+ * Gives a secret to somebody whose password was right, who has no factor, and whose agency demands one. Throws
+ * `invalid_mfa_token` when they have one by now.
+ */
+export async function enrollAtSignIn(app: FastifyInstance, request: MfaRequest) {
+  const token = requireToken(app, request)
+  if (token.purpose !== 'enrollment') throw invalidMfaToken()
+  const { email } = await requirePerson(app, request, token)
+  const { stored, shown } = app.secondFactors.create(token.user_id, email)
+  if (!(await request.withTenant((trx) => startFactor(trx, stored), token))) throw invalidMfaToken()
+  return shown
+}
+
+function requireToken(app: FastifyInstance, request: MfaRequest): MfaToken {
+  const token = app.mfaTokens.verify(request.body.mfa_token)
+  if (!token) throw invalidMfaToken()
+  if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
+  return token
+}
+
+/** The person of the token, if the password is still the one that was proved. */
+async function requirePerson(app: FastifyInstance, request: FastifyRequest, token: MfaToken) {
+  const row = await app.secondFactors.find(request, token)
+  if (!row || row.disabled_at || row.password_version !== token.password_version) throw invalidMfaToken()
+  return row
+}
+
+const refusalOf = (outcome: string | undefined): Problem =>
+  outcome === 'suspended' ? tenantSuspended() : invalidMfaToken()

@@ -1,0 +1,73 @@
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import { v7 as uuidv7 } from 'uuid'
+import { deriveKey, type KeyRing } from '../keys.ts'
+import { bytesToUuid, uuidToBytes } from '../uuids.ts'
+
+/**
+ * What the token is for: to complete a sign-in (`sign_in`), or to enroll a factor and complete it then (`enrollment`).
+ */
+export type MfaPurpose = 'sign_in' | 'enrollment'
+
+/** The sign-in that waits for a factor. `password_version` is that of the password that was proved. */
+export type MfaSubject = { tenant_id: string; user_id: string; password_version: number }
+export type MfaToken = MfaSubject & { purpose: MfaPurpose; id: string }
+
+export type MfaTokens = {
+  issue(purpose: MfaPurpose, subject: MfaSubject): string
+  /** Returns the content of a token of this server that has not expired, else undefined. */
+  verify(token: string): MfaToken | undefined
+}
+
+/** Enrolling takes longer: somebody may have to install an app first. */
+export const mfaTokenSeconds: Record<MfaPurpose, number> = { sign_in: 300, enrollment: 900 }
+
+const purposes: readonly MfaPurpose[] = ['sign_in', 'enrollment']
+// key id, purpose, token id, tenant, person, version of the password, end
+const sizes = { keyId: 11, purpose: 1, uuid: 16, number: 4, mac: 32 }
+const bodySize = sizes.keyId + sizes.purpose + 3 * sizes.uuid + 2 * sizes.number
+const tokenSize = bodySize + sizes.mac
+
+/**
+ * Issues and verifies the tokens that stand between a password and a session. An HMAC with a key of its own covers all
+ * of their content, so no other token can be taken for one, and they are not stored.
+ *
+ * This module only says whether a token is genuine and fresh. The database says whether it was used.
+ */
+export function createMfaTokens(ring: KeyRing): MfaTokens {
+  const macKeys = new Map([...ring.byId.values()].map((key) => [key.id, deriveKey(key.secret, 'mfa token')]))
+
+  function sign(keyId: string, body: Buffer): Buffer | undefined {
+    const key = macKeys.get(keyId)
+    return key && createHmac('sha256', key).update(body).digest()
+  }
+
+  return {
+    issue(purpose, { tenant_id, user_id, password_version }) {
+      const body = Buffer.alloc(bodySize)
+      let at = body.write(ring.first.id, 0, 'latin1')
+      at = body.writeUInt8(purposes.indexOf(purpose), at)
+      for (const uuid of [uuidv7(), tenant_id, user_id]) at += uuidToBytes(uuid).copy(body, at)
+      at = body.writeUInt32BE(password_version, at)
+      body.writeUInt32BE(Math.floor(Date.now() / 1000) + mfaTokenSeconds[purpose], at)
+      return Buffer.concat([body, sign(ring.first.id, body) as Buffer]).toString('base64url')
+    },
+    verify(token) {
+      const bytes = Buffer.from(token, 'base64url')
+      // reject other base64 spellings of the same bytes
+      if (bytes.length !== tokenSize || bytes.toString('base64url') !== token) return undefined
+      const body = bytes.subarray(0, bodySize)
+      const expected = sign(body.toString('latin1', 0, sizes.keyId), body)
+      if (!expected || !timingSafeEqual(expected, bytes.subarray(bodySize))) return undefined
+      const ids = sizes.keyId + sizes.purpose
+      const numbers = ids + 3 * sizes.uuid
+      if (body.readUInt32BE(numbers + sizes.number) * 1000 <= Date.now()) return undefined
+      return {
+        purpose: purposes[body.readUInt8(sizes.keyId)] as MfaPurpose,
+        id: bytesToUuid(body, ids),
+        tenant_id: bytesToUuid(body, ids + sizes.uuid),
+        user_id: bytesToUuid(body, ids + 2 * sizes.uuid),
+        password_version: body.readUInt32BE(numbers)
+      }
+    }
+  }
+}
