@@ -104,6 +104,7 @@ t.test('npm run user', async (t) => {
     t.match(await said('show', email), 'second factor not set up\n')
     t.match(await said('show', email), 'open sessions: 0\n')
     t.equal((await login(app, email, password)).statusCode, 200)
+    await said('sign-out', email)
     t.match((await login(app, rival.owner.email, password)).json(), { code: 'mfa_required' }, 'and of nobody else')
     for (const { id: tenantId } of [acme, other]) {
       t.match(await eventsIn(tenantId, 'user.mfa_removed'), [{ actor_id: null, target_id: id }])
