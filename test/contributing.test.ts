@@ -54,8 +54,8 @@ function follow(folder: string, block: Block): void {
 /** Runs a file in the copy with Node. Resolves to its output, and rejects with it. */
 async function runThere(folder: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
   // without the environment that tap gives to this file
-  const { PATH, HOME, TEST_DIR, TEST_POSTGRES } = process.env
-  const options = { cwd: folder, env: { PATH, HOME, TEST_DIR, TEST_POSTGRES, ...env }, maxBuffer: 2 ** 26 }
+  const { PATH, HOME, TEST_DIR, TEST_POSTGRES, TAP_TIMEOUT } = process.env
+  const options = { cwd: folder, env: { PATH, HOME, TEST_DIR, TEST_POSTGRES, TAP_TIMEOUT, ...env }, maxBuffer: 2 ** 26 }
   try {
     return (await promisify(execFile)(process.execPath, args, options)).stdout
   } catch (err) {

@@ -39,7 +39,7 @@ t.test('npm run dev', async (t) => {
 
   await t.test('starts the server, and prints its log as text', async (t) => {
     await eventually(() => starts() === 1, 60_000)
-    t.match(output, 'Aggios API is ready.')
+    await eventually(() => output.includes('Aggios API is ready.'))
     t.notMatch(output, /^\{"level"/m)
   })
 
