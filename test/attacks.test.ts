@@ -20,8 +20,6 @@ import type { Json } from './tokens.ts'
  * small, its event loop free, and the other agency is hardly slower.
  */
 
-t.setTimeout(240_000)
-
 const maxMemoryMb = 600
 const maxLagMs = 200
 /**

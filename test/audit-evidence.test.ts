@@ -7,8 +7,6 @@ import { allRows, createTenant, startApp, type Tenant, type TestApp } from './ha
  * The audit log shows when it was changed, also by the owner of the database, and by code that runs inside the product.
  */
 
-t.setTimeout(90_000)
-
 const verify = async (tenant: Tenant) => (await tenant.send('/api/v1/audit-events/verify')).json()
 
 const record = (app: TestApp, tenant: Tenant, action: string) =>

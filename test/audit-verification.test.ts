@@ -9,8 +9,6 @@ import { allRows, createTenant, post, send, startApp, type Tenant, type TestApp 
  * A long audit log is verified in parts. Each part takes a bounded time, and one verification runs at a time.
  */
 
-t.setTimeout(90_000)
-
 const path = '/api/v1/audit-events/verify'
 const part = async (tenant: Tenant, cursor?: string | null) =>
   (await tenant.send(cursor ? `${path}?cursor=${cursor}` : path)).json()

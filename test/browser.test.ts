@@ -266,7 +266,6 @@ async function tryOperation(
 }
 
 // a browser renders the page about the API anew at each step
-t.setTimeout(600_000)
 
 t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
   const browser = await startBrowser(t)

@@ -12,8 +12,6 @@ import { copySources } from './source-copy.ts'
  * migration runs on a fresh database, the server starts, and the tests of the isolation know the new resource.
  */
 
-t.setTimeout(240_000)
-
 type Block = { path: string; code: string }
 type Insertion = { path: string; begins: RegExp; before?: string; after?: string }
 

@@ -16,7 +16,6 @@ import { eventually, password, startServer, temporaryFolder } from './harness.ts
  */
 
 const dataDir = temporaryFolder(t)
-t.setTimeout(120_000)
 
 const keys = /secretKey|processID|"client"|connectionParameters/
 

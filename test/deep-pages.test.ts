@@ -18,7 +18,7 @@ const limit = 26
 
 type Plan = { 'Shared Hit Blocks': number; 'Shared Read Blocks': number; 'Actual Rows': number }
 
-t.test('a list of many rows', { timeout: 120_000 }, async (t) => {
+t.test('a list of many rows', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const fill = (text: string, ...more: string[]) => allRows(app.database, text, [acme.id, ...more])

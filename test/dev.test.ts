@@ -7,8 +7,6 @@ import { createTestDatabase, elsewhere, eventually, password, root, testEnvironm
 import { freePort } from './ports.ts'
 import { copySources } from './source-copy.ts'
 
-t.setTimeout(120_000)
-
 t.test('npm run dev', async (t) => {
   const folder = copySources(t)
   const port = await freePort()

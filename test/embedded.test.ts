@@ -18,8 +18,6 @@ const lock = join(dataDir, 'server.lock')
 const pidFile = join(data, 'postmaster.pid')
 const env = { DATA_DIR: dataDir, LOG_LEVEL: 'warn' }
 
-t.setTimeout(180_000)
-
 /** Starts a server in a process group of its own. Rejects with its output if it ends. */
 async function start(t: Test): Promise<Server> {
   const server = await startServer(t, env, { ready: false, prefix: ['setsid'] })

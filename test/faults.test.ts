@@ -17,7 +17,6 @@ import { commitAnswered, type FaultName, startStand, tryFaults, urlsOf } from '.
  */
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 const stand = await startStand(t, { env: { DATABASE_POOL: '4' } })
 const { cluster, proxy } = stand

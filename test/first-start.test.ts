@@ -49,7 +49,6 @@ async function authenticationAsked(port: number, user: string, database: string)
 const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 t.test('with a database of its own', async (t) => {
   // servers are started in one subtest and used in the next

@@ -28,7 +28,6 @@ import { freePort } from './ports.ts'
  */
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 const promtool = findProgram('promtool')
 const requests = 'http_request_duration_seconds_count'

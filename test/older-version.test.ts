@@ -24,8 +24,6 @@ import { freePort } from './ports.ts'
  * A process of an older version on a newer schema, and which processes know the owner's credentials.
  */
 
-t.setTimeout(120_000)
-
 /** Applies all migrations, and one of a future version. */
 async function migrateToNext(urls: DatabaseUrls, statement: string): Promise<void> {
   const files = new FileMigrationProvider({ fs, path, migrationFolder: path.join(root, 'db', 'migrations') })

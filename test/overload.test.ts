@@ -29,7 +29,6 @@ import {
  */
 
 // the tests wait for time-outs of the product, and the machine may be busy
-t.setTimeout(180_000)
 
 t.test('nothing that a client sends brings the process down', async (t) => {
   const target = await startTarget(t)
@@ -177,7 +176,7 @@ t.test('nothing that a client sends brings the process down', async (t) => {
     }
   })
 
-  t.test('slow connections', { timeout: 120_000 }, async (t) => {
+  t.test('slow connections', async (t) => {
     t.test('slow nobody else down', async (t) => {
       const [calm, busy] = [baseline, attacked].map((times) => percentile(times, 0.95)) as [number, number]
       t.ok(busy < Math.max(10 * calm, 500), `${calm.toFixed(1)} ms without them, ${busy.toFixed(1)} ms beside them`)

@@ -28,7 +28,7 @@ function memory() {
   return { rss, alive: heapUsed + external }
 }
 
-t.test(`a process starts with ${count} living revocations`, { timeout: 600_000 }, async (t) => {
+t.test(`a process starts with ${count} living revocations`, async (t) => {
   const first = await startApp(t)
   const acme = await createTenant(first, 'acme')
   await acme.signIn()

@@ -30,7 +30,6 @@ const restarts = 20
 const traefikProgram = findProgram('traefik')
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 /**
  * A kind of request. `ask` rejects if the answer is wrong; its duration doesn't matter. It returns nothing if all its clients are

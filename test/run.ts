@@ -30,7 +30,7 @@ const { values: options, positionals: named } = parseArgs({
   options: {
     changed: { type: 'boolean' },
     since: { type: 'string', default: 'HEAD' },
-    timeout: { type: 'string', default: '300' }
+    timeout: { type: 'string', default: '600' }
   }
 })
 const timeoutSeconds = Number(options.timeout)

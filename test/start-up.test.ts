@@ -31,8 +31,6 @@ import { freePort } from './ports.ts'
  * nothing behind.
  */
 
-t.setTimeout(180_000)
-
 const scripts: Record<string, string> = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).scripts
 /** The operator's commands by the name of their script. */
 const commands = Object.entries(scripts).flatMap(([name, script]) => {

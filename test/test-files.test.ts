@@ -1,10 +1,10 @@
-import { writeFileSync } from 'node:fs'
+import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t, { type Test } from 'tap'
 import { testsTouchedBy } from './changed-files.ts'
 import { root } from './harness.ts'
-import { runFile, runFiles } from './test-files.ts'
+import { longest, runFile, runFiles } from './test-files.ts'
 
 const tap = pathToFileURL(join(root, 'node_modules', 'tap', 'dist', 'esm', 'index.js')).href
 
@@ -45,6 +45,7 @@ t.test('no failure gets lost', async (t) => {
     const { failed, failures } = await outcomeOf(t, source)
     t.ok(failed > 0, what)
     t.not(failures.length, 0, what)
+    if (/throw|syntax/.test(what)) t.match(failures.join('\n'), /planted/, `${what}: what Node says about it`)
   }
 })
 
@@ -68,6 +69,11 @@ t.test('files run beside each other, and each is told once', async (t) => {
     onDone: (file, { passed }) => void told.push(`${file} ${passed}`)
   })
   t.strictSame(told.sort(), files.map((file) => `${file} 1`).sort())
+})
+
+t.test('every file that starts first is there', (t) => {
+  for (const name of longest) t.ok(existsSync(join(root, 'test', `${name}.test.ts`)), name)
+  t.end()
 })
 
 t.test('a change touches the tests that could notice it', async (t) => {

@@ -1,7 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { basename, join } from 'node:path'
 import { createInterface } from 'node:readline'
 
 /*
@@ -21,8 +20,8 @@ export type Outcome = {
 }
 
 const root = join(import.meta.dirname, '..')
-/** A file ends itself after its own time-out (`t.setTimeout`, 600 s at most). One that can't is killed after this. */
-const killAfterMs = 660_000
+/** A file ends itself after its time-out. A file that can't is killed so much later. */
+const killAfterMs = 60_000
 
 /** Runs one file. With `show`, what it prints is printed as it comes. */
 export async function runFile(
@@ -33,10 +32,15 @@ export async function runFile(
   const child = spawn(process.execPath, [file], {
     cwd: root,
     env: { ...process.env, TAP: '1', TAP_TIMEOUT: String(timeoutSeconds) },
-    stdio: ['ignore', 'pipe', 'inherit']
+    stdio: ['ignore', 'pipe', show ? 'inherit' : 'pipe']
+  })
+  // of many files at once, only what a failed one said last is of interest
+  let said = ''
+  child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
+    said = (said + chunk).slice(-4000)
   })
   const ended = once(child, 'close')
-  const kill = setTimeout(() => child.kill('SIGKILL'), Math.max(killAfterMs, 2 * timeoutSeconds * 1000))
+  const kill = setTimeout(() => child.kill('SIGKILL'), timeoutSeconds * 1000 + killAfterMs)
   const outcome: Outcome = { passed: 0, failed: 0, skipped: 0, ms: 0, failures: [], skips: [] }
   let planned = false
   let failing = false
@@ -67,6 +71,7 @@ export async function runFile(
     outcome.failed = Math.max(1, outcome.failed)
     outcome.failures.push(`${file} ended with ${signal ?? code}${planned ? '' : ', and not all of its tests ran'}`)
   }
+  if (outcome.failed > 0 && said !== '') outcome.failures.push(...said.trimEnd().split('\n'))
   outcome.ms = performance.now() - startedAt
   return outcome
 }
@@ -89,13 +94,17 @@ export async function runFiles(
   await Promise.all(Array.from({ length: jobs }, work))
 }
 
-/** The files that ask for the longest time-out come first, so that no long file is left for the end. */
+/** Files that take longest. They come first, so that none of them is left for the end, when nothing runs beside it. */
+export const longest = [
+  ...['browser', 'mutation', 'faults', 'malformed-requests', 'rolling', 'redis-faults', 'start-up', 'replicas'],
+  ...['passwords', 'sign-in-limits', 'workers', 'isolation', 'contributing', 'first-start', 'processes', 'overload'],
+  ...['hasher', 'stack', 'traefik', 'upgrades', 'revocations', 'pgbouncer', 'email-change', 'recovery-processes']
+]
+
 function longestFirst(files: string[]): string[] {
-  const asked = new Map(
-    files.map((file) => {
-      const [, ms = '0'] = /^t\.setTimeout\(([\d_]+)\)$/m.exec(readFileSync(resolve(root, file), 'utf8')) ?? []
-      return [file, Number(ms.replaceAll('_', ''))]
-    })
-  )
-  return [...files].sort((one, other) => (asked.get(other) ?? 0) - (asked.get(one) ?? 0))
+  const placeOf = (file: string) => {
+    const place = longest.indexOf(basename(file, '.test.ts'))
+    return place === -1 ? longest.length : place
+  }
+  return [...files].sort((one, other) => placeOf(one) - placeOf(other))
 }

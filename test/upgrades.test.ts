@@ -17,7 +17,6 @@ import { ask, registerAgency } from './oracle.ts'
  */
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 const folder = path.join(root, 'db', 'migrations')
 const steps = (await fs.readdir(folder)).map((file) => path.parse(file).name).sort()

@@ -32,7 +32,6 @@ import { accepts, freePort } from './ports.ts'
 const prlimit = findProgram('prlimit')
 
 // the machine may be busy
-t.setTimeout(300_000)
 
 /** The time that a start may take on a busy machine. */
 const startMs = 60_000
