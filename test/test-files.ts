@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { basename, join } from 'node:path'
 import { createInterface } from 'node:readline'
+import type { Readable } from 'node:stream'
 
 /*
  * Runs files of tests, each as a process of its own, and reads the TAP that they print. Node runs them as they are:
@@ -44,7 +45,7 @@ export async function runFile(
   const outcome: Outcome = { passed: 0, failed: 0, skipped: 0, ms: 0, failures: [], skips: [] }
   let planned = false
   let failing = false
-  for await (const line of createInterface({ input: child.stdout })) {
+  for await (const line of createInterface({ input: child.stdout as Readable })) {
     if (show) process.stdout.write(`${line}\n`)
     const [, plan, reason] = line.match(/^1\.\.(\d+)(?: # (.*))?$/) ?? []
     if (plan !== undefined) planned = true
