@@ -276,7 +276,7 @@ t.test('every code', async (t) => {
       ...['slug_taken', 'email_taken', 'already_invited', 'already_a_member', 'last_owner', 'conflict'],
       'idempotency_key_in_use'
     ],
-    410: ['invitation_expired'],
+    410: ['invitation_expired', 'link_expired'],
     412: ['precondition_failed', 'unsupported_version'],
     413: ['payload_too_large', 'file_too_large'],
     415: ['unsupported_media_type'],
