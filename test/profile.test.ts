@@ -28,6 +28,7 @@ t.test('the person', async (t) => {
       'email',
       'email_verified',
       'id',
+      'mfa_enabled',
       'name',
       'role',
       'tenant_id',

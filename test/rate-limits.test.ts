@@ -349,6 +349,9 @@ t.test('what needs no token keeps nobody at the same address from anything else'
     ['a new agency', 5, () => put('/auth/register', {})],
     ['a code', 5, () => put('/auth/mfa', { mfa_token: 'x', code: '123456' })],
     ['a new factor', 5, () => put('/auth/mfa/totp', { mfa_token: 'x' })],
+    ['a mail for a new password', 5, (i) => put('/auth/password/forgot', { email: `nobody-${i}@acme.example` })],
+    ['a new password', 5, () => put('/auth/password/reset', { token: 'x', password })],
+    ['a confirmed address', 5, () => put('/auth/email/verify', { token: 'x' })],
     ['a sign-in', 5, () => put('/auth/login', { email: acme.owner.email, password })]
   ]
   for (const [what, allowed, request] of routes) {
