@@ -1,7 +1,8 @@
 import { promises as fs } from 'node:fs'
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresAdapter, PostgresDialect, type PostgresDialectConfig, type RawBuilder, sql } from 'kysely'
-import { FileMigrationProvider, type Migration, Migrator } from 'kysely/migration'
+import { FileMigrationProvider, type Migration, type MigrationResultSet, Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { describe } from '../src/error-text.ts'
 import { connectionTo } from './gate/connection-settings.ts'
@@ -10,6 +11,10 @@ import type { SharedTables } from './gate/tables.ts'
 
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000
+/** Deadlock detected, and lock not available: a later attempt may succeed. */
+const lockFailures = ['40P01', '55P03']
+const mostAttempts = 5
+const attemptPauseMs = 200
 /** A migration step takes as long as its rows need, so the role's own timeouts must not apply. */
 const noTimeouts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
 const migrationFolder = path.join(import.meta.dirname, 'migrations')
@@ -71,7 +76,7 @@ export async function migrate(ownerUrl: string, progress: (line: string) => void
   }
   const db = new Kysely<unknown>({ dialect: new BoundedLockDialect({ pool }, readApplied) })
   try {
-    const { error, results } = await createMigrator(db, applied).migrateToLatest()
+    const { error, results } = await applySteps(() => createMigrator(db, applied).migrateToLatest(), progress)
     if (error) {
       if (error instanceof ProgramTooOld) throw error
       const failed = results?.find((result) => result.status === 'Error')?.migrationName
@@ -101,6 +106,25 @@ export async function setAuditRetention(ownerUrl: string, days: number | undefin
     return rows[0]?.keep_days ?? 0
   } finally {
     await client.end()
+  }
+}
+
+/**
+ * Applies the steps. All of them are one transaction, which is repeated when a server that runs meanwhile held a lock for
+ * too long, or PostgreSQL ended a deadlock with it.
+ */
+async function applySteps(
+  apply: () => Promise<MigrationResultSet>,
+  progress: (line: string) => void
+): Promise<MigrationResultSet> {
+  for (let attempt = 1; ; attempt++) {
+    const result = await apply()
+    const { code } = (result.error ?? {}) as { code?: string }
+    // without a failed step it is the lock of the migration that was not available
+    const isStep = result.results?.some(({ status }) => status === 'Error')
+    if (attempt === mostAttempts || !isStep || !lockFailures.includes(code ?? '')) return result
+    progress('a lock was held by a server that runs: the migration is tried again')
+    await sleep(attempt * attemptPauseMs)
   }
 }
 

@@ -44,6 +44,7 @@ export const definerFunctions = [
   'confirm_my_factor(uuid,bigint,bytea[])',
   'count_my_factor_failure(uuid)',
   'count_sign_in_failure(text)',
+  'drop_account_mail(uuid)',
   'drop_audit_months()',
   'drop_audit_partitions(interval)',
   'due_files(integer)',
@@ -108,6 +109,7 @@ export const definerFunctions = [
 /** Functions that only triggers call. The server may not call them. */
 export const triggerFunctions = [
   'forget_account()',
+  'forget_factor_failures()',
   'publish_disabled()',
   'remove_factor()',
   'remove_sessions()',

@@ -129,7 +129,8 @@ const notLimits: Record<string, string> = {
   housekeeping: 'intervalMs',
   'internal-listener': 'requestTimeout',
   mail: 'intervalMs smtpTimeoutMs',
-  migrate: 'lockWaitMs statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
+  migrate:
+    'lockWaitMs attemptPauseMs statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
   'minimum-rate': 'awaitedMs',
   operator: 'statement_timeout lock_timeout',
   postmaster: 'fastShutdownMs immediateShutdownMs pollMs',

@@ -12,7 +12,7 @@ import {
   type Tenant,
   type TestApp
 } from './harness.ts'
-import { forgotToken, linkMailedBy, mailsAreSent, paths, reset, subjectsTo, verify } from './mailed-links.ts'
+import { forgotToken, linkMailedBy, mailsAreSent, paths, reset, subjectsTo, verify, verifyAll } from './mailed-links.ts'
 import { bearer, login, me } from './requests.ts'
 
 /*
@@ -193,6 +193,7 @@ t.test('a new address', async (t) => {
 t.test('a person is told', async (t) => {
   const app = await startApp(t, { LOG_LEVEL: 'info', TRUST_PROXY: '10.0.0.0/8' })
   const acme = await createTenant(app, 'acme')
+  await verifyAll(app)
   const { email } = acme.owner
   const from = (ip: string, agent: string) => ({
     remoteAddress: '10.0.0.1',
@@ -222,6 +223,7 @@ t.test('a person is told', async (t) => {
   })
   t.test('but not of the very first', async (t) => {
     const seeded = await createTenant(app, 'seeded')
+    await verifyAll(app)
     await allRows(app.database, `delete from sessions where tenant_id = '${seeded.id}'`)
     await allRows(app.database, `update memberships set last_used_at = null where tenant_id = '${seeded.id}'`)
     t.equal(await signIn(seeded.owner.email, '192.0.2.9', 'First/1'), 0)
@@ -237,6 +239,7 @@ t.test('a person is told', async (t) => {
   })
   t.test('twenty times a day at most, and not when they are disabled', async (t) => {
     const busy = await createTenant(app, 'busy')
+    await verifyAll(app)
     const notices = () => subjectsTo(app, busy.owner.email).filter((subject) => subject.includes('was changed')).length
     const plant = (count: number) =>
       allRows(

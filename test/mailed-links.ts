@@ -40,5 +40,9 @@ export const reset = (app: TestApp, token: unknown, word: string, host = 'localh
 export const verify = (app: TestApp, token: unknown, host = 'localhost'): Promise<Reply> =>
   send(app, host, post('/auth/email/verify', { token }))
 
+/** As if everybody had confirmed their address. */
+export const verifyAll = (app: TestApp) =>
+  allRows(app.database, 'update users set email_verified_at = now() where email_verified_at is null')
+
 /** The subjects of the mails to an address. */
 export const subjectsTo = (app: TestApp, email: string) => mailsTo(app, email).map(({ subject }) => subject)

@@ -14,7 +14,7 @@ import {
   type TestApp,
   testEnvironment
 } from './harness.ts'
-import { forgot, forgotToken, linkMailedBy, mailsAreSent, paths, reset, verify } from './mailed-links.ts'
+import { forgot, forgotToken, linkMailedBy, mailsAreSent, paths, reset, verify, verifyAll } from './mailed-links.ts'
 import { bearer, login, me } from './requests.ts'
 
 /*
@@ -297,6 +297,7 @@ t.test('how often', async (t) => {
       const app = await startApp(t, { LOG_LEVEL: 'info', RATE_LIMIT_MAIL_TO: '3/24h', TRUST_PROXY: '10.0.0.0/8' })
       const acme = await createTenant(app, 'acme')
       const { email } = acme.owner
+      await verifyAll(app)
       const from = (ip: string) => ({ remoteAddress: '10.0.0.1', headers: { 'x-forwarded-for': ip } })
       await send(app, 'localhost', { ...post('/auth/login', { email, password }), ...from('203.0.113.5') })
       const ask = async (ip: string) => {

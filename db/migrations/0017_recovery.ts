@@ -54,7 +54,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       check (user_id is not null or address is not null)
     );
     create index account_mails_due on account_mails (due_at) where sent_at is null and dropped_at is null;
-    create unique index account_mails_asked on account_mails (kind, address)
+    -- by network as well: a stranger's request must not stand for that of the owner, whose network is known
+    create unique index account_mails_asked on account_mails (kind, address, (coalesce(asked_by ->> 'ip', '')))
       where user_id is null and sent_at is null and dropped_at is null;
     create unique index account_mails_waiting on account_mails (user_id, kind)
       where link_id is not null and user_id is not null and sent_at is null and dropped_at is null
@@ -84,15 +85,15 @@ export async function up(db: Kysely<unknown>): Promise<void> {
 
     -- == asking =======================================================================================================
 
-    -- The same work for each address: one row is written, or the one that waits is written again. Whoever asks again while the mail
-    -- server is away need not wait for the next attempt, which may be hours away, but for longer than a lease.
+    -- The same work for each address: one row is written, or the one that waits for this network is written again. Whoever asks again
+    -- while the mail server is away need not wait for the next attempt, which may be hours away, but for longer than a lease.
     create function request_password_reset(address text, mailbox text, agency uuid, detail jsonb) returns void
       language sql volatile security definer
     begin atomic
       insert into account_mails as m (kind, address, mailbox, agency_id, detail, sender_id)
       values ('reset', request_password_reset.address, request_password_reset.mailbox, agency, request_password_reset.detail, null)
-      on conflict (kind, address) where user_id is null and sent_at is null and dropped_at is null
-        do update set asked_at = now(), due_at = least(m.due_at, now() + interval '2 minutes');
+      on conflict (kind, address, (coalesce(asked_by ->> 'ip', ''))) where user_id is null and sent_at is null and dropped_at is null
+        do update set asked_at = now(), attempts = 0, due_at = least(m.due_at, now() + interval '2 minutes');
     end;
 
     -- For the user in app.user_id, unless their address is verified.
@@ -103,7 +104,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       select 'verification', u.id, u.email, request_verification.mailbox, agency
       from users u where u.id = (select current_user_id()) and u.email_verified_at is null
       on conflict (user_id) where kind = 'verification' and sent_at is null and dropped_at is null
-        do update set address = excluded.address, mailbox = excluded.mailbox, asked_at = now(),
+        do update set address = excluded.address, mailbox = excluded.mailbox, asked_at = now(), attempts = 0,
           due_at = least(m.due_at, now() + interval '2 minutes');
     end;
 
@@ -254,6 +255,15 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       returning m.id;
     end;
 
+    -- Gives a mail up that is not wanted any more. A change of an address stays counted: else whoever asked for it would learn who
+    -- has the address.
+    create function drop_account_mail(mail uuid) returns void
+      language sql volatile security definer
+    begin atomic
+      update account_mails m set dropped_at = now(), last_error = 'not wanted' where m.id = mail and m.kind = 'change_to';
+      delete from account_mails m where m.id = mail and m.kind <> 'change_to';
+    end;
+
     -- What a mail says, decided when it is sent. A mail that is not wanted any more is removed, and no row comes back; a mail that
     -- would be one too many is removed as well, and refused says by which limit. A limit of 0 is none.
     -- The agency is the one on whose host the mail was asked for, if the person is a member there, else the one used last.
@@ -285,9 +295,11 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         select u.id, u.email, u.name, u.password_version, u.email_verified_at, u.disabled_at into person
           from users u where u.id = waiting.user_id;
       end if;
+      -- notices go to mailboxes that were proven only: else a stranger could have many sent to one that is not theirs
       if person.id is null or person.disabled_at is not null or (waiting.kind = 'verification'
-        and (person.email_verified_at is not null or person.email <> waiting.address)) then
-        delete from account_mails m where m.id = mail;
+        and (person.email_verified_at is not null or person.email <> waiting.address))
+        or (waiting.address is null and person.email_verified_at is null) then
+        perform drop_account_mail(mail);
         return;
       end if;
 
@@ -300,12 +312,18 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         life := case waiting.kind when 'verification' then verification_life else reset_life end;
         if waiting.link_id is null then
           -- each kind has a count of its own, so that invitations keep nobody from their account. Strangers can't use up what is
-          -- asked for from a network that the account is known from
-          if is_known_network(person.email, (waiting.asked_by ->> 'ip')::inet) then
+          -- asked for from a network that the account is known from, if its owner was ever proven to have the mailbox, nor what a
+          -- newcomer needs, who has a count of their own. An operator is not limited
+          if waiting.kind = 'verification'
+            or (person.email_verified_at is not null and is_known_network(person.email, (waiting.asked_by ->> 'ip')::inet)) then
             allowed := most * 10;
           end if;
-          if most > 0 and allowed <= (select count(*) from account_mails m
-            where m.mailbox = waiting.mailbox and m.kind = waiting.kind and m.sent_at > now() - in_window) then
+          if most > 0 and waiting.detail ->> 'by' is distinct from 'operator' and (
+            allowed <= (select count(*) from account_mails m
+              where m.mailbox = waiting.mailbox and m.kind = waiting.kind and m.sent_at > now() - in_window)
+            or (waiting.kind = 'verification' and most <= (select count(*) from account_mails m
+              where m.user_id = person.id and m.kind = 'verification' and m.sent_at > now() - in_window))
+          ) then
             refusal := 'recipient';
           else
             insert into account_links as l (user_id, purpose, email, password_version, expires_at)
@@ -327,14 +345,20 @@ export async function up(db: Kysely<unknown>): Promise<void> {
             where l.id = waiting.link_id and l.used_at is null and l.email = person.email
               and l.password_version = person.password_version;
           if not found then
-            delete from account_mails m where m.id = mail;
+            perform drop_account_mail(mail);
             return;
+          end if;
+          -- a person who changes their address again and again fills their own mailbox, unless it is not theirs
+          if waiting.kind = 'change_from' and most > 0 and (case when person.email_verified_at is null then most else most * 10 end)
+            <= (select count(*) from account_mails m
+              where m.mailbox = waiting.mailbox and m.kind = waiting.kind and m.sent_at > now() - in_window) then
+            refusal := 'recipient';
           end if;
         end if;
         if waiting.kind = 'change_to' then
           select u.id, u.disabled_at into holder from users u where u.email = waiting.address;
           if holder.disabled_at is not null then
-            delete from account_mails m where m.id = mail;
+            perform drop_account_mail(mail);
             return;
           elsif holder.id is not null then
             -- whoever has the address learns that somebody wants it, and nothing of who
@@ -429,6 +453,9 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     as $body$
     begin
       delete from account_links l where l.user_id = old.id;
+      -- what was mailed stays counted for the mailbox
+      update account_mails m set user_id = null
+        where m.user_id = old.id and m.kind = 'change_to' and (m.sent_at is not null or m.dropped_at is not null);
       delete from account_mails m where m.user_id = old.id;
       return old;
     end $body$;
@@ -501,7 +528,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         'request_email_change(text, text, text, uuid, interval)', 'queue_notice(text, jsonb)',
         'notice_new_device(uuid, uuid, boolean)', 'find_account_link(uuid, text)', 'use_account_link(uuid, text)',
         'confirm_email_change(uuid, text)', 'record_my_event(text, jsonb)', 'claim_account_mail(text[], integer, interval)',
-        'prepare_account_mail(uuid, integer, interval, integer, interval, interval)',
+        'prepare_account_mail(uuid, integer, interval, integer, interval, interval)', 'drop_account_mail(uuid)',
         'settle_account_mail(uuid, integer, text, text, interval)', 'sweep_account_mails(integer)',
         'operate_account(uuid, text, interval)'] loop
         execute format('revoke all on function %s from public', signature);

@@ -271,6 +271,15 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       return old;
     end $body$;
 
+    -- Wrong codes before a new password were those of somebody else, or are forgiven.
+    create function forget_factor_failures() returns trigger
+      language plpgsql volatile security definer set search_path = public, pg_temp
+    as $body$
+    begin
+      update second_factors f set failures = 0 where f.user_id = new.id and f.failures > 0;
+      return null;
+    end $body$;
+
     do $$
     declare
       signature text;
@@ -283,12 +292,14 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         execute format('grant execute on function %s to aggios_app', signature);
       end loop;
     end $$;
-    revoke all on function remove_factor() from public;
+    revoke all on function remove_factor(), forget_factor_failures() from public;
     -- a trigger is made by the owner of its table
-    grant execute on function remove_factor() to aggios_owner;
+    grant execute on function remove_factor(), forget_factor_failures() to aggios_owner;
     reset role;
     revoke create on schema public from aggios_directory;
 
     create trigger remove_factor before delete on users for each row execute function remove_factor();
+    create trigger forget_factor_failures after update of password_version on users
+      for each row when (old.password_version <> new.password_version) execute function forget_factor_failures();
   `.execute(db)
 }

@@ -22,8 +22,8 @@ export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null
  * than 100: `open_session` in db/migrations/0018_second_factor.ts.
  *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
- * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`: somebody
- * has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
+ * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`, but
+ * for a switch: somebody has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
  *
@@ -64,7 +64,8 @@ export const openSession = statement(
     insert into audit_events (action, session_id)
     select ${$.action}::text, id from opened where id is not null and ${$.action}::text is not null
     union all
-    select 'session.challenged', null from member where outcome in ('mfa_required', 'enrollment_required')
+    select 'session.challenged', null from member
+    where outcome in ('mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
   )
   select m.outcome, m.email, m.role, o.id as session_id,
     case when ${$.action} = 'session.opened' and o.id is not null
@@ -116,13 +117,13 @@ export const rotateSession = statement(
         when f.revoked_at is not null or session_is_over(f.id, m.ended_through, m.kept_session) then 'revoked'
         when t.status <> 'active' then 'suspended'
         when u.disabled_at is not null then 'disabled'
-        when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
         when f.expires_at <= now() or f.rotated_at + make_interval(secs => ${$.idle_seconds}) <= now() then 'expired'
-        when f.counter = ${$.counter} then 'rotated'
         when f.counter < ${$.counter} then 'ahead'
-        when f.counter = ${$.counter}::int + 1 and f.rotated_at + make_interval(secs => ${$.grace_seconds}) > now()
-          then 'repeated'
-        else 'reused'
+        when f.counter > ${$.counter}::int + 1 or (f.counter = ${$.counter}::int + 1
+          and f.rotated_at + make_interval(secs => ${$.grace_seconds}) <= now()) then 'reused'
+        when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
+        when f.counter = ${$.counter} then 'rotated'
+        else 'repeated'
       end as outcome,
       (coalesce(f.last_ip, f.ip), coalesce(f.last_user_agent, f.user_agent)) is distinct from
         ((current_request() ->> 'ip')::inet, current_request() ->> 'user_agent') as elsewhere

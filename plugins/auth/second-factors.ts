@@ -17,7 +17,8 @@ import {
   hasDigest,
   isTimeCode,
   presentSecret,
-  recoveryDigest
+  recoveryDigest,
+  withoutBlanks
 } from '../../src/auth/one-time-codes.ts'
 import { invalidCredentials, mfaRequired, type Problem } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
@@ -108,7 +109,8 @@ export default fp(
         const [row] = await request.tenantQuery(myFactor, {}, person)
         return row
       },
-      async check(request: FastifyRequest, reply: FastifyReply, person: Person, factor: Factor, code: string) {
+      async check(request: FastifyRequest, reply: FastifyReply, person: Person, factor: Factor, given: string) {
+        const code = withoutBlanks(given)
         const { email, failures, id } = factor
         const account = await app.accounts.find(request, reply, email)
         const spent = failures >= maxWrongCodes && isTimeCode(code)

@@ -51,7 +51,8 @@ export default fp(
         return
       }
       const { attempts, revision, agency_id: tenant_id } = entry
-      const attempt = await app.mail.attempt(() => compose(entry), { id, attempts, tenant_id })
+      // a later revision has another link, so it is another mail
+      const attempt = await app.mail.attempt(() => compose(entry), { id: `${id}.${revision}`, attempts, tenant_id })
       await app.gate.query(systemScope, settleAccountMail, { id, revision, ...attempt })
     }
 

@@ -4,6 +4,7 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { confirmEmailChange, findAccountLink, recordMyEvent, useAccountLink } from '../../db/queries/accounts/links.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { forgetFailures } from '../../db/queries/directory.ts'
+import { removeFactor } from '../../db/queries/second-factors.ts'
 import { changePassword, endUserSessions, verifyEmail } from '../../db/queries/users.ts'
 import type { LinkPurpose } from '../../src/auth/one-time-tokens.ts'
 import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
@@ -25,13 +26,18 @@ export async function resetPassword(app: FastifyInstance, request: FastifyReques
   requireAcceptablePassword(password, '/body/password', app.config.passwordMinLength, [email, name])
   await app.refuseBreached(password, '/body/password')
   const hash = await app.passwords.hash(password, request.fairnessKey)
+  const token_seconds = revocationSeconds(app.config)
   const done = await request.withTenant(
     async (trx) => {
       // comes first, so that of several concurrent requests only one goes on
       const version = await useAccountLink(trx, link)
       if (version === undefined || !(await changePassword(trx, user_id, version, hash))) return false
-      if (await verifyEmail(trx, user_id)) await recordMyEvent(trx, 'user.email_verified')
-      await endUserSessions(trx, null, revocationSeconds(app.config))
+      if (await verifyEmail(trx, user_id)) {
+        await recordMyEvent(trx, 'user.email_verified')
+        // whoever set it up never proved the mailbox, and may have registered somebody else's address
+        await removeFactor(trx, { actor_id: user_id, token_seconds })
+      }
+      await endUserSessions(trx, null, token_seconds)
       await queryIn(trx, forgetFailures, { email })
       await recordMyEvent(trx, 'user.password_reset')
       await queueNotice(trx, 'password_changed')

@@ -29,6 +29,9 @@ export function findStep(bytes: Uint8Array, code: string, timestamp = Date.now()
   return delta === null ? undefined : TOTP.counter({ period: parameters.period, timestamp }) + delta
 }
 
+/** A code without the blanks with which apps show it. */
+export const withoutBlanks = (code: string): string => code.replaceAll(/\s/g, '')
+
 /** Codes of an app have six digits. Everything else is taken for a recovery code. */
 export const isTimeCode = (code: string): boolean => /^\d{6}$/.test(code)
 
