@@ -265,8 +265,6 @@ async function tryOperation(
   return { status, body }
 }
 
-// a browser renders the page about the API anew at each step
-
 t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
   const browser = await startBrowser(t)
 

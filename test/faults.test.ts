@@ -16,8 +16,6 @@ import { commitAnswered, type FaultName, startStand, tryFaults, urlsOf } from '.
  * `npm run faults` does the same for any length of time.
  */
 
-// the machine may be busy
-
 const stand = await startStand(t, { env: { DATABASE_POOL: '4' } })
 const { cluster, proxy } = stand
 const database = urlsOf(cluster)

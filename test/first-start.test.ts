@@ -48,8 +48,6 @@ async function authenticationAsked(port: number, user: string, database: string)
 
 const mode = (path: string) => (statSync(path).mode & 0o777).toString(8)
 
-// the machine may be busy
-
 t.test('with a database of its own', async (t) => {
   // servers are started in one subtest and used in the next
   const whole = t

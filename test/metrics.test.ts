@@ -27,8 +27,6 @@ import { freePort } from './ports.ts'
  * The metrics for operators: they are right, they stay few, and they reveal nothing about a person or an agency.
  */
 
-// the machine may be busy
-
 const promtool = findProgram('promtool')
 const requests = 'http_request_duration_seconds_count'
 

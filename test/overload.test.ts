@@ -28,8 +28,6 @@ import {
  * second server meanwhile, because they take as long as the time-outs of the product.
  */
 
-// the tests wait for time-outs of the product, and the machine may be busy
-
 t.test('nothing that a client sends brings the process down', async (t) => {
   const target = await startTarget(t)
   const { database, server, agent, acme, me, signIn } = target

@@ -48,8 +48,6 @@ function diesWithin(server: Server, token: string, withinMs: number): Promise<nu
   return eventually(async () => (await me(server, token)).status === 401, withinMs)
 }
 
-// the machine may be busy
-
 /** Sends half of a request, and keeps the connection open. */
 async function sendHalf(t: Test, server: Server): Promise<Socket> {
   const socket = connect(server.port, '127.0.0.1')

@@ -30,8 +30,6 @@ import { decode, makeToken } from './tokens.ts'
  * Replicas with different clocks or keys, replies that are lost, and processes with few files or little memory.
  */
 
-// the machine may be busy
-
 const fakeClock = findFakeClock()
 const prlimit = findProgram('prlimit')
 /** That of the harness has a comma in it and is therefore two. */

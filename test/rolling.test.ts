@@ -29,8 +29,6 @@ import { ask, startTraefik } from './traefik.ts'
 const restarts = 20
 const traefikProgram = findProgram('traefik')
 
-// the machine may be busy
-
 /**
  * A kind of request. `ask` rejects if the answer is wrong; its duration doesn't matter. It returns nothing if all its clients are
  * busy.

@@ -31,8 +31,6 @@ import { accepts, freePort } from './ports.ts'
 
 const prlimit = findProgram('prlimit')
 
-// the machine may be busy
-
 /** The time that a start may take on a busy machine. */
 const startMs = 60_000
 
