@@ -15,7 +15,8 @@ const app = new Hono()
 app.get('/users/:tenant_id/:user_id', async (context) => {
   const { tenant_id, user_id } = context.req.param()
   const [user] = await sql`
-    select u.id, u.email, u.name, u.avatar_url, u.email_verified_at is not null as email_verified, m.tenant_id, m.role,
+    select u.id, u.email, u.name, u.avatar_url, u.email_verified_at is not null as email_verified,
+    u.mfa_enabled_at is not null as mfa_enabled, m.tenant_id, m.role,
       u.created_at, greatest(u.updated_at, m.updated_at) as updated_at
     from memberships m join users u on u.id = m.user_id
     where m.tenant_id = ${tenant_id} and m.user_id = ${user_id}`

@@ -20,6 +20,7 @@ type Tables = {
     name: string
     avatar_url: string | null
     email_verified_at: Date | null
+    mfa_enabled_at: Date | null
     created_at: Date
     updated_at: Date
   }
@@ -62,6 +63,7 @@ app.get('/users/me', { onRequest: (request) => request.jwtVerify() }, (request) 
       .where('m.user_id', '=', user_id)
       .select(['u.id', 'u.email', 'u.name', 'u.avatar_url', 'm.tenant_id', 'm.role', 'u.created_at'])
       .select(sql<boolean>`u.email_verified_at is not null`.as('email_verified'))
+      .select(sql<boolean>`u.mfa_enabled_at is not null`.as('mfa_enabled'))
       .select(sql<Date>`greatest(u.updated_at, m.updated_at)`.as('updated_at'))
       .executeTakeFirst()
   )
