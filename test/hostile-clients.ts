@@ -93,7 +93,7 @@ export type Raw = { status: number; code: string; text: string; closed: boolean;
 export async function sendBytes(
   server: Server,
   parts: (string | Buffer | (() => Buffer))[],
-  timeoutMs = 8000
+  timeoutMs = 60_000
 ): Promise<Raw> {
   const socket = connect({ port: server.port, host: '127.0.0.1', noDelay: true })
   const elapsed = stopwatch()
