@@ -44,7 +44,6 @@ export const definerFunctions = [
   'confirm_my_factor(uuid,bigint,bytea[])',
   'count_my_factor_failure(uuid)',
   'count_sign_in_failure(text)',
-  'drop_account_mail(uuid)',
   'drop_audit_months()',
   'drop_audit_partitions(interval)',
   'due_files(integer)',

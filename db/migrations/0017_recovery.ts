@@ -256,9 +256,9 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     end;
 
     -- Gives a mail up that is not wanted any more. A change of an address stays counted: else whoever asked for it would learn who
-    -- has the address.
+    -- has the address. Called by the next function only, and with its rights.
     create function drop_account_mail(mail uuid) returns void
-      language sql volatile security definer
+      language sql volatile
     begin atomic
       update account_mails m set dropped_at = now(), last_error = 'not wanted' where m.id = mail and m.kind = 'change_to';
       delete from account_mails m where m.id = mail and m.kind <> 'change_to';
@@ -528,14 +528,14 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         'request_email_change(text, text, text, uuid, interval)', 'queue_notice(text, jsonb)',
         'notice_new_device(uuid, uuid, boolean)', 'find_account_link(uuid, text)', 'use_account_link(uuid, text)',
         'confirm_email_change(uuid, text)', 'record_my_event(text, jsonb)', 'claim_account_mail(text[], integer, interval)',
-        'prepare_account_mail(uuid, integer, interval, integer, interval, interval)', 'drop_account_mail(uuid)',
+        'prepare_account_mail(uuid, integer, interval, integer, interval, interval)',
         'settle_account_mail(uuid, integer, text, text, interval)', 'sweep_account_mails(integer)',
         'operate_account(uuid, text, interval)'] loop
         execute format('revoke all on function %s from public', signature);
         execute format('grant execute on function %s to aggios_app', signature);
       end loop;
     end $$;
-    revoke all on function forget_account() from public;
+    revoke all on function forget_account(), drop_account_mail(uuid) from public;
     -- a trigger is made by the owner of its table
     grant execute on function forget_account() to aggios_owner;
     reset role;

@@ -23,11 +23,11 @@ export const cooldownMs = 30_000
 export default fp(
   async (app) => {
     const { breachListUrl: url } = app.config
-    const counts = { breached: 0, unknown: 0, failed: 0 }
     if (url === undefined) {
       app.decorate('refuseBreached', async () => {})
       return
     }
+    const counts = { breached: 0, unknown: 0, failed: 0 }
     const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs })
 
     app.decorate('refuseBreached', async (password: string, path: string) => {
