@@ -25,15 +25,9 @@ const mostSecondRuns = 3
 /** Files that run at once: one more than there are cores, because a file often waits for its server or its database. */
 const jobs = 3
 
-const { values: options, positionals: named } = parseArgs({
-  allowPositionals: true,
-  options: {
-    changed: { type: 'boolean' },
-    since: { type: 'string', default: 'HEAD' },
-    timeout: { type: 'string', default: '600' }
-  }
-})
+const { values: options, positionals: named } = readArguments()
 const timeoutSeconds = Number(options.timeout)
+if (!(timeoutSeconds > 0)) refuse(`--timeout=${options.timeout}: must be seconds`)
 const files = chooseFiles()
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
@@ -97,6 +91,26 @@ const failed = sum('failed') + excess
 process.stdout.write(`\n${sum('passed')} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
 process.exitCode = failed > 0 ? 1 : 0
 
+function readArguments() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        changed: { type: 'boolean' },
+        since: { type: 'string', default: 'HEAD' },
+        timeout: { type: 'string', default: '600' }
+      }
+    })
+  } catch (err) {
+    return refuse((err as Error).message)
+  }
+}
+
+function refuse(line: string): never {
+  process.stderr.write(`${line}\n`)
+  process.exit(64)
+}
+
 /** The files to run, as paths from the root. A name that is no file of tests ends the run. */
 function chooseFiles(): string[] {
   if (options.changed) {
@@ -109,8 +123,7 @@ function chooseFiles(): string[] {
   if (named.length === 0) return all.map((name) => `test/${name}`)
   for (const name of named) {
     if (all.some((file) => `test/${file}` === name)) continue
-    process.stderr.write(`${name} is no file of tests: name one as test/auth.test.ts\n`)
-    process.exit(64)
+    refuse(`${name} is no file of tests: name one as test/auth.test.ts`)
   }
   return named
 }
