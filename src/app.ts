@@ -24,6 +24,7 @@ import mediaTypes from '../plugins/http/media-types.ts'
 import methods from '../plugins/http/methods.ts'
 import openapi from '../plugins/http/openapi.ts'
 import requestBody from '../plugins/http/request-body.ts'
+import serialization from '../plugins/http/serialization.ts'
 import validation from '../plugins/http/validation.ts'
 import accountMails from '../plugins/infrastructure/account-mails.ts'
 import config from '../plugins/infrastructure/config.ts'
@@ -128,6 +129,7 @@ export function buildApp(
   app.register(metrics)
   app.register(errors)
   app.register(validation)
+  app.register(serialization)
   app.register(headers)
   app.register(requestBody)
   app.register(mediaTypes)

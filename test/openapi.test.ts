@@ -1,6 +1,8 @@
+import { Ajv } from 'ajv'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
-import type { FastifyInstance } from 'fastify'
+import fastJsonStringify from 'fast-json-stringify'
+import type { FastifyInstance, FastifySchema } from 'fastify'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { buildApp } from '../src/app.ts'
@@ -33,9 +35,9 @@ const isAsset = (url: string) => url === '/api/v1/docs' || url.startsWith('/api/
 /** Starts the application, and records the routes as the router itself registers them. */
 async function startWithRoutes(t: Test) {
   const app = buildApp(readConfig(testEnvironment(await createTestDatabase(t))))
-  const routes: { method: string; url: string }[] = []
-  app.addHook('onRoute', ({ method, url }) => {
-    for (const each of [method].flat()) routes.push({ method: each, url })
+  const routes: { method: string; url: string; schema: FastifySchema }[] = []
+  app.addHook('onRoute', ({ method, url, schema = {} }) => {
+    for (const each of [method].flat()) routes.push({ method: each, url, schema })
   })
   t.teardown(() => app.close())
   await app.ready()
@@ -110,7 +112,32 @@ t.test('the document and the routes are one set', async (t) => {
   })
   t.test('what is registered beside it is for preflights, HEAD, tus and the page that shows it', async (t) => {
     const others = routes.filter(({ method, url }) => method === 'OPTIONS' && url !== '*' && !isAsset(url))
-    t.strictSame(others, [{ method: 'OPTIONS', url: '/api/v1/files/resumable' }])
+    t.match(others, [{ method: 'OPTIONS', url: '/api/v1/files/resumable' }])
+    t.equal(others.length, 1)
+  })
+  t.test('each schema is valid, and can be compiled when a request needs it', async (t) => {
+    const metaSchema = new Ajv({ strict: false })
+    let count = 0
+    const check = (where: string, schema: object, compile: () => unknown) => {
+      count++
+      t.ok(metaSchema.validateSchema(schema), `${where}: ${metaSchema.errorsText()}`)
+      t.doesNotThrow(compile, where)
+    }
+    for (const { method, url, schema } of routes) {
+      const { response = {}, body, querystring, params, headers } = schema as Record<string, Json>
+      for (const [httpPart, each] of Object.entries({ body, querystring, params, headers })) {
+        if (each === undefined) continue
+        // a validator is compiled by its first call
+        check(`${method} ${url} ${httpPart}`, each, () =>
+          app.validatorCompiler?.({ schema: each, method, url, httpPart })({})
+        )
+      }
+      for (const [status, each] of Object.entries(response as Record<string, Json>)) {
+        const contents = Object.values((each.content ?? { json: { schema: each } }) as Record<string, { schema: Json }>)
+        for (const { schema } of contents) check(`${method} ${url} ${status}`, schema, () => fastJsonStringify(schema))
+      }
+    }
+    t.ok(count > 150, `${count} schemas`)
   })
 })
 

@@ -65,6 +65,21 @@ t.test('entries are kept by id and by slug', async (t) => {
     t.equal(cache.find('acme'), heir)
     t.equal(cache.get('4'), heir)
   })
+  t.test('many are kept, with the order of their uses', async (t) => {
+    const cache = createSlugCache<{ id: string; slug: string }>(5000)
+    const keep = (from: number, to: number) => {
+      for (let i = from; i < to; i++) cache.keep({ id: String(i), slug: `s${i}` })
+    }
+    const isKept = (i: number) => cache.get(String(i)) !== undefined && cache.find(`s${i}`) !== undefined
+    keep(0, 1999)
+    t.ok(isKept(0), 'the oldest is used once more')
+    keep(1999, 5000)
+    t.equal(cache.size(), 5000)
+    t.strictSame([0, 1, 1998, 4999].filter(isKept), [0, 1, 1998, 4999])
+    keep(5000, 6000)
+    t.equal(cache.size(), 5000)
+    t.strictSame([0, 1, 2, 1001, 1002, 1998, 5999].filter(isKept), [0, 1, 1002, 1998, 5999], 'the least used are gone')
+  })
   t.test('all can be forgotten, and it goes on', async (t) => {
     const cache = filled()
     cache.clear()
