@@ -163,7 +163,7 @@ async function launch(
     const port = await freePort()
     const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
     // data survives a killed server, but not a power cut
-    if (!durable) settings.push('fsync=off', 'synchronous_commit=off', 'full_page_writes=off')
+    if (!durable) settings.push('fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'scram_iterations=1')
     const flags = ['-D', data, '-k', '', '-h', '127.0.0.1', '-p', String(port), ...settings.flatMap((s) => ['-c', s])]
     try {
       return { port, child: await launchOnce(...wrap(postgres, flags)) }

@@ -35,7 +35,10 @@ t.test('npm run files -- compare', async (t) => {
   /** Runs the operator's command, with the settings of the server. */
   const command = async (...args: string[]) => {
     const env = { PATH: process.env.PATH, ...testEnvironment(database) } as NodeJS.ProcessEnv
-    const run = promisify(execFile)(process.execPath, [commandFile('files'), ...args], { cwd: elsewhere, env })
+    const run = promisify(execFile)(process.execPath, [...process.execArgv, commandFile('files'), ...args], {
+      cwd: elsewhere,
+      env
+    })
     const { stdout, stderr, code = 0 } = await run.catch((err) => err)
     return {
       lines: (stdout as string).split('\n').filter(Boolean).sort(),

@@ -243,7 +243,7 @@ export async function startServer(
   { ready = true, prefix = [] }: { ready?: boolean; prefix?: string[] } = {}
 ): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const [command = '', ...args] = [...prefix, process.execPath, serverFile]
+  const [command = '', ...args] = [...prefix, process.execPath, ...process.execArgv, serverFile]
   const child = spawn(command, args, {
     cwd: elsewhere,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,

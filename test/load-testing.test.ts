@@ -48,7 +48,7 @@ t.test('load generators drive a server with the people of a seed', async (t) => 
     .replace('1000', '3')
     .replace('100', '4')
     .replace('tokens.json', join(dir, 'tokens.json'))
-  await run(process.execPath, [commandFile('seed'), ...seed.split(' ')], {
+  await run(process.execPath, [...process.execArgv, commandFile('seed'), ...seed.split(' ')], {
     cwd: elsewhere,
     env: { ...process.env, ...env }
   })

@@ -74,7 +74,7 @@ t.test('a version that a newer step breaks refuses to start, and says why', asyn
 async function runMigrate(env: Record<string, string>, ...args: string[]) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
     const options = { cwd: elsewhere, env: { PATH: process.env.PATH, ...env } as NodeJS.ProcessEnv }
-    execFile(process.execPath, [commandFile('migrate'), ...args], options, (err, stdout, stderr) =>
+    execFile(process.execPath, [...process.execArgv, commandFile('migrate'), ...args], options, (err, stdout, stderr) =>
       resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
     )
   })

@@ -29,7 +29,7 @@ t.test('plans', async (t) => {
     }
     const { stderr, code = 0 } = await promisify(execFile)(
       process.execPath,
-      [commandFile(name), ...args],
+      [...process.execArgv, commandFile(name), ...args],
       options
     ).catch((err) => err)
     return { said: stderr as string, code: code as number }

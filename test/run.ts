@@ -7,6 +7,7 @@ import { migrate } from '../db/migrate.ts'
 import { changedSince, testsTouchedBy } from './changed-files.ts'
 import { createDatabase, type DatabaseUrls, templateDatabase } from './databases.ts'
 import { untilMachineHasTime, watchMachine } from './machine.ts'
+import { bundlePackages } from './packages.ts'
 import { startPgBouncer } from './pgbouncer.ts'
 import { type Outcome, runFile, runFiles } from './test-files.ts'
 
@@ -25,9 +26,9 @@ const mostSecondRuns = 3
 /** Files that run at once: one more than there are cores, because a file often waits for its server or its database. */
 const jobs = 3
 
-const { values: options, positionals: named } = readArguments()
-const timeoutSeconds = Number(options.timeout)
-if (!(timeoutSeconds > 0)) refuse(`--timeout=${options.timeout}: must be seconds`)
+const { values: given, positionals: named } = readArguments()
+const timeoutSeconds = Number(given.timeout)
+if (!(timeoutSeconds > 0)) refuse(`--timeout=${given.timeout}: must be seconds`)
 const files = chooseFiles()
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
@@ -50,13 +51,13 @@ await migrate(urls.owner.replace('DATABASE', templateDatabase))
 /** No file runs again after this time. */
 const lastRerunMs = 55 * 60_000
 
+const options = { timeoutSeconds, preload: await bundlePackages() }
 const outcomes = new Map<string, Outcome>()
 const wasShortOfTime = watchMachine()
 const startedAt = performance.now()
 // one file shows all that it prints, many only what went wrong
-if (files.length === 1)
-  for (const file of files) outcomes.set(file, await runFile(file, { timeoutSeconds, show: true }))
-else await runFiles(files, { jobs, timeoutSeconds, onDone: tell })
+if (files.length === 1) for (const file of files) outcomes.set(file, await runFile(file, { ...options, show: true }))
+else await runFiles(files, { ...options, jobs, onDone: tell })
 const broken = () => [...outcomes].filter(([, { failed }]) => failed > 0)
 const secondRuns: string[] = []
 // a file with bounds in time that failed beside others runs again, alone: the bounds are for a machine that isn't busy.
@@ -113,10 +114,10 @@ function refuse(line: string): never {
 
 /** The files to run, as paths from the root. A name that is no file of tests ends the run. */
 function chooseFiles(): string[] {
-  if (options.changed) {
-    const changed = changedSince(options.since)
+  if (given.changed) {
+    const changed = changedSince(given.since)
     const touched = testsTouchedBy(changed)
-    process.stdout.write(`# ${changed.length} files changed since ${options.since}, ${touched.length} files of tests\n`)
+    process.stdout.write(`# ${changed.length} files changed since ${given.since}, ${touched.length} files of tests\n`)
     return touched
   }
   const all = readdirSync(import.meta.dirname).filter((name) => name.endsWith('.test.ts'))
@@ -135,7 +136,7 @@ async function decide(file: string): Promise<void> {
   for (let runs = 0; runs < 3 && performance.now() < lastRerunMs; runs++) {
     await untilMachineHasTime()
     const wasShortOfTime = watchMachine()
-    outcomes.set(file, await runFile(file, { timeoutSeconds, show: true }))
+    outcomes.set(file, await runFile(file, { ...options, show: true }))
     if (outcomes.get(file)?.failed === 0 || !wasShortOfTime()) return
   }
 }

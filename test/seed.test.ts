@@ -27,7 +27,10 @@ type Seeded = {
 type TokenFile = { password: string; users: Seeded[] }
 
 const seed = (env: object, ...args: string[]) =>
-  run(process.execPath, [commandFile('seed'), ...args], { cwd: elsewhere, env: { ...process.env, ...env } })
+  run(process.execPath, [...process.execArgv, commandFile('seed'), ...args], {
+    cwd: elsewhere,
+    env: { ...process.env, ...env }
+  })
 
 const readTokens = (file: string): TokenFile => JSON.parse(readFileSync(file, 'utf8'))
 const bearer = ({ access_token }: Seeded) => ({ authorization: `Bearer ${access_token}` })
@@ -100,7 +103,18 @@ t.test('seeded people are real ones', async (t) => {
   })
   t.test('a seeding that is ended keeps what it made, and its file is whole', async (t) => {
     const half = join(temporaryFolder(t), 'tokens.json')
-    const args = [commandFile('seed'), '--name', 'half', '--tenants', '5000', '--users', '10', '--tokens', half]
+    const args = [
+      ...process.execArgv,
+      commandFile('seed'),
+      '--name',
+      'half',
+      '--tenants',
+      '5000',
+      '--users',
+      '10',
+      '--tokens',
+      half
+    ]
     const child = spawn(process.execPath, args, {
       cwd: elsewhere,
       env: { ...process.env, ...env },

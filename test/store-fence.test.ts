@@ -51,7 +51,10 @@ function plant(app: TestApp, key: string): void {
 async function command(app: TestApp, ...args: string[]) {
   const settings = testEnvironment(app.database, { DATA_DIR: app.config.dataDir })
   const env = { PATH: process.env.PATH, ...settings } as NodeJS.ProcessEnv
-  const run = promisify(execFile)(process.execPath, [commandFile('files'), ...args], { cwd: elsewhere, env })
+  const run = promisify(execFile)(process.execPath, [...process.execArgv, commandFile('files'), ...args], {
+    cwd: elsewhere,
+    env
+  })
   const { stderr, code = 0 } = await run.catch((err) => err)
   return { said: stderr as string, code: code as number }
 }

@@ -25,7 +25,10 @@ t.test('an operator suspends and resumes an agency, and every process knows with
   const acme = await createTenant(app, 'acme')
   const env = testEnvironment(app.database)
   const command = (...args: string[]) =>
-    run(process.execPath, [commandFile('tenant'), ...args], { cwd: elsewhere, env: { ...process.env, ...env } })
+    run(process.execPath, [...process.execArgv, commandFile('tenant'), ...args], {
+      cwd: elsewhere,
+      env: { ...process.env, ...env }
+    })
 
   const { stderr } = await command('suspend', 'acme')
   t.equal(stderr, 'acme is suspended\n')
@@ -50,7 +53,7 @@ t.test('the command finds the embedded PostgreSQL of a running server', async (t
   const body = { tenant: { name: 'Acme', slug: 'acme' }, name: 'Ada', email: 'ada@acme.example', password }
   const headers = { 'content-type': 'application/json' }
   await server.fetch('/api/v1/auth/register', { method: 'POST', headers, body: JSON.stringify(body) })
-  const { stderr } = await run(process.execPath, [commandFile('tenant'), 'suspend', 'acme'], {
+  const { stderr } = await run(process.execPath, [...process.execArgv, commandFile('tenant'), 'suspend', 'acme'], {
     cwd: elsewhere,
     env: { ...process.env, ...env }
   })

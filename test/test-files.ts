@@ -24,13 +24,16 @@ const root = join(import.meta.dirname, '..')
 /** A file ends itself after its time-out. A file that can't is killed so much later. */
 const killAfterMs = 60_000
 
+/** How files are run: `preload` is a module that each file loads first, as do the servers and commands that it starts. */
+export type RunOptions = { timeoutSeconds: number; preload?: string }
+
 /** Runs one file. With `show`, what it prints is printed as it comes. */
 export async function runFile(
   file: string,
-  { timeoutSeconds, show }: { timeoutSeconds: number; show: boolean }
+  { timeoutSeconds, preload, show }: RunOptions & { show: boolean }
 ): Promise<Outcome> {
   const startedAt = performance.now()
-  const child = spawn(process.execPath, [file], {
+  const child = spawn(process.execPath, [...(preload === undefined ? [] : ['--import', preload]), file], {
     cwd: root,
     env: { ...process.env, TAP: '1', TAP_TIMEOUT: String(timeoutSeconds) },
     stdio: ['ignore', 'pipe', show ? 'inherit' : 'pipe']
@@ -80,16 +83,12 @@ export async function runFile(
 /** Runs files beside each other. `onDone` is called with each result as it comes. */
 export async function runFiles(
   files: string[],
-  {
-    jobs,
-    timeoutSeconds,
-    onDone
-  }: { jobs: number; timeoutSeconds: number; onDone: (file: string, outcome: Outcome) => void }
+  { jobs, onDone, ...options }: RunOptions & { jobs: number; onDone: (file: string, outcome: Outcome) => void }
 ): Promise<void> {
   const left = longestFirst(files)
   const work = async () => {
     for (let file = left.shift(); file !== undefined; file = left.shift()) {
-      onDone(file, await runFile(file, { timeoutSeconds, show: false }))
+      onDone(file, await runFile(file, { ...options, show: false }))
     }
   }
   await Promise.all(Array.from({ length: jobs }, work))

@@ -33,7 +33,7 @@ t.test('npm run user', async (t) => {
   const user = (...args: string[]) =>
     new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
       const options = { cwd: elsewhere, env: { ...process.env, ...env } as NodeJS.ProcessEnv }
-      execFile(process.execPath, [commandFile('user'), ...args], options, (err, stdout, stderr) =>
+      execFile(process.execPath, [...process.execArgv, commandFile('user'), ...args], options, (err, stdout, stderr) =>
         resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
       )
     })
