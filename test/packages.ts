@@ -56,7 +56,8 @@ export async function bundlePackages(): Promise<string> {
   return preload
 }
 
-const fileOf = (specifier: string) => `${specifier.replaceAll(/\W/g, '-')}.mjs`
+/** The file of an import. By a folder named after the package tap knows its own lines, and leaves them out of stacks. */
+const fileOf = (specifier: string) => `node_modules/${specifier.replaceAll(/\W/g, '-')}/index.mjs`
 
 /** Maps the imports of our own files. A package that is not bundled finds its dependencies as usual. */
 const preloadSource = `import { registerHooks } from 'node:module'
