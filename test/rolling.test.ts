@@ -100,6 +100,8 @@ async function request(
     }
   })
   sent.on('timeout', () => sent.destroy(new Error('no answer')))
+  // an early refusal may close the connection under the rest of the body
+  sent.on('error', () => {})
   const response = once(sent, 'response') as Promise<[http.IncomingMessage]>
   // an early refusal arrives while the rest of the body waits
   response.catch(() => {})
