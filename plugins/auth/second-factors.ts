@@ -9,7 +9,7 @@ import {
   factorKeysInUse,
   myFactor
 } from '../../db/queries/second-factors.ts'
-import { createFactorSecrets, type SealedSecret } from '../../src/auth/factor-secrets.ts'
+import { createStoredSecrets, type SealedSecret } from '../../src/auth/stored-secrets.ts'
 import { createMfaTokens, type MfaSubject, type MfaTokens } from '../../src/auth/mfa-tokens.ts'
 import {
   createFactorSecret,
@@ -75,7 +75,7 @@ export const maxWrongCodes = 100
  */
 export default fp(
   async (app) => {
-    const secrets = createFactorSecrets(app.config.passwordPepper)
+    const secrets = createStoredSecrets(app.config.passwordPepper, 'second factor')
     const stored = await app.gate.query(systemScope, factorKeysInUse, {})
     const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
     if (missing.length > 0) {
