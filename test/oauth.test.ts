@@ -25,7 +25,12 @@ const callback = (provider: string) => `${api}/api/v1/auth/oauth/${provider}/cal
 
 t.test('sign-in at a provider for everybody', async (t) => {
   const google = await startOpenIdProvider(t, [callback('google')])
-  const env = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: google.issuer, LOG_LEVEL: 'info' }
+  const env = {
+    GOOGLE_CLIENT_ID: clientId,
+    GOOGLE_CLIENT_SECRET: clientSecret,
+    GOOGLE_ISSUER: google.issuer,
+    LOG_LEVEL: 'info'
+  }
   const app = await startApp(t, env)
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
@@ -87,7 +92,10 @@ t.test('sign-in at a provider for everybody', async (t) => {
 
     await mailsAreSent(app)
     t.match(mailsTo(app, acme.owner.email).at(-1), { subject: 'Another way to sign in to your account' })
-    const [event] = await allRows(app.database, "select actor_id, detail from audit_events where action = 'user.identity_linked'")
+    const [event] = await allRows(
+      app.database,
+      "select actor_id, detail from audit_events where action = 'user.identity_linked'"
+    )
     t.strictSame(event, { actor_id: acme.owner.id, detail: { provider: 'google' } })
 
     const back = await goThrough('acme')
@@ -156,7 +164,9 @@ t.test('sign-in at a provider for everybody', async (t) => {
     const as = (options: object | string) => acme.with(tokens.access_token, options as string)
     const [identity] = (await as('/api/v1/users/me/identities')).json().data
     const remove = { method: 'DELETE', url: `/api/v1/users/me/identities/${identity.id}` }
-    await allRows(app.database, 'update users set password_hash = null, pepper_id = null where id = $1', [acme.owner.id])
+    await allRows(app.database, 'update users set password_hash = null, pepper_id = null where id = $1', [
+      acme.owner.id
+    ])
     t.match((await as(remove)).json(), { status: 409, code: 'last_sign_in_method' })
     const hash = 'select password_hash, pepper_id from users where id = $1'
     const [other] = await allRows(app.database, hash, [rival.owner.id])
@@ -181,7 +191,11 @@ t.test("sign-in at an agency's own provider", async (t) => {
   const grace = { sub: 'grace', email: 'Grace@Acme.example', email_verified: true, name: ' Grace Hopper ' }
   const come = (account: Parameters<typeof signInAt>[3], slug = 'acme') => signInAt(app, { key, at }, slug, account)
   const prove = () =>
-    allRows(app.database, "insert into tenant_domains (tenant_id, name, verified_at) values ($1, 'acme.example', now())", [acme.id])
+    allRows(
+      app.database,
+      "insert into tenant_domains (tenant_id, name, verified_at) values ($1, 'acme.example', now())",
+      [acme.id]
+    )
 
   t.test('nobody comes in before the domain is proven', async (t) => {
     t.equal((await come(grace)).error, 'not_a_member')
@@ -219,7 +233,9 @@ t.test("sign-in at an agency's own provider", async (t) => {
     const reply = await createBrowser(app).get(startUrl(key, 'rival', createVerifier().code_challenge))
     t.match(reply.json(), { status: 404, code: 'not_found' })
     t.strictSame((await rival.anonymous('/api/v1/auth/providers')).json().data, [])
-    t.match((await acme.anonymous('/api/v1/auth/providers')).json().data, [{ id: key, name: 'acme login', kind: 'openid' }])
+    t.match((await acme.anonymous('/api/v1/auth/providers')).json().data, [
+      { id: key, name: 'acme login', kind: 'openid' }
+    ])
   })
 
   t.test('somebody who has left does not come back by it', async (t) => {

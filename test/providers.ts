@@ -121,7 +121,9 @@ export async function startScriptedProvider(t: Owner, issuerOf: (url: string) =>
     const form = new URLSearchParams(body)
     const code = codes.get(form.get('code') ?? '')
     codes.delete(form.get('code') ?? '')
-    const hash = createHash('sha256').update(form.get('code_verifier') ?? '').digest('base64url')
+    const hash = createHash('sha256')
+      .update(form.get('code_verifier') ?? '')
+      .digest('base64url')
     if (!code || code.challenge !== hash) return reply({ error: 'invalid_grant' }, 400)
     const now = Math.floor(Date.now() / 1000)
     const claims = { iss: issuer, aud: clientId, iat: now, exp: now + 300, nonce: code.nonce, ...code.account }

@@ -58,7 +58,9 @@ export default fp(
     const stored = await app.gate.query(systemScope, providerKeysInUse, {})
     const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
     if (missing.length > 0) {
-      throw new Error(`PASSWORD_PEPPER lacks the pepper of secrets of identity providers (key id ${missing.join(', ')})`)
+      throw new Error(
+        `PASSWORD_PEPPER lacks the pepper of secrets of identity providers (key id ${missing.join(', ')})`
+      )
     }
 
     const development = config.nodeEnv === 'development'
@@ -98,7 +100,10 @@ export default fp(
     async function withProvider<T>(request: FastifyRequest, provider: Provider, work: Promise<T>): Promise<T> {
       let timer: NodeJS.Timeout | undefined
       const late = new Promise<never>((_, reject) => {
-        timer = setTimeout(() => reject(new OutboundFailure('all requests together', { timeout: true })), providerTimeoutMs)
+        timer = setTimeout(
+          () => reject(new OutboundFailure('all requests together', { timeout: true })),
+          providerTimeoutMs
+        )
       })
       try {
         const result = await Promise.race([work, late])
@@ -119,7 +124,8 @@ export default fp(
     app.decorate('providers', {
       async offer(request: FastifyRequest, tenantId: string | undefined) {
         const scope = { tenant_id: tenantId ?? null, user_id: null }
-        const own = tenantId === undefined ? [] : await request.tenantQuery(listProviders, { tenant_id: tenantId }, scope)
+        const own =
+          tenantId === undefined ? [] : await request.tenantQuery(listProviders, { tenant_id: tenantId }, scope)
         return [
           ...shared.map(({ key, name, kind }) => ({ id: key, name, kind })),
           ...own.map(({ id, name }) => ({ id, name, kind: 'openid' as const }))

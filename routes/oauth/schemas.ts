@@ -94,7 +94,10 @@ export const IdentityId = Type.Object({ id: Id })
 export const Identity = Type.Object(
   {
     id: Id,
-    provider: Type.String({ description: "`google`, `github`, or the id of an agency's own provider", examples: ['google'] }),
+    provider: Type.String({
+      description: "`google`, `github`, or the id of an agency's own provider",
+      examples: ['google']
+    }),
     name: Nullable(Type.String({ description: "Of an agency's own provider", examples: [null] })),
     tenant_id: Nullable({ ...Id, description: 'The agency in which it is good. Null: in all.' }),
     email: Nullable(

@@ -22,7 +22,9 @@ export function createSealedTokens<Content extends object>(
   purpose: string,
   seconds: number
 ): SealedTokens<Content> {
-  const keys = new Map<string, KeyObject>([...ring.byId.values()].map(({ id, secret }) => [id, deriveKey(secret, purpose)]))
+  const keys = new Map<string, KeyObject>(
+    [...ring.byId.values()].map(({ id, secret }) => [id, deriveKey(secret, purpose)])
+  )
 
   return {
     issue(content) {

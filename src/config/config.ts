@@ -94,7 +94,9 @@ function conflictingSettings(config: Settings): string[] {
     ['GITHUB', config.githubClientId, config.githubClientSecret]
   ] as const) {
     if (Boolean(id) !== Boolean(secret)) {
-      problems.push(`${name}_CLIENT_${id ? 'SECRET' : 'ID'}: must be set where there is ${name}_CLIENT_${id ? 'ID' : 'SECRET'}`)
+      problems.push(
+        `${name}_CLIENT_${id ? 'SECRET' : 'ID'}: must be set where there is ${name}_CLIENT_${id ? 'ID' : 'SECRET'}`
+      )
     }
   }
   for (const [name, url] of [

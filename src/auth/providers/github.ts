@@ -54,7 +54,8 @@ export function createGithubProtocol(
       const reply = await oauth.authorizationCodeGrantRequest(
         ...([server, client, authentication, checked, redirect_uri, code_verifier] as const),
         {
-          [oauth.customFetch]: (url, { method, headers, body, signal }) => fetch(url, { method, headers, body, signal }),
+          [oauth.customFetch]: (url, { method, headers, body, signal }) =>
+            fetch(url, { method, headers, body, signal }),
           ...(development && { [oauth.allowInsecureRequests]: true })
         }
       )

@@ -57,7 +57,9 @@ export function createOpenIdProtocol(
 
   function configurationOf(provider: Provider): Promise<openid.Configuration> {
     const { issuer, client_id, client_secret } = provider
-    const key = createHash('sha256').update(JSON.stringify([issuer, client_id, client_secret])).digest('base64')
+    const key = createHash('sha256')
+      .update(JSON.stringify([issuer, client_id, client_secret]))
+      .digest('base64')
     const remembered = known.get(key)
     if (remembered) return remembered
     const discovering = discover(provider)
