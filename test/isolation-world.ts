@@ -75,7 +75,9 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const database = await createTestDatabase(t)
   const logLines: string[] = []
   // one connection for all requests: settings that one leaves behind would reach the next
-  const config = readConfig(testEnvironment(database, { LOG_LEVEL: 'info', DATABASE_POOL: '1' }))
+  // GitHub is there to begin with, and is never reached
+  const github = { GITHUB_CLIENT_ID: 'aggios', GITHUB_CLIENT_SECRET: 'a secret' }
+  const config = readConfig(testEnvironment(database, { LOG_LEVEL: 'info', DATABASE_POOL: '1', ...github }))
   const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
   const routes: string[] = []
   const hidden: string[] = []

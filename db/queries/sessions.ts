@@ -10,16 +10,24 @@ type Admission = { email: string; role: Role } & (
 )
 
 /** When the user proved who they are, and when by a second factor. Null for `authenticated_at` is now. */
-export type SessionProof = { authenticated_at: Date | null; mfa_at: Date | null }
+export type SessionProof = {
+  authenticated_at: Date | null
+  mfa_at: Date | null
+  /** The tenant's own provider that said who it is. The session stays in the tenant. */
+  provider_id: string | null
+  /** The provider that said who it is, for the audit log. Null for a password. */
+  by: string | null
+}
 /** A password was proved just now, and no second factor. */
-export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null }
+export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null, provider_id: null, by: null }
 
 /**
  * Opens a session in the gate's tenant for the gate's user, updates the membership's last use and audits it as `action`, if
  * there is one. No row when the user is not a member.
  *
  * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
- * than 100: `open_session` in db/migrations/0018_second_factor.ts.
+ * than 100: `open_session` in db/migrations/0018_second_factor.ts and 0019_identities.ts. No row either when the tenant's
+ * own provider is gone by now.
  *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
  * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`, but
@@ -58,13 +66,15 @@ export const openSession = statement(
     for share of u
   ), opened as materialized (
     select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds}),
-      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz) as id
+      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz, ${$.provider_id}::uuid) as id
     from member where outcome = 'opened'
   ), audited as (
-    insert into audit_events (action, session_id)
-    select ${$.action}::text, id from opened where id is not null and ${$.action}::text is not null
+    insert into audit_events (action, session_id, detail)
+    select ${$.action}::text, id, case when ${$.by}::text is not null then jsonb_build_object('by', ${$.by}::text) end
+    from opened where id is not null and ${$.action}::text is not null
     union all
-    select 'session.challenged', null from member
+    select 'session.challenged', null, case when ${$.by}::text is not null then jsonb_build_object('by', ${$.by}::text) end
+    from member
     where outcome in ('mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
   )
   select m.outcome, m.email, m.role, o.id as session_id,
@@ -169,14 +179,15 @@ export const endSession = statement(
 /**
  * Reads the password version of an open session's user, from the database and not from the process's memory. A session that
  * is opened because of this one is given the version, so that a change of password ends or refuses it. It is also given the
- * proofs, so that it is as old as this one.
+ * proofs, so that it is as old as this one. A session through the tenant's own provider must not open one elsewhere.
  */
 export const findOpenSession = statement(
   'find_open_session',
   (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<
     { password_version: number } & SessionProof
   >`
-  select u.password_version, coalesce(s.authenticated_at, s.created_at) as authenticated_at, s.mfa_at
+  select u.password_version, greatest(coalesce(s.authenticated_at, s.created_at), s.provider_at) as authenticated_at, s.mfa_at,
+    s.provider_id, null::text as by
   from sessions s join users u on u.id = s.user_id
   join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
   where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
@@ -209,7 +220,7 @@ export async function isFresh(
   { tenant_id, sid }: { tenant_id: string; sid: string }
 ): Promise<boolean> {
   const { rows } = await sql<{ fresh: boolean }>`
-    select coalesce(s.authenticated_at, s.created_at) > now() - make_interval(secs => ${freshSeconds}) as fresh
+    select greatest(coalesce(s.authenticated_at, s.created_at), s.provider_at) > now() - make_interval(secs => ${freshSeconds}) as fresh
     from sessions s join memberships m on m.tenant_id = ${tenant_id} and m.user_id = s.user_id
     where s.tenant_id = ${tenant_id} and s.id = ${sid} and s.revoked_at is null
       and not session_is_over(s.id, m.ended_through, m.kept_session)`.execute(trx)

@@ -110,7 +110,12 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/switch',
     {
-      config: { access: 'user', throttled: true, problems: ['not_found', 'mfa_required', 'tenant_suspended'] },
+      config: {
+        access: 'user',
+        reach: 'person',
+        throttled: true,
+        problems: ['not_found', 'mfa_required', 'tenant_suspended']
+      },
       schema: {
         operationId: 'switchTenant',
         summary: 'Tokens for another agency of the same person',

@@ -24,7 +24,7 @@ export async function completeSignIn(
   reply: FastifyReply
 ) {
   const token = requireToken(app, request)
-  const { tenant_id, user_id, password_version } = token
+  const { tenant_id, user_id, password_version, by, provider_id } = token
   const person = { tenant_id, user_id }
   const enrolls = token.purpose === 'enrollment'
   const row = await requirePerson(app, request, token)
@@ -55,7 +55,7 @@ export async function completeSignIn(
     if (!mfa_at) return 'used'
     const [opened] = await queryIn(trx, openSession, {
       ...{ ...person, password_version, token_seconds, session_seconds: app.config.sessionMaxAge },
-      ...{ action: 'session.opened', authenticated_at: null, mfa_at }
+      ...{ action: 'session.opened', authenticated_at: null, mfa_at, by, provider_id }
     })
     // the throw rolls an enrollment back: its recovery codes would be lost
     if (codes && opened?.outcome !== 'opened') throw refusalOf(opened?.outcome)
