@@ -198,6 +198,13 @@ export const linkExpired = problem(
   'The link is no longer good',
   'Ask for a new mail. The link has expired, was used, was replaced by a newer one, or the account has changed since.'
 )
+/** `reason` says what DNS answered. */
+export const domainNotProven = problem(
+  'domain_not_proven',
+  409,
+  'The record of the domain was not found',
+  'Publish `record` of the domain in DNS, wait until the name servers have it, and verify again. `detail` says what was found.'
+)
 export const lastOwner = problem(
   'last_owner',
   409,
