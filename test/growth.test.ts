@@ -34,6 +34,14 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
       where $1::uuid <> $2::uuid`,
     left: "address = 'x@y.example'"
   },
+  identity_providers: { bound: 'ten an agency: each takes one of ten places' },
+  tenant_domains: { bound: 'the domains that an agency has proven, or tries to' },
+  user_identities: { bound: 'twenty a person; a row goes with its person' },
+  one_time_marks: {
+    swept: `insert into one_time_marks (id, expires_at)
+      select gen_random_uuid(), now() - interval '1 minute' where $1::uuid <> $2::uuid`,
+    left: 'expires_at < now()'
+  },
   second_factors: { bound: 'the people there are; a row goes with its person' },
   sign_in_failures: {
     swept: `insert into sign_in_failures (email, failed_at)

@@ -42,6 +42,11 @@ const rows: Record<string, string> = {
     values ($1, $2, 0, 0, 'a'), ($1, $3, 0, 0, 'b')`,
   // one row a tenant
   storage_usage: `insert into storage_usage (tenant_id, bytes) select $1, 2 where $2::uuid <> $3::uuid`,
+  identity_providers: `insert into identity_providers (tenant_id, id, place, name, issuer, client_id, client_secret, key_id)
+    values ($1, $2, 1, 'one', 'https://one.example', 'id', 'sealed', 'key'),
+      ($1, $3, 2, 'two', 'https://two.example', 'id', 'sealed', 'key')`,
+  tenant_domains: `insert into tenant_domains (tenant_id, name)
+    values ($1, 'one-' || $2::uuid || '.example'), ($1, 'two-' || $3::uuid || '.example')`,
   // both of one person, because a stored reply is shown only to the person who sent the request
   idempotency_keys: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body)
     values ($1, $3, 'POST /things', 'one-' || $2::uuid, sha256('a'), 201, '{}', '{}'),

@@ -237,6 +237,12 @@ export const sweepIdempotencyKeys = statement(
   { writes: true }
 )
 
+export const sweepOneTimeMarks = statement(
+  'sweep_one_time_marks',
+  (_, $: { batch: number }) => sql<{ removed: number }>`select sweep_one_time_marks(${$.batch})::int as removed`,
+  { writes: true }
+)
+
 /** Removes invitations, with their e-mail addresses, thirty days after their end. */
 export const sweepInvitations = statement(
   'sweep_invitations',

@@ -16,6 +16,7 @@ import {
   sweepFailures,
   sweepIdempotencyKeys,
   sweepInvitations,
+  sweepOneTimeMarks,
   sweepOutbox,
   sweepSessions
 } from '../../db/queries/directory.ts'
@@ -107,6 +108,7 @@ export default fp(
       accountMails: inBatches(sweepAccountMails, {}),
       idempotency: inBatches(sweepIdempotencyKeys, {}),
       invitations: inBatches(sweepInvitations, {}),
+      oneTimeMarks: inBatches(sweepOneTimeMarks, {}),
       failures: inBatches(sweepFailures, {})
     }
     const warn = (err: unknown, job?: string) => app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
