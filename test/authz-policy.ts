@@ -11,6 +11,7 @@ import {
   read,
   standing
 } from './authz-calls.ts'
+import { domainPolicies } from './authz-policy-domains.ts'
 import { filePolicies } from './authz-policy-files.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
@@ -47,6 +48,7 @@ export const policies: Record<string, Policy> = {
 
   ...signInPolicies,
   ...mfaPolicies,
+  ...domainPolicies,
 
   // the signed-in person
   getMe: read('user', { tagged: true }),

@@ -274,7 +274,7 @@ t.test('every code', async (t) => {
     408: ['request_timeout'],
     409: [
       ...['slug_taken', 'email_taken', 'already_invited', 'already_a_member', 'last_owner', 'conflict'],
-      'idempotency_key_in_use'
+      ...['idempotency_key_in_use', 'domain_not_proven']
     ],
     410: ['invitation_expired', 'link_expired'],
     412: ['precondition_failed', 'unsupported_version'],

@@ -760,6 +760,74 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/domains': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * The domains of the agency
+     * @description By name, those that are not proven yet too.
+     */
+    get: operations['listDomains']
+    put?: never
+    /**
+     * Add a domain
+     * @description It counts when the record of the reply is in DNS and was verified. Other agencies may add the same domain, and none learns of it. A proof holds for exactly this name, not for names under it. An agency has at most 20 domains. Needs a sign-in within the last five minutes.
+     */
+    post: operations['addDomain']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/domains/{name}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * One domain of the agency
+     * @description With the record that proves it.
+     */
+    get: operations['getDomain']
+    put?: never
+    post?: never
+    /**
+     * Remove a domain
+     * @description Nobody is taken in by it any more, and nobody who is in is signed out. A domain that is added again gets another record. Needs a sign-in within the last five minutes.
+     */
+    delete: operations['removeDomain']
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/domains/{name}/verify': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Look for the record of a domain now
+     * @description Answers within five seconds. Otherwise a proven domain is looked up once a day, and a domain that is not proven never. `reason` of `domain_not_proven` is `no_name`, `no_record` or `other_records`, or, when nothing could be learned, `server_failure` or `timeout`. A domain that is proven stays so.
+     */
+    post: operations['verifyDomain']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/files': {
     parameters: {
       query?: never
@@ -1255,6 +1323,7 @@ export interface components {
         | 'idempotency_key_in_use'
         | 'invitation_expired'
         | 'link_expired'
+        | 'domain_not_proven'
         | 'last_owner'
         | 'precondition_failed'
         | 'unsupported_version'
@@ -1879,6 +1948,56 @@ export interface components {
        */
       code?: string
     }
+    /**
+     * @description `pending`: not proven, or not any more. `verified`: proven. `failing`: still proven, but the record was missing lately.
+     * @example verified
+     * @enum {string}
+     */
+    DomainStatus: 'pending' | 'verified' | 'failing'
+    /** @description The record of DNS that proves the domain. It must stay there. */
+    DomainRecord: {
+      /**
+       * @example TXT
+       * @enum {string}
+       */
+      type: 'TXT'
+      /** @example _aggios-challenge.acme.example */
+      name: string
+      /** @example aggios-domain=7d0c2f6ab1e94a5f8f1c3f0f3c2b9e11 */
+      value: string
+    }
+    Domain: {
+      /** @example acme.example */
+      name: string
+      status: components['schemas']['DomainStatus']
+      record: components['schemas']['DomainRecord']
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      verified_at: string | null
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      checked_at: string | null
+    }
+    DomainPage: {
+      data: components['schemas']['Domain'][]
+      next_cursor: string | null
+    }
+    DomainInput: {
+      /**
+       * @description In any case. A name with other letters than ASCII becomes its IDNA form.
+       * @example acme.example
+       */
+      name: string
+    }
     FileForm: {
       /**
        * Format: binary
@@ -2205,6 +2324,11 @@ export type Invitation = components['schemas']['Invitation']
 export type InvitationPage = components['schemas']['InvitationPage']
 export type InvitationInput = components['schemas']['InvitationInput']
 export type Acceptance = components['schemas']['Acceptance']
+export type DomainStatus = components['schemas']['DomainStatus']
+export type DomainRecord = components['schemas']['DomainRecord']
+export type Domain = components['schemas']['Domain']
+export type DomainPage = components['schemas']['DomainPage']
+export type DomainInput = components['schemas']['DomainInput']
 export type FileForm = components['schemas']['FileForm']
 export type FileMetadata = components['schemas']['FileMetadata']
 export type FilePage = components['schemas']['FilePage']
@@ -9637,6 +9761,869 @@ export interface operations {
       }
       /** @description `invitation_expired`: The invitation is no longer good */
       410: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  listDomains: {
+    parameters: {
+      query?: {
+        limit?: number
+        /** @description `next_cursor` of the page before */
+        cursor?: string
+      }
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description DomainPage */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['DomainPage']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_cursor`: The cursor is not one of this list
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  addDomain: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['DomainInput']
+      }
+    }
+    responses: {
+      /** @description Domain */
+      201: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Domain']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getDomain: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /**
+         * @description In any case. A name with other letters than ASCII becomes its IDNA form.
+         * @example acme.example
+         */
+        name: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Domain */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Domain']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  removeDomain: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /**
+         * @description In any case. A name with other letters than ASCII becomes its IDNA form.
+         * @example acme.example
+         */
+        name: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done, without a body */
+      204: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  verifyDomain: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        /**
+         * @description In any case. A name with other letters than ASCII becomes its IDNA form.
+         * @example acme.example
+         */
+        name: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Domain */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Domain']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `domain_not_proven`: The record of the domain was not found */
+      409: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
