@@ -49,6 +49,7 @@ import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
 import domainsRoutes from '../routes/domains/index.ts'
+import enforcementRoutes from '../routes/enforcement/index.ts'
 import filesRoutes from '../routes/files/index.ts'
 import healthRoutes from '../routes/health/index.ts'
 import imagesRoutes from '../routes/images/index.ts'
@@ -183,6 +184,7 @@ export function buildApp(
       api.register(membersRoutes, { prefix: '/members' })
       api.register(invitationsRoutes, { prefix: '/invitations' })
       api.register(domainsRoutes, { prefix: '/domains' })
+      api.register(enforcementRoutes, { prefix: '/enforcement' })
       api.register(filesRoutes, { prefix: '/files' })
       api.register(imagesRoutes)
       api.register(auditEventsRoutes, { prefix: '/audit-events' })

@@ -80,7 +80,7 @@ t.test('a person has a hundred open sessions in an agency at most', async (t) =>
   const rival = await createTenant(app, 'rival')
   await addMember(app, rival, acme.owner.id, 'member')
   const scope = { tenant_id: acme.id, user_id: acme.owner.id, request: '' }
-  const proof = { authenticated_at: null, mfa_at: null }
+  const proof = { authenticated_at: null, mfa_at: null, provider_id: null, by: null }
   const values = {
     ...scope,
     ...proof,

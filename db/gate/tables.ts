@@ -65,6 +65,8 @@ export type SessionsTable = {
   created_at: ByDatabase<Date>
   authenticated_at: ColumnType<Date | null, Date | undefined, Date>
   mfa_at: ColumnType<Date | null, Date | null | undefined, Date>
+  provider_id: ColumnType<string | null, never, never>
+  provider_at: ColumnType<Date | null, never, never>
 }
 
 export type RevocationsTable = {

@@ -3,26 +3,38 @@ import type { Role } from '../../src/auth/roles.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
-type Refusal = 'suspended' | 'disabled' | 'outdated' | 'mfa_required' | 'enrollment_required'
-type Admission = { email: string; role: Role } & (
+type Refusal = 'suspended' | 'disabled' | 'outdated' | 'provider_required' | 'mfa_required' | 'enrollment_required'
+/** `provider` is the one through which the user has to come in: of `provider_required`. */
+type Admission = { email: string; role: Role; provider: string | null } & (
   | { outcome: 'opened'; session_id: string }
   | { outcome: Refusal; session_id: null }
 )
 
 /** When the user proved who they are, and when by a second factor. Null for `authenticated_at` is now. */
-export type SessionProof = { authenticated_at: Date | null; mfa_at: Date | null }
+export type SessionProof = {
+  authenticated_at: Date | null
+  mfa_at: Date | null
+  /** The tenant's own provider that said who it is. The session stays in the tenant. */
+  provider_id: string | null
+  /** The provider that said who it is, for the audit log. Null for a password. */
+  by: string | null
+}
 /** A password was proved just now, and no second factor. */
-export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null }
+export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null, provider_id: null, by: null }
 
 /**
  * Opens a session in the gate's tenant for the gate's user, updates the membership's last use and audits it as `action`, if
  * there is one. No row when the user is not a member.
  *
  * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
- * than 100: `open_session` in db/migrations/0018_second_factor.ts.
+ * than 100: `open_session` in db/migrations/0018_second_factor.ts and 0019_identities.ts. No row either when the tenant's
+ * own provider is gone by now.
+ *
+ * `provider_required`: the tenant demands its own provider, and the proof is not by it. A break-glass owner is let in, and
+ * recorded: `admit` in db/migrations/0022_enforcement.ts.
  *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
- * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`, but
+ * for a user who has none `enrollment_required` where the tenant demands one. These three are audited as `session.challenged`, but
  * for a switch: somebody has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
@@ -49,6 +61,7 @@ export const openSession = statement(
         when u.disabled_at is not null then 'disabled'
         when ${$.password_version}::int <> u.password_version then 'outdated'
         when t.status <> 'active' then 'suspended'
+        when required_provider(m.break_glass, ${$.provider_id}::uuid) is not null then 'provider_required'
         when u.mfa_enabled_at is not null and ${$.mfa_at}::timestamptz is null then 'mfa_required'
         when u.mfa_enabled_at is null and mfa_is_required(t.settings) then 'enrollment_required'
         else 'opened'
@@ -58,16 +71,19 @@ export const openSession = statement(
     for share of u
   ), opened as materialized (
     select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds}),
-      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz) as id
+      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz, ${$.provider_id}::uuid) as id
     from member where outcome = 'opened'
   ), audited as (
-    insert into audit_events (action, session_id)
-    select ${$.action}::text, id from opened where id is not null and ${$.action}::text is not null
+    insert into audit_events (action, session_id, detail)
+    select ${$.action}::text, id, case when ${$.by}::text is not null then jsonb_build_object('by', ${$.by}::text) end
+    from opened where id is not null and ${$.action}::text is not null
     union all
-    select 'session.challenged', null from member
-    where outcome in ('mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
+    select 'session.challenged', null, case when ${$.by}::text is not null then jsonb_build_object('by', ${$.by}::text) end
+    from member
+    where outcome in ('provider_required', 'mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
   )
   select m.outcome, m.email, m.role, o.id as session_id,
+    case m.outcome when 'provider_required' then required_provider(false, ${$.provider_id}::uuid) end as provider,
     case when ${$.action} = 'session.opened' and o.id is not null
       then notice_new_device(m.id, o.id, m.used_here) end as noticed
   from member m left join opened o on true
@@ -76,7 +92,17 @@ export const openSession = statement(
 )
 
 export type Rotation = {
-  outcome: 'rotated' | 'repeated' | 'reused' | 'revoked' | 'expired' | 'disabled' | 'suspended' | 'unproven' | 'ahead'
+  outcome:
+    | 'rotated'
+    | 'repeated'
+    | 'reused'
+    | 'revoked'
+    | 'expired'
+    | 'disabled'
+    | 'suspended'
+    | 'provider_required'
+    | 'unproven'
+    | 'ahead'
   counter: number
   user_id: string
   email: string
@@ -90,10 +116,11 @@ export type Rotation = {
  * - `repeated`: the token is the direct predecessor, within the grace period. It gets the same successor, and an audit event
  *   when the address or user agent differs from the use before.
  * - `reused`: the token is older, or too late. The family is now revoked, published and audited.
+ * - `provider_required`: the tenant demands its own provider, and the session was opened otherwise.
  * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more.
  * - `ahead`: the counter was never issued, as happens after a restore.
  *
- * `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
+ * `provider_required`, `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
  *
  * The lock makes a statement that waits decide by the newest version of the row. A plain read with a conditional update would
  * decide by a snapshot that is older than the wait.
@@ -121,6 +148,7 @@ export const rotateSession = statement(
         when f.counter < ${$.counter} then 'ahead'
         when f.counter > ${$.counter}::int + 1 or (f.counter = ${$.counter}::int + 1
           and f.rotated_at + make_interval(secs => ${$.grace_seconds}) <= now()) then 'reused'
+        when required_provider(m.break_glass, f.provider_id) is not null then 'provider_required'
         when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
         when f.counter = ${$.counter} then 'rotated'
         else 'repeated'
@@ -169,14 +197,15 @@ export const endSession = statement(
 /**
  * Reads the password version of an open session's user, from the database and not from the process's memory. A session that
  * is opened because of this one is given the version, so that a change of password ends or refuses it. It is also given the
- * proofs, so that it is as old as this one.
+ * proofs, so that it is as old as this one. A session through the tenant's own provider must not open one elsewhere.
  */
 export const findOpenSession = statement(
   'find_open_session',
   (_, $: { tenant_id: string; session_id: string; idle_seconds: number }) => sql<
     { password_version: number } & SessionProof
   >`
-  select u.password_version, coalesce(s.authenticated_at, s.created_at) as authenticated_at, s.mfa_at
+  select u.password_version, greatest(coalesce(s.authenticated_at, s.created_at), s.provider_at) as authenticated_at, s.mfa_at,
+    s.provider_id, null::text as by
   from sessions s join users u on u.id = s.user_id
   join memberships m on m.tenant_id = ${$.tenant_id} and m.user_id = s.user_id
   where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and s.expires_at > now()
@@ -209,7 +238,7 @@ export async function isFresh(
   { tenant_id, sid }: { tenant_id: string; sid: string }
 ): Promise<boolean> {
   const { rows } = await sql<{ fresh: boolean }>`
-    select coalesce(s.authenticated_at, s.created_at) > now() - make_interval(secs => ${freshSeconds}) as fresh
+    select greatest(coalesce(s.authenticated_at, s.created_at), s.provider_at) > now() - make_interval(secs => ${freshSeconds}) as fresh
     from sessions s join memberships m on m.tenant_id = ${tenant_id} and m.user_id = s.user_id
     where s.tenant_id = ${tenant_id} and s.id = ${sid} and s.revoked_at is null
       and not session_is_over(s.id, m.ended_through, m.kept_session)`.execute(trx)

@@ -40,7 +40,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
-        problems: ['invalid_credentials', 'mfa_required', 'not_a_member', 'tenant_suspended']
+        problems: ['invalid_credentials', 'mfa_required', 'provider_required', 'not_a_member', 'tenant_suspended']
       },
       schema: {
         operationId: 'login',
@@ -110,7 +110,11 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/switch',
     {
-      config: { access: 'user', throttled: true, problems: ['not_found', 'mfa_required', 'tenant_suspended'] },
+      config: {
+        access: 'user',
+        throttled: true,
+        problems: ['not_found', 'mfa_required', 'provider_required', 'tenant_suspended']
+      },
       schema: {
         operationId: 'switchTenant',
         summary: 'Tokens for another agency of the same person',

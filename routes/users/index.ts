@@ -96,7 +96,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/me',
     {
-      config: { access, problems: ['invalid_credentials', 'last_owner', 'rate_limited'] },
+      config: { access, problems: ['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited'] },
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',

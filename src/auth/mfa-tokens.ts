@@ -1,7 +1,7 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { v7 as uuidv7 } from 'uuid'
 import { deriveKey, type KeyRing } from '../keys.ts'
-import { bytesToUuid, uuidToBytes } from '../uuids.ts'
+import { bytesToUuid, nilUuid, uuidToBytes } from '../uuids.ts'
 
 /**
  * What the token is for: to complete a sign-in (`sign_in`), or to enroll a factor and complete it then (`enrollment`).
@@ -9,8 +9,13 @@ import { bytesToUuid, uuidToBytes } from '../uuids.ts'
 export type MfaPurpose = 'sign_in' | 'enrollment'
 
 /** The sign-in that waits for a factor. `password_version` is that of the password that was proved. */
-export type MfaSubject = { tenant_id: string; user_id: string; password_version: number }
-export type MfaToken = MfaSubject & { purpose: MfaPurpose; id: string }
+export type MfaSubject = { tenant_id: string; user_id: string; password_version: number } & Partial<FirstFactor>
+/**
+ * What was proved instead of the password: `by` is the provider that said who it is. `provider_id` is set for an own one
+ * of the tenant.
+ */
+export type FirstFactor = { by: string | null; provider_id: string | null }
+export type MfaToken = MfaSubject & FirstFactor & { purpose: MfaPurpose; id: string }
 
 export type MfaTokens = {
   issue(purpose: MfaPurpose, subject: MfaSubject): string
@@ -25,7 +30,10 @@ const purposes: readonly MfaPurpose[] = ['sign_in', 'enrollment']
 // key id, purpose, token id, tenant, person, version of the password, end
 const sizes = { keyId: 11, purpose: 1, uuid: 16, number: 4, mac: 32 }
 const bodySize = sizes.keyId + sizes.purpose + 3 * sizes.uuid + 2 * sizes.number
-const tokenSize = bodySize + sizes.mac
+/** Of a sign-in through a provider: which one. An older version, which knows no providers, refuses the longer token. */
+const providerSize = 1 + sizes.uuid
+const globalProviders = ['google', 'github']
+const ownProvider = 255
 
 /**
  * Issues and verifies the tokens that stand between a password and a session. An HMAC with a key of its own covers all
@@ -42,22 +50,27 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
   }
 
   return {
-    issue(purpose, { tenant_id, user_id, password_version }) {
-      const body = Buffer.alloc(bodySize)
+    issue(purpose, { tenant_id, user_id, password_version, by = null, provider_id = null }) {
+      const body = Buffer.alloc(by === null ? bodySize : bodySize + providerSize)
       let at = body.write(ring.first.id, 0, 'latin1')
       at = body.writeUInt8(purposes.indexOf(purpose), at)
       for (const uuid of [uuidv7(), tenant_id, user_id]) at += uuidToBytes(uuid).copy(body, at)
       at = body.writeUInt32BE(password_version, at)
-      body.writeUInt32BE(Math.floor(Date.now() / 1000) + mfaTokenSeconds[purpose], at)
+      at = body.writeUInt32BE(Math.floor(Date.now() / 1000) + mfaTokenSeconds[purpose], at)
+      if (by !== null) {
+        at = body.writeUInt8(provider_id === null ? globalProviders.indexOf(by) : ownProvider, at)
+        uuidToBytes(provider_id ?? nilUuid).copy(body, at)
+      }
       return Buffer.concat([body, sign(ring.first.id, body) as Buffer]).toString('base64url')
     },
     verify(token) {
       const bytes = Buffer.from(token, 'base64url')
       // reject other base64 spellings of the same bytes
-      if (bytes.length !== tokenSize || bytes.toString('base64url') !== token) return undefined
-      const body = bytes.subarray(0, bodySize)
+      const size = bytes.length - sizes.mac
+      if (![bodySize, bodySize + providerSize].includes(size) || bytes.toString('base64url') !== token) return undefined
+      const body = bytes.subarray(0, size)
       const expected = sign(body.toString('latin1', 0, sizes.keyId), body)
-      if (!expected || !timingSafeEqual(expected, bytes.subarray(bodySize))) return undefined
+      if (!expected || !timingSafeEqual(expected, bytes.subarray(size))) return undefined
       const ids = sizes.keyId + sizes.purpose
       const numbers = ids + 3 * sizes.uuid
       if (body.readUInt32BE(numbers + sizes.number) * 1000 <= Date.now()) return undefined
@@ -66,8 +79,17 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
         id: bytesToUuid(body, ids),
         tenant_id: bytesToUuid(body, ids + sizes.uuid),
         user_id: bytesToUuid(body, ids + 2 * sizes.uuid),
-        password_version: body.readUInt32BE(numbers)
+        password_version: body.readUInt32BE(numbers),
+        ...firstFactorIn(body)
       }
     }
   }
+}
+
+function firstFactorIn(body: Buffer): FirstFactor {
+  if (body.length === bodySize) return { by: null, provider_id: null }
+  const kind = body.readUInt8(bodySize)
+  if (kind !== ownProvider) return { by: globalProviders[kind] ?? null, provider_id: null }
+  const provider_id = bytesToUuid(body, bodySize + 1)
+  return { by: provider_id, provider_id }
 }

@@ -18,6 +18,8 @@ export type AccountMailFacts = {
   /** When it was asked for, or happened, and from where. */
   at: Date
   ip: string | undefined
+  /** The address of the person whom it is about, when that is not the recipient. */
+  person: string | undefined
   /** The domain that it is about. */
   domain: string | undefined
   user_agent: string | undefined
@@ -117,6 +119,7 @@ export function accountMail(facts: AccountMailFacts): Mail {
       agency,
       name: safe(facts.name) || agency,
       domain: facts.domain ?? '',
+      person: facts.person ?? '',
       moment: momentIn(locale, facts.at),
       device: device || '?'
     }

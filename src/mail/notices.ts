@@ -1,7 +1,14 @@
 import type { Locale } from './layout.ts'
 
 /** Texts by people, and dates, in the form in which the sentences of a mail contain them. */
-export type AccountWords = { name: string; agency: string; domain: string; moment: string; device: string }
+export type AccountWords = {
+  name: string
+  agency: string
+  domain: string
+  person: string
+  moment: string
+  device: string
+}
 
 export type AccountTexts = {
   subject: (words: AccountWords) => string
@@ -17,6 +24,7 @@ export type AccountTexts = {
  */
 export const noticeKinds = [
   'address_taken',
+  'break_glass_used',
   'domain_lost',
   'email_changed',
   'factor_enabled',
@@ -36,6 +44,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         'Somebody asked to use this address for another account. It belongs to your account, so nothing was changed.'
       ],
       footer: 'If it was you, choose another address, or sign in to the account that has this one.'
+    },
+    break_glass_used: {
+      subject: ({ agency }) => `Somebody came into ${agency} without its provider`,
+      paragraphs: ({ agency, person, moment, device }) => [
+        `${person}, a break-glass owner of ${agency}, signed in on ${moment} without the provider that the agency demands.`,
+        `Device: ${device}`
+      ],
+      footer: 'If you do not know why, ask them, and sign them out of the agency.'
     },
     domain_lost: {
       subject: ({ agency, domain }) => `${agency} no longer has a proof of ${domain}`,
@@ -108,6 +124,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         'Alguém pediu para usar este endereço em outra conta. Ele pertence à sua conta, então nada mudou.'
       ],
       footer: 'Se foi você, escolha outro endereço ou entre na conta que tem este.'
+    },
+    break_glass_used: {
+      subject: ({ agency }) => `Alguém entrou em ${agency} sem o provedor`,
+      paragraphs: ({ agency, person, moment, device }) => [
+        `${person}, responsável com acesso de emergência de ${agency}, entrou em ${moment} sem o provedor que a agência exige.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se você não sabe o motivo, pergunte à pessoa e encerre as sessões dela na agência.'
     },
     domain_lost: {
       subject: ({ agency, domain }) => `${agency} não tem mais uma prova de ${domain}`,

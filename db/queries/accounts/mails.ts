@@ -64,7 +64,7 @@ export type AccountMailToSend = {
   expires_at: Date | null
   attempts: number
   revision: number
-  detail: { ip?: string; user_agent?: string; domain?: string }
+  detail: { ip?: string; user_agent?: string; domain?: string; person?: string }
   asked_at: Date
   /** The limit because of which the mail is not sent. */
   refused: 'recipient' | 'notices' | null
