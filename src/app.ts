@@ -9,8 +9,10 @@ import credentials from '../plugins/auth/credentials.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
 import passwords from '../plugins/auth/passwords.ts'
+import providers from '../plugins/auth/providers.ts'
 import revocations from '../plugins/auth/revocations.ts'
 import secondFactors from '../plugins/auth/second-factors.ts'
+import sessionReach from '../plugins/auth/session-reach.ts'
 import tokens from '../plugins/auth/tokens.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
@@ -52,10 +54,12 @@ import domainsRoutes from '../routes/domains/index.ts'
 import enforcementRoutes from '../routes/enforcement/index.ts'
 import filesRoutes from '../routes/files/index.ts'
 import healthRoutes from '../routes/health/index.ts'
+import identityProvidersRoutes from '../routes/identity-providers/index.ts'
 import imagesRoutes from '../routes/images/index.ts'
 import invitationsRoutes from '../routes/invitations/index.ts'
 import membersRoutes from '../routes/members/index.ts'
 import mfaRoutes from '../routes/mfa/index.ts'
+import oauthRoutes from '../routes/oauth/index.ts'
 import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
@@ -157,6 +161,7 @@ export function buildApp(
   // these decide by the facts
   app.register(deniedAttempts)
   app.register(guard)
+  app.register(sessionReach)
   app.register(attempts)
   app.register(methods)
   app.register(cors)
@@ -165,6 +170,7 @@ export function buildApp(
   app.register(accounts)
   app.register(credentials)
   app.register(secondFactors)
+  app.register(providers)
   app.register(mail)
   app.register(accountMails)
   app.register(housekeeping)
@@ -179,6 +185,8 @@ export function buildApp(
       api.register(authRoutes, { prefix: '/auth' })
       api.register(usersRoutes, { prefix: '/users' })
       api.register(mfaRoutes)
+      api.register(oauthRoutes)
+      api.register(identityProvidersRoutes, { prefix: '/identity-providers' })
       api.register(tenantRoutes, { prefix: '/tenant' })
       api.register(tenantsRoutes, { prefix: '/tenants' })
       api.register(membersRoutes, { prefix: '/members' })

@@ -91,7 +91,6 @@ export const definerFunctions = [
   'request_email_change(text,text,text,uuid,interval)',
   'request_password_reset(text,text,uuid,jsonb)',
   'request_verification(text,uuid)',
-  'require_break_glass_owner(uuid,uuid)',
   'required_step()',
   'revocations_page(uuid,bigint,integer)',
   'revocations_since(xid8)',

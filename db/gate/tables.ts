@@ -31,8 +31,8 @@ export type UsersTable = {
   email: Fixed<string>
   name: string
   avatar_url: ColumnType<string | null, never, string | null>
-  password_hash: ColumnType<never, string, string>
-  pepper_id: ColumnType<never, string, string>
+  password_hash: ColumnType<never, string | null, string>
+  pepper_id: ColumnType<never, string | null, string>
   password_version: ColumnType<number, never, number>
   email_verified_at: ColumnType<Date | null, Date | undefined, Date>
   disabled_at: ByDatabase<Date | null>

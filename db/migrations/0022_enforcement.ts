@@ -129,9 +129,9 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     end $body$;
 
     -- Refuses a change after which an agency that demands its provider has no break-glass owner who can come in. Nobody but
-    -- the two triggers below calls it.
+    -- the two triggers below calls it, with their rights.
     create function require_break_glass_owner(agency uuid, without uuid) returns void
-      language plpgsql volatile security definer set search_path = public, pg_temp
+      language plpgsql volatile set search_path = public, pg_temp
     as $body$
     begin
       perform from memberships m where m.tenant_id = agency and m.break_glass order by m.user_id for no key update;

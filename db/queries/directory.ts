@@ -1,4 +1,4 @@
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import type { Role } from '../../src/auth/roles.ts'
 import { statement } from '../gate/statement.ts'
 import type { TenantSettings, TenantStatus } from '../gate/tables.ts'
@@ -82,12 +82,20 @@ export const myTenantsByUse = statement(
   select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
 )
 
-/** Lists the user's tenants by slug, one page after `after_slug`. */
+/**
+ * A SQL condition: whether the session may know of a tenant. A session that was opened through an agency's own provider
+ * knows of that agency only. Without a session it is an operator who asks.
+ */
+const isInReach = (tenant: RawBuilder<unknown>, sessionId: string | null) => sql<boolean>`(${sessionId}::uuid is null
+    or ${tenant} = current_tenant_id()
+    or exists (select from sessions s where s.tenant_id = current_tenant_id() and s.id = ${sessionId} and s.provider_id is null))`
+
+/** Lists the user's tenants by slug, one page after `after_slug`, as far as the session may know of them. */
 export const myTenantsPage = statement(
   'my_tenants_page',
-  (_, $: { after_slug: string; limit: number }) => sql<MyTenant>`
-  select id, slug, name, status, role from my_tenants()
-  where slug > ${$.after_slug} order by slug limit ${$.limit}`,
+  (_, $: { session_id: string | null; after_slug: string; limit: number }) => sql<MyTenant>`
+  select id, slug, name, status, role from my_tenants() t
+  where slug > ${$.after_slug} and ${isInReach(sql`t.id`, $.session_id)} order by slug limit ${$.limit}`,
   { slow: true }
 )
 
@@ -102,13 +110,13 @@ export type MySession = {
   expires_at: Date
 }
 
-/** Lists the user's open sessions, newest first. Ids increase with time, so the id alone is the page's position. */
+/** Lists the user's open sessions that the present one may know of, newest first. Ids increase with time, so the id alone is the page's position. */
 export const mySessionsPage = statement(
   'my_sessions_page',
-  (_, $: { idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
+  (_, $: { session_id: string | null; idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
   select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
-  from my_sessions(make_interval(secs => ${$.idle_seconds}))
-  where id < ${$.after_id} order by id desc limit ${$.limit}`,
+  from my_sessions(make_interval(secs => ${$.idle_seconds})) m
+  where id < ${$.after_id} and ${isInReach(sql`m.tenant_id`, $.session_id)} order by id desc limit ${$.limit}`,
   { slow: true }
 )
 

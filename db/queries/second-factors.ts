@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { SealedSecret } from '../../src/auth/factor-secrets.ts'
+import type { SealedSecret } from '../../src/auth/stored-secrets.ts'
 import { queryIn, type TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 import { queueNotice } from './accounts/mails.ts'

@@ -29,10 +29,13 @@ export const readUser = statement('read_user', (db, $: { tenant_id: string; user
     ])
 )
 
+/** Somebody who signs in at a provider. */
+type NoPassword = { password_hash: null; pepper_id: null }
+
 /** Inserts a new user, as the user itself. Resolves to false, with nothing written, when the address is taken. */
 export async function insertUser(
   trx: TenantTransaction,
-  user: { id: string; email: string; name: string; email_verified_at?: Date } & PasswordHash
+  user: { id: string; email: string; name: string; email_verified_at?: Date } & (PasswordHash | NoPassword)
 ): Promise<boolean> {
   const { numInsertedOrUpdatedRows } = await trx
     .insertInto('users')

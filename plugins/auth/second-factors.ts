@@ -9,7 +9,6 @@ import {
   factorKeysInUse,
   myFactor
 } from '../../db/queries/second-factors.ts'
-import { createFactorSecrets, type SealedSecret } from '../../src/auth/factor-secrets.ts'
 import { createMfaTokens, type MfaSubject, type MfaTokens } from '../../src/auth/mfa-tokens.ts'
 import {
   createFactorSecret,
@@ -20,6 +19,7 @@ import {
   recoveryDigest,
   withoutBlanks
 } from '../../src/auth/one-time-codes.ts'
+import { createStoredSecrets, type SealedSecret } from '../../src/auth/stored-secrets.ts'
 import { invalidCredentials, mfaRequired, type Problem } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
 import type { Account } from './accounts.ts'
@@ -75,7 +75,7 @@ export const maxWrongCodes = 100
  */
 export default fp(
   async (app) => {
-    const secrets = createFactorSecrets(app.config.passwordPepper)
+    const secrets = createStoredSecrets(app.config.passwordPepper, 'second factor')
     const stored = await app.gate.query(systemScope, factorKeysInUse, {})
     const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
     if (missing.length > 0) {

@@ -93,7 +93,7 @@ export default fp(
         if (config.limited !== false) codes.push('rate_limited')
         if (config.receives) codes.push('malformed_request')
         if (access !== 'public') codes.push(...signedIn)
-        if (access !== 'public' && access !== 'user') codes.push('forbidden')
+        if ((access !== 'public' && access !== 'user') || config.reach) codes.push('forbidden')
         return {
           url,
           schema: {

@@ -112,6 +112,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access: 'user',
+        reach: 'person',
         throttled: true,
         problems: ['not_found', 'mfa_required', 'provider_required', 'tenant_suspended']
       },

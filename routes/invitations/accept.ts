@@ -165,6 +165,8 @@ async function requireAcceptor(
     const values = { tenant_id, session_id, idle_seconds: app.config.refreshTokenTtl }
     const [open] = await request.tenantQuery(findOpenSession, values, bearer)
     if (!open) throw sessionRevoked()
+    // the agency decides what its provider says, so this does not prove the person to another agency
+    if (open.provider_id !== null) throw forbidden({ detail: 'sign in with your password, or send it as `password`' })
     const { password_version, ...proof } = open
     const acceptor = { id: bearer.user_id, password_version, proof, byBearer: true } as const
     return code === undefined

@@ -46,7 +46,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/users/me/mfa/totp',
     {
-      config: { access, throttled: true, problems: ['reauthentication_required', 'conflict'] },
+      config: { access, reach: 'person', throttled: true, problems: ['reauthentication_required', 'conflict'] },
       schema: {
         operationId: 'startTotp',
         summary: 'Begin to set up a second factor',
@@ -62,7 +62,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/users/me/mfa/totp/confirm',
     {
-      config: { access, problems: [...wrong, 'conflict'] },
+      config: { access, reach: 'person', problems: [...wrong, 'conflict'] },
       schema: {
         operationId: 'confirmTotp',
         summary: 'Set up a second factor',
@@ -79,7 +79,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/users/me/mfa/totp',
     {
-      config: { access, problems: [...wrong, 'conflict', 'last_break_glass_owner'] },
+      config: { access, reach: 'person', problems: [...wrong, 'conflict', 'last_break_glass_owner'] },
       schema: {
         operationId: 'removeTotp',
         summary: 'Remove the second factor',
@@ -99,7 +99,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/users/me/mfa/recovery-codes',
     {
-      config: { access, problems: [...wrong, 'conflict'] },
+      config: { access, reach: 'person', problems: [...wrong, 'conflict'] },
       schema: {
         operationId: 'renewRecoveryCodes',
         summary: 'New recovery codes',

@@ -19,7 +19,7 @@ const tenants: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'user', throttled: true, repeatable: true, problems: ['slug_taken'] },
+      config: { access: 'user', reach: 'person', throttled: true, repeatable: true, problems: ['slug_taken'] },
       schema: {
         operationId: 'createTenant',
         summary: 'Another agency, owned by the caller',

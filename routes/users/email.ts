@@ -14,7 +14,7 @@ const email: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/me/email',
     {
-      config: { access: 'user', throttled: true, problems: ['invalid_credentials'] },
+      config: { access: 'user', reach: 'person', throttled: true, problems: ['invalid_credentials'] },
       schema: {
         operationId: 'changeEmail',
         summary: 'Change the e-mail address',

@@ -4,6 +4,7 @@ import { queryIn } from '../../db/gate/gate.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/queries/directory.ts'
+import { findSessionProvider } from '../../db/queries/identities.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { changePassword, endUserSessions, readUser } from '../../db/queries/users.ts'
 import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
@@ -55,7 +56,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/me',
     {
-      config: { access, problems: ['precondition_failed'] },
+      config: { access, reach: 'person', problems: ['precondition_failed'] },
       schema: {
         operationId: 'updateMe',
         summary: 'Change the signed-in person',
@@ -96,7 +97,11 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/me',
     {
-      config: { access, problems: ['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited'] },
+      config: {
+        access,
+        reach: 'person',
+        problems: ['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited']
+      },
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',
@@ -118,7 +123,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/me/password',
     {
-      config: { access, problems: ['invalid_credentials', 'rate_limited'] },
+      config: { access, reach: 'person', problems: ['invalid_credentials', 'rate_limited'] },
       schema: {
         operationId: 'changePassword',
         summary: 'Change the password',
@@ -172,6 +177,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const scope = `sessions ${request.user.user_id}`
       const [after_id = maxUuid] = app.cursors.require(scope, cursor)
       const rows = await request.tenantQuery(mySessionsPage, {
+        session_id: request.user.sid,
         idle_seconds: refreshTokenTtl,
         after_id,
         limit: limit + 1
@@ -185,7 +191,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/me/sessions',
     {
-      config: { access },
+      config: { access, reach: 'person' },
       schema: {
         operationId: 'endMyOtherSessions',
         summary: 'Sign out everywhere else',
@@ -215,9 +221,17 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
+      const { tenant_id, sid } = request.user
       const values = { one: request.params.id, keep: null, token_seconds }
-      const [result] = await request.tenantQuery(endMySessions, values)
-      if (!result?.ended) throw notFound()
+      const ended = await request.withTenant(async (trx) => {
+        const [session] = await queryIn(trx, findSessionProvider, { tenant_id, session_id: sid })
+        // a session through the agency's own provider ends sessions in this agency only
+        const reached = { tenant_id, session_id: values.one }
+        if (session?.provider_id && (await queryIn(trx, findSessionProvider, reached)).length === 0) return 0
+        const [result] = await queryIn(trx, endMySessions, values)
+        return result?.ended ?? 0
+      })
+      if (ended === 0) throw notFound()
       await app.revocations.readNow()
       reply.code(204)
     }
@@ -240,7 +254,11 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       const { limit = 25, cursor } = request.query
       const scope = `tenants ${request.user.user_id}`
       const [after_slug = ''] = app.cursors.require(scope, cursor)
-      const rows = await request.tenantQuery(myTenantsPage, { after_slug, limit: limit + 1 })
+      const rows = await request.tenantQuery(myTenantsPage, {
+        session_id: request.user.sid,
+        after_slug,
+        limit: limit + 1
+      })
       reply.header('cache-control', 'private, no-cache')
       return app.cursors.page(scope, rows, limit, ({ slug }) => [slug])
     }

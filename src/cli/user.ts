@@ -60,6 +60,7 @@ function show(given: string): Promise<never> {
     const [factor] = await gate.query(scope, myFactor, {})
     const tenants = await gate.query(scope, myTenantsByUse, {})
     const sessions = await gate.query(scope, mySessionsPage, {
+      session_id: null,
       idle_seconds: config.refreshTokenTtl,
       after_id: maxUuid,
       limit: maxListed + 1

@@ -6,10 +6,12 @@ import { productionProblems, unencryptedDatabases } from './production.ts'
 import { type Settings, settings } from './settings.ts'
 
 /** The configuration of a process. Secrets are always present; `databaseUrl` is set once a database server is known. */
-export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'mailFrom'> & {
+export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'apiUrl' | 'mailFrom'> & {
   jwtSecret: string[]
   passwordPepper: string[]
   appUrl: string
+  /** The origin of the general host, where providers send people back to. */
+  apiUrl: string
   mailFrom: string
 }
 
@@ -31,6 +33,7 @@ export function readConfig(env: Environment): Config {
     jwtSecret,
     passwordPepper,
     appUrl: config.appUrl ?? defaultAppUrl(config),
+    apiUrl: config.apiUrl ?? defaultApiUrl(config),
     mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`
   }
 }
@@ -41,6 +44,10 @@ export function readConfig(env: Environment): Config {
  */
 function defaultAppUrl({ nodeEnv, baseDomain, port }: Settings): string {
   return nodeEnv === 'production' ? `https://{slug}.${baseDomain}` : `http://{slug}.${baseDomain}:${port}`
+}
+
+function defaultApiUrl({ nodeEnv, baseDomain, port }: Settings): string {
+  return nodeEnv === 'production' ? `https://api.${baseDomain}` : `http://${baseDomain}:${port}`
 }
 
 /**
@@ -81,6 +88,16 @@ function conflictingSettings(config: Settings): string[] {
   for (const [name, value] of Object.entries(storage)) {
     if (config.s3Endpoint && !value) problems.push(`${name}: must be set where there is an S3_ENDPOINT`)
     if (!config.s3Endpoint && value) problems.push(`${name}: is set, but S3_ENDPOINT is not`)
+  }
+  for (const [name, id, secret] of [
+    ['GOOGLE', config.googleClientId, config.googleClientSecret],
+    ['GITHUB', config.githubClientId, config.githubClientSecret]
+  ] as const) {
+    if (Boolean(id) !== Boolean(secret)) {
+      problems.push(
+        `${name}_CLIENT_${id ? 'SECRET' : 'ID'}: must be set where there is ${name}_CLIENT_${id ? 'ID' : 'SECRET'}`
+      )
+    }
   }
   for (const [name, url] of [
     ['DATABASE_OWNER_URL', config.databaseOwnerUrl],

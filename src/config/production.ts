@@ -7,6 +7,9 @@ export type ProductionSettings = {
   smtpUrl: string | undefined
   s3Endpoint: string | undefined
   appUrl: string | undefined
+  apiUrl: string | undefined
+  googleIssuer: string
+  githubUrl: string
   s3SecretKey: string | undefined
   jwtSecret: string[] | undefined
   passwordPepper: string[] | undefined
@@ -108,6 +111,14 @@ function unencryptedServices(config: ProductionSettings): string[] {
   const link = appUrl?.replaceAll('{slug}', 'acme')
   if (isPlain(link, 'http:') && !new URL(link as string).hostname.endsWith('.localhost')) {
     problems.push('APP_URL: must begin with https:// in production')
+  }
+  // codes of sign-ins pass there
+  for (const [name, url] of [
+    ['API_URL', config.apiUrl],
+    ['GOOGLE_ISSUER', config.googleIssuer],
+    ['GITHUB_URL', config.githubUrl]
+  ] as const) {
+    if (url?.startsWith('http:')) problems.push(`${name}: must begin with https:// in production`)
   }
   return problems
 }

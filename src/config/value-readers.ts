@@ -76,6 +76,33 @@ export function appUrl(value: string): string {
   return value.replace(/\/+$/, '')
 }
 
+/** An issuer of OpenID Connect (OpenID Connect Discovery 1.0, 3): a URL without a query and a fragment. */
+export function issuer(value: string): string {
+  if (!isIssuer(value)) throw new InvalidValue('must be an issuer such as https://accounts.google.com')
+  return value
+}
+
+/** Tells whether a text is an issuer, spelled as a URL parser spells it. A slash at the end is part of it. */
+export function isIssuer(value: string): boolean {
+  if (value.length > 255 || !/^https?:\/\/[^\s?#@\\{}]+$/.test(value) || !URL.canParse(value)) return false
+  const { href } = new URL(value)
+  return href === value || href === `${value}/`
+}
+
+/**
+ * Exact addresses of mobile apps to which a sign-in may lead: of a scheme of the app's own (RFC 8252, 7.1), which has a
+ * dot, such as `com.example.app:/signed-in`, or universal links.
+ */
+export function appRedirects(value: string): string[] {
+  for (const target of list(value)) {
+    const known = /^(?:https:\/\/[^/]+\/|[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)+:\/)/.test(target)
+    if (!known || !/^[!-~]{1,512}$/.test(target) || /[\\#@*]/.test(target) || !URL.canParse(target)) {
+      throw new InvalidValue(`"${target}" is no address of an app such as com.example.app:/signed-in`)
+    }
+  }
+  return list(value)
+}
+
 export function networks(value: string): string[] {
   for (const range of list(value)) {
     const [address = '', prefix, ...rest] = range.split('/')

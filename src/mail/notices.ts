@@ -29,6 +29,8 @@ export const noticeKinds = [
   'email_changed',
   'factor_enabled',
   'factor_removed',
+  'identity_linked',
+  'identity_unlinked',
   'new_device',
   'password_changed',
   'recovery_code_used',
@@ -83,6 +85,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Device: ${device}`
       ],
       footer: 'If it was not you, set a new password, and a new second factor, at once.'
+    },
+    identity_linked: {
+      subject: () => 'Another way to sign in to your account',
+      paragraphs: ({ agency, moment, device }) => [
+        `Since ${moment} an account at another service can be used to sign in to your account at ${agency}.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, remove it, set a new password, and turn to the people who run the agency at once.'
+    },
+    identity_unlinked: {
+      subject: () => 'A way to sign in to your account was removed',
+      paragraphs: ({ agency, moment, device }) => [
+        `Since ${moment} an account at another service can no longer be used to sign in to your account at ${agency}.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password at once. That ends all sessions.'
     },
     new_device: {
       subject: ({ agency }) => `A new sign-in to your account at ${agency}`,
@@ -163,6 +181,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Aparelho: ${device}`
       ],
       footer: 'Se não foi você, defina imediatamente uma nova senha e ative a verificação de novo.'
+    },
+    identity_linked: {
+      subject: () => 'Uma nova forma de entrar na sua conta',
+      paragraphs: ({ agency, moment, device }) => [
+        `Desde ${moment}, uma conta em outro serviço pode ser usada para entrar na sua conta em ${agency}.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, remova-a, defina uma nova senha e procure imediatamente quem administra a agência.'
+    },
+    identity_unlinked: {
+      subject: () => 'Uma forma de entrar na sua conta foi removida',
+      paragraphs: ({ agency, moment, device }) => [
+        `Desde ${moment}, uma conta em outro serviço não pode mais ser usada para entrar na sua conta em ${agency}.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha. Isso encerra todas as sessões.'
     },
     new_device: {
       subject: ({ agency }) => `Um novo acesso à sua conta em ${agency}`,

@@ -1,0 +1,107 @@
+import { sql } from 'kysely'
+import type { TenantTransaction } from '../gate/gate.ts'
+import { statement } from '../gate/statement.ts'
+
+/*
+ * Identities at providers: db/migrations/0019_identities.ts. All statements but the last ones call functions that
+ * `aggios_directory` owns, because identities belong to people and not to tenants.
+ */
+
+/** Uses something up, once in all processes. It is remembered for `seconds`, which must be longer than it is good. */
+export const useOnce = statement(
+  'use_once',
+  (_, $: { id: string; seconds: number }) => sql<{ used: boolean }>`
+  select use_once(${$.id}, make_interval(secs => ${$.seconds})) as used`,
+  { writes: true }
+)
+
+export type IdentityRow = {
+  id: string
+  user_id: string
+  email: string
+  password_version: number
+  disabled_at: Date | null
+}
+
+/** Finds whose identity it is. `own`: one of the gate's tenant, at its own provider. */
+export const findUserIdentity = statement(
+  'find_user_identity',
+  (_, $: { own: boolean; issuer: string; subject: string }) => sql<IdentityRow>`
+  select id, user_id, email, password_version, disabled_at
+  from find_user_identity(${$.own}, ${$.issuer}, ${$.subject})`
+)
+
+export type NewIdentity = {
+  id: string
+  provider: string
+  own: boolean
+  issuer: string
+  subject: string
+  email: string | null
+}
+
+/** Links an identity to the gate's user. `taken`: somebody has it already. `full`: the person has twenty. */
+export async function linkIdentity(
+  trx: TenantTransaction,
+  { id, provider, own, issuer, subject, email }: NewIdentity
+): Promise<'linked' | 'taken' | 'full'> {
+  const { rows } = await sql<{ outcome: 'linked' | 'taken' | 'full' }>`
+    select link_my_identity(${id}, ${provider}, ${own}, ${issuer}, ${subject}, ${email}) as outcome`.execute(trx)
+  return rows[0]?.outcome ?? 'taken'
+}
+
+/** Notes a use of an identity of the gate's user. False when it is no longer linked. */
+export async function touchIdentity(trx: TenantTransaction, id: string, email: string | null): Promise<boolean> {
+  const { rows } = await sql<{ touched: boolean }>`select touch_my_identity(${id}, ${email}) as touched`.execute(trx)
+  return rows[0]?.touched ?? false
+}
+
+export type MyIdentity = {
+  id: string
+  provider: string
+  agency_id: string | null
+  name: string | null
+  email: string | null
+  created_at: Date
+  last_used_at: Date | null
+}
+
+/** Lists the identities of the gate's user, at most twenty. */
+export const myIdentities = statement(
+  'my_identities',
+  (_, __: Record<never, never>) => sql<MyIdentity>`
+  select id, provider, agency_id, name, email, created_at, last_used_at from my_identities()`
+)
+
+export type Unlinking = { outcome: 'unlinked' | 'last' | 'unknown'; provider: string; agency_id: string | null }
+
+/** Removes an identity of the gate's user. `last`: it stays, because it is the only way in. */
+export async function unlinkIdentity(trx: TenantTransaction, id: string): Promise<Unlinking> {
+  const { rows } = await sql<Unlinking>`select outcome, provider, agency_id from unlink_my_identity(${id})`.execute(trx)
+  return rows[0] as Unlinking
+}
+
+/** Records what has happened to an identity of the gate's user, in each of their agencies. */
+export async function recordIdentityEvent(trx: TenantTransaction, action: string, provider: string): Promise<void> {
+  await sql`select record_my_event(${action}, jsonb_build_object('provider', ${provider}::text))`.execute(trx)
+}
+
+/** Reads through which own provider of the tenant a session was opened. `provider_id` is null for all other sessions. */
+export const findSessionProvider = statement(
+  'find_session_provider',
+  (_, $: { tenant_id: string; session_id: string }) => sql<{ provider_id: string | null }>`
+  select provider_id from sessions where tenant_id = ${$.tenant_id} and id = ${$.session_id}`
+)
+
+/**
+ * Reads the address of the gate's user, and locks it, when an identity of the tenant's own provider may be linked without
+ * asking: the person is a member, and the address is verified and of a domain that is the tenant's.
+ */
+export async function isLinkable(trx: TenantTransaction, email: string): Promise<boolean> {
+  const { rows } = await sql`
+    select from memberships m join users u on u.id = m.user_id
+    where m.tenant_id = current_tenant_id() and m.user_id = current_user_id() and u.email = ${email}
+      and u.email_verified_at is not null and u.disabled_at is null and tenant_has_domain(u.email)
+    for share of u`.execute(trx)
+  return rows.length === 1
+}
