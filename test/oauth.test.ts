@@ -25,7 +25,7 @@ const callback = (provider: string) => `${api}/api/v1/auth/oauth/${provider}/cal
 
 t.test('sign-in at a provider for everybody', async (t) => {
   const google = await startOpenIdProvider(t, [callback('google')])
-  const env = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: google.issuer }
+  const env = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: google.issuer, LOG_LEVEL: 'info' }
   const app = await startApp(t, env)
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
@@ -178,7 +178,7 @@ t.test('sign-in at a provider for everybody', async (t) => {
 })
 
 t.test("sign-in at an agency's own provider", async (t) => {
-  const app = await startApp(t)
+  const app = await startApp(t, { LOG_LEVEL: 'info' })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival', 'owner@rival.example')
   const at = await startScriptedProvider(t)

@@ -25,7 +25,11 @@ const members = {
     description: 'The role of people of a proven domain who come for the first time. Null: they need an invitation.'
   })
 }
-const client_secret = visible(1024, 'Stored encrypted, and never shown', 'the secret of the client')
+const client_secret = Type.String({
+  ...{ minLength: 1, maxLength: 1024, pattern: '^[\\x20-\\x7e]+$' },
+  description: 'Stored encrypted, and never shown',
+  examples: ['the secret of the client']
+})
 
 export const ProviderInput = Type.Object(
   {
