@@ -110,6 +110,13 @@ t.test('an agency proves a domain', async (t) => {
     t.equal((await read(acme, 'acme.example')).status, 'verified')
   })
 
+  await t.test('which the export of the agency has', async (t) => {
+    const lines = (await acme.send('/api/v1/tenant/export')).body.trim().split('\n')
+    const domains = lines.map((line) => JSON.parse(line)).filter(({ table }) => table === 'domain')
+    t.match(domains, [{ row: { name: 'acme.example', verified_at: String } }])
+    t.equal(domains.length, 1)
+  })
+
   await t.test('and removes it', async (t) => {
     const remove = () => acme.send({ method: 'DELETE', url: path('acme.example') })
     t.equal((await remove()).statusCode, 204)

@@ -21,6 +21,7 @@ import {
   type Tokens
 } from './harness.ts'
 import { verifyAll } from './mailed-links.ts'
+import { clientId, clientSecret, exchange, linkAt, signInAt, startScriptedProvider } from './providers.ts'
 import { bearer, login, me, unknownId } from './requests.ts'
 import { refresh } from './session-requests.ts'
 import { sidOf } from './tokens.ts'
@@ -36,15 +37,12 @@ const end = (tenant: Tenant) => tenant.send({ method: 'DELETE', url: enforcement
 const breakGlass = (tenant: Tenant, method: 'PUT' | 'DELETE', userId: string) =>
   tenant.send({ method, url: `${enforcement}/break-glass/${userId}` })
 
-/** A provider of the agency, by SQL. */
-async function addProvider(app: TestApp, tenant: Tenant, place = 1): Promise<string> {
-  const [row] = await allRows(
-    app.database,
-    `insert into identity_providers (tenant_id, id, place, name, issuer, client_id, client_secret, key_id)
-     values ($1, uuid_v7(), $2, 'Provider', $3, 'client', '', '') returning id`,
-    [tenant.id, place, `https://provider-${place}.example`]
-  )
-  return row.id
+/** A provider of the agency. Nothing answers at the address unless the test says so. */
+async function addProvider(tenant: Tenant, issuer = 'http://localhost:1'): Promise<string> {
+  const payload = { name: 'Login', issuer, client_id: clientId, client_secret: clientSecret }
+  const reply = await tenant.send(post('/identity-providers', payload))
+  if (reply.statusCode !== 201) throw new Error(reply.body)
+  return reply.json().id
 }
 
 const proveDomain = (app: TestApp, tenant: Tenant) =>
@@ -77,10 +75,10 @@ async function throughProvider(
 }
 
 /** An agency that demands its provider. Its owner has broken the glass in advance. */
-async function createEnforced(app: TestApp, slug: string) {
+async function createEnforced(app: TestApp, slug: string, issuer?: string) {
   const tenant = await createTenant(app, slug)
   const authenticator = await enroll(app, tenant)
-  const provider = await addProvider(app, tenant)
+  const provider = await addProvider(tenant, issuer)
   await proveDomain(app, tenant)
   await throughProvider(app, tenant, tenant.owner.id, provider)
   const added = await breakGlass(tenant, 'PUT', tenant.owner.id)
@@ -102,7 +100,7 @@ t.test('an agency begins to demand its provider', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
-  const provider = await addProvider(app, acme)
+  const provider = await addProvider(acme)
   const lacks = async (missing: string[]) => {
     const refusal = (await enforce(acme, provider)).json()
     t.match(refusal, { status: 409, code: 'enforcement_not_ready' })
@@ -130,7 +128,7 @@ t.test('an agency begins to demand its provider', async (t) => {
   for (const id of [unknownId, rival.owner.id]) {
     t.match((await breakGlass(acme, 'PUT', id)).json(), { status: 404, code: 'not_found' }, 'only an owner')
   }
-  const foreign = await addProvider(app, rival)
+  const foreign = await addProvider(rival)
   for (const id of [unknownId, foreign]) t.match((await enforce(acme, id)).json(), { status: 404, code: 'not_found' })
 
   t.match((await acme.send(enforcement)).json(), {
@@ -142,7 +140,7 @@ t.test('an agency begins to demand its provider', async (t) => {
   t.match((await acme.send(enforcement)).json(), { provider_id: provider, enforced_from: String })
   t.match((await rival.send(enforcement)).json(), { provider_id: null, break_glass_owners: [] })
 
-  const second = await addProvider(app, acme, 2)
+  const second = await addProvider(acme, 'http://localhost:2')
   t.match((await enforce(acme, second)).json(), { missing: ['owner_sign_in'] }, 'each provider is tried first')
   t.equal((await end(acme)).statusCode, 204)
   t.equal((await end(acme)).statusCode, 204)
@@ -167,8 +165,10 @@ t.test('an agency begins to demand its provider', async (t) => {
 })
 
 t.test('every door but the provider is closed', async (t) => {
-  const app = await startApp(t, { LOG_LEVEL: 'info' })
-  const { tenant: acme, provider, authenticator, start } = await createEnforced(app, 'acme')
+  const [own, google] = [await startScriptedProvider(t), await startScriptedProvider(t)]
+  const atGoogle = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: google.issuer }
+  const app = await startApp(t, { LOG_LEVEL: 'info', ...atGoogle })
+  const { tenant: acme, provider, authenticator, start } = await createEnforced(app, 'acme', own.issuer)
   const rival = await createTenant(app, 'rival')
   /** A member of both agencies. */
   const guest = await createTenant(app, 'guest')
@@ -251,11 +251,25 @@ t.test('every door but the provider is closed', async (t) => {
     await t.rejects(asOwner(app.database, acme.id, id, renew), { code: 'AG003' })
   })
   await t.test('another provider of the agency', async (t) => {
-    const other = await addProvider(app, acme, 2)
+    const other = await addProvider(acme, 'http://localhost:2')
     t.equal(await throughProvider(app, acme, id, other), undefined)
   })
+  await t.test('a provider for everybody', async (t) => {
+    const linked = await linkAt(app, { key: 'google', at: google }, guest, { sub: 'guest', email })
+    t.equal(linked.statusCode, 201)
+    const { code, code_verifier } = await signInAt(app, { key: 'google', at: google }, 'acme', { sub: 'guest', email })
+    required(t, await exchange(app, code, code_verifier))
+    const elsewhere = await signInAt(app, { key: 'google', at: google }, 'rival', { sub: 'guest', email })
+    t.equal((await exchange(app, elsewhere.code, elsewhere.code_verifier)).statusCode, 200)
+  })
   await t.test('the provider opens, and its sessions are renewed', async (t) => {
-    const opened = (await throughProvider(app, acme, id, provider)) as Tokens
+    await verifyAll(app)
+    await allRows(app.database, "update tenant_domains set name = 'guest.example' where tenant_id = $1", [acme.id])
+    const account = { sub: 'guest', email, email_verified: true }
+    const { code, code_verifier } = await signInAt(app, { key: provider, at: own }, 'acme', account)
+    const reply = await exchange(app, code, code_verifier)
+    t.equal(reply.statusCode, 200)
+    const opened = reply.json()
     t.equal((await acme.with(opened.access_token, me)).statusCode, 200)
     const renewed = (await refresh(app, opened.refresh_token)).json()
     t.equal((await refresh(app, renewed.refresh_token)).statusCode, 200)
@@ -344,12 +358,12 @@ t.test('the last break-glass owner stays one', async (t) => {
     'and are none any more'
   )
 
-  const remove = [['delete from identity_providers where id = $1', [provider]]] as [string, unknown[]][]
-  await t.rejects(
-    asOwner(app.database, acme.id, id, remove),
-    { code: 'AG002' },
-    'and a provider that is demanded stays'
-  )
+  const { access_token } = await byOther()
+  const removal = { method: 'DELETE', url: `/api/v1/identity-providers/${provider}` } as const
+  const refused = await acme.with(access_token, removal)
+  t.match(refused.json(), { status: 409, code: 'conflict' }, 'a provider that is demanded stays')
+  t.equal((await acme.with(access_token, { method: 'DELETE', url: enforcement })).statusCode, 204)
+  t.equal((await acme.with(access_token, removal)).statusCode, 204)
 })
 
 t.test('an agency that demands its provider can be deleted and purged', async (t) => {
