@@ -171,10 +171,13 @@ t.test('which names may be added, and by whom', async (t) => {
   t.match(await read(acme, 'BÜCHER.example'), { name: 'xn--bcher-kva.example' })
   t.equal((await add(acme, 'sub.acme.com.br')).statusCode, 201)
   t.equal((await add(acme, 'acme.github.io')).statusCode, 201)
+  const longest = `${'a.'.repeat(96)}exempla`.padEnd(200, 'x')
+  t.equal((await add(acme, longest)).statusCode, 201)
+  t.equal((await read(acme, longest)).name, longest)
 
   await allRows(
     app.database,
-    `insert into tenant_domains (tenant_id, name) select $1, 'n' || i || '.example' from generate_series(1, 16) i`,
+    `insert into tenant_domains (tenant_id, name) select $1, 'n' || i || '.example' from generate_series(1, 15) i`,
     [acme.id]
   )
   const many = await Promise.all(['one.example', 'two.example', 'three.example'].map((name) => add(acme, name)))

@@ -30,13 +30,16 @@ export const claimDomains = statement(
   { writes: true }
 )
 
-/** Records that the record was found when somebody asked. Resolves to undefined when there is no such domain. */
+/**
+ * Records that the record with this challenge was found when somebody asked. Resolves to undefined when there is no such
+ * domain, or when it was removed and added again meanwhile: then it needs another record.
+ */
 export async function confirmDomain(
   trx: TenantTransaction,
-  name: string
+  { name, challenge }: Pick<Domain, 'name' | 'challenge'>
 ): Promise<(Domain & { before: Date | null }) | undefined> {
   const { rows } = await sql<Domain & { before: Date | null }>`
-    with before as (select name, verified_at from tenant_domains where name = ${name} for no key update)
+    with before as (select name, verified_at from tenant_domains where name = ${name} and challenge = ${challenge} for no key update)
     update tenant_domains d set verified_at = coalesce(d.verified_at, now()), checked_at = now(), failures = 0,
       due_at = now() + make_interval(secs => ${daySeconds})
     from before where d.name = before.name

@@ -118,7 +118,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
       if (found.outcome !== 'found') throw unproven(found.outcome, record.name)
       if (!found.texts.includes(record.value)) throw unproven('other_records', record.name)
       const confirmed = await request.withTenant(async (trx) => {
-        const domain = await confirmDomain(trx, row.name)
+        const domain = await confirmDomain(trx, row)
         if (domain && domain.before === null) {
           await recordAudit(trx, { action: 'domain.verified', detail: { name: domain.name } })
         }

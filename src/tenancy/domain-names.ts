@@ -5,8 +5,11 @@ import { parse } from 'tldts'
 /** The label in front of a domain under which its owner puts the proof. Nobody's host has an underscore in its name. */
 const label = '_aggios-challenge'
 
-/** The longest domain whose challenge still has a name that DNS can carry (RFC 1035, 2.3.4: 253 characters). */
-export const maxDomainLength = 253 - label.length - 1
+/**
+ * The longest domain. The name of its record must fit DNS, which carries 253 characters (RFC 1035, 2.3.4), and its own name a
+ * path of this API, where a parameter has at most 200.
+ */
+export const maxDomainLength = 200
 
 const pattern = /^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])$/
 
