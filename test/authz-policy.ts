@@ -14,6 +14,7 @@ import {
 import { domainPolicies } from './authz-policy-domains.ts'
 import { filePolicies } from './authz-policy-files.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
+import { providerPolicies } from './authz-policy-providers.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
 import { password } from './harness.ts'
 import type { Side, World } from './isolation-world.ts'
@@ -48,6 +49,7 @@ export const policies: Record<string, Policy> = {
 
   ...signInPolicies,
   ...mfaPolicies,
+  ...providerPolicies,
   ...domainPolicies,
 
   // the signed-in person

@@ -79,7 +79,9 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const logLines: string[] = []
   // one connection for all requests: settings that one leaves behind would reach the next
   const dns = await startNameServer(t)
-  const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address }
+  // GitHub is there to begin with, and is never reached
+  const github = { GITHUB_CLIENT_ID: 'aggios', GITHUB_CLIENT_SECRET: 'a secret' }
+  const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address, ...github }
   const config = readConfig(testEnvironment(database, settings))
   const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
   const routes: string[] = []

@@ -67,7 +67,9 @@ export async function startOpenIdProvider(t: Owner, redirects: string[]) {
   return {
     issuer,
     /** The next browser that comes is that of this person. */
-    be: (account: Account) => void (person.account = account),
+    be(account: Account): void {
+      person.account = account
+    },
     redirects
   }
 }
