@@ -31,12 +31,14 @@ import validation from '../plugins/http/validation.ts'
 import accountMails from '../plugins/infrastructure/account-mails.ts'
 import config from '../plugins/infrastructure/config.ts'
 import database from '../plugins/infrastructure/database.ts'
+import dns from '../plugins/infrastructure/dns.ts'
 import mail from '../plugins/infrastructure/mail.ts'
 import redis from '../plugins/infrastructure/redis.ts'
 import attempts from '../plugins/limits/attempts.ts'
 import concurrency from '../plugins/limits/concurrency.ts'
 import counters from '../plugins/limits/counters.ts'
 import rates from '../plugins/limits/rates.ts'
+import domainChecks from '../plugins/maintenance/domain-checks.ts'
 import housekeeping from '../plugins/maintenance/housekeeping.ts'
 import objectSweep from '../plugins/maintenance/object-sweep.ts'
 import storeFence from '../plugins/maintenance/store-fence.ts'
@@ -49,6 +51,8 @@ import tenants from '../plugins/tenancy/tenants.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
+import domainsRoutes from '../routes/domains/index.ts'
+import enforcementRoutes from '../routes/enforcement/index.ts'
 import filesRoutes from '../routes/files/index.ts'
 import healthRoutes from '../routes/health/index.ts'
 import identityProvidersRoutes from '../routes/identity-providers/index.ts'
@@ -172,6 +176,8 @@ export function buildApp(
   app.register(mail)
   app.register(accountMails)
   app.register(housekeeping)
+  app.register(dns)
+  app.register(domainChecks)
   app.register(objectSweep)
   app.register(openapi)
 
@@ -187,6 +193,8 @@ export function buildApp(
       api.register(tenantsRoutes, { prefix: '/tenants' })
       api.register(membersRoutes, { prefix: '/members' })
       api.register(invitationsRoutes, { prefix: '/invitations' })
+      api.register(domainsRoutes, { prefix: '/domains' })
+      api.register(enforcementRoutes, { prefix: '/enforcement' })
       api.register(filesRoutes, { prefix: '/files' })
       api.register(imagesRoutes)
       api.register(auditEventsRoutes, { prefix: '/audit-events' })

@@ -11,6 +11,7 @@ import {
   read,
   standing
 } from './authz-calls.ts'
+import { domainPolicies } from './authz-policy-domains.ts'
 import { filePolicies } from './authz-policy-files.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
 import { providerPolicies } from './authz-policy-providers.ts'
@@ -49,6 +50,7 @@ export const policies: Record<string, Policy> = {
   ...signInPolicies,
   ...mfaPolicies,
   ...providerPolicies,
+  ...domainPolicies,
 
   // the signed-in person
   getMe: read('user', { tagged: true }),

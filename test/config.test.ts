@@ -72,6 +72,7 @@ const contract: Record<string, string | undefined> = {
   AUDIT_RETENTION: undefined,
   FILE_RESTORE_FOR: '604800',
   SWEEP: 'on',
+  DNS_SERVERS: '',
   CORS_ORIGINS: '',
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',

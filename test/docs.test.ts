@@ -120,6 +120,8 @@ const notLimits: Record<string, string> = {
   supervisor: 'stableMs maxRestartDelayMs',
   appending: 'idleTimeoutSeconds heartbeatMs',
   completion: 'renewMs',
+  dns: 'timeout timeoutMs',
+  'domain-checks': 'intervalMs',
   'direct-uploads': 'completionTimeoutSeconds',
   embedded: 'launchTimeoutMs recoveryTimeoutMs statement_timeout lock_timeout',
   'error-log': 'depth',

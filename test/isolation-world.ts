@@ -12,6 +12,7 @@ import { createKeyRing } from '../src/keys.ts'
 import { fresh, type ObjectKind } from './authz-calls.ts'
 import { watchContract } from './contract-check.ts'
 import { createTestDatabase, jwtSecret, password, testEnvironment } from './harness.ts'
+import { type NameServer, startNameServer } from './name-server.ts'
 import { unknownId } from './requests.ts'
 import { decode, encode, type Json, makeToken, seconds } from './tokens.ts'
 
@@ -40,6 +41,8 @@ export type World = {
   app: FastifyInstance
   /** A connection of the superuser, who sees all rows. */
   sql: pg.Client
+  /** The name server that the application asks. */
+  dns: NameServer
   operations: Operation[]
   /** Differences between the routes and the OpenAPI document. */
   disagreements: string[]
@@ -75,9 +78,11 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const database = await createTestDatabase(t)
   const logLines: string[] = []
   // one connection for all requests: settings that one leaves behind would reach the next
+  const dns = await startNameServer(t)
   // GitHub is there to begin with, and is never reached
   const github = { GITHUB_CLIENT_ID: 'aggios', GITHUB_CLIENT_SECRET: 'a secret' }
-  const config = readConfig(testEnvironment(database, { LOG_LEVEL: 'info', DATABASE_POOL: '1', ...github }))
+  const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address, ...github }
+  const config = readConfig(testEnvironment(database, settings))
   const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
   const routes: string[] = []
   const hidden: string[] = []
@@ -112,6 +117,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const world: World = {
     app,
     sql,
+    dns,
     operations: documented,
     disagreements: [
       ...routes
@@ -290,6 +296,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     const side: Side = { id, slug, host: `${slug}.localhost`, canary: slug, people }
     for (let i = 0; i < 2; i++) {
       await plantInvitation(side)
+      await sql.query('insert into tenant_domains (tenant_id, name) values ($1, $2)', [id, `${slug}-${i}.example`])
       // to be listed; without stored bytes, because worlds are made often
       await plantRow(side, people.owner.id, 'ready', contentOf(side))
     }

@@ -267,14 +267,21 @@ t.test('every code', async (t) => {
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
       ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token']
     ],
-    403: ['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],
+    403: [
+      'provider_required',
+      'forbidden',
+      'tenant_mismatch',
+      'tenant_suspended',
+      'not_a_member',
+      'reauthentication_required'
+    ],
     404: ['not_found', 'tenant_not_found', 'route_not_found'],
     405: ['method_not_allowed'],
     406: ['not_acceptable'],
     408: ['request_timeout'],
     409: [
       ...['slug_taken', 'email_taken', 'already_invited', 'already_a_member', 'last_owner', 'conflict'],
-      'idempotency_key_in_use'
+      ...['idempotency_key_in_use', 'domain_not_proven', 'enforcement_not_ready', 'last_break_glass_owner']
     ],
     410: ['invitation_expired', 'link_expired'],
     412: ['precondition_failed', 'unsupported_version'],

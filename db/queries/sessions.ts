@@ -3,8 +3,9 @@ import type { Role } from '../../src/auth/roles.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
-type Refusal = 'suspended' | 'disabled' | 'outdated' | 'mfa_required' | 'enrollment_required'
-type Admission = { email: string; role: Role } & (
+type Refusal = 'suspended' | 'disabled' | 'outdated' | 'provider_required' | 'mfa_required' | 'enrollment_required'
+/** `provider` is the one through which the user has to come in: of `provider_required`. */
+type Admission = { email: string; role: Role; provider: string | null } & (
   | { outcome: 'opened'; session_id: string }
   | { outcome: Refusal; session_id: null }
 )
@@ -29,8 +30,11 @@ export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null
  * than 100: `open_session` in db/migrations/0018_second_factor.ts and 0019_identities.ts. No row either when the tenant's
  * own provider is gone by now.
  *
+ * `provider_required`: the tenant demands its own provider, and the proof is not by it. A break-glass owner is let in, and
+ * recorded: `admit` in db/migrations/0022_enforcement.ts.
+ *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
- * for a user who has none `enrollment_required` where the tenant demands one. Both are audited as `session.challenged`, but
+ * for a user who has none `enrollment_required` where the tenant demands one. These three are audited as `session.challenged`, but
  * for a switch: somebody has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
@@ -57,6 +61,7 @@ export const openSession = statement(
         when u.disabled_at is not null then 'disabled'
         when ${$.password_version}::int <> u.password_version then 'outdated'
         when t.status <> 'active' then 'suspended'
+        when required_provider(m.break_glass, ${$.provider_id}::uuid) is not null then 'provider_required'
         when u.mfa_enabled_at is not null and ${$.mfa_at}::timestamptz is null then 'mfa_required'
         when u.mfa_enabled_at is null and mfa_is_required(t.settings) then 'enrollment_required'
         else 'opened'
@@ -75,9 +80,10 @@ export const openSession = statement(
     union all
     select 'session.challenged', null, case when ${$.by}::text is not null then jsonb_build_object('by', ${$.by}::text) end
     from member
-    where outcome in ('mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
+    where outcome in ('provider_required', 'mfa_required', 'enrollment_required') and ${$.action}::text is distinct from 'session.switched'
   )
   select m.outcome, m.email, m.role, o.id as session_id,
+    case m.outcome when 'provider_required' then required_provider(false, ${$.provider_id}::uuid) end as provider,
     case when ${$.action} = 'session.opened' and o.id is not null
       then notice_new_device(m.id, o.id, m.used_here) end as noticed
   from member m left join opened o on true
@@ -86,7 +92,17 @@ export const openSession = statement(
 )
 
 export type Rotation = {
-  outcome: 'rotated' | 'repeated' | 'reused' | 'revoked' | 'expired' | 'disabled' | 'suspended' | 'unproven' | 'ahead'
+  outcome:
+    | 'rotated'
+    | 'repeated'
+    | 'reused'
+    | 'revoked'
+    | 'expired'
+    | 'disabled'
+    | 'suspended'
+    | 'provider_required'
+    | 'unproven'
+    | 'ahead'
   counter: number
   user_id: string
   email: string
@@ -100,10 +116,11 @@ export type Rotation = {
  * - `repeated`: the token is the direct predecessor, within the grace period. It gets the same successor, and an audit event
  *   when the address or user agent differs from the use before.
  * - `reused`: the token is older, or too late. The family is now revoked, published and audited.
+ * - `provider_required`: the tenant demands its own provider, and the session was opened otherwise.
  * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more.
  * - `ahead`: the counter was never issued, as happens after a restore.
  *
- * `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
+ * `provider_required`, `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
  *
  * The lock makes a statement that waits decide by the newest version of the row. A plain read with a conditional update would
  * decide by a snapshot that is older than the wait.
@@ -131,6 +148,7 @@ export const rotateSession = statement(
         when f.counter < ${$.counter} then 'ahead'
         when f.counter > ${$.counter}::int + 1 or (f.counter = ${$.counter}::int + 1
           and f.rotated_at + make_interval(secs => ${$.grace_seconds}) <= now()) then 'reused'
+        when required_provider(m.break_glass, f.provider_id) is not null then 'provider_required'
         when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
         when f.counter = ${$.counter} then 'rotated'
         else 'repeated'

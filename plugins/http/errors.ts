@@ -41,6 +41,10 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
   // from secure-json-parse, for a body with __proto__ or constructor in it
   if (err instanceof SyntaxError && statusCode === 400) return problems.malformedJson({ cause: err })
 
+  // triggers of the database, which hold for every change, whichever operation makes it: db/migrations/0022_enforcement.ts
+  if (code === 'AG001') return problems.lastBreakGlassOwner({ cause: err })
+  if (code === 'AG002') return problems.conflict({ detail: 'this provider is demanded: end that first', cause: err })
+
   const retry = { headers: { 'retry-after': '1' }, cause: err }
   if (err instanceof StoreFailure) {
     const later = { headers: { 'retry-after': '5' }, cause: err }

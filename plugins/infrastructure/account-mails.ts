@@ -71,6 +71,8 @@ export default fp(
         link: link_id === null ? undefined : link(link_id),
         expires_at: entry.expires_at ?? undefined,
         at: entry.asked_at,
+        person: entry.detail.person,
+        domain: entry.detail.domain,
         ip: entry.detail.ip,
         user_agent: entry.detail.user_agent
       })

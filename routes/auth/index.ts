@@ -40,7 +40,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
-        problems: ['invalid_credentials', 'mfa_required', 'not_a_member', 'tenant_suspended']
+        problems: ['invalid_credentials', 'mfa_required', 'provider_required', 'not_a_member', 'tenant_suspended']
       },
       schema: {
         operationId: 'login',
@@ -114,7 +114,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         access: 'user',
         reach: 'person',
         throttled: true,
-        problems: ['not_found', 'mfa_required', 'tenant_suspended']
+        problems: ['not_found', 'mfa_required', 'provider_required', 'tenant_suspended']
       },
       schema: {
         operationId: 'switchTenant',

@@ -16,6 +16,7 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
   revoked: sessionRevoked,
   disabled: sessionRevoked,
   unproven: () => sessionRevoked({ detail: 'this agency demands a second factor: sign in again' }),
+  provider_required: () => sessionRevoked({ detail: 'this agency demands its own provider: sign in through it' }),
   suspended: tenantSuspended,
   expired: invalidRefreshToken,
   ahead: invalidRefreshToken

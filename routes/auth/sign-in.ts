@@ -5,7 +5,7 @@ import { openSession, passwordOnly } from '../../db/queries/sessions.ts'
 import { replaceHash } from '../../db/queries/users.ts'
 import { type PasswordHash, storedHash } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidCredentials, notAMember, Problem, tenantSuspended } from '../../src/http/problems.ts'
+import { invalidCredentials, notAMember, Problem, providerRequired, tenantSuspended } from '../../src/http/problems.ts'
 import { normalizeEmail } from '../../src/mail/mailboxes.ts'
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { SignIn } from './schemas.ts'
@@ -20,7 +20,7 @@ type SignInRequest = FastifyRequest<{ Body: SignIn }>
  * that the reply time reveals nothing: one look-up, one hash, one count, and one audit row when the tenant is known.
  *
  * Throws `mfa_required`, and opens no session, for a person with a second factor, and for one without it in a tenant
- * that demands it. Wrong passwords of before stay counted until the factor is right.
+ * that demands it. Throws `provider_required` where the tenant demands its own provider. Wrong passwords of before stay counted until the factor is right.
  */
 export async function signIn(app: FastifyInstance, request: SignInRequest, reply: FastifyReply) {
   const { password } = request.body
@@ -58,6 +58,8 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
     subject
   )
   if (admission?.outcome === 'suspended') throw tenantSuspended()
+  if (admission?.outcome === 'provider_required')
+    throw providerRequired({ extensions: { provider: admission.provider } })
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
     const { password_version } = identity
     throw app.secondFactors.demand(admission.outcome, { ...subject, password_version })

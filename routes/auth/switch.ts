@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { findOpenSession, openSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { mfaRequired, notFound, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
+import { mfaRequired, notFound, providerRequired, sessionRevoked, tenantSuspended } from '../../src/http/problems.ts'
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
@@ -40,6 +40,9 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   )
   if (!admission) throw notFound()
   if (admission.outcome === 'suspended') throw tenantSuspended()
+  if (admission.outcome === 'provider_required') {
+    throw providerRequired({ extensions: { provider: admission.provider } })
+  }
   if (admission.outcome === 'mfa_required') throw mfaRequired({ detail: prove })
   if (admission.outcome === 'enrollment_required') throw mfaRequired({ detail: enroll, extensions: { enroll: true } })
   if (admission.outcome !== 'opened') throw sessionRevoked()

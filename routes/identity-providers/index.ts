@@ -154,12 +154,12 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id',
     {
-      config: { access: 'owner', problems: [fresh, 'not_found'] },
+      config: { access: 'owner', problems: [fresh, 'not_found', 'conflict'] },
       schema: {
         operationId: 'deleteIdentityProvider',
         summary: 'Remove a sign-in provider of the agency',
         description:
-          'Ends every session that was opened through it, and forgets the identities there. Who has no password sets one by the mail for a forgotten password. Needs a sign-in within the last five minutes.',
+          'Ends every session that was opened through it, and forgets the identities there. One that the agency demands stays: `conflict`. Who has no password sets one by the mail for a forgotten password. Needs a sign-in within the last five minutes.',
         tags,
         params: ProviderId,
         response: { 204: NoContent }

@@ -22,6 +22,7 @@ import {
   mfaRequired,
   notFound,
   type Problem,
+  providerRequired,
   sessionRevoked,
   tenantSuspended
 } from '../../src/http/problems.ts'
@@ -60,7 +61,8 @@ type Acceptor = {
  * old one.
  *
  * Throws `mfa_required`, and nothing has changed, when the person has a second factor and neither a code nor the session
- * of the bearer token has proved it. Where the tenant demands a factor and the person has none, somebody with a bearer
+ * of the bearer token has proved it. Where the tenant demands its own provider, the person becomes a member, and the answer is
+ * `provider_required`. Where the tenant demands a factor and the person has none, somebody with a bearer
  * token sets one up first. Others become members and get no session: the problem has the token to set one up with.
  */
 export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest, reply: FastifyReply) {
@@ -103,19 +105,23 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
       ...{ session_seconds: app.config.sessionMaxAge, action: null }
     })
     const enrolls = admission?.outcome === 'enrollment_required' && !acceptor.byBearer
-    if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission?.outcome)
+    // they become a member, and come in through the provider
+    const elsewhere = admission?.outcome === 'provider_required'
+    if (admission?.outcome !== 'opened' && !enrolls && !elsewhere) throw refusalOf(admission?.outcome)
+    const { provider } = admission
     const session_id = admission.session_id ?? undefined
     const detail = { role, ...(released && { address_released_by: released }) }
     await recordAudit(trx, {
       ...{ action: 'invitation.accepted', target_id: token.id, detail },
       ...(session_id !== undefined && { session_id })
     })
-    return { session_id }
+    return { session_id, provider }
   }, subject)
   if (outcome === 'code_used') throw await app.secondFactors.refuse(request, email)
   if (!outcome) throw invitationExpired()
   await app.revocations.readNow()
-  const { session_id: sid } = outcome
+  const { session_id: sid, provider } = outcome
+  if (provider !== null) throw providerRequired({ extensions: { provider } })
   if (sid === undefined) {
     const { password_version } = acceptor
     throw app.secondFactors.demand('enrollment_required', { ...subject, password_version })

@@ -146,6 +146,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
           'conflict',
           'invalid_credentials',
           'mfa_required',
+          'provider_required',
           'forbidden',
           'unauthenticated',
           'invalid_token',

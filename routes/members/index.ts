@@ -69,7 +69,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/:user_id',
     {
-      config: { access: 'admin', problems: ['not_found', 'last_owner'] },
+      config: { access: 'admin', problems: ['not_found', 'last_owner', 'last_break_glass_owner'] },
       schema: {
         operationId: 'updateMember',
         summary: "Change a member's role",
@@ -98,7 +98,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:user_id',
     {
-      config: { access: 'viewer', problems: ['not_found', 'last_owner'] },
+      config: { access: 'viewer', problems: ['not_found', 'last_owner', 'last_break_glass_owner'] },
       schema: {
         operationId: 'removeMember',
         summary: 'Remove a member, or leave',

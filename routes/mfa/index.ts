@@ -79,7 +79,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/users/me/mfa/totp',
     {
-      config: { access, reach: 'person', problems: [...wrong, 'conflict'] },
+      config: { access, reach: 'person', problems: [...wrong, 'conflict', 'last_break_glass_owner'] },
       schema: {
         operationId: 'removeTotp',
         summary: 'Remove the second factor',
@@ -112,7 +112,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
     (request, reply) => replaceRecoveryCodes(app, request, reply)
   )
 
-  const signIn = ['invalid_mfa_token', 'tenant_mismatch', 'tenant_suspended']
+  const signIn = ['invalid_mfa_token', 'provider_required', 'tenant_mismatch', 'tenant_suspended']
 
   app.post(
     '/auth/mfa',

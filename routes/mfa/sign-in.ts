@@ -6,7 +6,7 @@ import { openSession } from '../../db/queries/sessions.ts'
 import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
 import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidMfaToken, Problem, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
+import { invalidMfaToken, Problem, providerRequired, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
 import type { MfaEnrollment, MfaSignIn } from './schemas.ts'
 
 type MfaRequest = FastifyRequest<{ Body: MfaEnrollment }>
@@ -58,14 +58,14 @@ export async function completeSignIn(
       ...{ action: 'session.opened', authenticated_at: null, mfa_at, by, provider_id }
     })
     // the throw rolls an enrollment back: its recovery codes would be lost
-    if (codes && opened?.outcome !== 'opened') throw refusalOf(opened?.outcome)
+    if (codes && opened?.outcome !== 'opened') throw refusalOf(opened)
     return opened
   }, person)
   if (admission === 'used') {
     await refused()
     throw await app.secondFactors.refuse(request, row.email)
   }
-  if (admission?.outcome !== 'opened') throw refusalOf(admission?.outcome)
+  if (admission?.outcome !== 'opened') throw refusalOf(admission)
   await app.accounts.succeeded(request, account)
   if (codes) await app.revocations.readNow()
   const { email, role, session_id: sid } = admission
@@ -99,5 +99,10 @@ async function requirePerson(app: FastifyInstance, request: FastifyRequest, toke
   return row
 }
 
-const refusalOf = (outcome: string | undefined): Problem =>
-  outcome === 'suspended' ? tenantSuspended() : invalidMfaToken()
+function refusalOf(admission: { outcome: string; provider: string | null } | undefined): Problem {
+  if (admission?.outcome === 'suspended') return tenantSuspended()
+  if (admission?.outcome === 'provider_required') {
+    return providerRequired({ extensions: { provider: admission.provider } })
+  }
+  return invalidMfaToken()
+}

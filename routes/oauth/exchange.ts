@@ -5,7 +5,7 @@ import { touchIdentity, useOnce } from '../../db/queries/identities.ts'
 import { openSession } from '../../db/queries/sessions.ts'
 import { type FlowCode, isVerifierOf, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidSignInCode, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
+import { invalidSignInCode, providerRequired, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
 import type { CodeExchange } from './schemas.ts'
 
 type ExchangeRequest = FastifyRequest<{ Body: CodeExchange }>
@@ -14,7 +14,8 @@ type ExchangeRequest = FastifyRequest<{ Body: CodeExchange }>
  * Exchanges the code of a sign-in for tokens. The code is good for the client that began only, because no other one has
  * the verifier. Of several requests, in whichever processes, one succeeds; the use and the session are one transaction.
  *
- * A second factor is demanded as after a password: throws `mfa_required`.
+ * A second factor is demanded as after a password: throws `mfa_required`. Throws `provider_required` where the tenant demands
+ * another provider.
  */
 export async function exchangeCode(app: FastifyInstance, request: ExchangeRequest) {
   const code = app.oauth.codes.open(request.body.code)
@@ -35,6 +36,9 @@ export async function exchangeCode(app: FastifyInstance, request: ExchangeReques
     return opened
   }, subject)
   if (admission?.outcome === 'suspended') throw tenantSuspended()
+  if (admission?.outcome === 'provider_required') {
+    throw providerRequired({ extensions: { provider: admission.provider } })
+  }
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
     throw app.secondFactors.demand(admission.outcome, { ...subject, password_version, by, provider_id })
   }

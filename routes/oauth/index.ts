@@ -111,7 +111,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
-        problems: ['invalid_sign_in_code', 'mfa_required', 'tenant_mismatch', 'tenant_suspended']
+        problems: ['invalid_sign_in_code', 'mfa_required', 'provider_required', 'tenant_mismatch', 'tenant_suspended']
       },
       schema: {
         operationId: 'exchangeSignInCode',

@@ -60,6 +60,16 @@ const parts = [
   )
 ]
 
+const domains = statement(
+  'export_domains',
+  (_, $: Position) => sql<Line>`
+  select name as position, jsonb_build_object('table', 'domain', 'row', jsonb_build_object('name', name,
+    'created_at', created_at, 'verified_at', verified_at, 'checked_at', checked_at))::text as line
+  from tenant_domains where tenant_id = ${$.tenant_id} and name > ${$.after}
+  order by name limit ${$.limit}`,
+  { slow: true, replica: true }
+)
+
 const auditEvents = statement(
   'export_tenant_audit_events',
   (_, $: Position) => sql<Line>`
@@ -75,6 +85,7 @@ const auditEvents = statement(
 /** Generates all lines of the tenant's data, page by page, so that memory stays flat for any amount of data. */
 export async function* exportLines(request: FastifyRequest): AsyncGenerator<string> {
   for (const part of parts) yield* linesOf(request, part, nilUuid)
+  yield* linesOf(request, domains, '')
   yield* linesOf(request, auditEvents, `-infinity ${nilUuid}`)
 }
 

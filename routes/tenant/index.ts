@@ -187,7 +187,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/transfer',
     {
-      config: { access: 'owner', problems: ['not_found', 'reauthentication_required'] },
+      config: { access: 'owner', problems: ['not_found', 'last_break_glass_owner', 'reauthentication_required'] },
       schema: {
         operationId: 'transferTenant',
         summary: 'Hand the agency over',

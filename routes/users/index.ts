@@ -97,7 +97,11 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/me',
     {
-      config: { access, reach: 'person', problems: ['invalid_credentials', 'last_owner', 'rate_limited'] },
+      config: {
+        access,
+        reach: 'person',
+        problems: ['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited']
+      },
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',

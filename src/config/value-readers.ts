@@ -181,6 +181,18 @@ export function prefixUrl(value: string): string {
   return value
 }
 
+/** Name servers: addresses, each with a port if it is not 53. */
+export function nameServers(value: string): string[] {
+  return list(value).map((server) => {
+    const [, address = '', port] = /^(\[[^\]]*\]|[^:]*)(?::(\d{1,5}))?$/.exec(server) ?? []
+    const valid =
+      isIP(address.replace(/^\[(.*)\]$/, '$1')) !== 0 && Number(port ?? 53) > 0 && Number(port ?? 53) < 65_536
+    if (!valid)
+      throw new InvalidValue(`"${server}" is no name server such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53`)
+    return server
+  })
+}
+
 export function bucketName(value: string): string {
   if (!/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(value)) throw new InvalidValue('must be the name of a bucket')
   return value

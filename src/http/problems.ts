@@ -131,6 +131,13 @@ export const notAMember = problem(
   'You are not a member of any agency',
   'Accept an invitation or register an agency of your own.'
 )
+/** Only after the password, or another proof, was right. `provider` is its id. */
+export const providerRequired = problem(
+  'provider_required',
+  403,
+  'The agency demands its own provider',
+  'Begin a sign-in at `GET /api/v1/auth/oauth/{provider}` with the `provider` of this document.'
+)
 /** An identity is never linked to an account because of an equal address: whoever registered it may not own it. */
 export const identityNotLinked = problem(
   'identity_not_linked',
@@ -225,6 +232,26 @@ export const linkExpired = problem(
   410,
   'The link is no longer good',
   'Ask for a new mail. The link has expired, was used, was replaced by a newer one, or the account has changed since.'
+)
+/** `missing` lists what the agency lacks. */
+export const enforcementNotReady = problem(
+  'enforcement_not_ready',
+  409,
+  'The agency cannot demand its provider yet',
+  'Bring about what `missing` lists: a domain that is proven (`proven_domain`), an owner who came in through the provider within a day (`owner_sign_in`), and a break-glass owner with a password and a second factor (`break_glass_owner`).'
+)
+export const lastBreakGlassOwner = problem(
+  'last_break_glass_owner',
+  409,
+  'An agency that demands its provider keeps a break-glass owner',
+  'Make another owner with a password and a second factor a break-glass owner, or end the demand, first.'
+)
+/** `reason` says what DNS answered. */
+export const domainNotProven = problem(
+  'domain_not_proven',
+  409,
+  'The record of the domain was not found',
+  'Publish `record` of the domain in DNS, wait until the name servers have it, and verify again. `detail` says what was found.'
 )
 export const lastOwner = problem(
   'last_owner',

@@ -18,6 +18,10 @@ export type AccountMailFacts = {
   /** When it was asked for, or happened, and from where. */
   at: Date
   ip: string | undefined
+  /** The address of the person whom it is about, when that is not the recipient. */
+  person: string | undefined
+  /** The domain that it is about. */
+  domain: string | undefined
   user_agent: string | undefined
 }
 
@@ -111,7 +115,14 @@ export function accountMail(facts: AccountMailFacts): Mail {
   const wordsOf = (safe: (name: string) => string): AccountWords => {
     const agency = safe(facts.agency ?? '') || 'Aggios'
     const device = [nameInMail(facts.user_agent ?? ''), facts.ip && `IP ${facts.ip}`].filter(Boolean).join(', ')
-    return { agency, name: safe(facts.name) || agency, moment: momentIn(locale, facts.at), device: device || '?' }
+    return {
+      agency,
+      name: safe(facts.name) || agency,
+      domain: facts.domain ?? '',
+      person: facts.person ?? '',
+      moment: momentIn(locale, facts.at),
+      device: device || '?'
+    }
   }
   const words = wordsOf(nameInMail)
   const common = { to, locale, greeting: greetings[locale] }

@@ -1,7 +1,14 @@
 import type { Locale } from './layout.ts'
 
 /** Texts by people, and dates, in the form in which the sentences of a mail contain them. */
-export type AccountWords = { name: string; agency: string; moment: string; device: string }
+export type AccountWords = {
+  name: string
+  agency: string
+  domain: string
+  person: string
+  moment: string
+  device: string
+}
 
 export type AccountTexts = {
   subject: (words: AccountWords) => string
@@ -10,13 +17,15 @@ export type AccountTexts = {
 }
 
 /**
- * The kinds of mails that only tell a person what happened to their account. `address_taken` goes to whoever has an
+ * The kinds of mails that only tell a person what happened to their account, or to the agency that they run. `address_taken` goes to whoever has an
  * address that somebody else wants to have, instead of a link.
  *
- * A new kind needs its texts in `noticeTexts`, and a call of `queueNotice` in the transaction of the change.
+ * A new kind needs its texts in `noticeTexts`, and a call of `queueNotice` or `queueAgencyNotice` in the transaction of the change.
  */
 export const noticeKinds = [
   'address_taken',
+  'break_glass_used',
+  'domain_lost',
   'email_changed',
   'factor_enabled',
   'factor_removed',
@@ -37,6 +46,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         'Somebody asked to use this address for another account. It belongs to your account, so nothing was changed.'
       ],
       footer: 'If it was you, choose another address, or sign in to the account that has this one.'
+    },
+    break_glass_used: {
+      subject: ({ agency }) => `Somebody came into ${agency} without its provider`,
+      paragraphs: ({ agency, person, moment, device }) => [
+        `${person}, a break-glass owner of ${agency}, signed in on ${moment} without the provider that the agency demands.`,
+        `Device: ${device}`
+      ],
+      footer: 'If you do not know why, ask them, and sign them out of the agency.'
+    },
+    domain_lost: {
+      subject: ({ agency, domain }) => `${agency} no longer has a proof of ${domain}`,
+      paragraphs: ({ agency, domain, moment }) => [
+        `The record in DNS that proves ${domain} for ${agency} was missing for three days, until ${moment}.`,
+        'Nobody new is taken in by that domain any more. Everybody who is in stays in.'
+      ],
+      footer: 'Publish the record again and verify the domain, or remove it from the agency.'
     },
     email_changed: {
       subject: () => 'Your e-mail address was changed',
@@ -117,6 +142,22 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         'Alguém pediu para usar este endereço em outra conta. Ele pertence à sua conta, então nada mudou.'
       ],
       footer: 'Se foi você, escolha outro endereço ou entre na conta que tem este.'
+    },
+    break_glass_used: {
+      subject: ({ agency }) => `Alguém entrou em ${agency} sem o provedor`,
+      paragraphs: ({ agency, person, moment, device }) => [
+        `${person}, responsável com acesso de emergência de ${agency}, entrou em ${moment} sem o provedor que a agência exige.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se você não sabe o motivo, pergunte à pessoa e encerre as sessões dela na agência.'
+    },
+    domain_lost: {
+      subject: ({ agency, domain }) => `${agency} não tem mais uma prova de ${domain}`,
+      paragraphs: ({ agency, domain, moment }) => [
+        `O registro no DNS que prova que ${domain} é de ${agency} faltou por três dias, até ${moment}.`,
+        'Ninguém novo entra mais por esse domínio. Quem já está na agência continua nela.'
+      ],
+      footer: 'Publique o registro novamente e verifique o domínio, ou remova-o da agência.'
     },
     email_changed: {
       subject: () => 'O seu e-mail foi trocado',

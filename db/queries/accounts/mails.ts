@@ -1,4 +1,5 @@
 import { sql } from 'kysely'
+import type { Role } from '../../../src/auth/roles.ts'
 import type { Locale } from '../../../src/mail/layout.ts'
 import type { NoticeKind } from '../../../src/mail/notices.ts'
 import type { TenantTransaction } from '../../gate/gate.ts'
@@ -32,6 +33,16 @@ export async function queueNotice(trx: TenantTransaction, kind: NoticeKind): Pro
   await sql`select queue_notice(${kind}, null)`.execute(trx)
 }
 
+/** Tells everybody in the gate's tenant who has one of the roles, in the transaction of what has happened. */
+export async function queueAgencyNotice(
+  trx: TenantTransaction,
+  kind: NoticeKind,
+  detail: { domain?: string },
+  roles: readonly Role[]
+): Promise<void> {
+  await sql`select queue_agency_notice(${kind}, ${JSON.stringify(detail)}::jsonb, ${roles}::text[])`.execute(trx)
+}
+
 /** Claims the next mails of these kinds, leased to the caller for `lease_seconds`. */
 export const claimAccountMail = statement(
   'claim_account_mail',
@@ -53,7 +64,7 @@ export type AccountMailToSend = {
   expires_at: Date | null
   attempts: number
   revision: number
-  detail: { ip?: string; user_agent?: string }
+  detail: { ip?: string; user_agent?: string; domain?: string; person?: string }
   asked_at: Date
   /** The limit because of which the mail is not sent. */
   refused: 'recipient' | 'notices' | null
