@@ -16,6 +16,7 @@ export const tablesWithoutTenant = [
   'audit_retention',
   'audit_statements',
   'object_sweep',
+  'passkeys',
   'plans',
   'schema_compatibility',
   'second_factors',
@@ -31,6 +32,7 @@ export const tablesWithoutTenant = [
 export const definerFunctions = [
   'add_audit_signatures(uuid[],integer[],text,bytea[])',
   'add_audit_statement(text,timestamp with time zone,integer,text,bytea)',
+  'add_my_passkey(uuid,uuid,uuid,bytea,bytea,bigint,text[],text,boolean,text,bytea[],integer)',
   'advance_object_sweep(text)',
   'advance_store_fence(bigint)',
   'audit_heads_to_sign(text,uuid,integer)',
@@ -55,6 +57,7 @@ export const definerFunctions = [
   'find_account(text)',
   'find_account_link(uuid,text)',
   'find_identity(text)',
+  'find_passkey(bytea)',
   'find_tenant(text)',
   'forget_sign_in_failures(text)',
   'founding_wait(integer,interval)',
@@ -65,6 +68,8 @@ export const definerFunctions = [
   'miscounted_storage()',
   'my_credentials()',
   'my_factor()',
+  'my_factors()',
+  'my_passkeys()',
   'my_sessions(interval)',
   'my_tenants()',
   'notice_new_device(uuid,uuid,boolean)',
@@ -76,8 +81,12 @@ export const definerFunctions = [
   'queue_notice(text,jsonb)',
   'record_my_event(text,jsonb)',
   'record_my_factor_change(text,uuid,uuid)',
+  'record_my_factor_change(text,uuid,uuid,jsonb)',
   'release_address(text)',
   'remove_my_factor()',
+  'remove_my_passkey(uuid)',
+  'remove_my_totp()',
+  'rename_my_passkey(uuid,text)',
   'renew_my_recovery_codes(uuid,bytea[])',
   'request_email_change(text,text,text,uuid,interval)',
   'request_password_reset(text,text,uuid,jsonb)',
@@ -102,7 +111,8 @@ export const definerFunctions = [
   'tenant_entry(uuid)',
   'tenant_limits(uuid)',
   'use_account_link(uuid,text)',
-  'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)'
+  'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)',
+  'use_my_passkey(uuid,uuid,bigint,boolean)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
