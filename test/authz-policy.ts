@@ -13,6 +13,7 @@ import {
 } from './authz-calls.ts'
 import { filePolicies } from './authz-policy-files.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
+import { passkeyPolicies } from './authz-policy-passkeys.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
 import { password } from './harness.ts'
 import type { Side, World } from './isolation-world.ts'
@@ -47,6 +48,7 @@ export const policies: Record<string, Policy> = {
 
   ...signInPolicies,
   ...mfaPolicies,
+  ...passkeyPolicies,
 
   // the signed-in person
   getMe: read('user', { tagged: true }),

@@ -5,6 +5,7 @@ import {
   allRows,
   createTenant,
   eventually,
+  mailedTokens,
   mailsTo,
   password,
   post,
@@ -258,6 +259,17 @@ t.test('a passkey', async (t) => {
     await register(gone)
     t.equal((await gone.send({ method: 'DELETE', url: me, payload: { password } })).statusCode, 204)
     t.strictSame(await allRows(app.database, 'select from passkeys where user_id = $1', [gone.owner.id]), [])
+
+    const squatted = await createTenant(app, 'squatted')
+    const { device } = await register(squatted)
+    await send(app, 'localhost', post('/auth/password/forgot', { email: squatted.owner.email }))
+    const tokens = () => mailedTokens(app, squatted.owner.email, '/password/reset')
+    app.mail.wake()
+    await eventually(() => tokens().length > 0)
+    const reset = { token: tokens()[0], password: 'another horse battery' }
+    t.equal((await send(app, 'localhost', post('/auth/password/reset', reset))).statusCode, 204)
+    t.match((await signInWith(app, squatted.host, device)).json(), { code: 'invalid_credentials' })
+    t.equal((await login(app, squatted.owner.email, reset.password)).statusCode, 200, 'and nothing else is asked for')
   })
 
   await t.test('is of no use to an authenticator app that was never set up', async (t) => {
