@@ -189,6 +189,67 @@ export const User = Type.Object(
   { title: 'User', description: 'The signed-in person in the tenant of the token' }
 )
 
+const encoded = (maxLength: number, options: object = {}) =>
+  Type.String({
+    maxLength,
+    pattern: '^[A-Za-z0-9_-]*$',
+    [messageKeyword]: 'must be base64url without padding',
+    ...options
+  })
+/** WebAuthn allows ids of 1023 bytes. */
+export const CredentialId = encoded(1364, { minLength: 1, examples: ['AQIDBAUGBwgJCgsMDQ4PEA'] })
+export const ClientData = encoded(8192, { minLength: 1, examples: ['eyJ0eXBlIjoid2ViYXV0aG4uZ2V0'] })
+export const AuthenticatorBytes = encoded(16_384, { minLength: 1, examples: ['SZYN5YgOjGh0NBcPZHZgW4_krrmihj'] })
+/** What both answers of a browser have beside `response`. The server uses none of it. */
+export const credentialMembers = {
+  id: CredentialId,
+  rawId: CredentialId,
+  type: StringEnum(['public-key'], { examples: ['public-key'] }),
+  authenticatorAttachment: Type.Optional(Nullable(Type.String({ maxLength: 32, examples: ['platform'] }))),
+  clientExtensionResults: Type.Optional(Type.Unsafe<object>({ type: 'object', examples: [{}] }))
+}
+/** The answer of `navigator.credentials.get` as JSON (WebAuthn, `AuthenticationResponseJSON`). */
+export const PasskeyAssertion = Type.Object(
+  {
+    ...credentialMembers,
+    response: Type.Object(
+      {
+        clientDataJSON: ClientData,
+        authenticatorData: AuthenticatorBytes,
+        signature: AuthenticatorBytes,
+        userHandle: Type.Optional(Nullable(encoded(128, { examples: ['AZosTnsdfD6fAD1aGyw9Xg'] })))
+      },
+      { additionalProperties: false }
+    )
+  },
+  {
+    additionalProperties: false,
+    title: 'PasskeyAssertion',
+    description: 'What `navigator.credentials.get` returned, as its `toJSON()` writes it'
+  }
+)
+
+export const CredentialDescriptor = Type.Object({
+  id: CredentialId,
+  type: StringEnum(['public-key'], { examples: ['public-key'] }),
+  transports: Type.Optional(Type.Array(Type.String({ examples: ['internal'] })))
+})
+export const Challenge = Type.String({ description: 'base64url', examples: ['Gm9v'] })
+export const RpId = Type.String({ description: 'The domain that the passkeys belong to', examples: ['aggios.app'] })
+export const PasskeyTimeout = Type.Integer({ minimum: 0, description: 'Milliseconds', examples: [300_000] })
+
+/** `PublicKeyCredentialRequestOptionsJSON` of WebAuthn. */
+export const PasskeyRequestOptions = Type.Object(
+  {
+    challenge: Challenge,
+    rpId: RpId,
+    timeout: PasskeyTimeout,
+    userVerification: Type.String({ examples: ['required'] }),
+    allowCredentials: Type.Array(CredentialDescriptor)
+  },
+  { title: 'PasskeyRequestOptions', description: 'For `PublicKeyCredential.parseRequestOptionsFromJSON`' }
+)
+
 const tokenMembers = {
   access_token: Type.String({ description: 'A JWT for `Authorization: Bearer`', examples: ['eyJ…'] }),
   refresh_token: Type.String({ description: 'Opaque; valid for one use', examples: ['Gm9v…'] }),

@@ -8,6 +8,7 @@ import breachedPasswords from '../plugins/auth/breached-passwords.ts'
 import credentials from '../plugins/auth/credentials.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
+import passkeys from '../plugins/auth/passkeys.ts'
 import passwords from '../plugins/auth/passwords.ts'
 import providers from '../plugins/auth/providers.ts'
 import revocations from '../plugins/auth/revocations.ts'
@@ -173,6 +174,7 @@ export function buildApp(
   app.register(credentials)
   app.register(secondFactors)
   app.register(providers)
+  app.register(passkeys)
   app.register(mail)
   app.register(accountMails)
   app.register(housekeeping)

@@ -14,6 +14,7 @@ import {
 import { domainPolicies } from './authz-policy-domains.ts'
 import { filePolicies } from './authz-policy-files.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
+import { passkeyPolicies } from './authz-policy-passkeys.ts'
 import { providerPolicies } from './authz-policy-providers.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
 import { password } from './harness.ts'
@@ -51,6 +52,7 @@ export const policies: Record<string, Policy> = {
   ...mfaPolicies,
   ...providerPolicies,
   ...domainPolicies,
+  ...passkeyPolicies,
 
   // the signed-in person
   getMe: read('user', { tagged: true }),

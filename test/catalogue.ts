@@ -17,6 +17,7 @@ export const tablesWithoutTenant = [
   'audit_statements',
   'object_sweep',
   'one_time_marks',
+  'passkeys',
   'plans',
   'schema_compatibility',
   'second_factors',
@@ -33,6 +34,7 @@ export const tablesWithoutTenant = [
 export const definerFunctions = [
   'add_audit_signatures(uuid[],integer[],text,bytea[])',
   'add_audit_statement(text,timestamp with time zone,integer,text,bytea)',
+  'add_my_passkey(uuid,uuid,uuid,bytea,bytea,bigint,text[],text,boolean,text,bytea[],integer)',
   'advance_object_sweep(text)',
   'advance_store_fence(bigint)',
   'audit_heads_to_sign(text,uuid,integer)',
@@ -59,6 +61,7 @@ export const definerFunctions = [
   'find_account(text)',
   'find_account_link(uuid,text)',
   'find_identity(text)',
+  'find_passkey(bytea)',
   'find_tenant(text)',
   'find_user_identity(boolean,text,text)',
   'forget_sign_in_failures(text)',
@@ -72,6 +75,8 @@ export const definerFunctions = [
   'my_credentials()',
   'my_factor()',
   'my_identities()',
+  'my_factors()',
+  'my_passkeys()',
   'my_sessions(interval)',
   'my_tenants()',
   'notice_new_device(uuid,uuid,boolean)',
@@ -85,8 +90,12 @@ export const definerFunctions = [
   'queue_notice(text,jsonb)',
   'record_my_event(text,jsonb)',
   'record_my_factor_change(text,uuid,uuid)',
+  'record_my_factor_change(text,uuid,uuid,jsonb)',
   'release_address(text)',
   'remove_my_factor()',
+  'remove_my_passkey(uuid)',
+  'remove_my_totp()',
+  'rename_my_passkey(uuid,text)',
   'renew_my_recovery_codes(uuid,bytea[])',
   'request_email_change(text,text,text,uuid,interval)',
   'request_password_reset(text,text,uuid,jsonb)',
@@ -115,7 +124,8 @@ export const definerFunctions = [
   'unlink_my_identity(uuid)',
   'use_account_link(uuid,text)',
   'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)',
-  'use_once(uuid,interval)'
+  'use_once(uuid,interval)',
+  'use_my_passkey(uuid,uuid,bigint,boolean)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */

@@ -43,6 +43,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
     left: 'expires_at < now()'
   },
   second_factors: { bound: 'the people there are; a row goes with its person' },
+  passkeys: { bound: 'twenty for each person; they go with their person' },
   sign_in_failures: {
     swept: `insert into sign_in_failures (email, failed_at)
       select 'x@y.example', now() - interval '1 year' where $1::uuid <> $2::uuid`,

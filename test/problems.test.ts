@@ -262,10 +262,11 @@ t.test('every refusal is a problem document', async (t) => {
 t.test('every code', async (t) => {
   const app = await startApp(t)
   const statuses: Record<number, string[]> = {
-    400: ['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request'],
+    400: ['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request', 'invalid_passkey'],
     401: [
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
-      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token']
+      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token'],
+      'invalid_challenge'
     ],
     403: [
       'provider_required',

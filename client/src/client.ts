@@ -1,5 +1,6 @@
 import createFetchClient, { type Client } from 'openapi-fetch'
 import { type Lock, lockFor } from './locks.js'
+import { createCredential, getCredential } from './passkeys.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
@@ -7,6 +8,7 @@ import type {
   FileMetadata,
   MfaReply,
   MfaSignIn,
+  NewPasskey,
   PasswordReset,
   paths,
   Registration,
@@ -50,6 +52,18 @@ export type AggiosClient = Client<paths> & {
    * (`enroll` of the error).
    */
   completeSignIn(completion: MfaSignIn): Promise<MfaReply>
+  /** Completes a sign-in with a passkey of the person. In browsers, when `factors` of the error has `passkey`. */
+  completeSignInWithPasskey(mfa_token: string): Promise<MfaReply>
+  /**
+   * Signs in with a passkey, without a password. In browsers, on a page of the agency. `tenant` is a slug, for the general
+   * host. Rejects as `navigator.credentials.get` does when the person refuses.
+   */
+  signInWithPasskey(tenant?: string): Promise<TokenReply>
+  /**
+   * Adds a passkey of this device. Needs a sign-in within the last five minutes. The reply has recovery codes, to be shown
+   * once, for somebody who had none.
+   */
+  createPasskey(name: string): Promise<NewPasskey>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
   /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */
@@ -109,6 +123,25 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       const { recovery_codes: _, ...tokens } = reply
       await session.replace(tokens)
       return reply
+    },
+    async completeSignInWithPasskey(mfa_token) {
+      const options = await unwrap(anonymous.POST('/api/v1/auth/mfa/passkey/options', { body: { mfa_token } }))
+      const passkey = await getCredential(options)
+      const tokens = await unwrap(anonymous.POST('/api/v1/auth/mfa', { body: { mfa_token, passkey } }))
+      await session.replace(tokens)
+      return tokens
+    },
+    async signInWithPasskey(tenant) {
+      const passkey = await getCredential(await unwrap(anonymous.POST('/api/v1/auth/passkeys/options')))
+      const body = { passkey, ...(tenant !== undefined && { tenant }) }
+      const tokens = await unwrap(anonymous.POST('/api/v1/auth/passkeys', { body }))
+      await session.replace(tokens)
+      return tokens
+    },
+    async createPasskey(name) {
+      const options = await unwrap(client.POST('/api/v1/users/me/passkeys/options'))
+      const passkey = await createCredential(options)
+      return unwrap(client.POST('/api/v1/users/me/passkeys', { body: { name, passkey } }))
     },
     async signOut() {
       const tokens = await session.replace(undefined)

@@ -14,6 +14,8 @@ export class ProblemError extends Error {
   readonly request_id: string | undefined
   /** Completes the sign-in with a code. Undefined unless the code is `mfa_required`, and where a token alone is not enough. */
   readonly mfa_token: string | undefined
+  /** What completes the sign-in: a code of an app, a passkey, or either. Empty unless the code is `mfa_required`. */
+  readonly factors: NonNullable<Problem['factors']>
   /** Whether the person has to set a second factor up first. */
   readonly enroll: boolean
   /** The seconds of Retry-After in the last reply, after the client's own retries. */
@@ -27,6 +29,7 @@ export class ProblemError extends Error {
     this.errors = problem?.errors ?? []
     this.request_id = problem?.request_id ?? response.headers.get('x-request-id') ?? undefined
     this.mfa_token = problem?.mfa_token
+    this.factors = problem?.factors ?? []
     this.enroll = problem?.enroll ?? false
     this.retryAfter = retryAfter(response)
   }

@@ -1,17 +1,22 @@
 import { sql } from 'kysely'
 import type { SealedSecret } from '../../src/auth/stored-secrets.ts'
+import type { NoticeKind } from '../../src/mail/notices.ts'
 import { queryIn, type TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 import { queueNotice } from './accounts/mails.ts'
 
 /*
- * The second factor of the gate's user. All statements call functions that `aggios_directory` owns: the server has no
- * right to the table.
+ * The second factors of the gate's user: an authenticator app and recovery codes. Passkeys are in accounts/passkeys.ts. All
+ * statements call functions that `aggios_directory` owns: the server has no right to the table.
  */
 
-/** A person, with the factor that is stored for them. `id` is null when there is none, not even an unconfirmed one. */
+/**
+ * A person, with the factors that are stored for them. `id` is null when there is none, not even an unconfirmed one.
+ * `secret` is that of the authenticator app, `confirmed` or not; it is empty for somebody who has passkeys only.
+ */
 export type FactorRow = {
   email: string
+  name: string
   password_version: number
   disabled_at: Date | null
   id: string | null
@@ -21,18 +26,35 @@ export type FactorRow = {
   failures: number
   confirmed: boolean
   recovery_codes: Buffer[]
+  /** How many passkeys the person has. */
+  passkeys: number
 }
 
 /** Reads what is needed to check a code. No row when there is no such person. */
-export const myFactor = statement(
-  'my_factor',
+export const myFactors = statement(
+  'my_factors',
   (_, __: Record<never, never>) => sql<FactorRow>`
-  select email, password_version, disabled_at, id, secret, key_id, last_step::float8 as last_step, failures, confirmed,
-    recovery_codes
-  from my_factor()`
+  select email, name, password_version, disabled_at, id, secret, key_id, last_step::float8 as last_step, failures, confirmed,
+    recovery_codes, passkeys
+  from my_factors()`
 )
 
-/** Whether a user, who is the gate's own or a member of its tenant, has a confirmed factor. */
+/** Factors that sign-in asks for. A recovery code replaces each of them. */
+export type FactorKind = 'totp' | 'passkey'
+
+/** The factors that sign-in asks for. Empty: the person has none. */
+export const factorsOf = ({ confirmed, passkeys }: Pick<FactorRow, 'confirmed' | 'passkeys'>): FactorKind[] => [
+  ...(confirmed ? (['totp'] as const) : []),
+  ...(passkeys > 0 ? (['passkey'] as const) : [])
+]
+
+/**
+ * A stored factor as sign-in may use it: without a secret that waits for its first code, which proves nothing yet.
+ */
+export const usableFactor = <T extends FactorRow>(row: T): T =>
+  row.confirmed ? row : { ...row, secret: Buffer.alloc(0) }
+
+/** Whether a user, who is the gate's own or a member of its tenant, has a factor. */
 export async function hasFactor(trx: TenantTransaction, userId: string): Promise<boolean> {
   const found = await trx
     .selectFrom('users')
@@ -103,7 +125,7 @@ export async function useFactor(
   return used.at
 }
 
-type Change = { actor_id: string | null; session_id?: string | undefined; token_seconds: number }
+export type Change = { actor_id: string | null; session_id?: string | undefined; token_seconds: number }
 
 /**
  * Confirms a pending factor and ends every session but `session_id`, because they were opened without it. Resolves to the
@@ -138,10 +160,30 @@ export async function renewRecoveryCodes(
 }
 
 /**
- * Removes the factor of the gate's user and ends every session but `session_id`. Resolves to false when there is none.
- * An operator acts in the scope of the person, with null as `actor_id`.
+ * Removes the authenticator app of the gate's user and ends every session but `session_id`. Passkeys stay, and the recovery
+ * codes with them. Resolves to false when there is no confirmed app.
  */
-export async function removeFactor(
+export async function removeTotp(
+  trx: TenantTransaction,
+  { actor_id, session_id, token_seconds }: Change
+): Promise<boolean> {
+  const { rows } = await sql<{ passkeys: number | null }>`select remove_my_totp() as passkeys`.execute(trx)
+  const passkeys = rows[0]?.passkeys ?? null
+  if (passkeys === null) return false
+  await endOtherSessions(trx, session_id, token_seconds)
+  const event = { action: 'user.mfa_removed', actor_id, session_id } as const
+  await recordFactorChange(
+    trx,
+    passkeys === 0 ? event : { ...event, detail: { factor: 'totp' }, notice: 'totp_removed' }
+  )
+  return true
+}
+
+/**
+ * Removes all factors of the gate's user, passkeys too, and ends every session but `session_id`. Resolves to false when
+ * there is none. An operator acts in the scope of the person, with null as `actor_id`.
+ */
+export async function removeFactors(
   trx: TenantTransaction,
   { actor_id, session_id, token_seconds }: Change
 ): Promise<boolean> {
@@ -156,22 +198,37 @@ const notices = {
   'user.mfa_enabled': 'factor_enabled',
   'user.mfa_removed': 'factor_removed',
   'user.recovery_codes_renewed': 'recovery_codes_renewed',
-  'user.recovery_code_used': 'recovery_code_used'
+  'user.recovery_code_used': 'recovery_code_used',
+  'user.passkey_added': 'passkey_added',
+  'user.passkey_removed': 'passkey_removed',
+  'user.passkey_refused': undefined
 } as const
-type FactorEvent = keyof typeof notices
-
-/**
- * Records what has happened to the factor, in the audit log of each agency of the person, and queues a mail that tells
- * the person. Every change passes here, in its transaction.
- */
-async function recordFactorChange(
-  trx: TenantTransaction,
-  { action, actor_id, session_id }: { action: FactorEvent; actor_id: string | null; session_id?: string | undefined }
-): Promise<void> {
-  await sql`select record_my_factor_change(${action}, ${actor_id}, ${session_id ?? null})`.execute(trx)
-  await queueNotice(trx, notices[action])
+type FactorEvent = {
+  action: keyof typeof notices
+  actor_id: string | null
+  session_id?: string | undefined
+  detail?: object
+  /** Another notice than the usual one. */
+  notice?: NoticeKind
 }
 
-async function endOtherSessions(trx: TenantTransaction, keep: string | undefined, tokenSeconds: number): Promise<void> {
+/**
+ * Records what has happened to the factors, in the audit log of each agency of the person, and queues a mail that tells
+ * the person. Every change passes here, in its transaction.
+ */
+export async function recordFactorChange(
+  trx: TenantTransaction,
+  { action, actor_id, session_id, detail, notice = notices[action] }: FactorEvent
+): Promise<void> {
+  const about = detail === undefined ? null : JSON.stringify(detail)
+  await sql`select record_my_factor_change(${action}, ${actor_id}, ${session_id ?? null}, ${about}::jsonb)`.execute(trx)
+  if (notice) await queueNotice(trx, notice)
+}
+
+export async function endOtherSessions(
+  trx: TenantTransaction,
+  keep: string | undefined,
+  tokenSeconds: number
+): Promise<void> {
   await sql`select end_my_sessions(null, ${keep ?? null}, make_interval(secs => ${tokenSeconds}))`.execute(trx)
 }

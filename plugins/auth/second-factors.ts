@@ -4,10 +4,12 @@ import { v4 as randomUuid } from 'uuid'
 import { type Scope, systemScope } from '../../db/gate/gate-query.ts'
 import {
   countFactorFailure,
+  type FactorKind,
   type FactorProof,
   type FactorRow,
   factorKeysInUse,
-  myFactor
+  factorsOf,
+  myFactors
 } from '../../db/queries/second-factors.ts'
 import { createMfaTokens, type MfaSubject, type MfaTokens } from '../../src/auth/mfa-tokens.ts'
 import {
@@ -56,9 +58,13 @@ declare module 'fastify' {
       refuse(request: FastifyRequest, email: string): Promise<Problem>
       /**
        * The problem of a sign-in whose password was right and that has no factor yet. Its document has a token to go on
-       * with.
+       * with, and names the `factors` that the person has.
        */
-      demand(outcome: 'mfa_required' | 'enrollment_required', subject: MfaSubject): Problem
+      demand(
+        outcome: 'mfa_required' | 'enrollment_required',
+        subject: MfaSubject,
+        factors?: readonly FactorKind[]
+      ): Problem
     }
   }
 }
@@ -86,7 +92,7 @@ export default fp(
       const { id } = factor
       if (!isTimeCode(code)) {
         const recovery = recoveryDigest(userId, code)
-        const known = factor.confirmed && hasDigest(factor.recovery_codes, recovery)
+        const known = factorsOf(factor).length > 0 && hasDigest(factor.recovery_codes, recovery)
         return known ? { id, step: null, recovery, renewed: null } : undefined
       }
       const secret = secrets.open(userId, factor)
@@ -106,7 +112,7 @@ export default fp(
         }
       },
       async find(request: FastifyRequest, person?: Person) {
-        const [row] = await request.tenantQuery(myFactor, {}, person)
+        const [row] = await request.tenantQuery(myFactors, {}, person)
         return row
       },
       async check(request: FastifyRequest, reply: FastifyReply, person: Person, factor: Factor, given: string) {
@@ -127,9 +133,13 @@ export default fp(
         await app.accounts.failed(request, email)
         return invalidCredentials()
       },
-      demand(outcome: 'mfa_required' | 'enrollment_required', subject: MfaSubject) {
+      demand(
+        outcome: 'mfa_required' | 'enrollment_required',
+        subject: MfaSubject,
+        factors: readonly FactorKind[] = []
+      ) {
         if (outcome === 'mfa_required') {
-          return mfaRequired({ extensions: { mfa_token: app.mfaTokens.issue('sign_in', subject) } })
+          return mfaRequired({ extensions: { mfa_token: app.mfaTokens.issue('sign_in', subject), factors } })
         }
         return mfaRequired({
           detail: 'this agency demands a second factor, and you have none yet',

@@ -139,6 +139,12 @@ const problemSchema: Schema = {
       type: 'string',
       description: 'Completes the sign-in at `POST /api/v1/auth/mfa`; only with `mfa_required`'
     },
+    factors: {
+      type: 'array',
+      maxItems: 2,
+      description: 'What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required`',
+      items: { type: 'string', enum: ['totp', 'passkey'] }
+    },
     enroll: {
       type: 'boolean',
       description: 'There is no second factor yet, and the agency demands one; only with `mfa_required`'

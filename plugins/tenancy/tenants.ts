@@ -19,6 +19,8 @@ declare module 'fastify' {
        * case.
        */
       find(slug: string): TenantEntry | undefined | Promise<TenantEntry | undefined>
+      /** Finds the tenant with this id, in the cache or else in the database. */
+      findById(tenantId: string): Promise<TenantEntry | undefined>
       /** Finds the tenant in the cache only. */
       peek(slug: string): TenantEntry | undefined
       /**
@@ -86,9 +88,12 @@ export default fp(
       return tenant
     }
 
+    const readById = (tenantId: string) =>
+      remember(app.gate.query(systemScope, readTenantEntry, { tenant_id: tenantId }))
+
     async function readLimits(tenantId: string): Promise<PlanLimits> {
       try {
-        const tenant = await remember(app.gate.query(systemScope, readTenantEntry, { tenant_id: tenantId }))
+        const tenant = await readById(tenantId)
         return tenant?.limits ?? bySettings
       } catch (err) {
         app.log.warn({ err }, 'the plan of a tenant could not be read')
@@ -103,6 +108,7 @@ export default fp(
         if (!valid.test(slug) || unknown.has(slug)) return undefined
         return once(lookups, slug, () => remember(app.gate.query(systemScope, findTenant, { slug }), slug))
       },
+      findById: async (tenantId: string) => known.get(tenantId) ?? readById(tenantId),
       peek: known.find,
       limitsOf(tenantId: string) {
         const tenant = known.get(tenantId)

@@ -1,5 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent, Registration, TokenReply } from '../schemas.ts'
+import passkeys from './passkeys.ts'
 import recovery from './recovery.ts'
 import { refresh } from './refresh.ts'
 import { register } from './register.ts'
@@ -12,6 +13,7 @@ import { switchTenant } from './switch.ts'
 const auth: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['auth']
   app.register(recovery)
+  app.register(passkeys)
 
   app.post(
     '/register',

@@ -4,7 +4,7 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { confirmEmailChange, findAccountLink, recordMyEvent, useAccountLink } from '../../db/queries/accounts/links.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { forgetFailures } from '../../db/queries/directory.ts'
-import { removeFactor } from '../../db/queries/second-factors.ts'
+import { removeFactors } from '../../db/queries/second-factors.ts'
 import { changePassword, endUserSessions, verifyEmail } from '../../db/queries/users.ts'
 import type { LinkPurpose } from '../../src/auth/one-time-tokens.ts'
 import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
@@ -34,8 +34,8 @@ export async function resetPassword(app: FastifyInstance, request: FastifyReques
       if (version === undefined || !(await changePassword(trx, user_id, version, hash))) return false
       if (await verifyEmail(trx, user_id)) {
         await recordMyEvent(trx, 'user.email_verified')
-        // whoever set it up never proved the mailbox, and may have registered somebody else's address
-        await removeFactor(trx, { actor_id: user_id, token_seconds })
+        // whoever set one up never proved the mailbox, and may have registered somebody else's address
+        await removeFactors(trx, { actor_id: user_id, token_seconds })
       }
       await endUserSessions(trx, null, token_seconds)
       await queryIn(trx, forgetFailures, { email })

@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Email, Name, NewPassword, Password, Slug } from '../schemas.ts'
+import { Email, Name, NewPassword, PasskeyAssertion, Password, Slug } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -14,22 +14,26 @@ export const RegistrationInput = Type.Object(
 )
 export type RegistrationInput = Static<typeof RegistrationInput>
 
+const tenantChoice = Type.Optional(
+  Type.String({
+    minLength: 1,
+    maxLength: 63,
+    description: 'Slug of the agency; not needed on the host of the agency. Without both, the agency used last.',
+    examples: ['acme']
+  })
+)
+
 export const SignIn = Type.Object(
-  {
-    email: Email,
-    password: Password,
-    tenant: Type.Optional(
-      Type.String({
-        minLength: 1,
-        maxLength: 63,
-        description: 'Slug of the agency; not needed on the host of the agency. Without both, the agency used last.',
-        examples: ['acme']
-      })
-    )
-  },
+  { email: Email, password: Password, tenant: tenantChoice },
   { ...strict, title: 'SignIn' }
 )
 export type SignIn = Static<typeof SignIn>
+
+export const PasskeySignIn = Type.Object(
+  { passkey: PasskeyAssertion, tenant: tenantChoice },
+  { ...strict, title: 'PasskeySignIn' }
+)
+export type PasskeySignIn = Static<typeof PasskeySignIn>
 
 const refreshToken = Type.String({ minLength: 1, maxLength: 1024, examples: ['Gm9v…'] })
 

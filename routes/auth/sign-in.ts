@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
 import { type Identity, myTenantsByUse } from '../../db/queries/directory.ts'
+import { factorsOf } from '../../db/queries/second-factors.ts'
 import { openSession, passwordOnly } from '../../db/queries/sessions.ts'
 import { replaceHash } from '../../db/queries/users.ts'
 import { type PasswordHash, storedHash } from '../../src/auth/passwords.ts'
@@ -62,7 +63,8 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
     throw providerRequired({ extensions: { provider: admission.provider } })
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
     const { password_version } = identity
-    throw app.secondFactors.demand(admission.outcome, { ...subject, password_version })
+    const row = await app.secondFactors.find(request, subject)
+    throw app.secondFactors.demand(admission.outcome, { ...subject, password_version }, row && factorsOf(row))
   }
   if (admission?.outcome !== 'opened') throw await refuse()
   await app.accounts.succeeded(request, account)
@@ -70,7 +72,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
 }
 
 /** Finds the tenant that the person used last, and prefers active tenants. */
-async function findTenantLastUsed(request: FastifyRequest, userId: string): Promise<string | undefined> {
+export async function findTenantLastUsed(request: FastifyRequest, userId: string): Promise<string | undefined> {
   const tenants = await request.tenantQuery(myTenantsByUse, {}, { tenant_id: null, user_id: userId })
   return (tenants.find(({ status }) => status === 'active') ?? tenants[0])?.id
 }

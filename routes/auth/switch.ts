@@ -5,7 +5,7 @@ import { mfaRequired, notFound, providerRequired, sessionRevoked, tenantSuspende
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import type { Switch } from './schemas.ts'
 
-const prove = 'send a code to POST /api/v1/auth/reauthenticate, then switch again'
+const prove = 'send a code or a passkey to POST /api/v1/auth/reauthenticate, then switch again'
 const enroll = 'that agency demands a second factor: set one up at POST /api/v1/users/me/mfa/totp, then switch again'
 
 /**

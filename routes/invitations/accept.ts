@@ -6,7 +6,7 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount, type Identity } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
-import { type FactorProof, useFactor } from '../../db/queries/second-factors.ts'
+import { type FactorProof, factorsOf, usableFactor, useFactor } from '../../db/queries/second-factors.ts'
 import { findOpenSession, openSession, passwordOnly, type SessionProof } from '../../db/queries/sessions.ts'
 import { insertUser, lockPerson, verifyEmail } from '../../db/queries/users.ts'
 import { passwordFault, storedHash } from '../../src/auth/passwords.ts'
@@ -134,7 +134,9 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
 function refusalOf(outcome: string | undefined): Problem {
   switch (outcome) {
     case 'mfa_required':
-      return mfaRequired({ detail: 'send a code of your second factor as `code` too' })
+      return mfaRequired({
+        detail: 'send a code of your second factor as `code` too, or sign in first and accept with the access token'
+      })
     case 'enrollment_required': {
       const detail =
         'this agency demands a second factor: set one up at POST /api/v1/users/me/mfa/totp, then accept again'
@@ -231,8 +233,14 @@ async function checkCode(
   const person = { tenant_id: null, user_id }
   const row = await app.secondFactors.find(request, person)
   if (!row) throw invalidCredentials()
-  if (row.id === null || !row.confirmed) throw conflict({ detail: 'there is no second factor' })
-  const { proof, account } = await app.secondFactors.check(request, reply, person, { ...row, id: row.id }, code)
+  if (row.id === null || factorsOf(row).length === 0) throw conflict({ detail: 'there is no second factor' })
+  const { proof, account } = await app.secondFactors.check(
+    request,
+    reply,
+    person,
+    usableFactor({ ...row, id: row.id }),
+    code
+  )
   return { code: proof, account }
 }
 

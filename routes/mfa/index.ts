@@ -1,5 +1,5 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { NoContent } from '../schemas.ts'
+import { NoContent, PasskeyRequestOptions } from '../schemas.ts'
 import {
   confirmEnrollment,
   describeFactor,
@@ -8,8 +8,10 @@ import {
   replaceRecoveryCodes,
   startEnrollment
 } from './factor.ts'
+import passkeys from './passkeys.ts'
 import {
   FactorCode,
+  FactorProof,
   FactorSecret,
   MfaEnrollment,
   MfaReply,
@@ -18,12 +20,13 @@ import {
   RecoveryCodes,
   SecondFactor
 } from './schemas.ts'
-import { completeSignIn, enrollAtSignIn } from './sign-in.ts'
+import { completeSignIn, enrollAtSignIn, offerPasskey } from './sign-in.ts'
 
 /** Second factors: to set one up, to sign in with it, and to prove anew who one is. */
 const mfa: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'user'
   const wrong = ['invalid_credentials', 'rate_limited']
+  app.register(passkeys)
 
   app.get(
     '/users/me/mfa',
@@ -31,8 +34,8 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
       config: { access },
       schema: {
         operationId: 'getMfa',
-        summary: 'The second factor of the signed-in person',
-        description: 'Whether there is one, and how many recovery codes are left.',
+        summary: 'The second factors of the signed-in person',
+        description: 'Which there are, and how many recovery codes are left.',
         tags: ['me'],
         response: { 200: SecondFactor }
       }
@@ -79,14 +82,18 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/users/me/mfa/totp',
     {
-      config: { access, reach: 'person', problems: [...wrong, 'conflict', 'last_break_glass_owner'] },
+      config: {
+        access,
+        reach: 'person',
+        problems: [...wrong, 'invalid_challenge', 'conflict', 'last_break_glass_owner']
+      },
       schema: {
         operationId: 'removeTotp',
-        summary: 'Remove the second factor',
+        summary: 'Remove the authenticator app',
         description:
-          'Ends every other session, in every agency. An agency that demands a second factor lets the person in again when they have set up another one.',
+          'Ends every other session, in every agency. Passkeys stay. An agency that demands a second factor lets a person without one in again when they have set up another one.',
         tags: ['me'],
-        body: FactorCode,
+        body: FactorProof,
         response: { 204: NoContent }
       }
     },
@@ -99,13 +106,13 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/users/me/mfa/recovery-codes',
     {
-      config: { access, reach: 'person', problems: [...wrong, 'conflict'] },
+      config: { access, reach: 'person', problems: [...wrong, 'invalid_challenge', 'conflict'] },
       schema: {
         operationId: 'renewRecoveryCodes',
         summary: 'New recovery codes',
         description: 'The old ones become invalid.',
         tags: ['me'],
-        body: FactorCode,
+        body: FactorProof,
         response: { 200: RecoveryCodes }
       }
     },
@@ -117,12 +124,12 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/mfa',
     {
-      config: { access: 'public', throttled: true, problems: [...signIn, ...wrong] },
+      config: { access: 'public', throttled: true, problems: [...signIn, ...wrong, 'invalid_challenge'] },
       schema: {
         operationId: 'completeSignIn',
         summary: 'Complete a sign-in with a second factor',
         description:
-          'After a right password sign-in answers 401 `mfa_required` with an `mfa_token`. With a code of the app, or a recovery code, it becomes a session in the agency that the sign-in chose. A wrong code is 401 `invalid_credentials`, and counts like a wrong password; the token can be used until one succeeds. With a token to enroll the code is the first one of the new secret, and the reply has the recovery codes.',
+          'After a right password sign-in answers 401 `mfa_required` with an `mfa_token`. With a code of the app, a recovery code or a passkey it becomes a session in the agency that the sign-in chose. A wrong one is 401 `invalid_credentials`, and counts like a wrong password; the token can be used until one succeeds. With a token to enroll the code is the first one of the new secret, and the reply has the recovery codes.',
         tags: ['auth'],
         body: MfaSignIn,
         response: { 200: MfaReply }
@@ -149,14 +156,50 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   )
 
   app.post(
+    '/auth/mfa/passkey/options',
+    {
+      config: { access: 'public', throttled: true, problems: [...signIn, 'conflict'] },
+      schema: {
+        operationId: 'startPasskeyFactor',
+        summary: 'Begin to complete a sign-in with a passkey',
+        description:
+          'What `navigator.credentials.get` needs. `POST /api/v1/auth/mfa` takes what it returns, with the same `mfa_token`. `conflict`: the person has no passkey.',
+        tags: ['auth'],
+        body: MfaEnrollment,
+        response: { 200: PasskeyRequestOptions }
+      }
+    },
+    (request) => offerPasskey(app, request)
+  )
+
+  app.post(
+    '/auth/reauthenticate/passkey/options',
+    {
+      config: { access, throttled: true },
+      schema: {
+        operationId: 'startPasskeyProof',
+        summary: 'Begin to prove with a passkey who you are',
+        description:
+          'What `navigator.credentials.get` needs. What it returns is the `passkey` of `POST /api/v1/auth/reauthenticate`, of new recovery codes, or of the removal of the authenticator app, within five minutes and in the same session.',
+        tags: ['auth'],
+        response: { 200: PasskeyRequestOptions }
+      }
+    },
+    (request) => {
+      const { user_id, sid } = request.user
+      return app.passkeys.offerAssertion(request, 'proof', { user_id, context: sid }, request.user)
+    }
+  )
+
+  app.post(
     '/auth/reauthenticate',
     {
-      config: { access, problems: [...wrong, 'conflict'] },
+      config: { access, problems: [...wrong, 'invalid_challenge', 'conflict'] },
       schema: {
         operationId: 'reauthenticate',
         summary: 'Prove again who you are',
         description:
-          'With the password or with a code of the second factor. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.',
+          'With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.',
         tags: ['auth'],
         body: Reauthentication,
         response: { 204: NoContent }

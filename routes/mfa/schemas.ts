@@ -1,12 +1,33 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { recoveryCodeCount } from '../../src/auth/one-time-codes.ts'
-import { Password, TokenReply } from '../schemas.ts'
+import {
+  AuthenticatorBytes,
+  Challenge,
+  ClientData,
+  CredentialDescriptor,
+  credentialMembers,
+  Id,
+  Line,
+  Nullable,
+  PasskeyAssertion,
+  PasskeyTimeout,
+  Password,
+  RpId,
+  StringEnum,
+  Timestamp,
+  TokenReply
+} from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
 export const SecondFactor = Type.Object(
   {
-    enabled: Type.Boolean({ description: 'Whether sign-in asks for a code', examples: [true] }),
+    enabled: Type.Boolean({ description: 'Whether sign-in asks for a second factor', examples: [true] }),
+    factors: Type.Array(StringEnum(['totp', 'passkey'], { title: 'FactorKind' }), {
+      maxItems: 2,
+      description: 'What it asks for: a code of an app, a passkey, or one of both',
+      examples: [['totp', 'passkey']]
+    }),
     recovery_codes_left: Type.Integer({ minimum: 0, maximum: recoveryCodeCount, examples: [9] })
   },
   { title: 'SecondFactor' }
@@ -50,7 +71,24 @@ const mfaToken = Type.String({
 })
 export const MfaEnrollment = Type.Object({ mfa_token: mfaToken }, { ...strict, title: 'MfaEnrollment' })
 export type MfaEnrollment = Static<typeof MfaEnrollment>
-export const MfaSignIn = Type.Object({ mfa_token: mfaToken, code }, { ...strict, title: 'MfaSignIn' })
+/** Exactly one of both. */
+const proof = { code: Type.Optional(code), passkey: Type.Optional(PasskeyAssertion) }
+export const FactorProof = Type.Object(proof, {
+  ...strict,
+  title: 'FactorProof',
+  description: 'Either a code or a passkey',
+  examples: [{ code: '123456' }]
+})
+export type FactorProof = Static<typeof FactorProof>
+export const MfaSignIn = Type.Object(
+  { mfa_token: mfaToken, ...proof },
+  {
+    ...strict,
+    title: 'MfaSignIn',
+    description: 'The token, and either a code or a passkey',
+    examples: [{ mfa_token: 'Gm9v…', code: '123456' }]
+  }
+)
 export type MfaSignIn = Static<typeof MfaSignIn>
 
 export const MfaReply = Type.Object(
@@ -59,12 +97,96 @@ export const MfaReply = Type.Object(
 )
 
 export const Reauthentication = Type.Object(
-  { password: Type.Optional(Password), code: Type.Optional(code) },
+  { password: Type.Optional(Password), ...proof },
   {
     ...strict,
     title: 'Reauthentication',
-    description: 'Either the password or a code',
+    description: 'Either the password, a code or a passkey',
     examples: [{ password: 'correct horse battery staple' }]
   }
 )
 export type Reauthentication = Static<typeof Reauthentication>
+
+const passkeyName = Line({ 'x-trimmed': true, minLength: 1, maxLength: 100, examples: ["Ada's phone"] })
+
+export const Passkey = Type.Object(
+  {
+    id: Id,
+    name: passkeyName,
+    device_type: StringEnum(['single_device', 'multi_device'], {
+      description: 'Whether the passkey stays on one device, or is copied to others of the person',
+      examples: ['multi_device']
+    }),
+    backed_up: Type.Boolean({ description: 'Whether there is a copy by now', examples: [true] }),
+    created_at: Timestamp,
+    last_used_at: Nullable(Timestamp)
+  },
+  { title: 'Passkey' }
+)
+export const PasskeyList = Type.Object({ data: Type.Array(Passkey, { maxItems: 20 }) }, { title: 'PasskeyList' })
+export const PasskeyId = Type.Object({ id: Id })
+export const PasskeyPatch = Type.Object({ name: passkeyName }, { ...strict, title: 'PasskeyPatch' })
+
+export const PasskeyInput = Type.Object(
+  {
+    name: passkeyName,
+    passkey: Type.Object(
+      {
+        ...credentialMembers,
+        response: Type.Object(
+          {
+            clientDataJSON: ClientData,
+            attestationObject: AuthenticatorBytes,
+            transports: Type.Optional(
+              Type.Array(Type.String({ maxLength: 32, examples: ['internal'] }), { maxItems: 16 })
+            ),
+            authenticatorData: Type.Optional(AuthenticatorBytes),
+            publicKey: Type.Optional(Nullable(AuthenticatorBytes)),
+            publicKeyAlgorithm: Type.Optional(Type.Integer({ examples: [-7] }))
+          },
+          strict
+        )
+      },
+      {
+        ...strict,
+        title: 'PasskeyRegistration',
+        description: 'What `navigator.credentials.create` returned, as its `toJSON()` writes it'
+      }
+    )
+  },
+  { ...strict, title: 'PasskeyInput' }
+)
+export type PasskeyInput = Static<typeof PasskeyInput>
+
+export const NewPasskey = Type.Object(
+  { ...Passkey.properties, recovery_codes: Type.Optional(recoveryCodes) },
+  { title: 'NewPasskey', description: 'The passkey, and recovery codes for somebody who had none' }
+)
+
+/** `PublicKeyCredentialCreationOptionsJSON` of WebAuthn. */
+export const PasskeyCreationOptions = Type.Object(
+  {
+    challenge: Challenge,
+    rp: Type.Object({ name: Type.String({ examples: ['Aggios'] }), id: RpId }),
+    user: Type.Object({
+      id: Type.String({ examples: ['AZosTnsdfD6fAD1aGyw9Xg'] }),
+      name: Type.String({ examples: ['ada@example.com'] }),
+      displayName: Type.String({ examples: ['Ada Lovelace'] })
+    }),
+    pubKeyCredParams: Type.Array(
+      Type.Object({
+        alg: Type.Integer({ examples: [-7] }),
+        type: StringEnum(['public-key'], { examples: ['public-key'] })
+      })
+    ),
+    timeout: PasskeyTimeout,
+    attestation: Type.String({ examples: ['none'] }),
+    excludeCredentials: Type.Array(CredentialDescriptor),
+    authenticatorSelection: Type.Object({
+      residentKey: Type.String({ examples: ['required'] }),
+      requireResidentKey: Type.Boolean({ examples: [true] }),
+      userVerification: Type.String({ examples: ['required'] })
+    })
+  },
+  { title: 'PasskeyCreationOptions', description: 'For `PublicKeyCredential.parseCreationOptionsFromJSON`' }
+)

@@ -1,18 +1,26 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
-import { enableFactor, startFactor, useFactor } from '../../db/queries/second-factors.ts'
+import { enableFactor, factorsOf, startFactor } from '../../db/queries/second-factors.ts'
 import { openSession } from '../../db/queries/sessions.ts'
 import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
 import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidMfaToken, Problem, providerRequired, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
+import {
+  conflict,
+  invalidMfaToken,
+  Problem,
+  providerRequired,
+  tenantMismatch,
+  tenantSuspended
+} from '../../src/http/problems.ts'
+import { checkProof, requireOne, useProof } from './proofs.ts'
 import type { MfaEnrollment, MfaSignIn } from './schemas.ts'
 
 type MfaRequest = FastifyRequest<{ Body: MfaEnrollment }>
 
 /**
- * Completes a sign-in whose password was right: with a code of the person's factor, or with the first code of a factor
+ * Completes a sign-in whose password was right: with a code or a passkey of the person, or with the first code of an app
  * that is enrolled on the way. The session is one of the tenant that the sign-in chose.
  *
  * Throws `invalid_credentials` for a wrong code; the token can be used again then. Throws `invalid_mfa_token` when the
@@ -28,21 +36,30 @@ export async function completeSignIn(
   const person = { tenant_id, user_id }
   const enrolls = token.purpose === 'enrollment'
   const row = await requirePerson(app, request, token)
-  if (row.id === null || row.confirmed === enrolls) throw invalidMfaToken()
+  if (row.id === null || factorsOf(row).length > 0 === enrolls) throw invalidMfaToken()
   const factor = { ...row, id: row.id }
+  const { code, passkey } = request.body
+  const given = { ...(code !== undefined && { code }), ...(passkey !== undefined && { passkey }) }
 
   const refused = (): Promise<unknown> => request.tenantQuery(recordRefusedSignIn, { email: row.email }, person)
-  const { proof, account } = await app.secondFactors
-    .check(request, reply, person, factor, request.body.code)
-    .catch(async (err: unknown) => {
-      if (err instanceof Problem && err.kind.code === 'invalid_credentials') await refused()
-      throw err
-    })
+  const check = () => {
+    if (!enrolls) {
+      // the challenge was made for this token
+      const expected = { purpose: 'second_factor', context: token.id } as const
+      return checkProof(app, request, reply, { person, factor }, given, expected)
+    }
+    requireOne({ code })
+    return app.secondFactors.check(request, reply, person, factor, code as string)
+  }
+  const { proof, account } = await check().catch(async (err: unknown) => {
+    if (err instanceof Problem && err.kind.code === 'invalid_credentials') await refused()
+    throw err
+  })
 
   const codes = enrolls ? createRecoveryCodes() : undefined
   const token_seconds = revocationSeconds(app.config)
   const prove = (trx: TenantTransaction): Promise<Date | undefined> => {
-    if (!codes) return useFactor(trx, proof, { actor_id: user_id, token: token.id })
+    if (!codes || 'passkey_id' in proof) return useProof(trx, proof, { actor_id: user_id, token: token.id })
     const recovery_codes = codes.map((code) => recoveryDigest(user_id, code))
     return enableFactor(
       trx,
@@ -83,6 +100,17 @@ export async function enrollAtSignIn(app: FastifyInstance, request: MfaRequest) 
   const { stored, shown } = app.secondFactors.create(token.user_id, email)
   if (!(await request.withTenant((trx) => startFactor(trx, stored), token))) throw invalidMfaToken()
   return shown
+}
+
+/** What a browser needs to complete a sign-in with a passkey. Throws `conflict` for somebody who has none. */
+export async function offerPasskey(app: FastifyInstance, request: MfaRequest) {
+  const token = requireToken(app, request)
+  if (token.purpose !== 'sign_in') throw invalidMfaToken()
+  const { passkeys } = await requirePerson(app, request, token)
+  if (passkeys === 0) throw conflict({ detail: 'there is no passkey' })
+  const { id, user_id } = token
+  // with the id of the token, so that a sign-in uses both up
+  return app.passkeys.offerAssertion(request, 'second_factor', { user_id, context: id, id }, token)
 }
 
 function requireToken(app: FastifyInstance, request: MfaRequest): MfaToken {

@@ -3,7 +3,7 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { requestPasswordReset } from '../../db/queries/accounts/mails.ts'
 import { operateAccount } from '../../db/queries/accounts/operation.ts'
 import { type AccountRow, findAccount, mySessionsPage, myTenantsByUse } from '../../db/queries/directory.ts'
-import { myFactor, removeFactor } from '../../db/queries/second-factors.ts'
+import { type FactorRow, factorsOf, myFactors, removeFactors } from '../../db/queries/second-factors.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { mailboxOf, normalizeEmail } from '../mail/mailboxes.ts'
 import { maxUuid } from '../uuids.ts'
@@ -48,7 +48,7 @@ command
 
 command
   .command('remove-factor <e-mail>')
-  .description('Removes the second factor of a person who has lost it, and ends their sessions.')
+  .description('Removes the second factors of a person who has lost them, passkeys too, and ends their sessions.')
   .action(removeSecondFactor)
 
 await command.parseAsync()
@@ -57,7 +57,7 @@ function show(given: string): Promise<never> {
   return operate(async (gate, config) => {
     const { id, email, ...account } = await requireAccount(gate, given)
     const scope = scopeOf(id)
-    const [factor] = await gate.query(scope, myFactor, {})
+    const [factor] = await gate.query(scope, myFactors, {})
     const tenants = await gate.query(scope, myTenantsByUse, {})
     const sessions = await gate.query(scope, mySessionsPage, {
       session_id: null,
@@ -71,7 +71,7 @@ function show(given: string): Promise<never> {
       `e-mail ${email}, ${account.email_verified_at === null ? 'not verified' : 'verified'}`,
       account.disabled_at === null ? 'not disabled' : `disabled since ${account.disabled_at.toISOString()}`,
       `password ${account.password_hash === null ? 'not set' : 'set'}, wrong passwords in a row: ${account.failures}`,
-      `second factor ${factor?.confirmed ? `set up, recovery codes left: ${factor.recovery_codes.length}` : 'not set up'}`,
+      `second factor ${describeFactors(factor)}`,
       `agencies: ${tenants.length}`,
       ...tenants.map(({ slug, role, status }) => `  ${slug}: ${role}${status === 'active' ? '' : `, ${status}`}`),
       `open sessions: ${more ? `more than ${maxListed}` : sessions.length}`,
@@ -110,9 +110,16 @@ function removeSecondFactor(given: string): Promise<never> {
   return operate(async (gate, config) => {
     const { id, email } = await requireAccount(gate, given)
     const token_seconds = revocationSeconds(config)
-    const removed = await gate.transaction(scopeOf(id), (trx) => removeFactor(trx, { actor_id: null, token_seconds }))
+    const removed = await gate.transaction(scopeOf(id), (trx) => removeFactors(trx, { actor_id: null, token_seconds }))
     return `${email} ${removed ? 'has no second factor any more, and is signed out everywhere' : 'has no second factor'}`
   })
+}
+
+function describeFactors(row: FactorRow | undefined): string {
+  if (!row || factorsOf(row).length === 0) return 'not set up'
+  const codes = `recovery codes left: ${row.recovery_codes.length}`
+  if (row.passkeys === 0) return `set up, ${codes}`
+  return `set up, ${row.confirmed ? 'an app and ' : ''}passkeys: ${row.passkeys}, ${codes}`
 }
 
 /** The scope of a person in no agency. */

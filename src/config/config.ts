@@ -1,3 +1,4 @@
+import { isBelow } from '../auth/passkey-origins.ts'
 import { deriveKey } from '../keys.ts'
 import { developmentSecret } from './development-secrets.ts'
 import { type Environment, readSettings } from './environment.ts'
@@ -84,6 +85,9 @@ function conflictingSettings(config: Settings): string[] {
   // every name under the base domain belongs to an agency
   const owned = config.extraHosts?.find((name) => `.${name}`.endsWith(`.${config.baseDomain}`))
   if (owned) problems.push(`EXTRA_HOSTS: ${owned} belongs to BASE_DOMAIN already`)
+  const rpId = config.passkeyRpId ?? config.baseDomain
+  const beyond = config.passkeyOrigins?.find((origin) => origin.startsWith('https://') && !isBelow(origin, rpId))
+  if (beyond) problems.push(`PASSKEY_ORIGINS: ${beyond} does not belong to ${rpId}, the domain of the passkeys`)
   const storage = { S3_BUCKET: config.s3Bucket, S3_ACCESS_KEY: config.s3AccessKey, S3_SECRET_KEY: config.s3SecretKey }
   for (const [name, value] of Object.entries(storage)) {
     if (config.s3Endpoint && !value) problems.push(`${name}: must be set where there is an S3_ENDPOINT`)

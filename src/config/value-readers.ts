@@ -138,6 +138,20 @@ export function isOrigin(value: string): boolean {
   return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value
 }
 
+/** An Android app signs with the SHA-256 of its certificate, in base64url, for an origin. */
+const androidOrigin = /^android:apk-key-hash:[A-Za-z0-9_-]{43}$/
+
+/** Exact origins of native apps, as their platforms write them into the client data of a passkey. */
+export function passkeyOrigins(value: string): string[] {
+  for (const origin of list(value)) {
+    if (androidOrigin.test(origin) || (origin.startsWith('https://') && isOrigin(origin))) continue
+    throw new InvalidValue(
+      `"${origin}" is neither android:apk-key-hash: with 43 characters nor an origin such as https://example.com`
+    )
+  }
+  return list(value)
+}
+
 const unitMs: Record<string, number> = { s: 1000, m: 60_000, h: 3_600_000 }
 
 /** Reads `10/1m`; `0` means no limit. */

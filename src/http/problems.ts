@@ -25,6 +25,13 @@ export const validationFailed = problem(
   'Validation failed',
   'Correct each member listed in `errors` (a JSON pointer and a message each) and send the request again.'
 )
+/** What the authenticator or the browser has made is not a passkey for this page. */
+export const invalidPasskey = problem(
+  'invalid_passkey',
+  400,
+  'The passkey was not accepted',
+  'Send what `navigator.credentials.create` returned for the newest options, from a page of the agency, with a person who was verified by the device.'
+)
 export const malformedJson = problem(
   'malformed_json',
   400,
@@ -74,7 +81,7 @@ export const sessionRevoked = problem('session_revoked', 401, 'The session has e
 export const invalidCredentials = problem(
   'invalid_credentials',
   401,
-  'E-mail, password or code is wrong',
+  'E-mail, password, code or passkey is wrong',
   'Check them. The answer is the same for an address that nobody has registered. A code of an app is good for a minute, and once.'
 )
 export const invalidRefreshToken = problem(
@@ -94,13 +101,20 @@ export const mfaRequired = problem(
   'mfa_required',
   401,
   'A second factor is required',
-  'Send `mfa_token` with a code to `POST /api/v1/auth/mfa`. With `enroll` there is no factor yet: get a secret at `POST /api/v1/auth/mfa/totp` first. Without `mfa_token`, `detail` says what to do.'
+  'Send `mfa_token` with a code, or with a passkey where `factors` names it, to `POST /api/v1/auth/mfa`. With `enroll` there is no factor yet: get a secret at `POST /api/v1/auth/mfa/totp` first. Without `mfa_token`, `detail` says what to do.'
 )
 export const invalidMfaToken = problem(
   'invalid_mfa_token',
   401,
   'The mfa_token is not valid',
   'Sign in with the password again. A token is good for five minutes (fifteen to enroll) and for one sign-in, and ends when the password changes.'
+)
+/** One answer for every reason: used, expired, made for something else or for somebody else. */
+export const invalidChallenge = problem(
+  'invalid_challenge',
+  401,
+  'The challenge of the passkey is not valid',
+  'Get new options and ask the passkey again. A challenge is good for five minutes, once, and for what it was asked for.'
 )
 
 /** One answer for a code that is wrong, old or used, so that a guess tells nothing. */
@@ -156,7 +170,7 @@ export const reauthenticationRequired = problem(
   'reauthentication_required',
   403,
   'Prove again who you are',
-  'Send the password or a code to `POST /api/v1/auth/reauthenticate`, then repeat the request within five minutes.'
+  'Send the password, a code or a passkey to `POST /api/v1/auth/reauthenticate`, then repeat the request within five minutes.'
 )
 
 // 404, 405, 408
@@ -269,7 +283,7 @@ export const lastSignInMethod = problem(
   'last_sign_in_method',
   409,
   'It is the only way to sign in',
-  'Set a password, or link another identity, first.'
+  'Set a password, add a passkey or link another identity first.'
 )
 export const preconditionFailed = problem(
   'precondition_failed',

@@ -32,9 +32,12 @@ export const noticeKinds = [
   'identity_linked',
   'identity_unlinked',
   'new_device',
+  'passkey_added',
+  'passkey_removed',
   'password_changed',
   'recovery_code_used',
-  'recovery_codes_renewed'
+  'recovery_codes_renewed',
+  'totp_removed'
 ] as const
 export type NoticeKind = (typeof noticeKinds)[number]
 
@@ -110,6 +113,23 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer: 'If it was not you, set a new password. That ends all sessions.'
     },
+    passkey_added: {
+      subject: () => 'A passkey was added to your account',
+      paragraphs: ({ agency, moment, device }) => [
+        `On ${moment} a passkey was added to your account at ${agency}. It signs in without the password. Signing in with the password takes a second factor as well.`,
+        `Device: ${device}`
+      ],
+      footer:
+        'If it was not you, remove the passkey, set a new password, and turn to the people who run the agency at once.'
+    },
+    passkey_removed: {
+      subject: () => 'A passkey of your account was removed',
+      paragraphs: ({ agency, moment, device }) => [
+        `On ${moment} a passkey was removed from your account at ${agency}. It cannot be used to sign in any more.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password, and look at the factors of your account at once.'
+    },
     password_changed: {
       subject: () => 'Your password was changed',
       paragraphs: ({ agency, moment, device }) => [
@@ -133,6 +153,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Device: ${device}`
       ],
       footer: 'If it was not you, set a new password, and a new second factor, at once.'
+    },
+    totp_removed: {
+      subject: () => 'The authenticator app of your account was removed',
+      paragraphs: ({ agency, moment, device }) => [
+        `Since ${moment} signing in to your account at ${agency} takes no code of an app any more, but a passkey.`,
+        `Device: ${device}`
+      ],
+      footer: 'If it was not you, set a new password, and look at the passkeys of your account at once.'
     }
   },
   'pt-BR': {
@@ -206,6 +234,23 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer: 'Se não foi você, defina uma nova senha. Isso encerra todas as sessões.'
     },
+    passkey_added: {
+      subject: () => 'Uma chave de acesso foi adicionada à sua conta',
+      paragraphs: ({ agency, moment, device }) => [
+        `Em ${moment}, uma chave de acesso (passkey) foi adicionada à sua conta em ${agency}. Com ela se entra sem a senha. Entrar com a senha passa a pedir também uma segunda etapa.`,
+        `Aparelho: ${device}`
+      ],
+      footer:
+        'Se não foi você, remova a chave de acesso, defina uma nova senha e procure imediatamente quem administra a agência.'
+    },
+    passkey_removed: {
+      subject: () => 'Uma chave de acesso da sua conta foi removida',
+      paragraphs: ({ agency, moment, device }) => [
+        `Em ${moment}, uma chave de acesso (passkey) foi removida da sua conta em ${agency}. Ela não serve mais para entrar.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha e confira as etapas de verificação da sua conta.'
+    },
     password_changed: {
       subject: () => 'A sua senha foi trocada',
       paragraphs: ({ agency, moment, device }) => [
@@ -229,6 +274,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
         `Aparelho: ${device}`
       ],
       footer: 'Se não foi você, defina imediatamente uma nova senha e ative a verificação de novo.'
+    },
+    totp_removed: {
+      subject: () => 'O aplicativo de códigos da sua conta foi removido',
+      paragraphs: ({ agency, moment, device }) => [
+        `Desde ${moment}, entrar na sua conta em ${agency} não pede mais um código de um aplicativo, e sim uma chave de acesso (passkey).`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Se não foi você, defina imediatamente uma nova senha e confira as chaves de acesso da sua conta.'
     }
   }
 }
