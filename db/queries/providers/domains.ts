@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../gate/gate.ts'
-import { statement } from '../gate/statement.ts'
+import type { TenantTransaction } from '../../gate/gate.ts'
+import { statement } from '../../gate/statement.ts'
 
 /** A domain of an agency. `verified_at` is null when it is not proven, or not any more. */
 export type Domain = {
