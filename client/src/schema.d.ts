@@ -255,7 +255,7 @@ export interface paths {
     put?: never
     /**
      * Begin to sign in with a passkey
-     * @description What `navigator.credentials.get` needs. It asks for no address and names no passkey, so it tells nothing about anybody. `POST /api/v1/auth/passkeys` on the same host takes what it returns, within five minutes.
+     * @description What `navigator.credentials.get` needs. It asks for no address and names no passkey, so it tells nothing about anybody. `POST /api/v1/auth/passkeys` takes what it returns, within five minutes.
      */
     post: operations['startPasskeySignIn']
     delete?: never
