@@ -102,9 +102,9 @@ export const passkeyPolicies: Record<string, Policy> = {
     make: atSignIn,
     excesses: [
       {
-        title: "what was made for another agency, on this one's host",
+        title: "what was made on the page of another agency, on this one's host",
         status: 401,
-        code: 'invalid_challenge',
+        code: 'invalid_credentials',
         call: async (world) => ({ ...(await atSignIn(world, world.b)), side: world.a })
       }
     ]

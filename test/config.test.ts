@@ -78,6 +78,9 @@ const contract: Record<string, string | undefined> = {
   SWEEP: 'on',
   DNS_SERVERS: '',
   CORS_ORIGINS: '',
+  // made from BASE_DOMAIN
+  PASSKEY_RP_ID: undefined,
+  PASSKEY_ORIGINS: '',
   RATE_LIMIT: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',
   RATE_LIMIT_AUTH: '10/1m',
@@ -205,6 +208,8 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     REFRESH_GRACE: '3601',
     SESSION_MAX_AGE: '1.5',
     CORS_ORIGINS: 'https://a.example/path',
+    PASSKEY_RP_ID: 'https://a.example',
+    PASSKEY_ORIGINS: 'android:apk-key-hash:short',
     REDIS_URL: 'localhost:6379',
     RATE_LIMIT: '300/day',
     RATE_LIMIT_TENANT: 'many',
@@ -281,6 +286,19 @@ t.test('an app may have an origin with a scheme of its own', async (t) => {
   t.strictSame(readConfig({ ...production, CORS_ORIGINS: apps.join() }).corsOrigins, apps)
   for (const CORS_ORIGINS of ['capacitor://', 'capacitor:localhost', 'ionic://localhost/', 'ionic://localhost:80']) {
     t.strictSame(refusedNames({ ...production, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)
+  }
+  const android = `android:apk-key-hash:${'A'.repeat(43)}`
+  const domain = { ...production, BASE_DOMAIN: 'aggios.app' }
+  const natives = readConfig({ ...domain, PASSKEY_ORIGINS: `${android}, https://aggios.app` })
+  t.strictSame(natives.passkeyOrigins, [android, 'https://aggios.app'])
+  for (const PASSKEY_ORIGINS of [
+    'https://aggios.example',
+    'http://aggios.app',
+    'https://notaggios.app',
+    '*',
+    'ios:x'
+  ]) {
+    t.strictSame(refusedNames({ ...domain, PASSKEY_ORIGINS }), ['PASSKEY_ORIGINS'], PASSKEY_ORIGINS)
   }
   for (const CORS_ORIGINS of ['Capacitor://localhost', 'capacitor://*', 'file://localhost', 'data://localhost']) {
     t.strictSame(refusedNames({ ...production, CORS_ORIGINS }), ['CORS_ORIGINS'], CORS_ORIGINS)

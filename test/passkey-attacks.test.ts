@@ -93,14 +93,12 @@ t.test('a passkey', async (t) => {
     t.match(elsewhere.json(), invalid, 'not outside the RP ID')
   })
 
-  await t.test('answers a challenge of this server, for its purpose, its person and its place', async (t) => {
+  await t.test('answers a challenge of this server, for its purpose and its person', async (t) => {
     const own = await startSignIn(app, acme.host)
     const challenges: Record<string, string> = {
       nothing: '',
       'invented bytes': Buffer.alloc(96, 1).toString('base64url'),
       'one other bit': `${own.challenge[0] === 'A' ? 'B' : 'A'}${own.challenge.slice(1)}`,
-      'of another host': (await startSignIn(app, rival.host)).challenge,
-      'of no agency': (await startSignIn(app, 'localhost')).challenge,
       'of a registration': (await startPasskey(acme)).challenge,
       'of a proof': (await startProof(acme)).challenge
     }

@@ -64,7 +64,7 @@ export type AggiosClient = Client<paths> & {
    * Completes a sign-in with a code. The reply has recovery codes, to be shown once, when the code confirmed a new factor
    * (`enroll` of the error).
    */
-  completeSignIn(completion: MfaSignIn): Promise<MfaReply>
+  completeSignIn(completion: MfaSignIn & { code: string }): Promise<MfaReply>
   /** Completes a sign-in with a passkey of the person. In browsers, when `factors` of the error has `passkey`. */
   completeSignInWithPasskey(mfa_token: string): Promise<MfaReply>
   /**

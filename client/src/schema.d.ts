@@ -244,6 +244,46 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/auth/passkeys/options': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin to sign in with a passkey
+     * @description What `navigator.credentials.get` needs. It asks for no address and names no passkey, so it tells nothing about anybody. `POST /api/v1/auth/passkeys` takes what it returns, within five minutes.
+     */
+    post: operations['startPasskeySignIn']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/auth/passkeys': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Sign in with a passkey
+     * @description Signs in to the agency of the host, else to `tenant`, else to the agency used last. The page must be one of that agency. The person was verified by the device, so no second factor is asked for. An unknown passkey and a wrong signature get the same answer.
+     */
+    post: operations['signInWithPasskey']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/users/me': {
     parameters: {
       query?: never
@@ -384,8 +424,8 @@ export interface paths {
       cookie?: never
     }
     /**
-     * The second factor of the signed-in person
-     * @description Whether there is one, and how many recovery codes are left.
+     * The second factors of the signed-in person
+     * @description Which there are, and how many recovery codes are left.
      */
     get: operations['getMfa']
     put?: never
@@ -411,8 +451,8 @@ export interface paths {
      */
     post: operations['startTotp']
     /**
-     * Remove the second factor
-     * @description Ends every other session, in every agency. An agency that demands a second factor lets the person in again when they have set up another one.
+     * Remove the authenticator app
+     * @description Ends every other session, in every agency. Passkeys stay. An agency that demands a second factor lets a person without one in again when they have set up another one.
      */
     delete: operations['removeTotp']
     options?: never
@@ -471,7 +511,7 @@ export interface paths {
     put?: never
     /**
      * Complete a sign-in with a second factor
-     * @description After a right password sign-in answers 401 `mfa_required` with an `mfa_token`. With a code of the app, or a recovery code, it becomes a session in the agency that the sign-in chose. A wrong code is 401 `invalid_credentials`, and counts like a wrong password; the token can be used until one succeeds. With a token to enroll the code is the first one of the new secret, and the reply has the recovery codes.
+     * @description After a right password sign-in answers 401 `mfa_required` with an `mfa_token`. With a code of the app, a recovery code or a passkey it becomes a session in the agency that the sign-in chose. A wrong one is 401 `invalid_credentials`, and counts like a wrong password; the token can be used until one succeeds. With a token to enroll the code is the first one of the new secret, and the reply has the recovery codes.
      */
     post: operations['completeSignIn']
     delete?: never
@@ -500,6 +540,46 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/auth/mfa/passkey/options': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin to complete a sign-in with a passkey
+     * @description What `navigator.credentials.get` needs. `POST /api/v1/auth/mfa` takes what it returns, with the same `mfa_token`. `conflict`: the person has no passkey.
+     */
+    post: operations['startPasskeyFactor']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/auth/reauthenticate/passkey/options': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin to prove with a passkey who you are
+     * @description What `navigator.credentials.get` needs. What it returns is the `passkey` of `POST /api/v1/auth/reauthenticate`, of new recovery codes, or of the removal of the authenticator app, within five minutes and in the same session.
+     */
+    post: operations['startPasskeyProof']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/auth/reauthenticate': {
     parameters: {
       query?: never
@@ -511,13 +591,81 @@ export interface paths {
     put?: never
     /**
      * Prove again who you are
-     * @description With the password or with a code of the second factor. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.
+     * @description With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.
      */
     post: operations['reauthenticate']
     delete?: never
     options?: never
     head?: never
     patch?: never
+    trace?: never
+  }
+  '/api/v1/users/me/passkeys': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * The passkeys of the signed-in person
+     * @description The oldest first. A person has at most 20, so there is one page.
+     */
+    get: operations['listPasskeys']
+    put?: never
+    /**
+     * Add a passkey
+     * @description From now on it signs in, and sign-in with the password asks for a second factor. Ends every other session, in every agency. The reply has ten recovery codes for somebody who has none, which are never shown again.
+     */
+    post: operations['createPasskey']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/users/me/passkeys/options': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin to add a passkey
+     * @description What `navigator.credentials.create` needs. `POST /api/v1/users/me/passkeys` takes what it returns, within five minutes and in the same session. Needs a sign-in within the last five minutes.
+     */
+    post: operations['startPasskey']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/users/me/passkeys/{id}': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    post?: never
+    /**
+     * Remove a passkey
+     * @description Ends every other session, in every agency. The last factor takes the recovery codes with it. The last way to sign in stays. Needs a sign-in within the last five minutes.
+     */
+    delete: operations['deletePasskey']
+    options?: never
+    head?: never
+    /**
+     * Rename a passkey
+     * @description The name helps the person to tell passkeys apart, and nothing depends on it.
+     */
+    patch: operations['renamePasskey']
     trace?: never
   }
   '/api/v1/auth/providers': {
@@ -1573,6 +1721,7 @@ export interface components {
         | 'provider_error'
         | 'provider_timeout'
         | 'validation_failed'
+        | 'invalid_passkey'
         | 'malformed_json'
         | 'malformed_request'
         | 'invalid_cursor'
@@ -1585,6 +1734,7 @@ export interface components {
         | 'refresh_token_reused'
         | 'mfa_required'
         | 'invalid_mfa_token'
+        | 'invalid_challenge'
         | 'forbidden'
         | 'tenant_mismatch'
         | 'tenant_suspended'
@@ -1625,6 +1775,8 @@ export interface components {
       errors?: components['schemas']['FieldError'][]
       /** @description Completes the sign-in at `POST /api/v1/auth/mfa`; only with `mfa_required` */
       mfa_token?: string
+      /** @description What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required` */
+      factors?: ('totp' | 'passkey')[]
       /** @description There is no second factor yet, and the agency demands one; only with `mfa_required` */
       enroll?: boolean
     }
@@ -1905,6 +2057,70 @@ export interface components {
        */
       token: string
     }
+    /** @description For `PublicKeyCredential.parseRequestOptionsFromJSON` */
+    PasskeyRequestOptions: {
+      /**
+       * @description base64url
+       * @example Gm9v
+       */
+      challenge: string
+      /**
+       * @description The domain that the passkeys belong to
+       * @example aggios.app
+       */
+      rpId: string
+      /**
+       * @description Milliseconds
+       * @example 300000
+       */
+      timeout: number
+      /** @example required */
+      userVerification: string
+      allowCredentials: {
+        /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+        id: string
+        /**
+         * @example public-key
+         * @enum {string}
+         */
+        type: 'public-key'
+        transports?: string[]
+      }[]
+    }
+    /** @description What `navigator.credentials.get` returned, as its `toJSON()` writes it */
+    PasskeyAssertion: {
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      id: string
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      rawId: string
+      /**
+       * @example public-key
+       * @enum {string}
+       */
+      type: 'public-key'
+      /** @example platform */
+      authenticatorAttachment?: string | null
+      /** @example {} */
+      clientExtensionResults?: Record<string, never>
+      response: {
+        /** @example eyJ0eXBlIjoid2ViYXV0aG4uZ2V0 */
+        clientDataJSON: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        authenticatorData: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        signature: string
+        /** @example AZosTnsdfD6fAD1aGyw9Xg */
+        userHandle?: string | null
+      }
+    }
+    PasskeySignIn: {
+      passkey: components['schemas']['PasskeyAssertion']
+      /**
+       * @description Slug of the agency; not needed on the host of the agency. Without both, the agency used last.
+       * @example acme
+       */
+      tenant?: string
+    }
     UserPatch: {
       /** @example Ada Lovelace */
       name?: string
@@ -1987,12 +2203,22 @@ export interface components {
       /** @example correct horse battery staple */
       password: string
     }
+    /** @enum {string} */
+    FactorKind: 'totp' | 'passkey'
     SecondFactor: {
       /**
-       * @description Whether sign-in asks for a code
+       * @description Whether sign-in asks for a second factor
        * @example true
        */
       enabled: boolean
+      /**
+       * @description What it asks for: a code of an app, a passkey, or one of both
+       * @example [
+       *       "totp",
+       *       "passkey"
+       *     ]
+       */
+      factors: components['schemas']['FactorKind'][]
       /** @example 9 */
       recovery_codes_left: number
     }
@@ -2007,6 +2233,15 @@ export interface components {
        * @example otpauth://totp/Aggios:ada%40example.com?issuer=Aggios&secret=JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP
        */
       uri: string
+    }
+    /** @description Either a code or a passkey */
+    FactorProof: {
+      /**
+       * @description Six digits of the authenticator app, each good once, or a recovery code
+       * @example 123456
+       */
+      code?: string
+      passkey?: components['schemas']['PasskeyAssertion']
     }
     FactorCode: {
       /**
@@ -2025,6 +2260,7 @@ export interface components {
        */
       recovery_codes: string[]
     }
+    /** @description The token, and either a code or a passkey */
     MfaSignIn: {
       /**
        * @description `mfa_token` of the problem `mfa_required`
@@ -2035,7 +2271,8 @@ export interface components {
        * @description Six digits of the authenticator app, each good once, or a recovery code
        * @example 123456
        */
-      code: string
+      code?: string
+      passkey?: components['schemas']['PasskeyAssertion']
     }
     /** @description Tokens, and the recovery codes of a factor that was enrolled by this request */
     MfaReply: {
@@ -2075,7 +2312,7 @@ export interface components {
        */
       mfa_token: string
     }
-    /** @description Either the password or a code */
+    /** @description Either the password, a code or a passkey */
     Reauthentication: {
       /** @example correct horse battery staple */
       password?: string
@@ -2084,6 +2321,176 @@ export interface components {
        * @example 123456
        */
       code?: string
+      passkey?: components['schemas']['PasskeyAssertion']
+    }
+    Passkey: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /** @example Ada's phone */
+      name: string
+      /**
+       * @description Whether the passkey stays on one device, or is copied to others of the person
+       * @example multi_device
+       * @enum {string}
+       */
+      device_type: 'single_device' | 'multi_device'
+      /**
+       * @description Whether there is a copy by now
+       * @example true
+       */
+      backed_up: boolean
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      last_used_at: string | null
+    }
+    PasskeyList: {
+      data: components['schemas']['Passkey'][]
+    }
+    /** @description What `navigator.credentials.create` returned, as its `toJSON()` writes it */
+    PasskeyRegistration: {
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      id: string
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      rawId: string
+      /**
+       * @example public-key
+       * @enum {string}
+       */
+      type: 'public-key'
+      /** @example platform */
+      authenticatorAttachment?: string | null
+      /** @example {} */
+      clientExtensionResults?: Record<string, never>
+      response: {
+        /** @example eyJ0eXBlIjoid2ViYXV0aG4uZ2V0 */
+        clientDataJSON: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        attestationObject: string
+        transports?: string[]
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        authenticatorData?: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        publicKey?: string | null
+        /** @example -7 */
+        publicKeyAlgorithm?: number
+      }
+    }
+    PasskeyInput: {
+      /** @example Ada's phone */
+      name: string
+      passkey: components['schemas']['PasskeyRegistration']
+    }
+    /** @description The passkey, and recovery codes for somebody who had none */
+    NewPasskey: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /** @example Ada's phone */
+      name: string
+      /**
+       * @description Whether the passkey stays on one device, or is copied to others of the person
+       * @example multi_device
+       * @enum {string}
+       */
+      device_type: 'single_device' | 'multi_device'
+      /**
+       * @description Whether there is a copy by now
+       * @example true
+       */
+      backed_up: boolean
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      last_used_at: string | null
+      /**
+       * @description Each replaces a code of the app once. They are shown now and never again.
+       * @example [
+       *       "x7kq-2mfa-r4hb-w5tz",
+       *       "b3ne-y6jd-q2vl-c7su"
+       *     ]
+       */
+      recovery_codes?: string[]
+    }
+    /** @description For `PublicKeyCredential.parseCreationOptionsFromJSON` */
+    PasskeyCreationOptions: {
+      /**
+       * @description base64url
+       * @example Gm9v
+       */
+      challenge: string
+      rp: {
+        /** @example Aggios */
+        name: string
+        /**
+         * @description The domain that the passkeys belong to
+         * @example aggios.app
+         */
+        id: string
+      }
+      user: {
+        /** @example AZosTnsdfD6fAD1aGyw9Xg */
+        id: string
+        /** @example ada@example.com */
+        name: string
+        /** @example Ada Lovelace */
+        displayName: string
+      }
+      pubKeyCredParams: {
+        /** @example -7 */
+        alg: number
+        /**
+         * @example public-key
+         * @enum {string}
+         */
+        type: 'public-key'
+      }[]
+      /**
+       * @description Milliseconds
+       * @example 300000
+       */
+      timeout: number
+      /** @example none */
+      attestation: string
+      excludeCredentials: {
+        /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+        id: string
+        /**
+         * @example public-key
+         * @enum {string}
+         */
+        type: 'public-key'
+        transports?: string[]
+      }[]
+      authenticatorSelection: {
+        /** @example required */
+        residentKey: string
+        /** @example true */
+        requireResidentKey: boolean
+        /** @example required */
+        userVerification: string
+      }
+    }
+    PasskeyPatch: {
+      /** @example Ada's phone */
+      name: string
     }
     OfferedProvider: {
       /**
@@ -2832,6 +3239,9 @@ export type PasswordResetRequest = components['schemas']['PasswordResetRequest']
 export type Accepted = components['schemas']['Accepted']
 export type PasswordReset = components['schemas']['PasswordReset']
 export type EmailVerification = components['schemas']['EmailVerification']
+export type PasskeyRequestOptions = components['schemas']['PasskeyRequestOptions']
+export type PasskeyAssertion = components['schemas']['PasskeyAssertion']
+export type PasskeySignIn = components['schemas']['PasskeySignIn']
 export type UserPatch = components['schemas']['UserPatch']
 export type Confirmation = components['schemas']['Confirmation']
 export type PasswordChange = components['schemas']['PasswordChange']
@@ -2840,14 +3250,23 @@ export type SessionPage = components['schemas']['SessionPage']
 export type MyTenant = components['schemas']['MyTenant']
 export type MyTenantPage = components['schemas']['MyTenantPage']
 export type EmailChange = components['schemas']['EmailChange']
+export type FactorKind = components['schemas']['FactorKind']
 export type SecondFactor = components['schemas']['SecondFactor']
 export type FactorSecret = components['schemas']['FactorSecret']
+export type FactorProof = components['schemas']['FactorProof']
 export type FactorCode = components['schemas']['FactorCode']
 export type RecoveryCodes = components['schemas']['RecoveryCodes']
 export type MfaSignIn = components['schemas']['MfaSignIn']
 export type MfaReply = components['schemas']['MfaReply']
 export type MfaEnrollment = components['schemas']['MfaEnrollment']
 export type Reauthentication = components['schemas']['Reauthentication']
+export type Passkey = components['schemas']['Passkey']
+export type PasskeyList = components['schemas']['PasskeyList']
+export type PasskeyRegistration = components['schemas']['PasskeyRegistration']
+export type PasskeyInput = components['schemas']['PasskeyInput']
+export type NewPasskey = components['schemas']['NewPasskey']
+export type PasskeyCreationOptions = components['schemas']['PasskeyCreationOptions']
+export type PasskeyPatch = components['schemas']['PasskeyPatch']
 export type OfferedProvider = components['schemas']['OfferedProvider']
 export type OfferedProviders = components['schemas']['OfferedProviders']
 export type CodeExchange = components['schemas']['CodeExchange']
@@ -3370,7 +3789,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `mfa_required`: A second factor is required
        */
       401: {
@@ -4642,6 +5061,317 @@ export interface operations {
       }
     }
   }
+  startPasskeySignIn: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description For `PublicKeyCredential.parseRequestOptionsFromJSON` */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyRequestOptions']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  signInWithPasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['PasskeySignIn']
+      }
+    }
+    responses: {
+      /** @description TokenReply */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['TokenReply']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
+       *     `invalid_challenge`: The challenge of the passkey is not valid
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `provider_required`: The agency demands its own provider
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
   getMe: {
     parameters: {
       query?: never
@@ -4839,7 +5569,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -5218,7 +5948,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -6036,7 +6766,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -6507,9 +7237,15 @@ export interface operations {
       path?: never
       cookie?: never
     }
+    /** @description Either a code or a passkey */
     requestBody: {
       content: {
-        'application/json': components['schemas']['FactorCode']
+        /**
+         * @example {
+         *       "code": "123456"
+         *     }
+         */
+        'application/json': components['schemas']['FactorProof']
       }
     }
     responses: {
@@ -6538,7 +7274,8 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
+       *     `invalid_challenge`: The challenge of the passkey is not valid
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -6728,7 +7465,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -6882,9 +7619,15 @@ export interface operations {
       path?: never
       cookie?: never
     }
+    /** @description Either a code or a passkey */
     requestBody: {
       content: {
-        'application/json': components['schemas']['FactorCode']
+        /**
+         * @example {
+         *       "code": "123456"
+         *     }
+         */
+        'application/json': components['schemas']['FactorProof']
       }
     }
     responses: {
@@ -6915,7 +7658,8 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
+       *     `invalid_challenge`: The challenge of the passkey is not valid
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -7069,8 +7813,15 @@ export interface operations {
       path?: never
       cookie?: never
     }
+    /** @description The token, and either a code or a passkey */
     requestBody: {
       content: {
+        /**
+         * @example {
+         *       "mfa_token": "Gm9v…",
+         *       "code": "123456"
+         *     }
+         */
         'application/json': components['schemas']['MfaSignIn']
       }
     }
@@ -7103,7 +7854,8 @@ export interface operations {
       }
       /**
        * @description `invalid_mfa_token`: The mfa_token is not valid
-       *     `invalid_credentials`: E-mail, password or code is wrong
+       *     `invalid_credentials`: E-mail, password, code or passkey is wrong
+       *     `invalid_challenge`: The challenge of the passkey is not valid
        */
       401: {
         headers: {
@@ -7405,6 +8157,357 @@ export interface operations {
       }
     }
   }
+  startPasskeyFactor: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['MfaEnrollment']
+      }
+    }
+    responses: {
+      /** @description For `PublicKeyCredential.parseRequestOptionsFromJSON` */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyRequestOptions']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `provider_required`: The agency demands its own provider
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  startPasskeyProof: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description For `PublicKeyCredential.parseRequestOptionsFromJSON` */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyRequestOptions']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
   reauthenticate: {
     parameters: {
       query?: never
@@ -7412,7 +8515,7 @@ export interface operations {
       path?: never
       cookie?: never
     }
-    /** @description Either the password or a code */
+    /** @description Either the password, a code or a passkey */
     requestBody: {
       content: {
         /**
@@ -7449,7 +8552,8 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
+       *     `invalid_challenge`: The challenge of the passkey is not valid
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
@@ -7505,6 +8609,883 @@ export interface operations {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  listPasskeys: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description PasskeyList */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyList']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  createPasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['PasskeyInput']
+      }
+    }
+    responses: {
+      /** @description The passkey, and recovery codes for somebody who had none */
+      201: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['NewPasskey']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_passkey`: The passkey was not accepted
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `invalid_challenge`: The challenge of the passkey is not valid
+       *     `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  startPasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description For `PublicKeyCredential.parseCreationOptionsFromJSON` */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyCreationOptions']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  deletePasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Done, without a body */
+      204: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `last_sign_in_method`: It is the only way to sign in
+       *     `last_break_glass_owner`: An agency that demands its provider keeps a break-glass owner
+       */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  renamePasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path: {
+        id: string
+      }
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['PasskeyPatch']
+        'application/merge-patch+json': components['schemas']['PasskeyPatch']
+      }
+    }
+    responses: {
+      /** @description Passkey */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Passkey']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `not_found`: There is no such object
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
           [name: string]: unknown
         }
         content: {
@@ -12566,7 +14547,7 @@ export interface operations {
         }
       }
       /**
-       * @description `invalid_credentials`: E-mail, password or code is wrong
+       * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `mfa_required`: A second factor is required
        *     `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid

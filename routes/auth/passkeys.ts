@@ -23,12 +23,12 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'startPasskeySignIn',
         summary: 'Begin to sign in with a passkey',
         description:
-          'What `navigator.credentials.get` needs. It asks for no address and names no passkey, so it tells nothing about anybody. `POST /api/v1/auth/passkeys` on the same host takes what it returns, within five minutes.',
+          'What `navigator.credentials.get` needs. It asks for no address and names no passkey, so it tells nothing about anybody. `POST /api/v1/auth/passkeys` takes what it returns, within five minutes.',
         tags,
         response: { 200: PasskeyRequestOptions }
       }
     },
-    (request) => app.passkeys.offerAssertion(request, 'sign_in', subjectOf(request))
+    (request) => app.passkeys.offerAssertion(request, 'sign_in', nobody)
   )
 
   app.post(
@@ -55,7 +55,8 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
 
 export default passkeys
 
-const subjectOf = (request: FastifyRequest) => ({ user_id: null, context: request.tenant?.id ?? null })
+/** Nobody has said yet who wants to sign in. What is signed says where: the page must be one of the agency. */
+const nobody = { user_id: null, context: null }
 
 /**
  * Signs in with a passkey, which verifies the person, so it counts as both factors.
@@ -66,7 +67,7 @@ const subjectOf = (request: FastifyRequest) => ({ user_id: null, context: reques
  */
 async function signInWithPasskey(app: FastifyInstance, request: FastifyRequest<{ Body: PasskeySignIn }>) {
   const { passkey, tenant: slug } = request.body
-  const answer = app.passkeys.requireAnswer(passkey, { purpose: 'sign_in', ...subjectOf(request) })
+  const answer = app.passkeys.requireAnswer(passkey, { purpose: 'sign_in', ...nobody })
   const owner = await app.passkeys.findOwner(request, answer)
   const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(normalizeSlug(slug)))
   if (!owner || (slug !== undefined && !named)) throw invalidCredentials()

@@ -10,7 +10,7 @@ export type ChallengePurpose = 'registration' | 'sign_in' | 'second_factor' | 'p
  * Whom a challenge is for, and where it can be used.
  *
  * - `registration` and `proof` (of somebody who is signed in): the person and their session.
- * - `sign_in`: nobody yet, and the tenant of the host on which the challenge was asked for, or null.
+ * - `sign_in`: nobody yet. The page that is signed for says which tenant it is for.
  * - `second_factor`: the person and the tenant of the sign-in. It has the id of the `mfa_token`, so that both are used up
  *   together.
  */

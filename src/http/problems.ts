@@ -13,7 +13,9 @@ export {
   enforcementNotReady,
   identityNotLinked,
   identityTaken,
+  invalidChallenge,
   invalidOauthState,
+  invalidPasskey,
   invalidSignInCode,
   lastBreakGlassOwner,
   lastSignInMethod,
@@ -38,13 +40,6 @@ export const validationFailed = problem(
   400,
   'Validation failed',
   'Correct each member listed in `errors` (a JSON pointer and a message each) and send the request again.'
-)
-/** What the authenticator or the browser has made is not a passkey for this page. */
-export const invalidPasskey = problem(
-  'invalid_passkey',
-  400,
-  'The passkey was not accepted',
-  'Send what `navigator.credentials.create` returned for the newest options, from a page of the agency, with a person who was verified by the device.'
 )
 export const malformedJson = problem(
   'malformed_json',
@@ -115,13 +110,6 @@ export const invalidMfaToken = problem(
   401,
   'The mfa_token is not valid',
   'Sign in with the password again. A token is good for five minutes (fifteen to enroll) and for one sign-in, and ends when the password changes.'
-)
-/** One answer for every reason: used, expired, made for something else or for somebody else. */
-export const invalidChallenge = problem(
-  'invalid_challenge',
-  401,
-  'The challenge of the passkey is not valid',
-  'Get new options and ask the passkey again. A challenge is good for five minutes, once, and for what it was asked for.'
 )
 
 // 403

@@ -1,7 +1,8 @@
 import { problem } from './problem-documents.ts'
 
 /*
- * The part of the catalogue in problems.ts that is about sign-in at providers, and about the domains and the demand of an agency.
+ * The part of the catalogue in problems.ts that is about sign-in at providers and with passkeys, and about the
+ * domains and the demand of an agency.
  */
 
 /** The flow of a sign-in at a provider is not one of this browser, or was used, or is too old. */
@@ -82,4 +83,18 @@ export const providerTimeout = problem(
   504,
   'The identity provider did not answer in time',
   'Begin again a little later.'
+)
+/** What the authenticator or the browser has made is not a passkey for this page. */
+export const invalidPasskey = problem(
+  'invalid_passkey',
+  400,
+  'The passkey was not accepted',
+  'Send what `navigator.credentials.create` returned for the newest options, from a page of the agency, with a person who was verified by the device.'
+)
+/** One answer for every reason: used, expired, made for something else or for somebody else. */
+export const invalidChallenge = problem(
+  'invalid_challenge',
+  401,
+  'The challenge of the passkey is not valid',
+  'Get new options and ask the passkey again. A challenge is good for five minutes, once, and for what it was asked for.'
 )
