@@ -8,6 +8,7 @@ export {
   type ProblemOptions,
   problemDocument
 } from './problem-documents.ts'
+export * from './provider-problems.ts'
 
 /*
  * The catalogue of all problems that clients can get (RFC 9457).
@@ -36,13 +37,6 @@ export const malformedRequest = problem(
   400,
   'The request is not well-formed HTTP',
   'Send exactly one Host header, at most one Authorization header, an origin-form target and valid framing.'
-)
-/** The flow of a sign-in at a provider is not one of this browser, or was used, or is too old. */
-export const invalidOauthState = problem(
-  'invalid_oauth_state',
-  400,
-  'This sign-in is not one of this browser, or is over',
-  'Begin again, in one browser, and finish within ten minutes.'
 )
 export const invalidCursor = problem(
   'invalid_cursor',
@@ -103,14 +97,6 @@ export const invalidMfaToken = problem(
   'Sign in with the password again. A token is good for five minutes (fifteen to enroll) and for one sign-in, and ends when the password changes.'
 )
 
-/** One answer for a code that is wrong, old or used, so that a guess tells nothing. */
-export const invalidSignInCode = problem(
-  'invalid_sign_in_code',
-  401,
-  'The code of the sign-in is not valid',
-  'Begin again at `GET /api/v1/auth/oauth/{provider}`. A code is good for a minute, once, and with the `code_verifier` of the `code_challenge` that the sign-in began with.'
-)
-
 // 403
 export const forbidden = problem(
   'forbidden',
@@ -130,19 +116,6 @@ export const notAMember = problem(
   403,
   'You are not a member of any agency',
   'Accept an invitation or register an agency of your own.'
-)
-/** An identity is never linked to an account because of an equal address: whoever registered it may not own it. */
-export const identityNotLinked = problem(
-  'identity_not_linked',
-  403,
-  'This identity is linked to no account',
-  'Sign in as you did before, and link it at `POST /api/v1/users/me/identities`.'
-)
-export const signInCancelled = problem(
-  'sign_in_cancelled',
-  403,
-  'The sign-in was cancelled at the provider',
-  'Begin again when the person wants to.'
 )
 /** A stolen access token must not be enough for what can't be undone. */
 export const reauthenticationRequired = problem(
@@ -232,18 +205,6 @@ export const lastOwner = problem(
   'An agency keeps at least one owner',
   'Make somebody else an owner, or delete the agency, first.'
 )
-export const identityTaken = problem(
-  'identity_taken',
-  409,
-  'This identity is linked to an account already',
-  'Unlink it there first, or sign in with it.'
-)
-export const lastSignInMethod = problem(
-  'last_sign_in_method',
-  409,
-  'It is the only way to sign in',
-  'Set a password, or link another identity, first.'
-)
 export const preconditionFailed = problem(
   'precondition_failed',
   412,
@@ -306,19 +267,6 @@ export const internalError = problem(
   500,
   'Something went wrong here',
   'Report the request id; the cause is in the log under it.'
-)
-/** Neither names what the provider has sent: it is in the log of the server only as a kind of failure. */
-export const providerError = problem(
-  'provider_error',
-  502,
-  'The identity provider gave no usable answer',
-  'Begin again. If it stays so, the provider or its settings here are at fault.'
-)
-export const providerTimeout = problem(
-  'provider_timeout',
-  504,
-  'The identity provider did not answer in time',
-  'Begin again a little later.'
 )
 export const unavailable = problem('unavailable', 503, 'A part of the service is away', retryLater)
 export const overloaded = problem('overloaded', 503, 'The service is busy', retryLater)

@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../gate/gate.ts'
-import { statement } from '../gate/statement.ts'
+import type { TenantTransaction } from '../../gate/gate.ts'
+import { statement } from '../../gate/statement.ts'
 
 /*
  * The own providers of tenants.

@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../gate/gate.ts'
-import { statement } from '../gate/statement.ts'
+import type { TenantTransaction } from '../../gate/gate.ts'
+import { statement } from '../../gate/statement.ts'
 
 /*
  * Identities at providers: db/migrations/0019_identities.ts. All statements but the last ones call functions that
