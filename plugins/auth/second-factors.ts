@@ -10,7 +10,7 @@ import {
   factorKeysInUse,
   factorsOf,
   myFactors
-} from '../../db/queries/second-factors.ts'
+} from '../../db/queries/sign-in/second-factors.ts'
 import { createMfaTokens, type MfaSubject, type MfaTokens } from '../../src/auth/mfa-tokens.ts'
 import {
   createFactorSecret,

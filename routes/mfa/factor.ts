@@ -1,14 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
+import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
 import {
   enableFactor,
   factorsOf,
   removeTotp,
   renewRecoveryCodes,
   startFactor
-} from '../../db/queries/second-factors.ts'
-import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
+} from '../../db/queries/sign-in/second-factors.ts'
 import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { conflict, reauthenticationRequired, sessionRevoked } from '../../src/http/problems.ts'

@@ -1,14 +1,8 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
-import {
-  addPasskey,
-  maxPasskeys,
-  myPasskeys,
-  removePasskey,
-  renamePasskey
-} from '../../db/queries/accounts/passkeys.ts'
 import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
+import { addPasskey, maxPasskeys, myPasskeys, removePasskey, renamePasskey } from '../../db/queries/sign-in/passkeys.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
   conflict,

@@ -3,6 +3,7 @@ import { v7 as uuidv7 } from 'uuid'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
+import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
 import {
   linkIdentity,
   type MyIdentity,
@@ -10,8 +11,7 @@ import {
   recordIdentityEvent,
   unlinkIdentity,
   useOnce
-} from '../../db/queries/providers/identities.ts'
-import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
+} from '../../db/queries/sign-in/identities.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'
 import {

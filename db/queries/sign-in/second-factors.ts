@@ -1,9 +1,9 @@
 import { sql } from 'kysely'
-import type { SealedSecret } from '../../src/auth/stored-secrets.ts'
-import type { NoticeKind } from '../../src/mail/notices.ts'
-import { queryIn, type TenantTransaction } from '../gate/gate.ts'
-import { statement } from '../gate/statement.ts'
-import { queueNotice } from './accounts/mails.ts'
+import type { SealedSecret } from '../../../src/auth/stored-secrets.ts'
+import type { NoticeKind } from '../../../src/mail/notices.ts'
+import { queryIn, type TenantTransaction } from '../../gate/gate.ts'
+import { statement } from '../../gate/statement.ts'
+import { queueNotice } from '../accounts/mails.ts'
 
 /*
  * The second factors of the gate's user: an authenticator app and recovery codes. Passkeys are in accounts/passkeys.ts. All
