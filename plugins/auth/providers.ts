@@ -7,7 +7,7 @@ import {
   providerKeysInUse,
   readProvider,
   resealProvider
-} from '../../db/queries/providers/identity-providers.ts'
+} from '../../db/queries/sign-in/identity-providers.ts'
 import { createOauthTokens, type OauthTokens } from '../../src/auth/oauth-flows.ts'
 import { createGithubProtocol } from '../../src/auth/providers/github.ts'
 import { createOpenIdProtocol } from '../../src/auth/providers/openid.ts'

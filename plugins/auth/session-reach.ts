@@ -1,5 +1,5 @@
 import fp from 'fastify-plugin'
-import { findSessionProvider } from '../../db/queries/providers/identities.ts'
+import { findSessionProvider } from '../../db/queries/sign-in/identities.ts'
 import { forbidden, sessionRevoked } from '../../src/http/problems.ts'
 
 declare module 'fastify' {

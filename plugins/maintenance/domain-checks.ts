@@ -2,7 +2,7 @@ import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { queueAgencyNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { type ClaimedDomain, claimDomains, settleDomain } from '../../db/queries/providers/domains.ts'
+import { type ClaimedDomain, claimDomains, settleDomain } from '../../db/queries/sign-in/domains.ts'
 import { createPoller } from '../../src/poller.ts'
 import { domainRecord } from '../../src/tenancy/domain-names.ts'
 

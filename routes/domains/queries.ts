@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { statement } from '../../db/gate/statement.ts'
-import { type Domain, domainColumns } from '../../db/queries/providers/domains.ts'
+import { type Domain, domainColumns } from '../../db/queries/sign-in/domains.ts'
 
 /** The domains that an agency may have. */
 export const maxDomains = 20

@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { v7 as uuidv7 } from 'uuid'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { listProviders, type ProviderRow, readProvider } from '../../db/queries/providers/identity-providers.ts'
+import { listProviders, type ProviderRow, readProvider } from '../../db/queries/sign-in/identity-providers.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { isIssuer } from '../../src/config/value-readers.ts'

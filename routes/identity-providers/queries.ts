@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
-import type { NewcomerRole, ProviderRow } from '../../db/queries/providers/identity-providers.ts'
+import type { NewcomerRole, ProviderRow } from '../../db/queries/sign-in/identity-providers.ts'
 
 /** What is written of a provider, with its secret encrypted. */
 export type ProviderValues = {

@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { v7 as uuidv7 } from 'uuid'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { useOnce } from '../../db/queries/providers/identities.ts'
+import { useOnce } from '../../db/queries/sign-in/identities.ts'
 import { type Flow, flowCookie, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { parseCookies, writeCookie } from '../../src/http/cookies.ts'
 import { invalidOauthState, Problem, providerError, signInCancelled } from '../../src/http/problems.ts'

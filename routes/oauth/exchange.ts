@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { queryIn } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { touchIdentity, useOnce } from '../../db/queries/providers/identities.ts'
+import { touchIdentity, useOnce } from '../../db/queries/sign-in/identities.ts'
 import { openSession } from '../../db/queries/sessions.ts'
 import { type FlowCode, isVerifierOf, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'

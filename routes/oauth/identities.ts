@@ -10,7 +10,7 @@ import {
   recordIdentityEvent,
   unlinkIdentity,
   useOnce
-} from '../../db/queries/providers/identities.ts'
+} from '../../db/queries/sign-in/identities.ts'
 import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'

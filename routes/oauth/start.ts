@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { useOnce } from '../../db/queries/providers/identities.ts'
+import { useOnce } from '../../db/queries/sign-in/identities.ts'
 import {
   createFlow,
   type FlowRequest,

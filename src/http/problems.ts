@@ -8,20 +8,8 @@ export {
   type ProblemOptions,
   problemDocument
 } from './problem-documents.ts'
-export {
-  domainNotProven,
-  enforcementNotReady,
-  identityNotLinked,
-  identityTaken,
-  invalidOauthState,
-  invalidSignInCode,
-  lastBreakGlassOwner,
-  lastSignInMethod,
-  providerError,
-  providerRequired,
-  providerTimeout,
-  signInCancelled
-} from './sign-in-problems.ts'
+export * from './provider-problems.ts'
+export * from './sign-in-problems.ts'
 
 /*
  * The catalogue of all problems that clients can get (RFC 9457).

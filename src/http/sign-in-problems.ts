@@ -1,54 +1,15 @@
 import { problem } from './problem-documents.ts'
 
 /*
- * The part of the catalogue in problems.ts that is about sign-in at providers, and about the domains and the demand of an agency.
+ * The part of the catalogue in problems.ts that is about the domains of an agency, and the demand of its provider.
  */
 
-/** The flow of a sign-in at a provider is not one of this browser, or was used, or is too old. */
-export const invalidOauthState = problem(
-  'invalid_oauth_state',
-  400,
-  'This sign-in is not one of this browser, or is over',
-  'Begin again, in one browser, and finish within ten minutes.'
-)
-/** One answer for a code that is wrong, old or used, so that a guess tells nothing. */
-export const invalidSignInCode = problem(
-  'invalid_sign_in_code',
-  401,
-  'The code of the sign-in is not valid',
-  'Begin again at `GET /api/v1/auth/oauth/{provider}`. A code is good for a minute, once, and with the `code_verifier` of the `code_challenge` that the sign-in began with.'
-)
-/** An identity is never linked to an account because of an equal address: whoever registered it may not own it. */
-export const identityNotLinked = problem(
-  'identity_not_linked',
-  403,
-  'This identity is linked to no account',
-  'Sign in as you did before, and link it at `POST /api/v1/users/me/identities`.'
-)
-export const signInCancelled = problem(
-  'sign_in_cancelled',
-  403,
-  'The sign-in was cancelled at the provider',
-  'Begin again when the person wants to.'
-)
 /** Only after the password, or another proof, was right. `provider` is its id. */
 export const providerRequired = problem(
   'provider_required',
   403,
   'The agency demands its own provider',
   'Begin a sign-in at `GET /api/v1/auth/oauth/{provider}` with the `provider` of this document.'
-)
-export const identityTaken = problem(
-  'identity_taken',
-  409,
-  'This identity is linked to an account already',
-  'Unlink it there first, or sign in with it.'
-)
-export const lastSignInMethod = problem(
-  'last_sign_in_method',
-  409,
-  'It is the only way to sign in',
-  'Set a password, or link another identity, first.'
 )
 /** `missing` lists what the agency lacks. */
 export const enforcementNotReady = problem(
@@ -69,17 +30,4 @@ export const domainNotProven = problem(
   409,
   'The record of the domain was not found',
   'Publish `record` of the domain in DNS, wait until the name servers have it, and verify again. `detail` says what was found.'
-)
-/** Neither names what the provider has sent: it is in the log of the server only as a kind of failure. */
-export const providerError = problem(
-  'provider_error',
-  502,
-  'The identity provider gave no usable answer',
-  'Begin again. If it stays so, the provider or its settings here are at fault.'
-)
-export const providerTimeout = problem(
-  'provider_timeout',
-  504,
-  'The identity provider did not answer in time',
-  'Begin again a little later.'
 )
