@@ -17,6 +17,7 @@ import {
   findLacks,
   type Lack,
   lockProviders,
+  maxBreakGlassOwners,
   readEnforcement,
   setBreakGlass,
   setEnforced
@@ -160,6 +161,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
       // thrown here, so that nothing has changed
       if (outcome === 'not_found') throw notFound()
       if (outcome === 'unready') throw conflict({ detail: 'a break-glass owner needs a password and a second factor' })
+      if (outcome === 'full') throw conflict({ detail: `there are ${maxBreakGlassOwners} break-glass owners` })
       if (outcome === 'unchanged') return
       const action = breakGlass ? 'member.break_glass_granted' : 'member.break_glass_removed'
       await recordAudit(trx, { action, target_id: user_id })

@@ -72,15 +72,18 @@ export async function setEnforced(trx: TenantTransaction, tenantId: string, prov
     where tenant_id = ${tenantId} and id = ${providerId} and enforced_from is null`.execute(trx)
 }
 
+/** The break-glass owners that an agency may have. */
+export const maxBreakGlassOwners = 20
+
 /**
  * Makes an owner a break-glass owner, or takes that from them. `not_found`: there is no such owner. `unready`: they have no
- * password or no second factor; the caller rolls back.
+ * password or no second factor. `full`: there are too many. The caller rolls back after these two.
  */
 export async function setBreakGlass(
   trx: TenantTransaction,
   userId: string,
   breakGlass: boolean
-): Promise<'changed' | 'unchanged' | 'not_found' | 'unready'> {
+): Promise<'changed' | 'unchanged' | 'not_found' | 'unready' | 'full'> {
   const found = await sql<{ break_glass: boolean; role: string }>`
     select break_glass, role from memberships where user_id = ${userId} for no key update`.execute(trx)
   const [member] = found.rows
@@ -88,6 +91,10 @@ export async function setBreakGlass(
   if (member.break_glass === breakGlass) return 'unchanged'
   await sql`update memberships set break_glass = ${breakGlass} where user_id = ${userId}`.execute(trx)
   if (!breakGlass) return 'changed'
-  const { rows } = await sql`select from break_glass_owners() where user_id = ${userId} and ready`.execute(trx)
-  return rows.length > 0 ? 'changed' : 'unready'
+  const { rows } = await sql<{
+    user_id: string
+    ready: boolean
+  }>`select user_id, ready from break_glass_owners()`.execute(trx)
+  if (rows.length > maxBreakGlassOwners) return 'full'
+  return rows.some(({ user_id, ready }) => user_id === userId && ready) ? 'changed' : 'unready'
 }

@@ -1,5 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import { Id, Nullable, Timestamp } from '../schemas.ts'
+import { maxBreakGlassOwners } from './queries.ts'
 
 export const EnforcementInput = Type.Object(
   { provider_id: Id },
@@ -21,7 +22,7 @@ export const Enforcement = Type.Object(
   {
     provider_id: Nullable(Id),
     enforced_from: Nullable(Timestamp),
-    break_glass_owners: Type.Array(BreakGlassOwner)
+    break_glass_owners: Type.Array(BreakGlassOwner, { maxItems: maxBreakGlassOwners })
   },
   { title: 'Enforcement', description: 'Without a provider, people come in as they like.' }
 )
