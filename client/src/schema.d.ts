@@ -1429,7 +1429,7 @@ export interface components {
       mfa_token?: string
       /** @description What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required` */
       factors?: ('totp' | 'passkey')[]
-      /** @description There is no second factor yet, and the agency demands one; only with `mfa_required` */
+      /** @description There is no second factor yet; only with `mfa_required` */
       enroll?: boolean
     }
     FieldError: {
