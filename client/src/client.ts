@@ -4,11 +4,11 @@ import { createCredential, getCredential } from './passkeys.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
+  AddedPasskey,
   EmailChange,
   FileMetadata,
   MfaReply,
   MfaSignIn,
-  NewPasskey,
   PasswordReset,
   paths,
   Registration,
@@ -63,7 +63,7 @@ export type AggiosClient = Client<paths> & {
    * Adds a passkey of this device. Needs a sign-in within the last five minutes. The reply has recovery codes, to be shown
    * once, for somebody who had none.
    */
-  createPasskey(name: string): Promise<NewPasskey>
+  createPasskey(name: string): Promise<AddedPasskey>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
   /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */

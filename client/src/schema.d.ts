@@ -2028,6 +2028,11 @@ export interface components {
         clientDataJSON: string
         /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
         attestationObject: string
+        /**
+         * @example [
+         *       "internal"
+         *     ]
+         */
         transports?: string[]
         /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
         authenticatorData?: string
@@ -2043,7 +2048,7 @@ export interface components {
       passkey: components['schemas']['PasskeyRegistration']
     }
     /** @description The passkey, and recovery codes for somebody who had none */
-    NewPasskey: {
+    AddedPasskey: {
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -2609,7 +2614,7 @@ export type Passkey = components['schemas']['Passkey']
 export type PasskeyList = components['schemas']['PasskeyList']
 export type PasskeyRegistration = components['schemas']['PasskeyRegistration']
 export type PasskeyInput = components['schemas']['PasskeyInput']
-export type NewPasskey = components['schemas']['NewPasskey']
+export type AddedPasskey = components['schemas']['AddedPasskey']
 export type PasskeyCreationOptions = components['schemas']['PasskeyCreationOptions']
 export type PasskeyPatch = components['schemas']['PasskeyPatch']
 export type TenantPatch = components['schemas']['TenantPatch']
@@ -8167,7 +8172,7 @@ export interface operations {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['NewPasskey']
+          'application/json': components['schemas']['AddedPasskey']
         }
       }
       /**

@@ -9,7 +9,7 @@ import {
   type PasskeyOwner,
   type PasskeyProof,
   type StoredPasskey
-} from '../../db/queries/accounts/passkeys.ts'
+} from '../../db/queries/passkeys.ts'
 import {
   type Challenge,
   type ChallengePurpose,

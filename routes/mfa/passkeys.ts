@@ -1,13 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
-import {
-  addPasskey,
-  maxPasskeys,
-  myPasskeys,
-  removePasskey,
-  renamePasskey
-} from '../../db/queries/accounts/passkeys.ts'
+import { addPasskey, maxPasskeys, myPasskeys, removePasskey, renamePasskey } from '../../db/queries/passkeys.ts'
 import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
@@ -20,7 +14,7 @@ import {
 import { NoContent } from '../schemas.ts'
 import { createCodes, requireRow } from './factor.ts'
 import {
-  NewPasskey,
+  AddedPasskey,
   Passkey,
   PasskeyCreationOptions,
   PasskeyId,
@@ -88,7 +82,7 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
           'From now on it signs in, and sign-in with the password asks for a second factor. Ends every other session, in every agency. The reply has ten recovery codes for somebody who has none, which are never shown again.',
         tags,
         body: PasskeyInput,
-        response: { 201: NewPasskey }
+        response: { 201: AddedPasskey }
       }
     },
     async (request, reply) => {

@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
-import { type PasskeyProof, usePasskey } from '../../db/queries/accounts/passkeys.ts'
+import { type PasskeyProof, usePasskey } from '../../db/queries/passkeys.ts'
 import { type FactorProof, type FactorRow, usableFactor, useFactor } from '../../db/queries/second-factors.ts'
 import type { ChallengePurpose } from '../../src/auth/passkey-challenges.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'

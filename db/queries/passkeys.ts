@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
-import type { VerifiedAssertion, VerifiedPasskey } from '../../../src/auth/passkeys.ts'
-import { queryIn, type TenantTransaction } from '../../gate/gate.ts'
-import { statement } from '../../gate/statement.ts'
-import { type Change, endOtherSessions, recordFactorChange } from '../second-factors.ts'
+import type { VerifiedAssertion, VerifiedPasskey } from '../../src/auth/passkeys.ts'
+import { queryIn, type TenantTransaction } from '../gate/gate.ts'
+import { statement } from '../gate/statement.ts'
+import { type Change, endOtherSessions, recordFactorChange } from './second-factors.ts'
 
 /*
  * Passkeys. All statements call functions that `aggios_directory` owns: the server has no right to the table
