@@ -232,7 +232,7 @@ export const PasskeyAssertion = Type.Object(
 export const CredentialDescriptor = Type.Object({
   id: CredentialId,
   type: StringEnum(['public-key'], { examples: ['public-key'] }),
-  transports: Type.Optional(Type.Array(Type.String({ examples: ['internal'] })))
+  transports: Type.Optional(Type.Array(Type.String({ examples: ['internal'] }), { maxItems: 16 }))
 })
 export const Challenge = Type.String({ description: 'base64url', examples: ['Gm9v'] })
 export const RpId = Type.String({ description: 'The domain that the passkeys belong to', examples: ['aggios.app'] })
@@ -245,7 +245,7 @@ export const PasskeyRequestOptions = Type.Object(
     rpId: RpId,
     timeout: PasskeyTimeout,
     userVerification: Type.String({ examples: ['required'] }),
-    allowCredentials: Type.Array(CredentialDescriptor)
+    allowCredentials: Type.Array(CredentialDescriptor, { maxItems: 20 })
   },
   { title: 'PasskeyRequestOptions', description: 'For `PublicKeyCredential.parseRequestOptionsFromJSON`' }
 )

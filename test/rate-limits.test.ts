@@ -326,7 +326,7 @@ t.test('through Redis', needsRedis, async (t) => {
 })
 
 t.test('what needs no token keeps nobody at the same address from anything else', async (t) => {
-  const app = await startApp(t, { RATE_LIMIT: '5/1m', RATE_LIMIT_AUTH: '50/1m', ...proxied })
+  const app = await startApp(t, { RATE_LIMIT: '5/1m', RATE_LIMIT_AUTH: '100/1m', ...proxied })
   const acme = await createTenant(app, 'acme')
   const office = from('198.51.100.1')
   const ask = (request: object) =>

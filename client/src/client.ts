@@ -5,13 +5,13 @@ import { createPkce } from './pkce.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
+  AddedPasskey,
   CodeExchange,
   EmailChange,
   FileMetadata,
   Identity,
   MfaReply,
   MfaSignIn,
-  NewPasskey,
   PasswordReset,
   paths,
   Registration,
@@ -76,7 +76,7 @@ export type AggiosClient = Client<paths> & {
    * Adds a passkey of this device. Needs a sign-in within the last five minutes. The reply has recovery codes, to be shown
    * once, for somebody who had none.
    */
-  createPasskey(name: string): Promise<NewPasskey>
+  createPasskey(name: string): Promise<AddedPasskey>
   /**
    * Begins a sign-in at a provider. Keep `code_verifier`, in the `sessionStorage` of a page for example, and send the
    * browser to `url`.

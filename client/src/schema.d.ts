@@ -1777,7 +1777,7 @@ export interface components {
       mfa_token?: string
       /** @description What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required` */
       factors?: ('totp' | 'passkey')[]
-      /** @description There is no second factor yet, and the agency demands one; only with `mfa_required` */
+      /** @description There is no second factor yet; only with `mfa_required` */
       enroll?: boolean
     }
     FieldError: {
@@ -2376,6 +2376,11 @@ export interface components {
         clientDataJSON: string
         /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
         attestationObject: string
+        /**
+         * @example [
+         *       "internal"
+         *     ]
+         */
         transports?: string[]
         /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
         authenticatorData?: string
@@ -2391,7 +2396,7 @@ export interface components {
       passkey: components['schemas']['PasskeyRegistration']
     }
     /** @description The passkey, and recovery codes for somebody who had none */
-    NewPasskey: {
+    AddedPasskey: {
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -3264,7 +3269,7 @@ export type Passkey = components['schemas']['Passkey']
 export type PasskeyList = components['schemas']['PasskeyList']
 export type PasskeyRegistration = components['schemas']['PasskeyRegistration']
 export type PasskeyInput = components['schemas']['PasskeyInput']
-export type NewPasskey = components['schemas']['NewPasskey']
+export type AddedPasskey = components['schemas']['AddedPasskey']
 export type PasskeyCreationOptions = components['schemas']['PasskeyCreationOptions']
 export type PasskeyPatch = components['schemas']['PasskeyPatch']
 export type OfferedProvider = components['schemas']['OfferedProvider']
@@ -8866,7 +8871,7 @@ export interface operations {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['NewPasskey']
+          'application/json': components['schemas']['AddedPasskey']
         }
       }
       /**

@@ -145,10 +145,7 @@ const problemSchema: Schema = {
       description: 'What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required`',
       items: { type: 'string', enum: ['totp', 'passkey'] }
     },
-    enroll: {
-      type: 'boolean',
-      description: 'There is no second factor yet, and the agency demands one; only with `mfa_required`'
-    }
+    enroll: { type: 'boolean', description: 'There is no second factor yet; only with `mfa_required`' }
   },
   examples: [
     {

@@ -15,7 +15,7 @@ import {
 import { NoContent } from '../schemas.ts'
 import { createCodes, requireRow } from './factor.ts'
 import {
-  NewPasskey,
+  AddedPasskey,
   Passkey,
   PasskeyCreationOptions,
   PasskeyId,
@@ -84,7 +84,7 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
           'From now on it signs in, and sign-in with the password asks for a second factor. Ends every other session, in every agency. The reply has ten recovery codes for somebody who has none, which are never shown again.',
         tags,
         body: PasskeyInput,
-        response: { 201: NewPasskey }
+        response: { 201: AddedPasskey }
       }
     },
     async (request, reply) => {

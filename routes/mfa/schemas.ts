@@ -138,7 +138,10 @@ export const PasskeyInput = Type.Object(
             clientDataJSON: ClientData,
             attestationObject: AuthenticatorBytes,
             transports: Type.Optional(
-              Type.Array(Type.String({ maxLength: 32, examples: ['internal'] }), { maxItems: 16 })
+              Type.Array(Type.String({ maxLength: 32, examples: ['internal'] }), {
+                maxItems: 16,
+                examples: [['internal']]
+              })
             ),
             authenticatorData: Type.Optional(AuthenticatorBytes),
             publicKey: Type.Optional(Nullable(AuthenticatorBytes)),
@@ -158,9 +161,9 @@ export const PasskeyInput = Type.Object(
 )
 export type PasskeyInput = Static<typeof PasskeyInput>
 
-export const NewPasskey = Type.Object(
+export const AddedPasskey = Type.Object(
   { ...Passkey.properties, recovery_codes: Type.Optional(recoveryCodes) },
-  { title: 'NewPasskey', description: 'The passkey, and recovery codes for somebody who had none' }
+  { title: 'AddedPasskey', description: 'The passkey, and recovery codes for somebody who had none' }
 )
 
 /** `PublicKeyCredentialCreationOptionsJSON` of WebAuthn. */
@@ -177,11 +180,12 @@ export const PasskeyCreationOptions = Type.Object(
       Type.Object({
         alg: Type.Integer({ examples: [-7] }),
         type: StringEnum(['public-key'], { examples: ['public-key'] })
-      })
+      }),
+      { maxItems: 3 }
     ),
     timeout: PasskeyTimeout,
     attestation: Type.String({ examples: ['none'] }),
-    excludeCredentials: Type.Array(CredentialDescriptor),
+    excludeCredentials: Type.Array(CredentialDescriptor, { maxItems: 20 }),
     authenticatorSelection: Type.Object({
       residentKey: Type.String({ examples: ['required'] }),
       requireResidentKey: Type.Boolean({ examples: [true] }),

@@ -1,3 +1,5 @@
+import { isBelow, originHost } from '../config/value-readers.ts'
+
 /*
  * Which pages and apps may use a passkey, and for which domain (the RP ID of WebAuthn). Both are lists of exact origins: a
  * page that an attacker has somewhere below the domain must not do.
@@ -24,12 +26,6 @@ export type PasskeyOrigins = {
   isAllowed(origin: string, tenant: PasskeyTenant): boolean
 }
 
-/** Whether the host of a web origin is the domain or a name below it. */
-export function isBelow(origin: string, rpId: string): boolean {
-  const host = hostOf(origin)
-  return host !== undefined && (host === rpId || host.endsWith(`.${rpId}`))
-}
-
 /**
  * The rules of a deployment.
  *
@@ -48,10 +44,10 @@ export function createPasskeyOrigins(settings: PasskeySettings): PasskeyOrigins 
   const native = new Set(settings.passkeyOrigins)
 
   return {
-    rpIdOf: (origin) => rpId ?? hostOf(origin) ?? baseDomain,
+    rpIdOf: (origin) => rpId ?? originHost(origin) ?? baseDomain,
     isAllowed(origin, tenant) {
       if (native.has(origin)) return true
-      const host = hostOf(origin)
+      const host = originHost(origin)
       // browsers offer passkeys to secure pages only, which those of localhost are
       if (host === undefined || !(origin.startsWith('https://') || development)) return false
       if (rpId !== undefined && !isBelow(origin, rpId)) return false
@@ -66,9 +62,3 @@ export function createPasskeyOrigins(settings: PasskeySettings): PasskeyOrigins 
 }
 
 const originOf = (url: string): string | undefined => (URL.canParse(url) ? new URL(url).origin : undefined)
-
-/** The host of a web origin, as a browser spells origins. Undefined for everything else. */
-function hostOf(origin: string): string | undefined {
-  if (!/^https?:\/\//.test(origin) || originOf(origin) !== origin) return undefined
-  return new URL(origin).hostname
-}

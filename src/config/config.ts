@@ -1,10 +1,10 @@
-import { isBelow } from '../auth/passkey-origins.ts'
 import { deriveKey } from '../keys.ts'
 import { developmentSecret } from './development-secrets.ts'
 import { type Environment, readSettings } from './environment.ts'
 import { InvalidConfiguration } from './invalid-configuration.ts'
 import { productionProblems, unencryptedDatabases } from './production.ts'
 import { type Settings, settings } from './settings.ts'
+import { isBelow } from './value-readers.ts'
 
 /** The configuration of a process. Secrets are always present; `databaseUrl` is set once a database server is known. */
 export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'apiUrl' | 'mailFrom'> & {

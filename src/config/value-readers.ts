@@ -138,6 +138,16 @@ export function isOrigin(value: string): boolean {
   return /^https?:\/\/[^*]+$/.test(value) && URL.canParse(value) && new URL(value).origin === value
 }
 
+/** The host of a web origin, as a browser spells origins. Undefined for everything else. */
+export const originHost = (value: string): string | undefined =>
+  /^https?:/.test(value) && isOrigin(value) ? new URL(value).hostname : undefined
+
+/** Whether the host of a web origin is the domain or a name below it. */
+export function isBelow(origin: string, domain: string): boolean {
+  const host = originHost(origin)
+  return host !== undefined && (host === domain || host.endsWith(`.${domain}`))
+}
+
 /** An Android app signs with the SHA-256 of its certificate, in base64url, for an origin. */
 const androidOrigin = /^android:apk-key-hash:[A-Za-z0-9_-]{43}$/
 

@@ -6,7 +6,7 @@ import { statement } from '../../gate/statement.ts'
 import { queueNotice } from '../accounts/mails.ts'
 
 /*
- * The second factors of the gate's user: an authenticator app and recovery codes. Passkeys are in accounts/passkeys.ts. All
+ * The second factors of the gate's user: an authenticator app and recovery codes. Passkeys are in passkeys.ts. All
  * statements call functions that `aggios_directory` owns: the server has no right to the table.
  */
 
