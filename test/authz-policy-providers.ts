@@ -18,10 +18,10 @@ async function plantProvider({ app, sql }: World, side: Side): Promise<string> {
   const { secret, key_id } = app.providers.seal(id, 'a secret')
   await sql.query(
     `insert into identity_providers (tenant_id, id, place, name, issuer, client_id, client_secret, key_id)
-     select $1, $2, min(place), $3, $4, $3, $5, $6 from generate_series(1, 10) as free (place)
+     select $1, $2, min(place), $3 || ' login', $4, $3, $5, $6 from generate_series(1, 10) as free (place)
      where not exists (select from identity_providers p where p.tenant_id = $1 and p.place = free.place)
      having min(place) is not null`,
-    [side.id, id, `${side.canary} login`, `https://${fresh('login')}.${side.canary}.example`, secret, key_id]
+    [side.id, id, side.canary, `https://${fresh('login')}.${side.canary}.example`, secret, key_id]
   )
   return id
 }
@@ -88,7 +88,7 @@ export const providerPolicies: Record<string, Policy> = {
     bearer: 'costly',
     make: async (_, side) => ({
       ...{ caller: undefined, side, params: { provider: 'github' } },
-      query: { redirect_to: pageOf(side), code_challenge }
+      query: { redirect_to: pageOf(side), code_challenge, tenant: side.slug }
     }),
     excesses: [
       {

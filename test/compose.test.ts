@@ -264,8 +264,10 @@ t.test('settings and secrets of the containers', async (t) => {
     for (const [name, { environment = {} }] of Object.entries(production.services)) {
       for (const [variable, value] of Object.entries(environment)) {
         if (!/(PASSWORD|SECRET|PEPPER|TOKEN|_URL)$/.test(variable)) continue
-        // links in mails are no secret, without a mail server mails wait, and there need be no replica and no list of breaches
-        if (['APP_URL', 'SMTP_URL', 'DATABASE_REPLICA_URL', 'BREACH_LIST_URL'].includes(variable)) continue
+        // addresses are no secret, without a mail server mails wait, and there need be no replica, no list of breaches and no
+        // sign-in at other services
+        const optional = ['APP_URL', 'API_URL', 'GITHUB_URL', 'SMTP_URL', 'DATABASE_REPLICA_URL', 'BREACH_LIST_URL']
+        if ([...optional, 'GOOGLE_CLIENT_SECRET', 'GITHUB_CLIENT_SECRET'].includes(variable)) continue
         t.match(value, /\$\{\w+:\?[^}]+\}/, `${name}: ${variable} has no default`)
       }
     }

@@ -68,6 +68,10 @@ const contract: Record<string, string | undefined> = {
   SESSION_MAX_AGE: '7776000',
   // made from BASE_DOMAIN, and in development from PORT, which is tested below
   APP_URL: undefined,
+  // made from BASE_DOMAIN, and in development from PORT
+  API_URL: undefined,
+  GOOGLE_ISSUER: 'https://accounts.google.com',
+  GITHUB_URL: 'https://github.com',
   TENANT_PURGE_AFTER: '2592000',
   AUDIT_RETENTION: undefined,
   FILE_RESTORE_FOR: '604800',

@@ -130,6 +130,11 @@ const notLimits: Record<string, string> = {
   health: 'freshForMs timeoutMs',
   housekeeping: 'intervalMs',
   'internal-listener': 'requestTimeout',
+  // docs/providers.md states them, with their operations
+  openid: 'rememberMs timeout',
+  'outbound-requests': 'outboundTimeoutMs',
+  provider: 'providerTimeoutMs',
+  providers: 'depth',
   mail: 'intervalMs smtpTimeoutMs',
   migrate:
     'lockWaitMs attemptPauseMs statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',

@@ -130,7 +130,10 @@ class Matrix extends Cases {
     for (const headers of together) {
       const title = `X11 ${Object.keys(headers).length === 1 ? Object.keys(headers)[0] : 'all headers'}`
       const call = await make()
-      await this.allow(operation, policy, title, { ...call, headers: { ...call.headers, ...headers } })
+      // the cookie of a flow stays beside the others
+      const cookie = [call.headers?.cookie, headers.cookie].filter((each) => each !== undefined).join('; ')
+      const all = { ...call.headers, ...headers, ...(cookie !== '' && { cookie }) }
+      await this.allow(operation, policy, title, { ...call, headers: all })
     }
   }
 
@@ -151,7 +154,8 @@ class Matrix extends Cases {
       const name = `${id} ${title}`
       const headers = { ...(authorization !== undefined && { authorization }) }
       if (policy.bearer === 'ignored' || (policy.bearer === 'costly' && ['N3', 'N5', 'N14'].includes(id))) {
-        await this.allow(operation, policy, name, { ...(await policy.make(this.world, a, 'owner')), headers })
+        const next = await policy.make(this.world, a, 'owner')
+        await this.allow(operation, policy, name, { ...next, headers: { ...next.headers, ...headers } })
       } else if (policy.bearer === 'looked at' && authorization !== undefined) {
         await this.refuse(operation, name, { ...attempt, headers }, { status, code })
       } else if (policy.bearer === 'signature' && /unauthenticated|invalid_token/.test(code)) {

@@ -34,7 +34,7 @@ t.test('take-overs by a sign-in at a provider', async (t) => {
     GITHUB_CLIENT_ID: clientId,
     GITHUB_CLIENT_SECRET: clientSecret,
     GITHUB_URL: google.url,
-    CORS_ORIGINS: 'https://console.example',
+    CORS_ORIGINS: 'https://desk.example',
     LOG_LEVEL: 'trace'
   })
   const acme = await createTenant(app, 'acme')
@@ -274,34 +274,32 @@ t.test('take-overs by a sign-in at a provider', async (t) => {
       'https://evil.example/',
       '//evil.example/',
       '/\\evil.example',
-      'https://console.example.evil.example/',
-      'https://console.example@evil.example/',
-      'https://user@console.example/',
-      'https://console.example\\@evil.example/',
-      'https://console.example:444/',
-      'http://console.example/',
-      'https://sub.console.example/',
-      'https://CONSOLE.example/',
-      'https://console.example//evil.example',
-      'https://console.example/#fragment',
-      'https:console.example/',
-      'https:///console.example/',
+      'https://desk.example.evil.example/',
+      'https://desk.example@evil.example/',
+      'https://user@desk.example/',
+      'https://desk.example\\@evil.example/',
+      'https://desk.example:444/',
+      'http://desk.example/',
+      'https://sub.desk.example/',
+      'https://DESK.example/',
+      'https://desk.example//evil.example',
+      'https://desk.example/#fragment',
+      'https:desk.example/',
+      'https:///desk.example/',
       'javascript:alert(1)',
       'data:text/html,x',
       'com.example.app:/signed-in',
       'http://127.0.0.1:1/',
       page('rival'),
-      'https://console.example/\r\nset-cookie:x=y',
-      'https://console.example/%'.repeat(60)
+      'https://desk.example/\r\nset-cookie:x=y',
+      'https://desk.example/%'.repeat(60)
     ]
     for (const target of bad) {
       const reply = await createBrowser(app).get(startUrl('google', 'acme', code_challenge, target))
       t.match(reply.json(), { status: 400, code: 'validation_failed' }, target)
       t.equal(reply.headers.location, undefined)
     }
-    const good = await createBrowser(app).get(
-      startUrl('google', 'acme', code_challenge, 'https://console.example/in?a=b')
-    )
+    const good = await createBrowser(app).get(startUrl('google', 'acme', code_challenge, 'https://desk.example/in?a=b'))
     t.equal(good.statusCode, 302)
   })
 

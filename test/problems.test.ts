@@ -262,18 +262,16 @@ t.test('every refusal is a problem document', async (t) => {
 t.test('every code', async (t) => {
   const app = await startApp(t)
   const statuses: Record<number, string[]> = {
-    400: ['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request'],
+    400: ['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request', 'invalid_oauth_state'],
     401: [
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
-      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token']
+      ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token'],
+      'invalid_sign_in_code'
     ],
     403: [
       'provider_required',
-      'forbidden',
-      'tenant_mismatch',
-      'tenant_suspended',
-      'not_a_member',
-      'reauthentication_required'
+      ...['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],
+      ...['identity_not_linked', 'sign_in_cancelled']
     ],
     404: ['not_found', 'tenant_not_found', 'route_not_found'],
     405: ['method_not_allowed'],
@@ -281,7 +279,8 @@ t.test('every code', async (t) => {
     408: ['request_timeout'],
     409: [
       ...['slug_taken', 'email_taken', 'already_invited', 'already_a_member', 'last_owner', 'conflict'],
-      ...['idempotency_key_in_use', 'domain_not_proven', 'enforcement_not_ready', 'last_break_glass_owner']
+      ...['idempotency_key_in_use', 'identity_taken', 'last_sign_in_method'],
+      ...['domain_not_proven', 'enforcement_not_ready', 'last_break_glass_owner']
     ],
     410: ['invitation_expired', 'link_expired'],
     412: ['precondition_failed', 'unsupported_version'],

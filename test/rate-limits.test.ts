@@ -352,6 +352,11 @@ t.test('what needs no token keeps nobody at the same address from anything else'
     ['a mail for a new password', 5, (i) => put('/auth/password/forgot', { email: `nobody-${i}@acme.example` })],
     ['a new password', 5, () => put('/auth/password/reset', { token: 'x', password })],
     ['a confirmed address', 5, () => put('/auth/email/verify', { token: 'x' })],
+    ['the list of providers', 5, () => get('/auth/providers')],
+    ['a sign-in at a provider', 5, () => get('/auth/oauth/nobody')],
+    ['a link of an identity', 5, () => get('/auth/oauth/nobody/link')],
+    ['an answer of a provider', 5, () => get('/auth/oauth/nobody/callback')],
+    ['a code of a sign-in', 5, () => put('/auth/oauth/token', { code: 'x', code_verifier: 'x'.repeat(43) })],
     ['a sign-in', 5, () => put('/auth/login', { email: acme.owner.email, password })]
   ]
   for (const [what, allowed, request] of routes) {

@@ -1,10 +1,13 @@
 import createFetchClient, { type Client } from 'openapi-fetch'
 import { type Lock, lockFor } from './locks.js'
+import { createPkce } from './pkce.js'
 import { type ProblemError, unwrap } from './problems.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
+  CodeExchange,
   EmailChange,
   FileMetadata,
+  Identity,
   MfaReply,
   MfaSignIn,
   PasswordReset,
@@ -29,6 +32,16 @@ export type AggiosClientOptions = {
   retry?: RetryOptions
 }
 
+export type ProviderSignIn = {
+  /** `google`, `github`, or the id of an agency's own provider: `GET /api/v1/auth/providers` lists them. */
+  provider: string
+  /** Where the person comes back to, with `code` or `error` in the query. */
+  redirect_to: string
+  /** The slug of the agency; not needed on its host. */
+  tenant?: string
+}
+export type ProviderStart = { url: string; code_verifier: string }
+
 export type UploadOptions = {
   name?: string
   purpose?: string
@@ -50,6 +63,20 @@ export type AggiosClient = Client<paths> & {
    * (`enroll` of the error).
    */
   completeSignIn(completion: MfaSignIn): Promise<MfaReply>
+  /**
+   * Begins a sign-in at a provider. Keep `code_verifier`, in the `sessionStorage` of a page for example, and send the
+   * browser to `url`.
+   */
+  startProviderSignIn(start: ProviderSignIn): Promise<ProviderStart>
+  /**
+   * Completes a sign-in at a provider with the `code` in the query of `redirect_to`. Throws `mfa_required` as `signIn`
+   * does.
+   */
+  finishProviderSignIn(exchange: CodeExchange): Promise<TokenReply>
+  /** Begins to link an identity at a provider to the signed-in person. Needs a sign-in within the last five minutes. */
+  startLinking(start: Omit<ProviderSignIn, 'tenant'>): Promise<ProviderStart>
+  /** Links the identity, with the `code` in the query of `redirect_to`, in the session that began. */
+  finishLinking(exchange: CodeExchange): Promise<Identity>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
   /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */
@@ -109,6 +136,27 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       const { recovery_codes: _, ...tokens } = reply
       await session.replace(tokens)
       return reply
+    },
+    async startProviderSignIn({ provider, redirect_to, tenant }) {
+      const { code_verifier, code_challenge } = await createPkce()
+      const url = new URL(`${baseUrl}/api/v1/auth/oauth/${encodeURIComponent(provider)}`)
+      const query = { redirect_to, code_challenge, ...(tenant !== undefined && { tenant }) }
+      for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value)
+      return { url: url.href, code_verifier }
+    },
+    async finishProviderSignIn(body) {
+      const tokens = await unwrap(anonymous.POST('/api/v1/auth/oauth/token', { body }))
+      await session.replace(tokens)
+      return tokens
+    },
+    async startLinking({ provider, redirect_to }) {
+      const { code_verifier, code_challenge } = await createPkce()
+      const body = { provider, redirect_to, code_challenge }
+      const { url } = await unwrap(client.POST('/api/v1/users/me/identities', { body }))
+      return { url, code_verifier }
+    },
+    finishLinking(body) {
+      return unwrap(client.POST('/api/v1/users/me/identities/confirm', { body }))
     },
     async signOut() {
       const tokens = await session.replace(undefined)

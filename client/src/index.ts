@@ -1,4 +1,11 @@
-export { type AggiosClient, type AggiosClientOptions, createAggiosClient, type UploadOptions } from './client.js'
+export {
+  type AggiosClient,
+  type AggiosClientOptions,
+  createAggiosClient,
+  type ProviderSignIn,
+  type ProviderStart,
+  type UploadOptions
+} from './client.js'
 export type { Lock } from './locks.js'
 export { type ProblemCode, ProblemError, unwrap } from './problems.js'
 export type { RetryOptions, Send } from './retries.js'

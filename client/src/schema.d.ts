@@ -1560,18 +1560,18 @@ export interface components {
       detail?: string
       /** @enum {string} */
       code:
-        | 'invalid_oauth_state'
         | 'invalid_sign_in_code'
+        | 'invalid_oauth_state'
         | 'identity_not_linked'
         | 'sign_in_cancelled'
-        | 'provider_required'
         | 'identity_taken'
         | 'last_sign_in_method'
+        | 'provider_error'
+        | 'provider_timeout'
+        | 'provider_required'
         | 'enforcement_not_ready'
         | 'last_break_glass_owner'
         | 'domain_not_proven'
-        | 'provider_error'
-        | 'provider_timeout'
         | 'validation_failed'
         | 'malformed_json'
         | 'malformed_request'

@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { confirmDomain, type Domain as DomainRow } from '../../db/queries/sign-in/domains.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
+import { confirmDomain, type Domain as DomainRow } from '../../db/queries/sign-in/domains.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { conflict, domainNotProven, notFound, reauthenticationRequired } from '../../src/http/problems.ts'
 import { domainFault, domainRecord, normalizeDomain } from '../../src/tenancy/domain-names.ts'

@@ -3,6 +3,7 @@ import { v7 as uuidv7 } from 'uuid'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
+import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
 import {
   linkIdentity,
   type MyIdentity,
@@ -11,7 +12,6 @@ import {
   unlinkIdentity,
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
-import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'
 import {
