@@ -8,6 +8,7 @@ export {
   type ProblemOptions,
   problemDocument
 } from './problem-documents.ts'
+
 export {
   domainNotProven,
   enforcementNotReady,
