@@ -11,13 +11,6 @@ import {
   type StoredPasskey
 } from '../../db/queries/sign-in/passkeys.ts'
 import {
-  type Challenge,
-  type ChallengePurpose,
-  type ChallengeSubject,
-  createPasskeyChallenges
-} from '../../src/auth/passkey-challenges.ts'
-import { createPasskeyOrigins } from '../../src/auth/passkey-origins.ts'
-import {
   type AssertionAnswer,
   type CreationOptions,
   creationOptions,
@@ -27,7 +20,14 @@ import {
   requestOptions,
   verifyAssertion,
   verifyRegistration
-} from '../../src/auth/passkeys.ts'
+} from '../../src/auth/passkeys/ceremonies.ts'
+import {
+  type Challenge,
+  type ChallengePurpose,
+  type ChallengeSubject,
+  createPasskeyChallenges
+} from '../../src/auth/passkeys/challenges.ts'
+import { createPasskeyOrigins } from '../../src/auth/passkeys/origins.ts'
 import { invalidChallenge, invalidCredentials, invalidPasskey } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
 import type { TenantEntry } from '../tenancy/tenants.ts'

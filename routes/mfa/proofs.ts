@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { type PasskeyProof, usePasskey } from '../../db/queries/sign-in/passkeys.ts'
 import { type FactorProof, type FactorRow, usableFactor, useFactor } from '../../db/queries/sign-in/second-factors.ts'
-import type { ChallengePurpose } from '../../src/auth/passkey-challenges.ts'
+import type { ChallengePurpose } from '../../src/auth/passkeys/challenges.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import type { FactorProof as FactorProofBody } from './schemas.ts'
 

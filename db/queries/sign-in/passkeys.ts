@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { VerifiedAssertion, VerifiedPasskey } from '../../../src/auth/passkeys.ts'
+import type { VerifiedAssertion, VerifiedPasskey } from '../../../src/auth/passkeys/ceremonies.ts'
 import { queryIn, type TenantTransaction } from '../../gate/gate.ts'
 import { statement } from '../../gate/statement.ts'
 import { type Change, endOtherSessions, recordFactorChange } from './second-factors.ts'

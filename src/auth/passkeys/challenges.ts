@@ -1,7 +1,7 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { v7 as uuidv7 } from 'uuid'
-import { deriveKey, type KeyRing } from '../keys.ts'
-import { bytesToUuid, nilUuid, uuidToBytes } from '../uuids.ts'
+import { deriveKey, type KeyRing } from '../../keys.ts'
+import { bytesToUuid, nilUuid, uuidToBytes } from '../../uuids.ts'
 
 /** What an authenticator is asked to sign for. */
 export type ChallengePurpose = 'registration' | 'sign_in' | 'second_factor' | 'proof'

@@ -5,8 +5,8 @@ import {
   verifyRegistrationResponse
 } from '@simplewebauthn/server'
 import { decodeAttestationObject } from '@simplewebauthn/server/helpers'
-import { uuidToBytes } from '../uuids.ts'
-import { challengeSeconds } from './passkey-challenges.ts'
+import { uuidToBytes } from '../../uuids.ts'
+import { challengeSeconds } from './challenges.ts'
 
 /*
  * WebAuthn without I/O: what a browser is asked for, and whether its answer is valid. The person must always have been

@@ -1,4 +1,4 @@
-import { isBelow, originHost } from '../config/value-readers.ts'
+import { isBelow, originHost } from '../../config/value-readers.ts'
 
 /*
  * Which pages and apps may use a passkey, and for which domain (the RP ID of WebAuthn). Both are lists of exact origins: a
