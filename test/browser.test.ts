@@ -116,15 +116,6 @@ const walk: [operationId: string, status: number][] = [
   ['confirmTotp', 401],
   ['removeTotp', 409],
   ['renewRecoveryCodes', 409],
-  ['listPasskeys', 200],
-  ['startPasskey', 200],
-  ['createPasskey', 401],
-  ['renamePasskey', 404],
-  ['deletePasskey', 404],
-  ['startPasskeyProof', 200],
-  ['startPasskeySignIn', 200],
-  ['signInWithPasskey', 401],
-  ['startPasskeyFactor', 401],
   ['completeSignIn', 401],
   ['enrollAtSignIn', 401],
   ['listMyTenants', 200],
@@ -139,6 +130,39 @@ const walk: [operationId: string, status: number][] = [
   ['updateMember', 200],
   ['endMemberSessions', 204],
   ['reauthenticate', 204],
+  ['listPasskeys', 200],
+  ['startPasskey', 200],
+  ['createPasskey', 401],
+  ['renamePasskey', 404],
+  ['deletePasskey', 404],
+  ['startPasskeyProof', 200],
+  ['startPasskeySignIn', 200],
+  ['signInWithPasskey', 401],
+  ['startPasskeyFactor', 401],
+  ['listSignInProviders', 200],
+  ['startSignIn', 404],
+  ['continueLinking', 400],
+  ['finishAtProvider', 400],
+  ['exchangeSignInCode', 401],
+  ['listIdentities', 200],
+  ['startLinking', 404],
+  ['confirmLinking', 401],
+  ['unlinkIdentity', 404],
+  ['createIdentityProvider', 201],
+  ['listIdentityProviders', 200],
+  ['getIdentityProvider', 200],
+  ['updateIdentityProvider', 200],
+  ['addDomain', 201],
+  ['listDomains', 200],
+  ['getDomain', 200],
+  ['verifyDomain', 409],
+  ['getEnforcement', 200],
+  ['enforceProvider', 409],
+  ['addBreakGlassOwner', 404],
+  ['removeBreakGlassOwner', 404],
+  ['endEnforcement', 204],
+  ['removeDomain', 204],
+  ['deleteIdentityProvider', 204],
   ['transferTenant', 404],
   ['removeMember', 204],
   ['createFile', 201],
@@ -204,7 +228,12 @@ async function addColleague(database: DatabaseUrls, tenantId: string): Promise<v
   ])
 }
 
-const lists = ['members', 'invitations', 'users/me/sessions', 'files/uploads', 'files?deleted=true', 'files']
+const lists = [
+  ...['members', 'invitations', 'users/me/sessions', 'identity-providers', 'domains'],
+  ...['files/uploads', 'files?deleted=true', 'files']
+]
+/** Lists that stay empty, because only a device or a provider can add to them. */
+const emptyLists = ['listPasskeys', 'listIdentities', 'listSignInProviders']
 
 /** Whether the page sends this request by itself, to fill in ids. It reads these lists without a limit, the files last. */
 function isOfPage(request: Request): boolean {
@@ -331,7 +360,8 @@ t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
     for (const [operationId, expected] of walk) {
       const { status, body } = await tryOperation(page, isSignedIn, operations.get(operationId) as PageOperation)
       t.equal(status, expected, `${operationId}: ${status} ${body.slice(0, 300)}`)
-      if (/^list/.test(operationId)) t.ok(JSON.parse(body).data.length > 0, `${operationId} shows what there is`)
+      if (/^list/.test(operationId) && !emptyLists.includes(operationId))
+        t.ok(JSON.parse(body).data.length > 0, `${operationId} shows what there is`)
       if (operationId === 'register') {
         await addColleague(database, JSON.parse(body).tenant.id)
         await authorize(page, JSON.parse(body).access_token)

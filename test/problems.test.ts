@@ -272,7 +272,6 @@ t.test('every code', async (t) => {
       ...['invalid_challenge', 'invalid_sign_in_code']
     ],
     403: [
-      'provider_required',
       ...['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],
       ...['identity_not_linked', 'sign_in_cancelled', 'provider_required']
     ],

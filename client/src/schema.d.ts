@@ -9857,7 +9857,10 @@ export interface operations {
   continueLinking: {
     parameters: {
       query: {
-        /** @description The ticket of `startLinking` */
+        /**
+         * @description The ticket of `startLinking`
+         * @example Gm9v…
+         */
         ticket: string
       }
       header?: never

@@ -49,7 +49,14 @@ export const ProviderAnswer = Type.Object({
 export type ProviderAnswer = Static<typeof ProviderAnswer>
 
 export const LinkTicket = Type.Object(
-  { ticket: Type.String({ minLength: 1, maxLength: 4096, description: 'The ticket of `startLinking`' }) },
+  {
+    ticket: Type.String({
+      minLength: 1,
+      maxLength: 4096,
+      description: 'The ticket of `startLinking`',
+      examples: ['Gm9v…']
+    })
+  },
   strict
 )
 export type LinkTicket = Static<typeof LinkTicket>
