@@ -64,8 +64,9 @@ t.test('the tables that are distributed are those that have a tenant in every ke
 })
 
 t.test('every function with rights of its own has one place in the plan', async (t) => {
-  const names = definerFunctions.map((signature) => signature.replace(/\(.*/, ''))
-  t.strictSame(firstColumn('What each directory function becomes').sort(), names.sort())
+  // one name may have several signatures
+  const names = new Set(definerFunctions.map((signature) => signature.replace(/\(.*/, '')))
+  t.strictSame(firstColumn('What each directory function becomes').sort(), [...names].sort())
 })
 
 t.test('every setting that is named exists', async (t) => {

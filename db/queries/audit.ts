@@ -23,11 +23,15 @@ export async function recordAudit(trx: TenantTransaction, event: AuditEvent): Pr
     .execute()
 }
 
-/** Records a refused sign-in. Also used for an address without an account, so that both take equally long. */
+/**
+ * Records a refused sign-in, with the address that was sent. Also used for an address without an account, so that both
+ * take equally long. A passkey sends no address, and that of its person is not for an agency which they are no member of.
+ */
 export const recordRefusedSignIn = statement(
   'record_refused_sign_in',
-  (_, $: { email: string }) => sql<never>`
-  insert into audit_events (action, detail) values ('session.refused', jsonb_build_object('email', ${$.email}::text))`,
+  (_, $: { email: string | null; by: string | null }) => sql<never>`
+  insert into audit_events (action, detail)
+  values ('session.refused', jsonb_strip_nulls(jsonb_build_object('email', ${$.email}::text, 'by', ${$.by}::text)))`,
   { writes: true }
 )
 

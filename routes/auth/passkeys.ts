@@ -71,11 +71,12 @@ async function signInWithPasskey(app: FastifyInstance, request: FastifyRequest<{
   const owner = await app.passkeys.findOwner(request, answer)
   const named = request.tenant ?? (slug === undefined ? undefined : await app.tenants.find(normalizeSlug(slug)))
   if (!owner || (slug !== undefined && !named)) throw invalidCredentials()
-  const { user_id, email, password_version } = owner
+  const { user_id, password_version } = owner
 
   const tenantId = named?.id ?? (await findTenantLastUsed(request, user_id))
   const refuse = async () => {
-    if (named) await request.tenantQuery(recordRefusedSignIn, { email }, { tenant_id: named.id, user_id: null })
+    const refused = { email: null, by: 'passkey' }
+    if (named) await request.tenantQuery(recordRefusedSignIn, refused, { tenant_id: named.id, user_id: null })
     return invalidCredentials()
   }
   const tenant = named ?? (tenantId === undefined ? undefined : await app.tenants.findById(tenantId))

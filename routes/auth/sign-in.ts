@@ -36,7 +36,8 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
 
   const refuse = async () => {
     await app.accounts.failed(request, email)
-    if (named) await request.tenantQuery(recordRefusedSignIn, { email }, { tenant_id: named.id, user_id: null })
+    if (named)
+      await request.tenantQuery(recordRefusedSignIn, { email, by: null }, { tenant_id: named.id, user_id: null })
     return invalidCredentials()
   }
   if (!correct || !identity || !stored || identity.disabled_at || (slug !== undefined && !named)) throw await refuse()

@@ -41,7 +41,8 @@ export async function completeSignIn(
   const { code, passkey } = request.body
   const given = { ...(code !== undefined && { code }), ...(passkey !== undefined && { passkey }) }
 
-  const refused = (): Promise<unknown> => request.tenantQuery(recordRefusedSignIn, { email: row.email }, person)
+  const refused = (): Promise<unknown> =>
+    request.tenantQuery(recordRefusedSignIn, { email: row.email, by: null }, person)
   const check = () => {
     if (!enrolls) {
       // the challenge was made for this token
