@@ -5,6 +5,7 @@ import type { BrowserContext, Page, Request } from 'playwright-core'
 import sharp from 'sharp'
 import t, { type Test } from 'tap'
 import type { DatabaseUrls } from './databases.ts'
+import { emptyLists, walk } from './docs-walk.ts'
 import {
   allRows,
   clientFolder,
@@ -80,121 +81,6 @@ async function startAgency(t: Test, env = {}) {
   return { database, acme, origin: `http://acme.localhost:${server.port}` }
 }
 
-/**
- * Every operation, in an order in which its objects exist, and the status that the page must get. Only fields for files are
- * filled in. An operation that needs a secret from a mail or from another reply gets the status of a refusal.
- */
-const walk: [operationId: string, status: number][] = [
-  ['getHealth', 200],
-  ['getLiveness', 200],
-  ['getReadiness', 200],
-  ['getProblem', 200],
-  ['getOpenapiJson', 200],
-  ['getOpenapiYaml', 200],
-  ['register', 201],
-  ['login', 200],
-  ['refresh', 401],
-  ['requestPasswordReset', 202],
-  ['resetPassword', 410],
-  ['verifyEmail', 410],
-  ['resendVerification', 202],
-  ['getMe', 200],
-  ['updateMe', 200],
-  ['setAvatar', 200],
-  ['getImage', 200],
-  ['deleteAvatar', 204],
-  ['listMySessions', 200],
-  ['endMySession', 204],
-  ['endMyOtherSessions', 204],
-  ['getTenant', 200],
-  ['updateTenant', 200],
-  ['setLogo', 200],
-  ['deleteLogo', 204],
-  ['createTenant', 201],
-  ['getMfa', 200],
-  ['startTotp', 200],
-  ['confirmTotp', 401],
-  ['removeTotp', 409],
-  ['renewRecoveryCodes', 409],
-  ['completeSignIn', 401],
-  ['enrollAtSignIn', 401],
-  ['listMyTenants', 200],
-  ['switchTenant', 200],
-  ['createInvitation', 201],
-  ['listInvitations', 200],
-  ['resendInvitation', 202],
-  ['acceptInvitation', 404],
-  ['revokeInvitation', 204],
-  ['listMembers', 200],
-  ['getMember', 200],
-  ['updateMember', 200],
-  ['endMemberSessions', 204],
-  ['reauthenticate', 204],
-  ['listPasskeys', 200],
-  ['startPasskey', 200],
-  ['createPasskey', 401],
-  ['renamePasskey', 404],
-  ['deletePasskey', 404],
-  ['startPasskeyProof', 200],
-  ['startPasskeySignIn', 200],
-  ['signInWithPasskey', 401],
-  ['startPasskeyFactor', 401],
-  ['listSignInProviders', 200],
-  ['startSignIn', 404],
-  ['continueLinking', 400],
-  ['finishAtProvider', 400],
-  ['exchangeSignInCode', 401],
-  ['listIdentities', 200],
-  ['startLinking', 404],
-  ['confirmLinking', 401],
-  ['unlinkIdentity', 404],
-  ['createIdentityProvider', 201],
-  ['listIdentityProviders', 200],
-  ['getIdentityProvider', 200],
-  ['updateIdentityProvider', 200],
-  ['addDomain', 201],
-  ['listDomains', 200],
-  ['getDomain', 200],
-  ['verifyDomain', 409],
-  ['getEnforcement', 200],
-  ['enforceProvider', 409],
-  ['addBreakGlassOwner', 404],
-  ['removeBreakGlassOwner', 404],
-  ['endEnforcement', 204],
-  ['removeDomain', 204],
-  ['deleteIdentityProvider', 204],
-  ['transferTenant', 404],
-  ['removeMember', 204],
-  ['createFile', 201],
-  ['listFiles', 200],
-  ['getFile', 200],
-  ['getFileContent', 200],
-  ['getFileUrl', 200],
-  ['getLinkedFileContent', 200],
-  ['deleteFile', 204],
-  ['restoreFile', 200],
-  ['createUpload', 201],
-  ['putLinkedFileContent', 204],
-  ['completeUpload', 200],
-  ['createResumableUpload', 201],
-  ['getResumableUpload', 200],
-  ['continueResumableUpload', 204],
-  ['listUploads', 200],
-  ['cancelResumableUpload', 204],
-  ['createUpload', 201],
-  ['endUpload', 204],
-  ['listAuditEvents', 200],
-  ['exportAuditEvents', 200],
-  ['verifyAuditEvents', 200],
-  ['exportTenant', 200],
-  ['deleteMe', 409],
-  ['changeEmail', 202],
-  ['reauthenticate', 204],
-  ['changePassword', 204],
-  ['deleteTenant', 202],
-  ['logout', 204]
-]
-
 type PageOperation = {
   operationId: string
   tags: string[]
@@ -232,8 +118,6 @@ const lists = [
   ...['members', 'invitations', 'users/me/sessions', 'identity-providers', 'domains'],
   ...['files/uploads', 'files?deleted=true', 'files']
 ]
-/** Lists that stay empty, because only a device or a provider can add to them. */
-const emptyLists = ['listPasskeys', 'listIdentities', 'listSignInProviders']
 
 /** Whether the page sends this request by itself, to fill in ids. It reads these lists without a limit, the files last. */
 function isOfPage(request: Request): boolean {

@@ -74,8 +74,8 @@ export const definerFunctions = [
   'miscounted_storage()',
   'my_credentials()',
   'my_factor()',
-  'my_identities()',
   'my_factors()',
+  'my_identities()',
   'my_passkeys()',
   'my_sessions(interval)',
   'my_tenants()',
@@ -124,8 +124,8 @@ export const definerFunctions = [
   'unlink_my_identity(uuid)',
   'use_account_link(uuid,text)',
   'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)',
-  'use_once(uuid,interval)',
-  'use_my_passkey(uuid,uuid,bigint,boolean)'
+  'use_my_passkey(uuid,uuid,bigint,boolean)',
+  'use_once(uuid,interval)'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
