@@ -78,7 +78,8 @@ t.test('the linters of the contract', needsPackages, async (t) => {
 /** Runs the script on a copy of the document with a change. */
 async function lint(t: Test, change: (document: Document) => void): Promise<{ code: number; output: string }> {
   const dir = t.testdir()
-  for (const file of ['package.json', '.spectral.yaml']) cpSync(join(clientFolder, file), join(dir, file))
+  const files = ['package.json', '.spectral.yaml', '.redocly.lint-ignore.yaml']
+  for (const file of files) cpSync(join(clientFolder, file), join(dir, file))
   symlinkSync(join(clientFolder, 'node_modules'), join(dir, 'node_modules'))
   const document = readDocument()
   change(document)
