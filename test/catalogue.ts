@@ -63,6 +63,7 @@ export const definerFunctions = [
   'find_identity(text)',
   'find_passkey(bytea)',
   'find_tenant(text)',
+  'forget_my_identities()',
   'find_user_identity(boolean,text,text)',
   'forget_sign_in_failures(text)',
   'founding_wait(integer,interval)',

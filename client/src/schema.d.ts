@@ -591,7 +591,7 @@ export interface paths {
     put?: never
     /**
      * Prove again who you are
-     * @description With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.
+     * @description With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same. In a session through the own provider of an agency, sign in through it again instead.
      */
     post: operations['reauthenticate']
     delete?: never
@@ -2574,7 +2574,7 @@ export interface components {
        */
       provider: string
       /**
-       * @description Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own, one of its `settings.allowed_origins` or of CORS_ORIGINS, or an address of APP_REDIRECTS
+       * @description Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own or one of CORS_ORIGINS, or an address of APP_REDIRECTS. A sign-in through the agency's own provider may also lead to its `settings.allowed_origins`: it is good in that agency only
        * @example https://acme.aggios.app/signed-in
        */
       redirect_to: string
@@ -8398,6 +8398,7 @@ export interface operations {
       /**
        * @description `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
        */
       403: {
         headers: {
@@ -8578,6 +8579,7 @@ export interface operations {
       /**
        * @description `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
        */
       403: {
         headers: {
@@ -9702,7 +9704,7 @@ export interface operations {
     parameters: {
       query: {
         /**
-         * @description Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own, one of its `settings.allowed_origins` or of CORS_ORIGINS, or an address of APP_REDIRECTS
+         * @description Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own or one of CORS_ORIGINS, or an address of APP_REDIRECTS. A sign-in through the agency's own provider may also lead to its `settings.allowed_origins`: it is good in that agency only
          * @example https://acme.aggios.app/signed-in
          */
         redirect_to: string

@@ -85,10 +85,12 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     -- == sessions =====================================================================================================
 
     -- provider_id: the agency's own provider that said who this is; null: a password, a passkey or a provider for everybody.
-    -- provider_at: when it said so. authenticated_at stays the last proof of a password or a factor.
+    -- provider_at: when it said so. authenticated_at is the last proof of a password or a factor, and of no use in such a session.
+    -- The checks hold for all rows, because the columns are new; to prove it would stop sign-ins meanwhile.
     alter table sessions add column provider_id uuid, add column provider_at timestamptz,
-      add constraint sessions_provider check ((provider_id is null) = (provider_at is null)),
-      add constraint sessions_authenticated check (provider_id is not null or authenticated_at > '-infinity');
+      add constraint sessions_provider check ((provider_id is null) = (provider_at is null)) not valid,
+      add constraint sessions_authenticated
+        check (case when provider_id is null then authenticated_at > '-infinity' else authenticated_at = '-infinity' end) not valid;
     create index sessions_provider on sessions (tenant_id, provider_id) where provider_id is not null;
     grant update (provider_id, provider_at, authenticated_at) on sessions to aggios_app;
 
@@ -266,6 +268,16 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       end if;
     end $body$;
 
+    -- Removes all identities of the user in app.user_id.
+    create function forget_my_identities() returns integer
+      language sql volatile security definer
+    begin atomic
+      with removed as (
+        delete from user_identities i where i.user_id = (select current_user_id()) returning 1
+      )
+      select count(*)::integer from removed;
+    end;
+
     -- The keys that stored secrets of providers need.
     create function provider_keys_in_use() returns setof text
       language sql stable security definer
@@ -314,7 +326,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     begin
       foreach signature in array array['use_once(uuid, interval)', 'sweep_one_time_marks(integer)',
         'find_user_identity(boolean, text, text)', 'link_my_identity(uuid, text, boolean, text, text, text)',
-        'touch_my_identity(uuid, text)', 'my_identities()', 'unlink_my_identity(uuid)', 'provider_keys_in_use()'] loop
+        'touch_my_identity(uuid, text)', 'my_identities()', 'unlink_my_identity(uuid)', 'forget_my_identities()',
+        'provider_keys_in_use()'] loop
         execute format('revoke all on function %s from public', signature);
         execute format('grant execute on function %s to aggios_app', signature);
       end loop;

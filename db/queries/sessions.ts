@@ -34,7 +34,8 @@ export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null
  * recorded: `admit` in db/migrations/0022_enforcement.ts.
  *
  * `mfa_at` is when a second factor was proved, or null. Without it the outcome is `mfa_required` for a user who has one, and
- * for a user who has none `enrollment_required` where the tenant demands one. These three are audited as `session.challenged`, but
+ * for a user who has none `enrollment_required` where the tenant demands one. A tenant that trusts its own provider demands
+ * none besides: a factor would hold in all tenants of the user, and is not for one of them to set up. These three are audited as `session.challenged`, but
  * for a switch: somebody has the password. `authenticated_at` is when the user proved who they are, if that was earlier than now.
  *
  * A sign-in (`session.opened`) from a network and with a program that the user's sessions do not know queues a notice.
@@ -63,7 +64,7 @@ export const openSession = statement(
         when t.status <> 'active' then 'suspended'
         when required_provider(m.break_glass, ${$.provider_id}::uuid) is not null then 'provider_required'
         when u.mfa_enabled_at is not null and ${$.mfa_at}::timestamptz is null then 'mfa_required'
-        when u.mfa_enabled_at is null and mfa_is_required(t.settings) then 'enrollment_required'
+        when u.mfa_enabled_at is null and ${$.provider_id}::uuid is null and mfa_is_required(t.settings) then 'enrollment_required'
         else 'opened'
       end as outcome
     from memberships m join users u on u.id = m.user_id join tenants t on t.id = m.tenant_id
@@ -117,7 +118,8 @@ export type Rotation = {
  *   when the address or user agent differs from the use before.
  * - `reused`: the token is older, or too late. The family is now revoked, published and audited.
  * - `provider_required`: the tenant demands its own provider, and the session was opened otherwise.
- * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more.
+ * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more. Not for a
+ *   session that was opened through the tenant's own provider.
  * - `ahead`: the counter was never issued, as happens after a restore.
  *
  * `provider_required`, `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
@@ -149,7 +151,7 @@ export const rotateSession = statement(
         when f.counter > ${$.counter}::int + 1 or (f.counter = ${$.counter}::int + 1
           and f.rotated_at + make_interval(secs => ${$.grace_seconds}) <= now()) then 'reused'
         when required_provider(m.break_glass, f.provider_id) is not null then 'provider_required'
-        when mfa_is_required(t.settings) and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
+        when mfa_is_required(t.settings) and f.provider_id is null and (f.mfa_at is null or u.mfa_enabled_at is null) then 'unproven'
         when f.counter = ${$.counter} then 'rotated'
         else 'repeated'
       end as outcome,
@@ -243,6 +245,21 @@ export async function isFresh(
     where s.tenant_id = ${tenant_id} and s.id = ${sid} and s.revoked_at is null
       and not session_is_over(s.id, m.ended_through, m.kept_session)`.execute(trx)
   return rows[0]?.fresh ?? false
+}
+
+/**
+ * As `isFresh`, for a change of the user's factors: somebody who has one must have proved it, and not the password only.
+ */
+export async function isFreshByFactor(
+  trx: TenantTransaction,
+  { tenant_id, sid }: { tenant_id: string; sid: string }
+): Promise<boolean> {
+  if (!(await isFresh(trx, { tenant_id, sid }))) return false
+  const { rows } = await sql`
+    select from sessions s join users u on u.id = s.user_id
+    where s.tenant_id = ${tenant_id} and s.id = ${sid}
+      and (u.mfa_enabled_at is null or s.mfa_at > now() - make_interval(secs => ${freshSeconds}))`.execute(trx)
+  return rows.length === 1
 }
 
 /**

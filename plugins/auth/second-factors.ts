@@ -27,7 +27,14 @@ import { createKeyRing } from '../../src/keys.ts'
 import type { Account } from './accounts.ts'
 
 /** A person whose code is to be checked, in the scope of the statements. */
-type Person = Scope & { user_id: string }
+type Person = Scope & {
+  user_id: string
+  /**
+   * False: wrong codes are not counted in a row. For sign-ins through an agency's own provider, because the agency decides
+   * what its provider says, and must not use up the codes of its members. Such a sign-in is good in that agency only.
+   */
+  counts?: boolean
+}
 /** A stored factor. */
 export type Factor = FactorRow & { id: string }
 export type NewFactor = { stored: SealedSecret & { id: string }; shown: { secret: string; uri: string } }
@@ -126,7 +133,7 @@ export default fp(
         if (spent) {
           throw invalidCredentials({ detail: 'too many wrong codes in a row: only a recovery code is accepted' })
         }
-        await request.tenantQuery(countFactorFailure, { id }, person)
+        if (person.counts !== false) await request.tenantQuery(countFactorFailure, { id }, person)
         throw invalidCredentials()
       },
       async refuse(request: FastifyRequest, email: string) {

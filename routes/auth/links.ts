@@ -4,6 +4,7 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { confirmEmailChange, findAccountLink, recordMyEvent, useAccountLink } from '../../db/queries/accounts/links.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { forgetFailures } from '../../db/queries/directory.ts'
+import { forgetIdentities } from '../../db/queries/sign-in/identities.ts'
 import { removeFactors } from '../../db/queries/sign-in/second-factors.ts'
 import { changePassword, endUserSessions, verifyEmail } from '../../db/queries/users.ts'
 import type { LinkPurpose } from '../../src/auth/one-time-tokens.ts'
@@ -36,6 +37,7 @@ export async function resetPassword(app: FastifyInstance, request: FastifyReques
         await recordMyEvent(trx, 'user.email_verified')
         // whoever set one up never proved the mailbox, and may have registered somebody else's address
         await removeFactors(trx, { actor_id: user_id, token_seconds })
+        await forgetIdentities(trx)
       }
       await endUserSessions(trx, null, token_seconds)
       await queryIn(trx, forgetFailures, { email })

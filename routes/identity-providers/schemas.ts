@@ -1,14 +1,23 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { Id, Name, Nullable, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
 const visible = (maxLength: number, description: string, example: string) =>
-  Type.String({ minLength: 1, maxLength, pattern: '^[\\x21-\\x7e]+$', description, examples: [example] })
+  Type.String({
+    ...{ minLength: 1, maxLength, pattern: '^[\\x21-\\x7e]+$' },
+    [messageKeyword]: 'must be letters, digits and signs of ASCII, without spaces',
+    ...{ description, examples: [example] }
+  })
 
 const issuer = visible(255, 'Exactly as the provider says it. It can not be changed.', 'https://login.acme.example')
 const claim = (description: string, example: string) =>
-  Type.String({ minLength: 1, maxLength: 100, pattern: '^[A-Za-z0-9_.:/-]+$', description, examples: [example] })
+  Type.String({
+    ...{ minLength: 1, maxLength: 100, pattern: '^[A-Za-z0-9_.:/-]+$' },
+    [messageKeyword]: 'must be letters, digits, underscores, dots, colons, slashes and hyphens',
+    ...{ description, examples: [example] }
+  })
 const role = StringEnum(['admin', 'member', 'viewer'], { examples: ['member'] })
 
 const members = {
@@ -27,6 +36,7 @@ const members = {
 }
 const client_secret = Type.String({
   ...{ minLength: 1, maxLength: 1024, pattern: '^[\\x20-\\x7e]+$' },
+  [messageKeyword]: 'must be letters, digits, signs and spaces of ASCII',
   description: 'Stored encrypted, and never shown',
   examples: ['the secret of the client']
 })

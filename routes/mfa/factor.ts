@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
+import { isFreshByFactor, markAuthenticated } from '../../db/queries/sessions.ts'
 import {
   enableFactor,
   factorsOf,
@@ -31,7 +31,7 @@ export async function startEnrollment(app: FastifyInstance, request: FastifyRequ
   const row = await requireRow(app, request)
   const { stored, shown } = app.secondFactors.create(request.user.user_id, row.email)
   const outcome = await request.withTenant(async (trx) => {
-    if (!(await isFresh(trx, request.user))) return 'stale'
+    if (!(await isFreshByFactor(trx, request.user))) return 'stale'
     return (await startFactor(trx, stored)) ? 'started' : 'enrolled'
   })
   if (outcome === 'stale') throw reauthenticationRequired()
@@ -136,7 +136,8 @@ const notStarted = 'no second factor waits for its first code: begin with POST /
 async function requirePending(app: FastifyInstance, request: FastifyRequest) {
   const row = await requireRow(app, request)
   if (row.id === null || row.confirmed || row.secret.length === 0) throw conflict({ detail: notStarted })
-  return { ...row, id: row.id }
+  // a recovery code would not show that the app has the secret
+  return { ...row, id: row.id, recovery_codes: [] }
 }
 
 export async function requireRow(app: FastifyInstance, request: FastifyRequest) {

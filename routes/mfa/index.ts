@@ -175,7 +175,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/reauthenticate/passkey/options',
     {
-      config: { access, throttled: true },
+      config: { access, reach: 'person', throttled: true },
       schema: {
         operationId: 'startPasskeyProof',
         summary: 'Begin to prove with a passkey who you are',
@@ -194,12 +194,12 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/reauthenticate',
     {
-      config: { access, problems: [...wrong, 'invalid_challenge', 'conflict'] },
+      config: { access, reach: 'person', problems: [...wrong, 'invalid_challenge', 'conflict'] },
       schema: {
         operationId: 'reauthenticate',
         summary: 'Prove again who you are',
         description:
-          'With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same.',
+          'With the password, a code of the second factor or a passkey. For five minutes this session may do what answers `reauthentication_required` otherwise. The tokens stay the same. In a session through the own provider of an agency, sign in through it again instead.',
         tags: ['auth'],
         body: Reauthentication,
         response: { 204: NoContent }

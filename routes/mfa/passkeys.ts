@@ -1,7 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
-import { isFresh, markAuthenticated } from '../../db/queries/sessions.ts'
+import { isFreshByFactor, markAuthenticated } from '../../db/queries/sessions.ts'
 import { addPasskey, maxPasskeys, myPasskeys, removePasskey, renamePasskey } from '../../db/queries/sign-in/passkeys.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
@@ -62,7 +62,7 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request) => {
-      if (!(await request.withTenant((trx) => isFresh(trx, request.user)))) throw reauthenticationRequired()
+      if (!(await request.withTenant((trx) => isFreshByFactor(trx, request.user)))) throw reauthenticationRequired()
       const person = await requireRow(app, request)
       return app.passkeys.offerRegistration(request, person)
     }
@@ -139,7 +139,7 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
       const { user_id, sid } = request.user
       const change = { actor_id: user_id, session_id: sid, token_seconds: revocationSeconds(app.config) }
       const outcome = await request.withTenant(async (trx) => {
-        if (!(await isFresh(trx, request.user))) return 'stale'
+        if (!(await isFreshByFactor(trx, request.user))) return 'stale'
         return removePasskey(trx, request.params.id, change)
       })
       if (outcome === 'stale') throw reauthenticationRequired()
@@ -164,7 +164,7 @@ async function createPasskey(app: FastifyInstance, request: FastifyRequest<{ Bod
   const { codes, recovery_codes } = createCodes(user_id)
   const change = { actor_id: user_id, session_id: sid, token_seconds: revocationSeconds(app.config) }
   const outcome = await request.withTenant(async (trx) => {
-    if (!(await isFresh(trx, request.user))) return 'stale'
+    if (!(await isFreshByFactor(trx, request.user))) return 'stale'
     const added = await addPasskey(trx, checked, { factor_id: randomUuid(), codes: recovery_codes }, change)
     // the throw rolls back
     if (!added.at) throw refusals[added.outcome]()

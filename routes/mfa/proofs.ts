@@ -8,7 +8,7 @@ import type { FactorProof as FactorProofBody } from './schemas.ts'
 
 /** A code or a passkey that was checked, and is used up by `useProof`. */
 export type Proof = FactorProof | PasskeyProof
-export type Person = { tenant_id: string; user_id: string }
+export type Person = { tenant_id: string; user_id: string; counts?: boolean }
 /** A person who has a factor. */
 export type Enrolled = FactorRow & { id: string }
 

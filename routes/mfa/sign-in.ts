@@ -33,8 +33,10 @@ export async function completeSignIn(
 ) {
   const token = requireToken(app, request)
   const { tenant_id, user_id, password_version, by, provider_id } = token
-  const person = { tenant_id, user_id }
+  const person = { tenant_id, user_id, counts: provider_id === null }
   const enrolls = token.purpose === 'enrollment'
+  // an agency's own provider must not set up what holds in all agencies of the person
+  if (enrolls && provider_id !== null) throw invalidMfaToken()
   const row = await requirePerson(app, request, token)
   if (row.id === null || factorsOf(row).length > 0 === enrolls) throw invalidMfaToken()
   const factor = { ...row, id: row.id }
@@ -96,7 +98,7 @@ export async function completeSignIn(
  */
 export async function enrollAtSignIn(app: FastifyInstance, request: MfaRequest) {
   const token = requireToken(app, request)
-  if (token.purpose !== 'enrollment') throw invalidMfaToken()
+  if (token.purpose !== 'enrollment' || token.provider_id !== null) throw invalidMfaToken()
   const { email } = await requirePerson(app, request, token)
   const { stored, shown } = app.secondFactors.create(token.user_id, email)
   if (!(await request.withTenant((trx) => startFactor(trx, stored), token))) throw invalidMfaToken()

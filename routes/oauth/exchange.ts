@@ -3,6 +3,7 @@ import { queryIn } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { openSession } from '../../db/queries/sessions.ts'
 import { touchIdentity, useOnce } from '../../db/queries/sign-in/identities.ts'
+import { factorsOf } from '../../db/queries/sign-in/second-factors.ts'
 import { type FlowCode, isVerifierOf, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { invalidSignInCode, providerRequired, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
@@ -40,7 +41,9 @@ export async function exchangeCode(app: FastifyInstance, request: ExchangeReques
     throw providerRequired({ extensions: { provider: admission.provider } })
   }
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
-    throw app.secondFactors.demand(admission.outcome, { ...subject, password_version, by, provider_id })
+    const row = await app.secondFactors.find(request, subject)
+    const waiting = { ...subject, password_version, by, provider_id }
+    throw app.secondFactors.demand(admission.outcome, waiting, row && factorsOf(row))
   }
   if (admission?.outcome !== 'opened') throw invalidSignInCode()
   const { email, role, session_id: sid } = admission

@@ -5,6 +5,7 @@ import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { findOpenSession, isFresh } from '../../db/queries/sessions.ts'
 import {
+  isVerified,
   linkIdentity,
   type MyIdentity,
   myIdentities,
@@ -16,6 +17,7 @@ import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'
 import {
   conflict,
+  forbidden,
   identityTaken,
   invalidSignInCode,
   lastSignInMethod,
@@ -26,6 +28,9 @@ import {
 import { requireVerifier } from './exchange.ts'
 import type { CodeExchange, LinkingStart } from './schemas.ts'
 import { requireRedirect } from './start.ts'
+
+/** Whoever registered the address of somebody else must not keep a way in when its owner sets a new password. */
+const notVerified = 'verify your address first: POST /api/v1/auth/email/resend sends the mail'
 
 const present = ({ agency_id, ...identity }: MyIdentity) => ({ ...identity, tenant_id: agency_id })
 
@@ -43,8 +48,13 @@ export async function beginLinking(app: FastifyInstance, request: FastifyRequest
   const provider = await app.providers.find(request, key, tenant_id)
   if (!provider) throw notFound()
   const [tenant] = await request.tenantQuery(readTenant, { tenant_id })
-  requireRedirect(app, tenant, redirect_to, '/body/redirect_to')
-  if (!(await request.withTenant((trx) => isFresh(trx, request.user)))) throw reauthenticationRequired()
+  requireRedirect(app, tenant, { target: redirect_to, path: '/body/redirect_to', confined: false })
+  const outcome = await request.withTenant(async (trx) => {
+    if (!(await isFresh(trx, request.user))) return 'stale'
+    return (await isVerified(trx)) ? 'allowed' : 'unverified'
+  })
+  if (outcome === 'stale') throw reauthenticationRequired()
+  if (outcome === 'unverified') throw forbidden({ detail: notVerified })
   const flow = { id: uuidv7(), provider: key, tenant_id, redirect_to, code_challenge, link: { user_id, sid } }
   const url = new URL(`${app.config.apiUrl}/api/v1/auth/oauth/${key}/link`)
   url.searchParams.set('ticket', app.oauth.tickets.issue(flow))
@@ -67,6 +77,7 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
     const idle_seconds = app.config.refreshTokenTtl
     const [open] = await queryIn(trx, findOpenSession, { tenant_id, session_id, idle_seconds })
     if (!open) return 'ended'
+    if (!(await isVerified(trx))) return 'unverified'
     const linked = await linkIdentity(trx, identity)
     if (linked !== 'linked') return linked
     await recordChange(trx, 'user.identity_linked', request, { provider, own })
@@ -75,6 +86,7 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
   })
   if (outcome === 'used' || outcome === undefined) throw invalidSignInCode()
   if (outcome === 'ended') throw sessionRevoked()
+  if (outcome === 'unverified') throw forbidden({ detail: notVerified })
   if (outcome === 'taken') throw identityTaken()
   if (outcome === 'full') throw conflict({ detail: 'there are twenty identities: unlink one first' })
   app.mail.wake()

@@ -1,4 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { Id, Nullable, StringEnum, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
@@ -15,11 +16,12 @@ const redirectTo = Type.String({
   minLength: 1,
   maxLength: 1024,
   description:
-    "Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own, one of its `settings.allowed_origins` or of CORS_ORIGINS, or an address of APP_REDIRECTS",
+    "Where the person comes back to, with `code` or `error` in the query: a page whose origin is the agency's own or one of CORS_ORIGINS, or an address of APP_REDIRECTS. A sign-in through the agency's own provider may also lead to its `settings.allowed_origins`: it is good in that agency only",
   examples: ['https://acme.aggios.app/signed-in']
 })
 const codeChallenge = Type.String({
   pattern: '^[A-Za-z0-9_-]{43}$',
+  [messageKeyword]: 'must be 43 characters of base64url, without padding',
   description: 'PKCE (RFC 7636) of the client with S256: base64url of the SHA-256 of its `code_verifier`',
   examples: ['E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM']
 })
@@ -72,6 +74,7 @@ const code = Type.String({
 })
 const codeVerifier = Type.String({
   pattern: '^[A-Za-z0-9._~-]{43,128}$',
+  [messageKeyword]: 'must be 43 to 128 letters, digits, hyphens, dots, underscores and tildes',
   description: 'The secret of the `code_challenge`. A wrong one uses the code up.',
   examples: ['dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk']
 })

@@ -37,7 +37,7 @@ export async function startSignIn(app: FastifyInstance, request: StartRequest, r
   const tenant = await findTenant(app, request, request.query.tenant)
   const provider = await app.providers.find(request, request.params.provider, tenant?.id ?? null)
   if (!provider) throw notFound()
-  requireRedirect(app, tenant, redirect_to, '/query/redirect_to')
+  requireRedirect(app, tenant, { target: redirect_to, path: '/query/redirect_to', confined: provider.own })
   if (request.tenant || request.hostname !== new URL(app.config.apiUrl).hostname) {
     const url = new URL(`${app.config.apiUrl}/api/v1/auth/oauth/${provider.key}`)
     const values = { redirect_to, code_challenge, ...(tenant && { tenant: tenant.slug }) }
@@ -100,18 +100,21 @@ export async function findTenant(
   return found
 }
 
-/** Throws `validation_failed` for an address that sign-ins of the agency may not lead to. It is never redirected to. */
+/**
+ * Throws `validation_failed` for an address that sign-ins of the agency may not lead to. It is never redirected to.
+ *
+ * Whoever has the page that a sign-in leads to can get the session. `allowed_origins` are chosen by any admin of the
+ * agency, so only sign-ins that are `confined` to the agency lead there: other sessions are good in all agencies.
+ */
 export function requireRedirect(
   app: FastifyInstance,
   tenant: Pick<Tenant, 'slug' | 'settings'> | undefined,
-  target: string,
-  path: string
+  { target, path, confined }: { target: string; path: string; confined: boolean }
 ): void {
   const { appUrl, corsOrigins, appRedirects, nodeEnv } = app.config
-  const own = tenant
-    ? [new URL(appUrl.replaceAll('{slug}', tenant.slug)).origin, ...(tenant.settings.allowed_origins ?? [])]
-    : []
-  const origins = [...own, ...corsOrigins].filter((origin) => origin !== '*')
+  const own = tenant ? [new URL(appUrl.replaceAll('{slug}', tenant.slug)).origin] : []
+  const chosen = (confined && tenant?.settings.allowed_origins) || []
+  const origins = [...own, ...chosen, ...corsOrigins].filter((origin) => origin !== '*')
   if (!isAllowedRedirect(target, { origins, appRedirects, development: nodeEnv === 'development' })) {
     throw invalidMembers([{ path, message: 'must be an address that sign-ins of this agency may lead to' }])
   }

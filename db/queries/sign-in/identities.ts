@@ -86,6 +86,19 @@ export async function recordIdentityEvent(trx: TenantTransaction, action: string
   await sql`select record_my_event(${action}, jsonb_build_object('provider', ${provider}::text))`.execute(trx)
 }
 
+/** Removes all identities of the gate's user. Resolves to how many there were. */
+export async function forgetIdentities(trx: TenantTransaction): Promise<number> {
+  const { rows } = await sql<{ count: number }>`select forget_my_identities() as count`.execute(trx)
+  return rows[0]?.count ?? 0
+}
+
+/** Whether the gate's user has verified their address. */
+export async function isVerified(trx: TenantTransaction): Promise<boolean> {
+  const { rows } = await sql`
+    select from users where id = current_user_id() and email_verified_at is not null`.execute(trx)
+  return rows.length === 1
+}
+
 /** Reads through which own provider of the tenant a session was opened. `provider_id` is null for all other sessions. */
 export const findSessionProvider = statement(
   'find_session_provider',
