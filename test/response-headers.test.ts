@@ -153,6 +153,8 @@ t.test('HEAD of every operation that is read', async (t) => {
       t.equal(head.headers[name], get.headers[name], `${id}: ${name}`)
     }
     const refused = await app.inject({ method: 'HEAD', url, headers: { host: a.host } })
-    t.equal(refused.statusCode, access === 'public' ? policy.status : 401, `${id} as nobody`)
+    // without the cookie of the flow it is nobody's callback
+    const open = id === 'finishAtProvider' ? 400 : policy.status
+    t.equal(refused.statusCode, access === 'public' ? open : 401, `${id} as nobody`)
   }
 })

@@ -24,7 +24,11 @@ export async function finishAtProvider(
   request: CallbackRequest,
   reply: FastifyReply
 ): Promise<string> {
-  const flow = takeFlow(app, request, reply)
+  const flow = findFlow(app, request)
+  // a HEAD uses nothing up
+  if (request.method === 'HEAD') return flow.redirect_to
+  const secure = app.config.nodeEnv === 'production'
+  reply.header('set-cookie', writeCookie(flowCookie(flow.state, { secure }), '', { seconds: 0, secure }))
   const [mark] = await request.tenantQuery(useOnce, { id: flow.id, seconds: markSeconds }, systemScope)
   if (!mark?.used) throw invalidOauthState()
   const url = new URL(flow.redirect_to)
@@ -39,15 +43,13 @@ export async function finishAtProvider(
   return url.href
 }
 
-/** The flow of this browser whose state came back. Its cookie is removed, whatever happens next. */
-function takeFlow(app: FastifyInstance, request: CallbackRequest, reply: FastifyReply): Flow {
+/** The flow of this browser whose state came back. */
+function findFlow(app: FastifyInstance, request: CallbackRequest): Flow {
   const { state } = request.query
   if (state === undefined) throw invalidOauthState()
-  const secure = app.config.nodeEnv === 'production'
-  const name = flowCookie(state, { secure })
+  const name = flowCookie(state, { secure: app.config.nodeEnv === 'production' })
   const cookie = parseCookies(request.headers.cookie).get(name)
   if (cookie === undefined) throw invalidOauthState()
-  reply.header('set-cookie', writeCookie(name, '', { seconds: 0, secure }))
   const flow = app.oauth.flows.open(cookie)
   if (!flow || flow.state !== state || flow.provider !== request.params.provider) throw invalidOauthState()
   return flow

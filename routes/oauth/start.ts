@@ -53,6 +53,8 @@ export async function startLinking(app: FastifyInstance, request: LinkRequest, r
   const ticket = app.oauth.tickets.open(request.query.ticket)
   if (!ticket || ticket.provider !== request.params.provider) throw invalidOauthState()
   const provider = await app.providers.find(request, ticket.provider, ticket.tenant_id)
+  // programs that check links send a HEAD, which uses nothing up
+  if (request.method === 'HEAD') return callbackUrl(app, ticket.provider)
   const [mark] = await request.tenantQuery(useOnce, { id: ticket.id, seconds: markSeconds }, systemScope)
   if (!mark?.used || !provider) throw invalidOauthState()
   const { id: _, ...flow } = ticket
