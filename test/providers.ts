@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net'
 import { Provider } from 'oidc-provider'
 import { type Owner, type Reply, send, type Tenant, type TestApp, type Tokens } from './harness.ts'
+import { verifyAll } from './mailed-links.ts'
 
 /*
  * Identity providers on this machine, and people with a browser and a client.
@@ -236,7 +237,7 @@ export async function signInAt(
   }
 }
 
-/** Links an identity at a scripted provider to the person of the tokens. */
+/** Links an identity at a scripted provider to the person of the tokens, whose address is verified for it. */
 export async function linkAt(
   app: TestApp,
   provider: { key: string; at: ScriptedProvider },
@@ -244,6 +245,7 @@ export async function linkAt(
   account: Account,
   tokens: Tokens = tenant.owner.tokens
 ): Promise<Reply> {
+  await verifyAll(app)
   const { code_verifier, code_challenge } = createVerifier()
   const as = (options: object) => tenant.with(tokens.access_token, { method: 'POST', ...options })
   const payload = { provider: provider.key, redirect_to: page(tenant.slug), code_challenge }
