@@ -199,7 +199,7 @@ t.test("sign-in at an agency's own provider", async (t) => {
     )
 
   t.test('nobody comes in before the domain is proven', async (t) => {
-    t.equal((await come(grace)).error, 'not_a_member')
+    t.equal((await come(grace)).error, 'identity_not_linked')
     await verifyAll(app)
     t.equal((await come({ sub: 'owner', email: acme.owner.email, email_verified: true })).error, 'identity_not_linked')
     await prove()
@@ -227,7 +227,10 @@ t.test("sign-in at an agency's own provider", async (t) => {
   t.test('an address that the provider does not vouch for brings nobody in', async (t) => {
     const person = { sub: 'mallory', email: 'mallory@acme.example' }
     t.equal((await come(person)).error, 'identity_not_linked')
-    t.equal((await come({ ...person, email_verified: true, email: 'mallory@other.example' })).error, 'not_a_member')
+    t.equal(
+      (await come({ ...person, email_verified: true, email: 'mallory@other.example' })).error,
+      'identity_not_linked'
+    )
   })
 
   t.test('another agency does not find the provider', async (t) => {
