@@ -123,6 +123,25 @@ t.test('take-overs by a sign-in at a provider', async (t) => {
     t.equal((await signInAt(app, own, 'acme', victim)).error, 'identity_not_linked', 'nor does the agency itself')
   })
 
+  t.test('an agency does not use up the identities of its members by its own provider', async (t) => {
+    const person = (number: number) => ({ sub: `${number}`, email: rival.owner.email, email_verified: true })
+    const linked = () => allRows(app.database, 'select id from user_identities where user_id = $1', [rival.owner.id])
+    t.ok((await signInAt(app, rivals, 'rival', person(1))).code)
+    t.equal((await signInAt(app, rivals, 'rival', person(2))).error, 'identity_not_linked', 'one at each provider')
+    t.match((await linkAt(app, rivals, rival, person(3))).json(), { status: 409, code: 'conflict' })
+    t.match((await linkAt(app, rivals, rival, person(1))).json(), { status: 409, code: 'identity_taken' })
+    t.equal((await linked()).length, 1)
+    await allRows(
+      app.database,
+      `insert into user_identities (id, user_id, provider, issuer, subject)
+        select gen_random_uuid(), $1, 'google', $2, 'one of many ' || number from generate_series(1, 19) as number`,
+      [rival.owner.id, google.issuer]
+    )
+    t.equal((await linkAt(app, global, rival, { sub: 'the twentieth' })).statusCode, 201, 'it does not count')
+    t.match((await linkAt(app, global, rival, { sub: 'one more' })).json(), { status: 409, code: 'conflict' })
+    await allRows(app.database, 'delete from user_identities where user_id = $1', [rival.owner.id])
+  })
+
   t.test('an issuer for every customer of somebody is not accepted', async (t) => {
     for (const issuer of [
       'https://login.microsoftonline.com/{tenantid}/v2.0',

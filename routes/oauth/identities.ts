@@ -76,7 +76,10 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
   if (outcome === 'used' || outcome === undefined) throw invalidSignInCode()
   if (outcome === 'ended') throw sessionRevoked()
   if (outcome === 'taken') throw identityTaken()
-  if (outcome === 'full') throw conflict({ detail: 'there are twenty identities: unlink one first' })
+  if (outcome === 'full') {
+    const there = own ? 'there is an identity at this provider' : 'there are twenty identities'
+    throw conflict({ detail: `${there}: unlink one first` })
+  }
   app.mail.wake()
   return present(outcome)
 }

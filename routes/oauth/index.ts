@@ -136,7 +136,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listIdentities',
         summary: 'The linked sign-ins of this person',
-        description: 'The newest first, at most twenty.',
+        description: 'The newest first: at most twenty, and one at each own provider of your agencies.',
         tags,
         response: { 200: Identities }
       }
