@@ -259,3 +259,24 @@ t.test("sign-in at an agency's own provider", async (t) => {
     t.equal((await exchange(app, code, code_verifier)).statusCode, 200)
   })
 })
+
+t.test('a sign-in at a provider counts as two attempts of its network, whatever addresses it goes by', async (t) => {
+  const at = await startScriptedProvider(t)
+  const google = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: at.issuer }
+  const app = await startApp(t, google)
+  const acme = await createTenant(app, 'acme')
+  const account = { sub: 'ada' }
+  t.equal((await linkAt(app, { key: 'google', at }, acme, account)).statusCode, 201)
+  const limited = await startApp(t, { ...google, RATE_LIMIT_AUTH: '4/1m' }, app.database)
+  for (const _ of [1, 2]) {
+    const { code_verifier, code_challenge } = createVerifier()
+    const browser = createBrowser(limited)
+    const query = new URLSearchParams({ redirect_to: page('acme'), code_challenge })
+    const sent = await browser.get(`/api/v1/auth/oauth/google?${query}`, acme.host)
+    const started = await browser.get(String(sent.headers.location))
+    const { code } = resultOf(await browser.get(at.authorize(String(started.headers.location), account)))
+    t.equal((await exchange(limited, code, code_verifier)).statusCode, 200)
+  }
+  const another = await createBrowser(limited).get(startUrl('google', 'acme', createVerifier().code_challenge))
+  t.match(another.json(), { status: 429, code: 'rate_limited' })
+})

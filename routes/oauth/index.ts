@@ -46,7 +46,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider',
     {
-      config: { access: 'public', throttled: true, problems: atProvider },
+      config: { access: 'public', problems: atProvider },
       schema: {
         operationId: 'startSignIn',
         summary: 'Sign in at a provider',
@@ -87,7 +87,8 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider/callback',
     {
-      config: { access: 'public', throttled: true, problems: ['invalid_oauth_state'] },
+      // a flow that was begun is needed, and is good once, so its begin is counted and its end is not
+      config: { access: 'public', problems: ['invalid_oauth_state'] },
       schema: {
         operationId: 'finishAtProvider',
         summary: 'Where a provider sends people back to',
