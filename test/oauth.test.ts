@@ -170,14 +170,17 @@ t.test('sign-in at a provider for everybody', async (t) => {
     ])
     t.match((await as(remove)).json(), { status: 409, code: 'last_sign_in_method' })
     const hash = 'select password_hash, pepper_id from users where id = $1'
-    const [other] = await allRows(app.database, hash, [rival.owner.id])
+    const [stored] = await allRows(app.database, hash, [rival.owner.id])
     await allRows(app.database, 'update users set password_hash = $1, pepper_id = $2 where id = $3', [
-      ...[other.password_hash, other.pepper_id, acme.owner.id]
+      ...[stored.password_hash, stored.pepper_id, acme.owner.id]
     ])
     await allRows(app.database, "update sessions set authenticated_at = now() - interval '6 minutes'")
     t.match((await as(remove)).json(), { status: 403, code: 'reauthentication_required' })
     await allRows(app.database, 'update sessions set authenticated_at = now()')
     t.equal((await as(remove)).statusCode, 204)
+    t.equal((await as('/api/v1/users/me')).statusCode, 200)
+    const other = await acme.send('/api/v1/users/me')
+    t.match(other.json(), { status: 401, code: 'session_revoked' }, 'every other session has ended')
     google.be(ada)
     t.equal((await goThrough('acme')).error, 'not_a_member')
   })

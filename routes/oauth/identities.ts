@@ -12,8 +12,10 @@ import {
   unlinkIdentity,
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
+import { endOtherSessions } from '../../db/queries/sign-in/second-factors.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
   conflict,
   identityTaken,
@@ -84,7 +86,9 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
   return present(outcome)
 }
 
+/** Unlinks an identity of the signed-in person, and ends every other session of theirs, in all agencies. */
 export async function removeIdentity(app: FastifyInstance, request: FastifyRequest<{ Params: { id: string } }>) {
+  const token_seconds = revocationSeconds(app.config)
   const outcome = await request.withTenant(async (trx) => {
     if (!(await isFresh(trx, request.user))) return 'stale'
     // its own agency is to have it in its audit log
@@ -92,6 +96,8 @@ export async function removeIdentity(app: FastifyInstance, request: FastifyReque
     if (!found || (found.agency_id !== null && found.agency_id !== request.user.tenant_id)) return 'unknown'
     const removed = await unlinkIdentity(trx, found.id)
     if (removed.outcome !== 'unlinked') return removed.outcome
+    // whoever has signed in by it must not stay in
+    await endOtherSessions(trx, request.user.sid, token_seconds)
     const { provider, agency_id } = removed
     await recordChange(trx, 'user.identity_unlinked', request, { provider, own: agency_id !== null })
     await queueNotice(trx, 'identity_unlinked')
@@ -101,6 +107,7 @@ export async function removeIdentity(app: FastifyInstance, request: FastifyReque
   if (outcome === 'unknown') throw notFound()
   if (outcome === 'last') throw lastSignInMethod()
   app.mail.wake()
+  await app.revocations.readNow()
 }
 
 /**

@@ -194,7 +194,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'unlinkIdentity',
         summary: 'Unlink a sign-in at a provider',
         description:
-          'The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.',
+          'Ends every other session, in every agency. The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.',
         tags,
         params: IdentityId,
         response: { 204: NoContent }
