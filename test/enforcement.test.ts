@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
+import { withClient } from './databases.ts'
 import { complete, enroll, forgetUsedCodes, totp } from './factors.ts'
 import {
   addMember,
@@ -15,6 +16,7 @@ import {
   type Reply,
   root,
   send,
+  setStatus,
   startApp,
   type Tenant,
   type TestApp,
@@ -250,6 +252,19 @@ t.test('every door but the provider is closed', async (t) => {
     ][]
     await t.rejects(asOwner(app.database, acme.id, id, renew), { code: 'AG003' })
   })
+  await t.test('a refresh at the moment at which the demand begins', async (t) => {
+    await allRows(app.database, 'update identity_providers set enforced_from = null where id = $1', [provider])
+    await withClient(app.database.postgres, async (blocker) => {
+      await blocker.query('begin')
+      await blocker.query('select from sessions where id = $1 for update', [sidOf(before)])
+      const asked = refresh(app, before.refresh_token)
+      const waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+      await eventually(async () => (await allRows(app.database, waiting)).length > 0)
+      await allRows(app.database, 'update identity_providers set enforced_from = now() where id = $1', [provider])
+      await blocker.query('rollback')
+      t.match((await asked).json(), { status: 401, code: 'session_revoked' })
+    })
+  })
   await t.test('another provider of the agency', async (t) => {
     const other = await addProvider(acme, 'http://localhost:2')
     t.equal(await throughProvider(app, acme, id, other), undefined)
@@ -340,6 +355,21 @@ t.test('the last break-glass owner stays one', async (t) => {
   }
   for (const [title, attempt] of Object.entries(attempts)) t.match((await attempt()).json(), last, title)
   t.match((await acme.send(enforcement)).json(), { break_glass_owners: [{ user_id: id, ready: true }] })
+
+  await setStatus(app, acme, 'suspended')
+  const suspended = { tenant_id: acme.id, user_id: id, request: '' }
+  const removals = [
+    sql`select remove_my_factor()`,
+    sql`update memberships set break_glass = false where user_id = ${id}`
+  ]
+  for (const removal of removals) {
+    const removed = app.gate.transaction(suspended, (trx) => removal.execute(trx))
+    await t.rejects(removed, { code: 'AG001' }, 'nor while the agency is suspended')
+  }
+  const forgotten = app.gate.transaction(suspended, (trx) => sql`delete from identity_providers`.execute(trx))
+  await t.rejects(forgotten, { code: 'AG002' })
+  await setStatus(app, acme, 'active')
+  await app.revocations.readNow()
 
   await enroll(app, other)
   t.equal((await breakGlass(acme, 'PUT', other.owner.id)).statusCode, 204)

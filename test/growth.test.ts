@@ -36,7 +36,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   },
   identity_providers: { bound: 'ten an agency: each takes one of ten places' },
   tenant_domains: { bound: 'the domains that an agency has proven, or tries to' },
-  user_identities: { bound: 'twenty a person; a row goes with its person' },
+  user_identities: { bound: 'twenty a person, and one at each provider of an agency; a row goes with its person' },
   one_time_marks: {
     swept: `insert into one_time_marks (id, expires_at)
       select gen_random_uuid(), now() - interval '1 minute' where $1::uuid <> $2::uuid`,

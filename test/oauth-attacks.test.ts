@@ -93,18 +93,53 @@ t.test('take-overs by a sign-in at a provider', async (t) => {
     const person = { sub: 'an attacker', email: acme.owner.email, email_verified: true }
     t.equal((await signInAt(app, global, 'acme', person)).error, 'identity_not_linked')
     t.equal((await signInAt(app, global, 'acme', { ...person, email_verified: false })).error, 'not_a_member')
+    const unknown = { ...person, email: 'nobody@acme.example', email_verified: false }
+    t.equal((await signInAt(app, global, 'acme', unknown)).error, 'not_a_member', 'the same without an account')
   })
 
   t.test('an agency that says its own provider vouches for a foreign address gets nobody', async (t) => {
     const person = { sub: 'mallory', email: acme.owner.email, email_verified: true }
     t.equal((await signInAt(app, rivals, 'rival', person)).error, 'identity_not_linked')
-    t.equal((await signInAt(app, rivals, 'rival', { ...person, email: 'new@acme.example' })).error, 'not_a_member')
+  })
+
+  t.test('an agency does not learn by its own provider who has an account', async (t) => {
+    const come = async (email: string, email_verified: boolean) =>
+      (await signInAt(app, rivals, 'rival', { sub: `somebody at ${email}`, email, email_verified })).error
+    for (const verified of [true, false]) {
+      for (const email of [acme.owner.email, 'nobody@acme.example', 'nobody@gmail.example']) {
+        t.equal(await come(email, verified), 'identity_not_linked', `${email}, ${verified}`)
+      }
+    }
+    const silent = { key: await addProvider(rival, google.issuer), at: google }
+    const mine = { sub: 'nobody', email: 'nobody@rival.example', email_verified: true }
+    t.equal((await signInAt(app, silent, 'rival', mine)).error, 'identity_not_linked', 'nor within its domain')
+    const removal = { method: 'DELETE', url: `/api/v1/identity-providers/${silent.key}` } as const
+    t.equal((await rival.send(removal)).statusCode, 204)
   })
 
   t.test('a rival that configures the issuer of another agency, or of everybody, has other identities', async (t) => {
     const same = { key: await addProvider(rival, google.issuer, { newcomer_role: 'admin' }), at: google }
-    t.equal((await signInAt(app, same, 'rival', victim)).error, 'not_a_member')
-    t.equal((await signInAt(app, own, 'acme', victim)).error, 'not_a_member', 'nor does the agency itself')
+    t.equal((await signInAt(app, same, 'rival', victim)).error, 'identity_not_linked')
+    t.equal((await signInAt(app, own, 'acme', victim)).error, 'identity_not_linked', 'nor does the agency itself')
+  })
+
+  t.test('an agency does not use up the identities of its members by its own provider', async (t) => {
+    const person = (number: number) => ({ sub: `${number}`, email: rival.owner.email, email_verified: true })
+    const linked = () => allRows(app.database, 'select id from user_identities where user_id = $1', [rival.owner.id])
+    t.ok((await signInAt(app, rivals, 'rival', person(1))).code)
+    t.equal((await signInAt(app, rivals, 'rival', person(2))).error, 'identity_not_linked', 'one at each provider')
+    t.match((await linkAt(app, rivals, rival, person(3))).json(), { status: 409, code: 'conflict' })
+    t.match((await linkAt(app, rivals, rival, person(1))).json(), { status: 409, code: 'identity_taken' })
+    t.equal((await linked()).length, 1)
+    await allRows(
+      app.database,
+      `insert into user_identities (id, user_id, provider, issuer, subject)
+        select gen_random_uuid(), $1, 'google', $2, 'one of many ' || number from generate_series(1, 19) as number`,
+      [rival.owner.id, google.issuer]
+    )
+    t.equal((await linkAt(app, global, rival, { sub: 'the twentieth' })).statusCode, 201, 'it does not count')
+    t.match((await linkAt(app, global, rival, { sub: 'one more' })).json(), { status: 409, code: 'conflict' })
+    await allRows(app.database, 'delete from user_identities where user_id = $1', [rival.owner.id])
   })
 
   t.test('an issuer for every customer of somebody is not accepted', async (t) => {

@@ -170,14 +170,17 @@ t.test('sign-in at a provider for everybody', async (t) => {
     ])
     t.match((await as(remove)).json(), { status: 409, code: 'last_sign_in_method' })
     const hash = 'select password_hash, pepper_id from users where id = $1'
-    const [other] = await allRows(app.database, hash, [rival.owner.id])
+    const [stored] = await allRows(app.database, hash, [rival.owner.id])
     await allRows(app.database, 'update users set password_hash = $1, pepper_id = $2 where id = $3', [
-      ...[other.password_hash, other.pepper_id, acme.owner.id]
+      ...[stored.password_hash, stored.pepper_id, acme.owner.id]
     ])
     await allRows(app.database, "update sessions set authenticated_at = now() - interval '6 minutes'")
     t.match((await as(remove)).json(), { status: 403, code: 'reauthentication_required' })
     await allRows(app.database, 'update sessions set authenticated_at = now()')
     t.equal((await as(remove)).statusCode, 204)
+    t.equal((await as('/api/v1/users/me')).statusCode, 200)
+    const other = await acme.send('/api/v1/users/me')
+    t.match(other.json(), { status: 401, code: 'session_revoked' }, 'every other session has ended')
     google.be(ada)
     t.equal((await goThrough('acme')).error, 'not_a_member')
   })
@@ -199,7 +202,7 @@ t.test("sign-in at an agency's own provider", async (t) => {
     )
 
   t.test('nobody comes in before the domain is proven', async (t) => {
-    t.equal((await come(grace)).error, 'not_a_member')
+    t.equal((await come(grace)).error, 'identity_not_linked')
     await verifyAll(app)
     t.equal((await come({ sub: 'owner', email: acme.owner.email, email_verified: true })).error, 'identity_not_linked')
     await prove()
@@ -227,7 +230,10 @@ t.test("sign-in at an agency's own provider", async (t) => {
   t.test('an address that the provider does not vouch for brings nobody in', async (t) => {
     const person = { sub: 'mallory', email: 'mallory@acme.example' }
     t.equal((await come(person)).error, 'identity_not_linked')
-    t.equal((await come({ ...person, email_verified: true, email: 'mallory@other.example' })).error, 'not_a_member')
+    t.equal(
+      (await come({ ...person, email_verified: true, email: 'mallory@other.example' })).error,
+      'identity_not_linked'
+    )
   })
 
   t.test('another agency does not find the provider', async (t) => {
@@ -255,4 +261,25 @@ t.test("sign-in at an agency's own provider", async (t) => {
     const { code, code_verifier } = await signInAt(app, { key: id, at: other }, 'acme', { sub: 'o' })
     t.equal((await exchange(app, code, code_verifier)).statusCode, 200)
   })
+})
+
+t.test('a sign-in at a provider counts as two attempts of its network, whatever addresses it goes by', async (t) => {
+  const at = await startScriptedProvider(t)
+  const google = { GOOGLE_CLIENT_ID: clientId, GOOGLE_CLIENT_SECRET: clientSecret, GOOGLE_ISSUER: at.issuer }
+  const app = await startApp(t, google)
+  const acme = await createTenant(app, 'acme')
+  const account = { sub: 'ada' }
+  t.equal((await linkAt(app, { key: 'google', at }, acme, account)).statusCode, 201)
+  const limited = await startApp(t, { ...google, RATE_LIMIT_AUTH: '4/1m' }, app.database)
+  for (const _ of [1, 2]) {
+    const { code_verifier, code_challenge } = createVerifier()
+    const browser = createBrowser(limited)
+    const query = new URLSearchParams({ redirect_to: page('acme'), code_challenge })
+    const sent = await browser.get(`/api/v1/auth/oauth/google?${query}`, acme.host)
+    const started = await browser.get(String(sent.headers.location))
+    const { code } = resultOf(await browser.get(at.authorize(String(started.headers.location), account)))
+    t.equal((await exchange(limited, code, code_verifier)).statusCode, 200)
+  }
+  const another = await createBrowser(limited).get(startUrl('google', 'acme', createVerifier().code_challenge))
+  t.match(another.json(), { status: 429, code: 'rate_limited' })
 })

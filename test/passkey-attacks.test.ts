@@ -1,7 +1,19 @@
 import { generateKeyPairSync } from 'node:crypto'
 import { createServer } from 'node:http'
 import t from 'tap'
-import { addMember, allRows, createTenant, password, post, send, startApp, type Tenant } from './harness.ts'
+import {
+  addMember,
+  allRows,
+  createTenant,
+  eventually,
+  mailsTo,
+  password,
+  post,
+  send,
+  startApp,
+  type Tenant
+} from './harness.ts'
+import { verifyAll } from './mailed-links.ts'
 import {
   addPasskey,
   createDevice,
@@ -135,7 +147,8 @@ t.test('a passkey', async (t) => {
     t.match(taken.json(), { status: 409, code: 'conflict' }, 'an id that somebody has')
   })
 
-  await t.test('whose counter does not grow is a copy: refused, and audited in each agency', async (t) => {
+  await t.test('whose counter does not grow is a copy: refused, audited in each agency, and told', async (t) => {
+    await verifyAll(app)
     t.equal((await signInWith(app, acme.host, device, { counter: 1000 })).statusCode, 200)
     for (const counter of [1000, 999, 0]) {
       t.match((await signInWith(app, acme.host, device, { counter })).json(), invalid, `${counter}`)
@@ -144,6 +157,9 @@ t.test('a passkey', async (t) => {
       const text = "select detail from audit_events where tenant_id = $1 and action = 'user.passkey_refused'"
       t.match(await allRows(app.database, text, [id]), [{ detail: { reason: 'counter' } }, {}, {}])
     }
+    app.mail.wake()
+    const subject = 'A passkey of your account may have been copied'
+    await eventually(() => mailsTo(app, acme.owner.email).some((mail) => mail.subject === subject))
     t.equal((await signInWith(app, acme.host, device, { counter: 1001 })).statusCode, 200)
   })
 

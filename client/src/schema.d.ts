@@ -300,7 +300,7 @@ export interface paths {
     post?: never
     /**
      * End the signed-in identity everywhere
-     * @description Ends all sessions and memberships, in all agencies. An agency keeps at least one owner.
+     * @description Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.
      */
     delete: operations['deleteMe']
     options?: never
@@ -407,7 +407,7 @@ export interface paths {
     put?: never
     /**
      * Change the e-mail address
-     * @description Both addresses get a mail with a link, which can be used within an hour. The change takes effect when both have been confirmed (`POST /api/v1/auth/email/verify`), in either order; a newer change replaces one that waits. The answer is the same when somebody else has the address: they get a mail that says so, without a link.
+     * @description Both addresses get a mail with a link, which can be used within an hour. The change takes effect when both have been confirmed (`POST /api/v1/auth/email/verify`), in either order; a newer change replaces one that waits. The answer is the same when somebody else has the address: they get a mail that says so, without a link. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.
      */
     post: operations['changeEmail']
     delete?: never
@@ -777,7 +777,7 @@ export interface paths {
     }
     /**
      * The linked sign-ins of this person
-     * @description The newest first, at most twenty.
+     * @description The newest first: at most twenty, and one at each own provider of your agencies.
      */
     get: operations['listIdentities']
     put?: never
@@ -824,7 +824,7 @@ export interface paths {
     post?: never
     /**
      * Unlink a sign-in at a provider
-     * @description The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.
+     * @description Ends every other session, in every agency. The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.
      */
     delete: operations['unlinkIdentity']
     options?: never

@@ -193,14 +193,25 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         and (not of_agency or i.agency_id is not null);
     end;
 
-    -- Links an identity to the user in app.user_id. linked, or why not: somebody has it (taken), or there are twenty (full).
+    -- Links an identity to the user in app.user_id. linked, or why not: somebody has it (taken), or there is no room (full). A
+    -- person has at most twenty that are good everywhere, and one at each provider of an agency. An agency decides what its
+    -- provider says, so its identities don't count among the twenty: it could use them up.
     create function link_my_identity(identity uuid, provider text, of_agency boolean, issuer text, subject text, email text)
       returns text
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     begin
       perform from users u where u.id = current_user_id() for no key update;
-      if (select count(*) from user_identities i where i.user_id = current_user_id()) >= 20 then
+      if of_agency then
+        -- an identity that is linked already is taken
+        if exists (
+          select from user_identities i
+          where i.user_id = current_user_id() and i.agency_id = current_tenant_id() and i.provider = link_my_identity.provider
+            and (i.issuer, i.subject) <> (link_my_identity.issuer, link_my_identity.subject)
+        ) then
+          return 'full';
+        end if;
+      elsif (select count(*) from user_identities i where i.user_id = current_user_id() and i.agency_id is null) >= 20 then
         return 'full';
       end if;
       insert into user_identities (id, user_id, provider, agency_id, issuer, subject, email, last_used_at)

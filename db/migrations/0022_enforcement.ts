@@ -129,7 +129,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     end $body$;
 
     -- Refuses a change after which an agency that demands its provider has no break-glass owner who can come in. Nobody but
-    -- the two triggers below calls it, with their rights.
+    -- the two triggers below calls it, with their rights. An agency that is suspended keeps one too, because it may be resumed;
+    -- one that is to be purged does not.
     create function require_break_glass_owner(agency uuid, without uuid) returns void
       language plpgsql volatile set search_path = public, pg_temp
     as $body$
@@ -137,7 +138,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       perform from memberships m where m.tenant_id = agency and m.break_glass order by m.user_id for no key update;
       if exists (
         select from identity_providers p join tenants t on t.id = p.tenant_id
-        where p.tenant_id = agency and p.enforced_from is not null and t.status = 'active'
+        where p.tenant_id = agency and p.enforced_from is not null and t.purge_at is null
       ) and not exists (
         select from memberships m join users u on u.id = m.user_id
         where m.tenant_id = agency and m.break_glass and m.user_id <> without
@@ -183,7 +184,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     begin
-      if exists (select from tenants t where t.id = old.tenant_id and t.status = 'active') then
+      if exists (select from tenants t where t.id = old.tenant_id and t.purge_at is null) then
         raise exception 'the provider is enforced' using errcode = 'AG002';
       end if;
       return old;

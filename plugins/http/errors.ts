@@ -44,6 +44,8 @@ function toProblem(err: unknown, request: FastifyRequest): Problem {
   // triggers of the database, which hold for every change, whichever operation makes it: db/migrations/0022_enforcement.ts
   if (code === 'AG001') return problems.lastBreakGlassOwner({ cause: err })
   if (code === 'AG002') return problems.conflict({ detail: 'this provider is demanded: end that first', cause: err })
+  // a refresh at the moment at which the agency begins to demand its provider
+  if (code === 'AG003') return problems.sessionRevoked({ cause: err })
 
   const retry = { headers: { 'retry-after': '1' }, cause: err }
   if (err instanceof StoreFailure) {

@@ -13,8 +13,10 @@ import {
   unlinkIdentity,
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
+import { endOtherSessions } from '../../db/queries/sign-in/second-factors.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { markSeconds } from '../../src/auth/oauth-flows.ts'
+import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
   conflict,
   forbidden,
@@ -88,12 +90,17 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
   if (outcome === 'ended') throw sessionRevoked()
   if (outcome === 'unverified') throw forbidden({ detail: notVerified })
   if (outcome === 'taken') throw identityTaken()
-  if (outcome === 'full') throw conflict({ detail: 'there are twenty identities: unlink one first' })
+  if (outcome === 'full') {
+    const there = own ? 'there is an identity at this provider' : 'there are twenty identities'
+    throw conflict({ detail: `${there}: unlink one first` })
+  }
   app.mail.wake()
   return present(outcome)
 }
 
+/** Unlinks an identity of the signed-in person, and ends every other session of theirs, in all agencies. */
 export async function removeIdentity(app: FastifyInstance, request: FastifyRequest<{ Params: { id: string } }>) {
+  const token_seconds = revocationSeconds(app.config)
   const outcome = await request.withTenant(async (trx) => {
     if (!(await isFresh(trx, request.user))) return 'stale'
     // its own agency is to have it in its audit log
@@ -101,6 +108,8 @@ export async function removeIdentity(app: FastifyInstance, request: FastifyReque
     if (!found || (found.agency_id !== null && found.agency_id !== request.user.tenant_id)) return 'unknown'
     const removed = await unlinkIdentity(trx, found.id)
     if (removed.outcome !== 'unlinked') return removed.outcome
+    // whoever has signed in by it must not stay in
+    await endOtherSessions(trx, request.user.sid, token_seconds)
     const { provider, agency_id } = removed
     await recordChange(trx, 'user.identity_unlinked', request, { provider, own: agency_id !== null })
     await queueNotice(trx, 'identity_unlinked')
@@ -110,6 +119,7 @@ export async function removeIdentity(app: FastifyInstance, request: FastifyReque
   if (outcome === 'unknown') throw notFound()
   if (outcome === 'last') throw lastSignInMethod()
   app.mail.wake()
+  await app.revocations.readNow()
 }
 
 /**

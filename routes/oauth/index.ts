@@ -46,7 +46,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider',
     {
-      config: { access: 'public', throttled: true, problems: atProvider },
+      config: { access: 'public', problems: atProvider },
       schema: {
         operationId: 'startSignIn',
         summary: 'Sign in at a provider',
@@ -87,7 +87,8 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider/callback',
     {
-      config: { access: 'public', throttled: true, problems: ['invalid_oauth_state'] },
+      // a flow that was begun is needed, and is good once, so its begin is counted and its end is not
+      config: { access: 'public', problems: ['invalid_oauth_state'] },
       schema: {
         operationId: 'finishAtProvider',
         summary: 'Where a provider sends people back to',
@@ -136,7 +137,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listIdentities',
         summary: 'The linked sign-ins of this person',
-        description: 'The newest first, at most twenty.',
+        description: 'The newest first: at most twenty, and one at each own provider of your agencies.',
         tags,
         response: { 200: Identities }
       }
@@ -193,7 +194,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'unlinkIdentity',
         summary: 'Unlink a sign-in at a provider',
         description:
-          'The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.',
+          'Ends every other session, in every agency. The last way to sign in stays. One that is good in a single agency is unlinked in a session of that agency. Needs a sign-in within the last five minutes.',
         tags,
         params: IdentityId,
         response: { 204: NoContent }

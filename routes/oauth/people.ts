@@ -7,6 +7,7 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount, myTenantsByUse } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
+import { hasProvenDomain } from '../../db/queries/sign-in/domains.ts'
 import { findUserIdentity, isLinkable, linkIdentity } from '../../db/queries/sign-in/identities.ts'
 import { findNewcomerRole } from '../../db/queries/sign-in/identity-providers.ts'
 import { insertUser, readUser } from '../../db/queries/users.ts'
@@ -30,7 +31,8 @@ export type Admitted = { tenant_id: string; user_id: string; password_version: n
  * whoever registered the account may not own the address. An agency's own provider may add people of a domain that the
  * agency has proven, and link members whose address is verified.
  *
- * Throws `identity_not_linked` or `not_a_member`. Nothing about an unknown person is stored then.
+ * Throws `identity_not_linked` or `not_a_member`. Nothing about an unknown person is stored then. An agency decides what
+ * its own provider says, so it gets one refusal for all addresses: another one would tell it who has an account.
  */
 export async function admitPerson(app: FastifyInstance, request: FastifyRequest, arrival: Arrival): Promise<Admitted> {
   const known = await findKnown(request, arrival)
@@ -38,17 +40,28 @@ export async function admitPerson(app: FastifyInstance, request: FastifyRequest,
   const { provider, profile } = arrival
   const email = profile.email !== null && profile.email_verified ? normalizeEmail(profile.email) : undefined
   if (email === undefined || !isEmail(email)) throw provider.own ? identityNotLinked() : notAMember()
-  const [account] = await request.tenantQuery(findAccount, { email }, systemScope)
-  if (!provider.own || arrival.tenant_id === null) throw account?.id ? identityNotLinked() : notAMember()
   const { tenant_id } = arrival
+  if (!provider.own) throw (await hasAccount(request, email)) ? identityNotLinked() : notAMember()
+  if (tenant_id === null || !(await isOfProvenDomain(request, tenant_id, email))) throw identityNotLinked()
+  const [account] = await request.tenantQuery(findAccount, { email }, systemScope)
   const added = account?.id
     ? await linkMember(request, { ...arrival, tenant_id, email, user_id: account.id })
     : await addNewcomer(app, request, { ...arrival, tenant_id, email, user_id: uuidv7() })
   if (added) app.mail.wake()
   // not added: another request of the same person was faster, or they may not come in
   const found = await findKnown(request, arrival)
-  if (!found) throw account?.id ? identityNotLinked() : notAMember()
+  if (!found) throw identityNotLinked()
   return found
+}
+
+async function hasAccount(request: FastifyRequest, email: string): Promise<boolean> {
+  const [account] = await request.tenantQuery(findAccount, { email }, systemScope)
+  return Boolean(account?.id)
+}
+
+async function isOfProvenDomain(request: FastifyRequest, tenant_id: string, email: string): Promise<boolean> {
+  const [domain] = await request.tenantQuery(hasProvenDomain, { email }, { tenant_id, user_id: null })
+  return domain?.proven ?? false
 }
 
 async function findKnown(request: FastifyRequest, { provider, profile, tenant_id }: Arrival) {

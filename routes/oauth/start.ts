@@ -30,15 +30,17 @@ export const callbackUrl = (app: FastifyInstance, provider: string) =>
 
 /**
  * Begins a sign-in. Providers know one address of this server, which is on the general host, so the cookie of the flow
- * belongs there too: a request to another host is sent there first.
+ * belongs there too: a request to another host is sent there first, and is counted as an attempt only there.
  */
 export async function startSignIn(app: FastifyInstance, request: StartRequest, reply: FastifyReply): Promise<string> {
   const { redirect_to, code_challenge } = request.query
+  const elsewhere = request.tenant !== undefined || request.hostname !== new URL(app.config.apiUrl).hostname
+  if (!elsewhere) await app.attempts.countAddress(request, reply)
   const tenant = await findTenant(app, request, request.query.tenant)
   const provider = await app.providers.find(request, request.params.provider, tenant?.id ?? null)
   if (!provider) throw notFound()
   requireRedirect(app, tenant, { target: redirect_to, path: '/query/redirect_to', confined: provider.own })
-  if (request.tenant || request.hostname !== new URL(app.config.apiUrl).hostname) {
+  if (elsewhere) {
     const url = new URL(`${app.config.apiUrl}/api/v1/auth/oauth/${provider.key}`)
     const values = { redirect_to, code_challenge, ...(tenant && { tenant: tenant.slug }) }
     for (const [name, value] of Object.entries(values)) url.searchParams.set(name, value)

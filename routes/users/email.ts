@@ -19,7 +19,7 @@ const email: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'changeEmail',
         summary: 'Change the e-mail address',
         description:
-          'Both addresses get a mail with a link, which can be used within an hour. The change takes effect when both have been confirmed (`POST /api/v1/auth/email/verify`), in either order; a newer change replaces one that waits. The answer is the same when somebody else has the address: they get a mail that says so, without a link.',
+          'Both addresses get a mail with a link, which can be used within an hour. The change takes effect when both have been confirmed (`POST /api/v1/auth/email/verify`), in either order; a newer change replaces one that waits. The answer is the same when somebody else has the address: they get a mail that says so, without a link. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.',
         tags: ['me'],
         body: EmailChange,
         response: { 202: Accepted }

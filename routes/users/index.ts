@@ -105,7 +105,8 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',
-        description: 'Ends all sessions and memberships, in all agencies. An agency keeps at least one owner.',
+        description:
+          'Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.',
         tags,
         body: Confirmation,
         response: { 204: NoContent }

@@ -1,14 +1,7 @@
 import type { Locale } from './layout.ts'
 
 /** Texts by people, and dates, in the form in which the sentences of a mail contain them. */
-export type AccountWords = {
-  name: string
-  agency: string
-  domain: string
-  person: string
-  moment: string
-  device: string
-}
+export type AccountWords = Record<'name' | 'agency' | 'domain' | 'person' | 'moment' | 'device', string>
 
 export type AccountTexts = {
   subject: (words: AccountWords) => string
@@ -33,6 +26,7 @@ export const noticeKinds = [
   'identity_unlinked',
   'new_device',
   'passkey_added',
+  'passkey_refused',
   'passkey_removed',
   'password_changed',
   'recovery_code_used',
@@ -121,6 +115,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer:
         'If it was not you, remove the passkey, set a new password, and turn to the people who run the agency at once.'
+    },
+    passkey_refused: {
+      subject: () => 'A passkey of your account may have been copied',
+      paragraphs: ({ agency, moment, device }) => [
+        `On ${moment} a passkey was refused for your account at ${agency}, because it looked like a copy of yours.`,
+        `Device: ${device}`
+      ],
+      footer: 'Remove your passkey and add a new one. If it was not you, tell the people who run the agency at once.'
     },
     passkey_removed: {
       subject: () => 'A passkey of your account was removed',
@@ -242,6 +244,14 @@ export const noticeTexts: Record<Locale, Record<NoticeKind, AccountTexts>> = {
       ],
       footer:
         'Se não foi você, remova a chave de acesso, defina uma nova senha e procure imediatamente quem administra a agência.'
+    },
+    passkey_refused: {
+      subject: () => 'Uma chave de acesso da sua conta pode ter sido copiada',
+      paragraphs: ({ agency, moment, device }) => [
+        `Em ${moment}, uma chave de acesso (passkey) foi recusada na sua conta em ${agency}, porque parecia uma cópia da sua.`,
+        `Aparelho: ${device}`
+      ],
+      footer: 'Remova a sua chave e adicione outra. Se não foi você, avise imediatamente quem administra a agência.'
     },
     passkey_removed: {
       subject: () => 'Uma chave de acesso da sua conta foi removida',

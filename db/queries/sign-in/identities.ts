@@ -40,7 +40,7 @@ export type NewIdentity = {
   email: string | null
 }
 
-/** Links an identity to the gate's user. `taken`: somebody has it already. `full`: the person has twenty. */
+/** Links an identity to the gate's user. `taken`: somebody has it already. `full`: there is no room for it. */
 export async function linkIdentity(
   trx: TenantTransaction,
   { id, provider, own, issuer, subject, email }: NewIdentity
@@ -66,7 +66,7 @@ export type MyIdentity = {
   last_used_at: Date | null
 }
 
-/** Lists the identities of the gate's user, at most twenty. */
+/** Lists the identities of the gate's user: at most twenty, and one at each own provider of their tenants. */
 export const myIdentities = statement(
   'my_identities',
   (_, __: Record<never, never>) => sql<MyIdentity>`

@@ -201,7 +201,7 @@ const notices = {
   'user.recovery_code_used': 'recovery_code_used',
   'user.passkey_added': 'passkey_added',
   'user.passkey_removed': 'passkey_removed',
-  'user.passkey_refused': undefined
+  'user.passkey_refused': 'passkey_refused'
 } as const
 type FactorEvent = {
   action: keyof typeof notices
@@ -222,7 +222,7 @@ export async function recordFactorChange(
 ): Promise<void> {
   const about = detail === undefined ? null : JSON.stringify(detail)
   await sql`select record_my_factor_change(${action}, ${actor_id}, ${session_id ?? null}, ${about}::jsonb)`.execute(trx)
-  if (notice) await queueNotice(trx, notice)
+  await queueNotice(trx, notice)
 }
 
 export async function endOtherSessions(
