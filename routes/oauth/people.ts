@@ -7,8 +7,7 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount, myTenantsByUse } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
-import { hasProvenDomain } from '../../db/queries/sign-in/domains.ts'
-import { findUserIdentity, isLinkable, linkIdentity } from '../../db/queries/sign-in/identities.ts'
+import { findUserIdentity, isLinkable, linkIdentity, mayVouchFor } from '../../db/queries/sign-in/identities.ts'
 import { findNewcomerRole } from '../../db/queries/sign-in/identity-providers.ts'
 import { insertUser, readUser } from '../../db/queries/users.ts'
 import type { Profile, Provider } from '../../src/auth/providers/provider.ts'
@@ -42,7 +41,9 @@ export async function admitPerson(app: FastifyInstance, request: FastifyRequest,
   if (email === undefined || !isEmail(email)) throw provider.own ? identityNotLinked() : notAMember()
   const { tenant_id } = arrival
   if (!provider.own) throw (await hasAccount(request, email)) ? identityNotLinked() : notAMember()
-  if (tenant_id === null || !(await isOfProvenDomain(request, tenant_id, email))) throw identityNotLinked()
+  if (tenant_id === null || !(await mayVouch(request, { tenant_id, provider: provider.key, email }))) {
+    throw identityNotLinked()
+  }
   const [account] = await request.tenantQuery(findAccount, { email }, systemScope)
   const added = account?.id
     ? await linkMember(request, { ...arrival, tenant_id, email, user_id: account.id })
@@ -59,9 +60,13 @@ async function hasAccount(request: FastifyRequest, email: string): Promise<boole
   return Boolean(account?.id)
 }
 
-async function isOfProvenDomain(request: FastifyRequest, tenant_id: string, email: string): Promise<boolean> {
-  const [domain] = await request.tenantQuery(hasProvenDomain, { email }, { tenant_id, user_id: null })
-  return domain?.proven ?? false
+/** Whether the agency's own provider may say that an address is somebody's: of a proven domain, or where it is demanded. */
+async function mayVouch(
+  request: FastifyRequest,
+  { tenant_id, ...vouched }: { tenant_id: string; provider: string; email: string }
+): Promise<boolean> {
+  const [verdict] = await request.tenantQuery(mayVouchFor, vouched, { tenant_id, user_id: null })
+  return verdict?.allowed ?? false
 }
 
 async function findKnown(request: FastifyRequest, { provider, profile, tenant_id }: Arrival) {
@@ -90,7 +95,8 @@ function linkMember(request: FastifyRequest, addition: Addition): Promise<boolea
   const { email, user_id, tenant_id } = addition
   return request.withTenant(
     async (trx) => {
-      if (!(await isLinkable(trx, email)) || !(await link(trx, addition))) return false
+      if (!(await isLinkable(trx, { email, provider: addition.provider.key })) || !(await link(trx, addition)))
+        return false
       const detail = { provider: addition.provider.key, by: 'domain' }
       await recordAudit(trx, { action: 'user.identity_linked', target_id: user_id, detail })
       await queueNotice(trx, 'identity_linked')

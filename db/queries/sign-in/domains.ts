@@ -20,12 +20,6 @@ const daySeconds = 86_400
 /** When nothing could be learned about a domain, it is looked up again after so many seconds. */
 const retrySeconds = 3600
 
-/** Whether the domain of an address is proven to be that of the gate's tenant. */
-export const hasProvenDomain = statement(
-  'has_proven_domain',
-  (_, $: { email: string }) => sql<{ proven: boolean }>`select tenant_has_domain(${$.email}) as proven`
-)
-
 export type ClaimedDomain = { tenant_id: string; name: string; challenge: string; due_at: Date }
 
 /** Claims proven domains that were not looked up for a day, leased to the caller for `lease_seconds`. */

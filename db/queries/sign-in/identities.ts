@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { TenantTransaction } from '../../gate/gate.ts'
+import { queryIn, type TenantTransaction } from '../../gate/gate.ts'
 import { statement } from '../../gate/statement.ts'
 
 /*
@@ -107,14 +107,31 @@ export const findSessionProvider = statement(
 )
 
 /**
- * Reads the address of the gate's user, and locks it, when an identity of the tenant's own provider may be linked without
- * asking: the person is a member, and the address is verified and of a domain that is the tenant's.
+ * Whether the tenant's own provider may vouch for an address: its domain is proven to be the tenant's, or the tenant demands
+ * this provider, so that its guests have no other way in.
  */
-export async function isLinkable(trx: TenantTransaction, email: string): Promise<boolean> {
+export const mayVouchFor = statement(
+  'may_vouch_for',
+  (_, $: { provider: string; email: string }) => sql<{ allowed: boolean }>`
+  select tenant_has_domain(${$.email}) or exists (
+    select from identity_providers p
+    where p.tenant_id = current_tenant_id() and p.id = ${$.provider} and p.enforced_from is not null) as allowed`
+)
+
+/**
+ * Whether an identity at the tenant's own provider may be linked to the gate's user without asking, whose address is locked
+ * then. The person is a member, the address is verified, and it is of a domain that is the tenant's. Where the tenant demands
+ * this provider, any verified address of a member will do, because its guests have no other way in.
+ */
+export async function isLinkable(
+  trx: TenantTransaction,
+  { email, provider }: { email: string; provider: string }
+): Promise<boolean> {
   const { rows } = await sql`
     select from memberships m join users u on u.id = m.user_id
     where m.tenant_id = current_tenant_id() and m.user_id = current_user_id() and u.email = ${email}
-      and u.email_verified_at is not null and u.disabled_at is null and tenant_has_domain(u.email)
+      and u.email_verified_at is not null and u.disabled_at is null
     for share of u`.execute(trx)
-  return rows.length === 1
+  const [verdict] = await queryIn(trx, mayVouchFor, { email, provider })
+  return rows.length === 1 && verdict?.allowed === true
 }
