@@ -45,8 +45,8 @@ async function plantProvider({ sql }: World, { id }: Side, owner: Person): Promi
     [id]
   )
   await sql.query(
-    `insert into sessions (tenant_id, id, user_id, expires_at, provider_id, provider_at)
-     values ($1, uuid_v7(), $2, now() + interval '1 day', $3, now())`,
+    `insert into sessions (tenant_id, id, user_id, expires_at, provider_id, provider_at, authenticated_at)
+     values ($1, uuid_v7(), $2, now() + interval '1 day', $3, now(), '-infinity')`,
     [id, owner.id, provider_id]
   )
   return { body: { provider_id } }

@@ -80,6 +80,10 @@ const ofAnotherAgency = (body?: Record<string, unknown>) => ({
   }))
 })
 
+async function verifyAddress({ sql }: World, { id }: Person): Promise<void> {
+  await sql.query('update users set email_verified_at = now() where id = $1', [id])
+}
+
 export const providerPolicies: Record<string, Policy> = {
   listSignInProviders: openRead(),
   startSignIn: {
@@ -145,13 +149,19 @@ export const providerPolicies: Record<string, Policy> = {
   startLinking: {
     access: 'user',
     status: 200,
-    make: passing((_, side) => ({ body: { provider: 'github', redirect_to: pageOf(side), code_challenge } }))
+    make: passing(async (world, side, caller) => {
+      await verifyAddress(world, caller)
+      return { body: { provider: 'github', redirect_to: pageOf(side), code_challenge } }
+    })
   },
   confirmLinking: {
     access: 'user',
     status: 201,
     audited: true,
-    make: passing((world, side, caller) => ({ body: { code: linkingCode(world, side, caller), code_verifier } })),
+    make: passing(async (world, side, caller) => {
+      await verifyAddress(world, caller)
+      return { body: { code: linkingCode(world, side, caller), code_verifier } }
+    }),
     excesses: [
       {
         title: 'the code of somebody in another agency',
