@@ -1,5 +1,6 @@
 import t from 'tap'
 import { addMember, allRows, createTenant, eventually, password, post, send, startApp } from './harness.ts'
+import { createDevice, originOf, startPasskey } from './passkey-device.ts'
 import { addProvider, clientId, clientSecret, exchange, linkAt, signInAt, startScriptedProvider } from './providers.ts'
 
 const path = '/api/v1/identity-providers'
@@ -144,7 +145,8 @@ t.test("a session through an agency's own provider stays in the agency", async (
   t.test('every operation on the person in all agencies refuses it', async (t) => {
     // what such a session may do with its person: each was looked at
     const allowed = new Set(['getMe', 'getMfa', 'listMySessions', 'endMySession', 'listMyTenants', 'reauthenticate'])
-    allowed.add('resendVerification')
+    for (const each of ['resendVerification', 'startPasskeyProof']) allowed.add(each)
+    const passkey = createDevice(originOf(acme)).create(await startPasskey(acme))
     const form = { headers: { 'content-type': 'multipart/form-data; boundary=x' }, payload: '--x--' }
     let refused = 0
     for (const [url, operations] of Object.entries<Record<string, { operationId: string; 'x-authz': string }>>(
@@ -160,6 +162,8 @@ t.test("a session through an agency's own provider stays in the agency", async (
           createTenant: { name: 'Mine', slug: 'mine' },
           startLinking: { provider: key, redirect_to: 'http://acme.localhost:8080/', code_challenge: 'a'.repeat(43) },
           confirmLinking: { code: 'x', code_verifier: 'a'.repeat(43) },
+          createPasskey: { name: 'x', passkey },
+          renamePasskey: { name: 'x' },
           updateMe: { name: 'x' }
         }
         const payload =
