@@ -1,6 +1,5 @@
 import t from 'tap'
 import { addMember, allRows, createTenant, eventually, password, post, send, startApp } from './harness.ts'
-import { createDevice, originOf, startPasskey } from './passkey-device.ts'
 import { addProvider, clientId, clientSecret, exchange, linkAt, signInAt, startScriptedProvider } from './providers.ts'
 
 const path = '/api/v1/identity-providers'
