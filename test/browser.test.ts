@@ -114,8 +114,25 @@ async function addColleague(database: DatabaseUrls, tenantId: string): Promise<v
   ])
 }
 
+/** A passkey and a linked sign-in, which only a device and a provider can make. */
+async function addWaysIn(database: DatabaseUrls, userId: string): Promise<void> {
+  await allRows(
+    database,
+    `insert into passkeys (id, user_id, credential_id, public_key, counter, transports, device_type, backed_up, name)
+      values (gen_random_uuid(), $1, 'credential', 'key', 0, '{}', 'multi_device', true, 'Phone')`,
+    [userId]
+  )
+  await allRows(
+    database,
+    `insert into user_identities (id, user_id, provider, issuer, subject)
+      values (gen_random_uuid(), $1, 'google', 'https://accounts.google.com', 'ada')`,
+    [userId]
+  )
+}
+
 const lists = [
-  ...['members', 'invitations', 'users/me/sessions', 'identity-providers', 'domains'],
+  ...['members', 'invitations', 'users/me/sessions', 'users/me/passkeys', 'users/me/identities'],
+  ...['identity-providers', 'domains'],
   ...['files/uploads', 'files?deleted=true', 'files']
 ]
 
@@ -248,6 +265,7 @@ t.test('in Chromium', { skip: reasonToSkip() }, async (t) => {
         t.ok(JSON.parse(body).data.length > 0, `${operationId} shows what there is`)
       if (operationId === 'register') {
         await addColleague(database, JSON.parse(body).tenant.id)
+        await addWaysIn(database, JSON.parse(body).user.id)
         await authorize(page, JSON.parse(body).access_token)
         isSignedIn = true
       }

@@ -51,8 +51,8 @@ export const walk: [operationId: string, status: number][] = [
   ['listPasskeys', 200],
   ['startPasskey', 200],
   ['createPasskey', 401],
-  ['renamePasskey', 404],
-  ['deletePasskey', 404],
+  ['renamePasskey', 200],
+  ['deletePasskey', 204],
   ['startPasskeyProof', 200],
   ['startPasskeySignIn', 200],
   ['signInWithPasskey', 401],
@@ -65,7 +65,7 @@ export const walk: [operationId: string, status: number][] = [
   ['listIdentities', 200],
   ['startLinking', 404],
   ['confirmLinking', 401],
-  ['unlinkIdentity', 404],
+  ['unlinkIdentity', 204],
   ['createIdentityProvider', 201],
   ['listIdentityProviders', 200],
   ['getIdentityProvider', 200],
@@ -113,5 +113,5 @@ export const walk: [operationId: string, status: number][] = [
   ['logout', 204]
 ]
 
-/** Lists that stay empty, because only a device or a provider can add to them. */
-export const emptyLists = ['listPasskeys', 'listIdentities', 'listSignInProviders']
+/** Lists that stay empty: here is no provider for everybody. */
+export const emptyLists = ['listSignInProviders']

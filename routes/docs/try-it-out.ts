@@ -34,6 +34,8 @@ export function tryItOut() {
     ['/members/{user_id}', '/members', 'user_id'],
     ['/invitations/{id}', '/invitations', 'id'],
     ['/users/me/sessions/{id}', '/users/me/sessions', 'id'],
+    ['/users/me/passkeys/{id}', '/users/me/passkeys', 'id'],
+    ['/users/me/identities/{id}', '/users/me/identities', 'id'],
     ['/identity-providers/{id}', '/identity-providers', 'id'],
     ['/domains/{name}', '/domains', 'name'],
     ['/enforcement/break-glass/{user_id}', '/members', 'user_id'],
