@@ -136,10 +136,11 @@ const lists = [
   ...['files/uploads', 'files?deleted=true', 'files']
 ]
 
-/** Whether the page sends this request by itself, to fill in ids. It reads these lists without a limit, the files last. */
+/** Whether the page sends this request by itself, to fill in ids: it says nothing of a media type. The files come last. */
 function isOfPage(request: Request): boolean {
   const { pathname, search } = new URL(request.url())
-  return request.method() === 'GET' && lists.includes(`${pathname}${search}`.replace('/api/v1/', ''))
+  const isList = lists.includes(`${pathname}${search}`.replace('/api/v1/', ''))
+  return request.method() === 'GET' && isList && request.headers().accept === '*/*'
 }
 const listsAreRead = (page: Page) =>
   page.waitForResponse((reply) => isOfPage(reply.request()) && reply.url().endsWith('/api/v1/files'))
