@@ -140,7 +140,7 @@ const lists = [
 function isOfPage(request: Request): boolean {
   const { pathname, search } = new URL(request.url())
   const isList = lists.includes(`${pathname}${search}`.replace('/api/v1/', ''))
-  return request.method() === 'GET' && isList && request.headers().accept === '*/*'
+  return request.method() === 'GET' && isList && request.headers().accept === undefined
 }
 const listsAreRead = (page: Page) =>
   page.waitForResponse((reply) => isOfPage(reply.request()) && reply.url().endsWith('/api/v1/files'))
