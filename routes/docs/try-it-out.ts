@@ -93,7 +93,8 @@ export function tryItOut() {
   function fillFromLinks(system: System, { text, headers = {} }: Reply): void {
     // a binary body is not a string
     const addresses = typeof text === 'string' ? text.matchAll(/"(?:[a-z]+:\/\/[^"/]+)?(\/api\/v1\/[^"?]+)/g) : []
-    const links = [...addresses].map(([, link]) => link as string)
+    // a path of the document itself, as in its own text, has no ids
+    const links = [...addresses].map(([, link]) => link as string).filter((link) => !(link in pathsOf(system)))
     if (headers.location) links.push(new URL(headers.location, 'http://this.host').pathname)
     for (const path of Object.keys(pathsOf(system))) {
       const expression = new RegExp(`^${path.replaceAll(/\{(\w+)\}/g, '(?<$1>[^/]+)')}$`)
