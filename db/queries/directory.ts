@@ -82,6 +82,13 @@ export const myTenantsByUse = statement(
   select id, slug, name, status, role from my_tenants() order by last_used_at desc nulls last, id`
 )
 
+/** The tenant that the gate's user used last. Active ones come before suspended ones. No row: the user is in none. */
+export const findTenantLastUsed = statement(
+  'find_tenant_last_used',
+  (_, __: Record<never, never>) => sql<{ id: string }>`
+  select id from my_tenants() order by status = 'active' desc, last_used_at desc nulls last, id limit 1`
+)
+
 /**
  * A SQL condition: whether the session may know of a tenant. A session that was opened through an agency's own provider
  * knows of that agency only. Without a session it is an operator who asks.

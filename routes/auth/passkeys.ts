@@ -2,6 +2,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { queryIn } from '../../db/gate/gate.ts'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
+import { findTenantLastUsed } from '../../db/queries/directory.ts'
 import { openSession } from '../../db/queries/sessions.ts'
 import { usePasskey } from '../../db/queries/sign-in/passkeys.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
@@ -9,7 +10,6 @@ import { invalidCredentials, providerRequired, tenantSuspended } from '../../src
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
 import { PasskeyRequestOptions, TokenReply } from '../schemas.ts'
 import { PasskeySignIn } from './schemas.ts'
-import { findTenantLastUsed } from './sign-in.ts'
 
 /** Sign-in by a passkey alone. */
 const passkeys: FastifyPluginAsyncTypebox = async (app) => {
@@ -73,7 +73,8 @@ async function signInWithPasskey(app: FastifyInstance, request: FastifyRequest<{
   if (!owner || (slug !== undefined && !named)) throw invalidCredentials()
   const { user_id, password_version } = owner
 
-  const tenantId = named?.id ?? (await findTenantLastUsed(request, user_id))
+  const lastUsed = { tenant_id: null, user_id }
+  const tenantId = named?.id ?? (await request.tenantQuery(findTenantLastUsed, {}, lastUsed))[0]?.id
   const refuse = async () => {
     const refused = { email: null, by: 'passkey' }
     if (named) await request.tenantQuery(recordRefusedSignIn, refused, { tenant_id: named.id, user_id: null })

@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
-import { type Identity, myTenantsByUse } from '../../db/queries/directory.ts'
+import { findTenantLastUsed, type Identity } from '../../db/queries/directory.ts'
 import { openSession, passwordOnly } from '../../db/queries/sessions.ts'
 import { factorsOf } from '../../db/queries/sign-in/second-factors.ts'
 import { replaceHash } from '../../db/queries/users.ts'
@@ -42,7 +42,8 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   }
   if (!correct || !identity || !stored || identity.disabled_at || (slug !== undefined && !named)) throw await refuse()
 
-  const tenantId = named?.id ?? (await findTenantLastUsed(request, identity.id))
+  const lastUsed = { tenant_id: null, user_id: identity.id }
+  const tenantId = named?.id ?? (await request.tenantQuery(findTenantLastUsed, {}, lastUsed))[0]?.id
   if (tenantId === undefined) throw notAMember()
   await renewHash(app, request, identity, stored, password)
 
@@ -70,12 +71,6 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   if (admission?.outcome !== 'opened') throw await refuse()
   await app.accounts.succeeded(request, account)
   return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
-}
-
-/** Finds the tenant that the person used last, and prefers active tenants. */
-export async function findTenantLastUsed(request: FastifyRequest, userId: string): Promise<string | undefined> {
-  const tenants = await request.tenantQuery(myTenantsByUse, {}, { tenant_id: null, user_id: userId })
-  return (tenants.find(({ status }) => status === 'active') ?? tenants[0])?.id
 }
 
 /**

@@ -4,7 +4,7 @@ import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { findAccount, myTenantsByUse } from '../../db/queries/directory.ts'
+import { findAccount, findTenantLastUsed } from '../../db/queries/directory.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
 import { findUserIdentity, isLinkable, linkIdentity, mayVouchFor } from '../../db/queries/sign-in/identities.ts'
@@ -13,11 +13,8 @@ import { insertUser, readUser } from '../../db/queries/users.ts'
 import type { Profile, Provider } from '../../src/auth/providers/provider.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { identityNotLinked, identityTaken, notAMember } from '../../src/http/problems.ts'
-import { normalizeEmail } from '../../src/mail/mailboxes.ts'
+import { readEmail } from '../../src/mail/mailboxes.ts'
 import { trimName } from '../../src/names.ts'
-
-/** Addresses of the people of a provider are less checked than ours. */
-const isEmail = (text: string) => /^[^\s@]{1,64}@[^\s@.]+(?:\.[^\s@.]+)+$/.test(text)
 
 type Arrival = { provider: Provider; profile: Profile; tenant_id: string | null }
 /** Somebody whose session may be opened. */
@@ -37,8 +34,8 @@ export async function admitPerson(app: FastifyInstance, request: FastifyRequest,
   const known = await findKnown(request, arrival)
   if (known) return known
   const { provider, profile } = arrival
-  const email = profile.email !== null && profile.email_verified ? normalizeEmail(profile.email) : undefined
-  if (email === undefined || !isEmail(email)) throw provider.own ? identityNotLinked() : notAMember()
+  const email = profile.email_verified ? readEmail(profile.email) : undefined
+  if (email === undefined) throw provider.own ? identityNotLinked() : notAMember()
   const { tenant_id } = arrival
   if (!provider.own) throw (await hasAccount(request, email)) ? identityNotLinked() : notAMember()
   if (tenant_id === null || !(await mayVouch(request, { tenant_id, provider: provider.key, email }))) {
@@ -75,17 +72,13 @@ async function findKnown(request: FastifyRequest, { provider, profile, tenant_id
   const [identity] = await request.tenantQuery(findUserIdentity, { own: provider.own, issuer, subject }, scope)
   if (!identity) return undefined
   const { id: identity_id, user_id, password_version, disabled_at } = identity
-  const tenantId = tenant_id ?? (await findTenantLastUsed(request, user_id))
+  const lastUsed = { tenant_id: null, user_id }
+  const tenantId = tenant_id ?? (await request.tenantQuery(findTenantLastUsed, {}, lastUsed))[0]?.id
   if (tenantId === undefined || disabled_at) throw notAMember()
   const person = { tenant_id: tenantId, user_id }
   const [member] = await request.tenantQuery(readUser, person, person)
   if (!member) throw notAMember()
   return { ...person, password_version, identity_id }
-}
-
-async function findTenantLastUsed(request: FastifyRequest, user_id: string): Promise<string | undefined> {
-  const tenants = await request.tenantQuery(myTenantsByUse, {}, { tenant_id: null, user_id })
-  return (tenants.find(({ status }) => status === 'active') ?? tenants[0])?.id
 }
 
 type Addition = { provider: Provider; profile: Profile; tenant_id: string; email: string; user_id: string }
@@ -97,7 +90,7 @@ function linkMember(request: FastifyRequest, addition: Addition): Promise<boolea
     async (trx) => {
       if (!(await isLinkable(trx, { email, provider: addition.provider.key })) || !(await link(trx, addition)))
         return false
-      const detail = { provider: addition.provider.key, by: 'domain' }
+      const detail = { provider: addition.provider.key, by: 'address' }
       await recordAudit(trx, { action: 'user.identity_linked', target_id: user_id, detail })
       await queueNotice(trx, 'identity_linked')
       return true

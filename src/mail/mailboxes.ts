@@ -1,3 +1,5 @@
+import { fullFormats } from 'ajv-formats/dist/formats.js'
+
 /**
  * Returns one spelling for all addresses of the same mailbox, for limits: without the part from a plus sign on, and for
  * Gmail without dots. It is only counted by, and no mail is sent to it.
@@ -16,4 +18,15 @@ export function mailboxOf(email: string): string {
  */
 export function normalizeEmail(email: string): string {
   return email.normalize('NFKC').toLowerCase()
+}
+
+const maxEmailLength = 254
+
+/**
+ * Returns an address that somebody else has sent as it is stored, or undefined when it is none. It obeys the same rules as
+ * the addresses in requests.
+ */
+export function readEmail(text: string | null): string | undefined {
+  if (text === null || text.length > maxEmailLength) return undefined
+  return (fullFormats.email as RegExp).test(text) ? normalizeEmail(text) : undefined
 }
