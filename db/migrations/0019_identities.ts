@@ -289,11 +289,16 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       select count(*)::integer from removed;
     end;
 
-    -- The keys that stored secrets of providers need.
+    -- The keys that stored secrets of providers need, each found by one step in the index: every process asks at its start.
     create function provider_keys_in_use() returns setof text
       language sql stable security definer
     begin atomic
-      select distinct key_id from identity_providers;
+      with recursive key (id) as (
+        select min(key_id) from identity_providers
+        union all
+        select (select min(p.key_id) from identity_providers p where p.key_id > key.id) from key where key.id is not null
+      )
+      select id from key where id is not null;
     end;
 
     -- No cascade from users: see 0001.
