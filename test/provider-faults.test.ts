@@ -234,6 +234,11 @@ t.test('requests to what a customer has configured', async (t) => {
       await t.rejects(outside(`https://${host}:${port}/`), { message: /(?:not|no) public/ }, host)
     }
     t.equal(connections, 0)
+
+    const ours = createOutboundFetch({ development: false, privateNetworks: true })
+    await t.rejects(ours(`https://127.0.0.1:${port}/`), { message: 'the request failed' })
+    t.equal(connections, 1, 'but for a server of the settings')
+    await t.rejects(ours(`http://127.0.0.1:${port}/`), { message: /only https/ })
   })
 
   t.test('go by https only, and carry no password of an address', async (t) => {

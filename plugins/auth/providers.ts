@@ -64,9 +64,14 @@ export default fp(
     }
 
     const development = config.nodeEnv === 'development'
-    const fetch = createOutboundFetch({ development })
-    const openid = createOpenIdProtocol(fetch, { development })
-    const protocols = { google: openid, openid, github: createGithubProtocol(fetch, { development }) }
+    // a server of the operator may stand in a private network; what an owner of an agency names must not
+    const operators = createOutboundFetch({ development, privateNetworks: true })
+    const owners = createOutboundFetch({ development })
+    const protocols = {
+      google: createOpenIdProtocol(operators, { development }),
+      github: createGithubProtocol(operators, { development }),
+      openid: createOpenIdProtocol(owners, { development })
+    }
     const outcomes = { answered: 0, failed: 0, late: 0 }
 
     const standard = { email_claim: 'email', name_claim: 'name', trust_email: false, own: false }

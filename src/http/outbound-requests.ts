@@ -73,13 +73,20 @@ const isLoopbackName = (hostname: string) =>
  *
  * It follows no redirect, takes at most 1 MiB, and waits 5 seconds for the whole answer. Rejects with OutboundFailure.
  *
- * `development` also allows private addresses, and http to this machine.
+ * `privateNetworks` allows private addresses too, for servers that the operator has chosen in the settings. `development`
+ * allows them as well, and http to this machine.
  */
-export function createOutboundFetch({ development }: { development: boolean }): OutboundFetch {
+export function createOutboundFetch({
+  development,
+  privateNetworks = development
+}: {
+  development: boolean
+  privateNetworks?: boolean
+}): OutboundFetch {
   const lookup: LookupFunction = (hostname, options, done) => {
     resolve(hostname, { ...options, all: true }, (err, addresses) => {
       if (err) return done(err, [])
-      const allowed = development ? addresses : addresses.filter(({ address }) => isPublicAddress(address))
+      const allowed = privateNetworks ? addresses : addresses.filter(({ address }) => isPublicAddress(address))
       const [first] = allowed
       if (!first) return done(new OutboundFailure('the host has no public address'), [])
       if (options.all) done(null, allowed)
@@ -94,7 +101,7 @@ export function createOutboundFetch({ development }: { development: boolean }): 
     if (url.username !== '' || url.password !== '') throw new OutboundFailure('the address has a password')
     // an address that is written as such is not looked up
     const literal = url.hostname.replace(/^\[(.*)\]$/, '$1')
-    if (isIP(literal) && !development && !isPublicAddress(literal)) {
+    if (isIP(literal) && !privateNetworks && !isPublicAddress(literal)) {
       throw new OutboundFailure('the address is not public')
     }
     const sent = body === undefined || body === null ? undefined : String(body)
