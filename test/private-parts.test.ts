@@ -250,7 +250,8 @@ t.test('the messages of pg by which a lost connection is recognized', async (t) 
     ])
   })
   t.test('while all connections are taken', async (t) => {
-    const pool = new pg.Pool({ ...server, max: 1, connectionTimeoutMillis: 20 })
+    // long enough for the first connection on a busy machine
+    const pool = new pg.Pool({ ...server, max: 1, connectionTimeoutMillis: 1000 })
     const taken = await pool.connect()
     t.strictSame(await failureOf(pool.connect()), ['timeout exceeded when trying to connect', 'overloaded'])
     taken.release(true)
