@@ -75,12 +75,10 @@ await server.stop()
 rmSync(dir, { recursive: true, force: true })
 
 for (const [file, { failures }] of broken()) print(`${file} failed`, failures)
-const slowest = [...outcomes].sort(([, one], [, other]) => other.ms - one.ms).slice(0, 10)
-if (files.length > 1)
-  print(
-    'the slowest',
-    slowest.map(([file, { ms }]) => `${(ms / 1000).toFixed(0).padStart(5)} s  ${file}`)
-  )
+if (files.length > 1) {
+  print('the slowest', largest('ms', 1000))
+  print('the most CPU time', largest('cpuSeconds', 1))
+}
 print(`${secondRuns.length} needed a second run`, secondRuns)
 const skips = [...outcomes].flatMap(([file, each]) => each.skips.map((line) => `${file}: ${line.trim()}`))
 if (skips.length > 0) print('skipped', skips)
@@ -141,6 +139,14 @@ async function decide(file: string): Promise<void> {
   }
 }
 
+/** The ten files with the largest times, in seconds. */
+function largest(key: 'ms' | 'cpuSeconds', unitsPerSecond: number): string[] {
+  const sorted = [...outcomes].sort(([, one], [, other]) => other[key] - one[key])
+  return sorted.slice(0, 10).map(([file, outcome]) => {
+    return `${(outcome[key] / unitsPerSecond).toFixed(0).padStart(5)} s  ${file}`
+  })
+}
+
 function print(what: string, lines: string[]): void {
   process.stdout.write(`\n# ${what}\n${lines.slice(0, 150).join('\n')}\n`)
 }
@@ -154,7 +160,7 @@ function tell(file: string, outcome: Outcome): void {
   const left = ((performance.now() - startedAt) / done) * (files.length - done)
   const progress = `${done} of ${files.length}, about ${Math.ceil(left / 60_000)} min left`
   process.stdout.write(
-    `${failed > 0 ? 'not ok' : 'ok'} ${file}: ${counts} in ${(ms / 1000).toFixed(1)} s (${progress})\n`
+    `${failed > 0 ? 'not ok' : 'ok'} ${file}: ${counts} in ${(ms / 1000).toFixed(1)} s, CPU ${outcome.cpuSeconds.toFixed(1)} s (${progress})\n`
   )
   if (failed > 0) process.stdout.write(`${failures.slice(0, 150).join('\n')}\n`)
 }

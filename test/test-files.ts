@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
@@ -10,12 +11,16 @@ import type { Readable } from 'node:stream'
  * of the files themselves.
  */
 
-/** The result of one file: its assertions, how long it took, and the lines about what failed and what was skipped. */
+/**
+ * The result of one file: its assertions, how long it took, the CPU time of all that it started (0 where the system does
+ * not tell), and the lines about what failed and what was skipped.
+ */
 export type Outcome = {
   passed: number
   failed: number
   skipped: number
   ms: number
+  cpuSeconds: number
   failures: string[]
   skips: string[]
 }
@@ -43,9 +48,12 @@ export async function runFile(
   child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
     said = (said + chunk).slice(-4000)
   })
+  child.once('exit', () => {
+    outcome.cpuSeconds = cpuSecondsOfOneMore()
+  })
   const ended = once(child, 'close')
   const kill = setTimeout(() => child.kill('SIGKILL'), timeoutSeconds * 1000 + killAfterMs)
-  const outcome: Outcome = { passed: 0, failed: 0, skipped: 0, ms: 0, failures: [], skips: [] }
+  const outcome: Outcome = { passed: 0, failed: 0, skipped: 0, ms: 0, cpuSeconds: 0, failures: [], skips: [] }
   let planned = false
   let failing = false
   for await (const line of createInterface({ input: child.stdout as Readable })) {
@@ -78,6 +86,24 @@ export async function runFile(
   if (outcome.failed > 0 && said !== '') outcome.failures.push(...said.trimEnd().split('\n'))
   outcome.ms = performance.now() - startedAt
   return outcome
+}
+
+/** The CPU time of all children that have ended so far, in ticks of 10 ms. */
+let ticksOfEnded = 0
+
+/** The CPU time of the child that has just ended and of all that it has waited for. */
+function cpuSecondsOfOneMore(): number {
+  if (!existsSync('/proc/self/stat')) return 0
+  const stat = readFileSync('/proc/self/stat', 'utf8')
+  // cutime and cstime, the 16th and 17th member; the name in parentheses is the second
+  const [user, system] = stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .slice(13, 15)
+    .map(Number)
+  const before = ticksOfEnded
+  ticksOfEnded = Number(user) + Number(system)
+  return (ticksOfEnded - before) / 100
 }
 
 /** Runs files beside each other. `onDone` is called with each result as it comes. */
