@@ -106,7 +106,7 @@ const png = await sharp({ create: { width: 8, height: 8, channels: 3, background
 async function addColleague(database: DatabaseUrls, tenantId: string): Promise<void> {
   const [{ id }] = await allRows(
     database,
-    "insert into users (id, email, name) values (gen_random_uuid(), 'bob@example.com', 'Bob') returning id"
+    "insert into users (id, email, name) values (uuid_v7(), 'bob@example.com', 'Bob') returning id"
   )
   await allRows(database, "insert into memberships (tenant_id, user_id, role) values ($1, $2, 'viewer')", [
     tenantId,
@@ -119,13 +119,13 @@ async function addWaysIn(database: DatabaseUrls): Promise<void> {
   await allRows(
     database,
     `insert into passkeys (id, user_id, credential_id, public_key, counter, transports, device_type, backed_up, name)
-      select gen_random_uuid(), id, 'credential', 'key', 0, '{}', 'multi_device', true, 'Phone' from users where email = $1`,
+      select uuid_v7(), id, 'credential', 'key', 0, '{}', 'multi_device', true, 'Phone' from users where email = $1`,
     ['ada@example.com']
   )
   await allRows(
     database,
     `insert into user_identities (id, user_id, provider, issuer, subject)
-      select gen_random_uuid(), id, 'google', 'https://accounts.google.com', 'ada' from users where email = $1`,
+      select uuid_v7(), id, 'google', 'https://accounts.google.com', 'ada' from users where email = $1`,
     ['ada@example.com']
   )
 }
@@ -171,8 +171,6 @@ async function tryOperation(
   const file = operation.locator('input[type=file]')
   const execute = operation.locator('button.execute')
   await execute.waitFor()
-  if (await file.count())
-    await file.setInputFiles({ name: 'file', mimeType: 'application/octet-stream', buffer: content })
   for (const { name, in: where } of parameters.filter((parameter) => parameter.in === 'path')) {
     const field = operation.locator(`tr[data-param-name="${name}"][data-param-in="${where}"] input`)
     await eventually(async () => (await field.inputValue()) !== '', 60_000)
@@ -186,8 +184,10 @@ async function tryOperation(
   const filled = method === 'get' || !isSignedIn ? undefined : listsAreRead(page).catch(() => {})
   // what fills the form is shown by then
   await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))')
-  // a click is lost if the page renders its button again at that moment
+  // a click or a chosen file is lost if the page renders its form again at that moment
   for (let asked = false, attempts = 0; !asked && attempts < 6; attempts++) {
+    if (await file.count())
+      await file.setInputFiles({ name: 'file', mimeType: 'application/octet-stream', buffer: content })
     const sent = page.waitForRequest(isOurs, { timeout: 10_000 })
     await execute.dispatchEvent('click')
     asked = await sent.then(
