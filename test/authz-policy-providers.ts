@@ -102,6 +102,19 @@ export const providerPolicies: Record<string, Policy> = {
           ...{ caller: undefined, side: world.a, params: { provider: await plantOnlyProvider(world, world.b) } },
           query: { redirect_to: pageOf(world.a), code_challenge }
         })
+      },
+      {
+        title: 'an invitation to another agency',
+        ...notFound,
+        call: async (world) => {
+          const id = await world.plantInvitation(world.b)
+          const mailed = { tenant_id: world.b.id, id, generation: 1 }
+          const invitation = world.app.oneTimeTokens.issue('invitation', mailed)
+          return {
+            ...{ caller: undefined, side: world.a, params: { provider: 'github' } },
+            query: { redirect_to: pageOf(world.a), code_challenge, invitation }
+          }
+        }
       }
     ]
   },

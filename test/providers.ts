@@ -185,8 +185,15 @@ export type Browser = ReturnType<typeof createBrowser>
 export const page = (slug: string) => `http://${slug}.localhost:8080/signed-in`
 
 /** The address at which a client sends its person to a provider. */
-export function startUrl(provider: string, tenant: string, code_challenge: string, redirect_to = page(tenant)): string {
-  return `/api/v1/auth/oauth/${provider}?${new URLSearchParams({ redirect_to, code_challenge, tenant })}`
+export function startUrl(
+  provider: string,
+  tenant: string,
+  code_challenge: string,
+  redirect_to = page(tenant),
+  invitation?: string
+): string {
+  const query = { redirect_to, code_challenge, tenant, ...(invitation !== undefined && { invitation }) }
+  return `/api/v1/auth/oauth/${provider}?${new URLSearchParams(query)}`
 }
 
 export const exchange = (app: TestApp, code: unknown, code_verifier: string, host = 'localhost'): Promise<Reply> =>
@@ -214,16 +221,17 @@ export async function walk(location: string): Promise<string> {
 /** What came back to the client's page. */
 export const resultOf = (reply: Reply) => Object.fromEntries(new URL(String(reply.headers.location)).searchParams)
 
-/** Signs a person in at a scripted provider, as far as the client's page. */
+/** Signs a person in at a scripted provider, as far as the client's page, with an invitation or without. */
 export async function signInAt(
   app: TestApp,
   provider: { key: string; at: ScriptedProvider },
   tenant: string,
   account: Account,
-  browser = createBrowser(app)
+  browser = createBrowser(app),
+  invitation?: string
 ) {
   const { code_verifier, code_challenge } = createVerifier()
-  const started = await browser.get(startUrl(provider.key, tenant, code_challenge))
+  const started = await browser.get(startUrl(provider.key, tenant, code_challenge, page(tenant), invitation))
   if (started.statusCode !== 302) throw new Error(`start: ${started.statusCode} ${started.body}`)
   const back = provider.at.authorize(String(started.headers.location), account)
   const reply = await browser.get(back)

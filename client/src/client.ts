@@ -41,6 +41,8 @@ export type ProviderSignIn = {
   redirect_to: string
   /** The slug of the agency; not needed on its host. */
   tenant?: string
+  /** The token of a mailed invitation, to accept it by this sign-in. The agency is that of the invitation. */
+  invitation?: string
 }
 export type ProviderStart = { url: string; code_verifier: string }
 
@@ -83,12 +85,12 @@ export type AggiosClient = Client<paths> & {
    */
   startProviderSignIn(start: ProviderSignIn): Promise<ProviderStart>
   /**
-   * Completes a sign-in at a provider with the `code` in the query of `redirect_to`. Throws `mfa_required` as `signIn`
-   * does.
+   * Completes a sign-in at a provider with the `code` in the query of `redirect_to`, and accepts the invitation that it
+   * began with. Throws `mfa_required` as `signIn` does.
    */
   finishProviderSignIn(exchange: CodeExchange): Promise<TokenReply>
   /** Begins to link an identity at a provider to the signed-in person. Needs a sign-in within the last five minutes. */
-  startLinking(start: Omit<ProviderSignIn, 'tenant'>): Promise<ProviderStart>
+  startLinking(start: Omit<ProviderSignIn, 'tenant' | 'invitation'>): Promise<ProviderStart>
   /** Links the identity, with the `code` in the query of `redirect_to`, in the session that began. */
   finishLinking(exchange: CodeExchange): Promise<Identity>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
@@ -170,10 +172,13 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
       const passkey = await createCredential(options)
       return unwrap(client.POST('/api/v1/users/me/passkeys', { body: { name, passkey } }))
     },
-    async startProviderSignIn({ provider, redirect_to, tenant }) {
+    async startProviderSignIn({ provider, redirect_to, tenant, invitation }) {
       const { code_verifier, code_challenge } = await createPkce()
       const url = new URL(`${baseUrl}/api/v1/auth/oauth/${encodeURIComponent(provider)}`)
-      const query = { redirect_to, code_challenge, ...(tenant !== undefined && { tenant }) }
+      const query = {
+        ...{ redirect_to, code_challenge, ...(tenant !== undefined && { tenant }) },
+        ...(invitation !== undefined && { invitation })
+      }
       for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value)
       return { url: url.href, code_verifier }
     },

@@ -697,7 +697,7 @@ export interface paths {
     }
     /**
      * Sign in at a provider
-     * @description Open it in the browser of the person, not by `fetch`. The person comes back to `redirect_to` within ten minutes, with `code` for `POST /api/v1/auth/oauth/token`, or with `error`, which is a `code` of the problems.
+     * @description Open it in the browser of the person, not by `fetch`. The person comes back to `redirect_to` within ten minutes, with `code` for `POST /api/v1/auth/oauth/token`, or with `error`, which is a `code` of the problems. Somebody with an `invitation` accepts it in this way.
      */
     get: operations['startSignIn']
     put?: never
@@ -759,7 +759,7 @@ export interface paths {
     put?: never
     /**
      * Complete a sign-in at a provider
-     * @description Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only.
+     * @description Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.
      */
     post: operations['exchangeSignInCode']
     delete?: never
@@ -1115,7 +1115,7 @@ export interface paths {
     put?: never
     /**
      * Accept an invitation
-     * @description A new person sends `name` and `password`. A person with an account sends its bearer token or its `password`; the bearer token of another person is refused. When the address of an account was never verified, a request with `name` and a different `password` takes the address over: the old account is closed, and its agencies stay without it. Send no `name` to sign in to the old account. An account with a second factor needs its `code` as well, unless the session of the bearer token has proved it: `mfa_required`. Where the agency demands a second factor and the account has none, the invitation is accepted and the same problem has a token to set one up with.
+     * @description A new person sends `name` and `password`. A person with an account sends its bearer token or its `password`; the bearer token of another person is refused. When the address of an account was never verified, a request with `name` and a different `password` takes the address over: the old account is closed, and its agencies stay without it. Send no `name` to sign in to the old account. An account with a second factor needs its `code` as well, unless the session of the bearer token has proved it: `mfa_required`. Where the agency demands a second factor and the account has none, the invitation is accepted and the same problem has a token to set one up with. Where it demands its own provider the answer is `provider_required`, and the invitation stays as it was: accept it by `GET /api/v1/auth/oauth/{provider}` with `invitation`.
      */
     post: operations['acceptInvitation']
     delete?: never
@@ -1711,6 +1711,7 @@ export interface components {
         | 'invalid_oauth_state'
         | 'invalid_sign_in_code'
         | 'identity_not_linked'
+        | 'invitation_for_another'
         | 'sign_in_cancelled'
         | 'provider_required'
         | 'identity_taken'
@@ -9715,6 +9716,8 @@ export interface operations {
         code_challenge: string
         /** @description Slug of the agency; not needed on the host of the agency. Without both, the agency used last. */
         tenant?: string
+        /** @description The token of a mailed invitation, to accept it by this sign-in. The agency is that of the invitation. It never goes to the provider */
+        invitation?: string
       }
       header?: never
       path: {
@@ -9751,6 +9754,17 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
+      /** @description `tenant_suspended`: The agency is suspended */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
       /**
        * @description `tenant_not_found`: There is no such agency
        *     `not_found`: There is no such object
@@ -9768,6 +9782,17 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `invitation_expired`: The invitation is no longer good */
+      410: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {
@@ -10192,6 +10217,9 @@ export interface operations {
        * @description `provider_required`: The agency demands its own provider
        *     `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
+       *     `invitation_for_another`: The invitation is for another address
+       *     `identity_not_linked`: This identity is linked to no account
+       *     `not_a_member`: You are not a member of any agency
        */
       403: {
         headers: {
@@ -10217,6 +10245,31 @@ export interface operations {
       /** @description `request_timeout`: The request did not arrive in time */
       408: {
         headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `identity_taken`: This identity is linked to an account already
+       *     `already_a_member`: This person is a member already
+       */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `invitation_expired`: The invitation is no longer good */
+      410: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
         }
         content: {

@@ -111,6 +111,26 @@ export async function lockPerson(trx: TenantTransaction, userId: string, passwor
   return person !== undefined
 }
 
+/**
+ * Locks the gate's user as it was when it was decided about, for a transaction that changes what belongs to the person. False
+ * when the password or the address has changed since, or the person is disabled.
+ */
+export async function lockPersonForChange(
+  trx: TenantTransaction,
+  { id, password_version, email }: { id: string; password_version: number; email: string }
+): Promise<boolean> {
+  const person = await trx
+    .selectFrom('users')
+    .select('id')
+    .where('id', '=', id)
+    .where('password_version', '=', password_version)
+    .where('email', '=', email)
+    .where('disabled_at', 'is', null)
+    .forNoKeyUpdate()
+    .executeTakeFirst()
+  return person !== undefined
+}
+
 /** Reads the address of the gate's user, from the database and not from the token. */
 export const findMyEmail = statement('find_my_email', (db, _: Record<never, never>) =>
   db.selectFrom('users').where('id', '=', sql<string>`(select current_user_id())`).select('email')

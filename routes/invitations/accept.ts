@@ -4,6 +4,7 @@ import { queryIn } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount, type Identity } from '../../db/queries/directory.ts'
+import { findInvitation, releaseAddress, useInvitation } from '../../db/queries/invitations.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
 import { findOpenSession, openSession, passwordOnly, type SessionProof } from '../../db/queries/sessions.ts'
@@ -26,7 +27,6 @@ import {
   sessionRevoked,
   tenantSuspended
 } from '../../src/http/problems.ts'
-import { findInvitation, releaseAddress, useInvitation } from './queries.ts'
 import type { Acceptance } from './schemas.ts'
 
 type AcceptRequest = FastifyRequest<{ Body: Acceptance }>
@@ -61,8 +61,8 @@ type Acceptor = {
  * old one.
  *
  * Throws `mfa_required`, and nothing has changed, when the person has a second factor and neither a code nor the session
- * of the bearer token has proved it. Where the tenant demands its own provider, the person becomes a member, and the answer is
- * `provider_required`. Where the tenant demands a factor and the person has none, somebody with a bearer
+ * of the bearer token has proved it. Throws `provider_required` where the tenant demands its own provider, and nothing has
+ * changed either: the invitation is accepted by a sign-in there. Where the tenant demands a factor and the person has none, somebody with a bearer
  * token sets one up first. Others become members and get no session: the problem has the token to set one up with.
  */
 export async function acceptInvitation(app: FastifyInstance, request: AcceptRequest, reply: FastifyReply) {
@@ -105,23 +105,19 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
       ...{ session_seconds: app.config.sessionMaxAge, action: null }
     })
     const enrolls = admission?.outcome === 'enrollment_required' && !acceptor.byBearer
-    // they become a member, and come in through the provider
-    const elsewhere = admission?.outcome === 'provider_required'
-    if (admission?.outcome !== 'opened' && !enrolls && !elsewhere) throw refusalOf(admission?.outcome)
-    const { provider } = admission
+    if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission)
     const session_id = admission.session_id ?? undefined
     const detail = { role, ...(released && { address_released_by: released }) }
     await recordAudit(trx, {
       ...{ action: 'invitation.accepted', target_id: token.id, detail },
       ...(session_id !== undefined && { session_id })
     })
-    return { session_id, provider }
+    return { session_id }
   }, subject)
   if (outcome === 'code_used') throw await app.secondFactors.refuse(request, email)
   if (!outcome) throw invitationExpired()
   await app.revocations.readNow()
-  const { session_id: sid, provider } = outcome
-  if (provider !== null) throw providerRequired({ extensions: { provider } })
+  const { session_id: sid } = outcome
   if (sid === undefined) {
     const { password_version } = acceptor
     throw app.secondFactors.demand('enrollment_required', { ...subject, password_version })
@@ -131,8 +127,10 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
 }
 
 /** The problem of an acceptance that opens no session. Thrown in the transaction, so that nothing changes. */
-function refusalOf(outcome: string | undefined): Problem {
-  switch (outcome) {
+function refusalOf(admission: { outcome: string; provider: string | null } | undefined): Problem {
+  switch (admission?.outcome) {
+    case 'provider_required':
+      return providerRequired({ extensions: { provider: admission.provider } })
     case 'mfa_required':
       return mfaRequired({
         detail: 'send a code of your second factor as `code` too, or sign in first and accept with the access token'

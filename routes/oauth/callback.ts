@@ -5,6 +5,7 @@ import { useOnce } from '../../db/queries/sign-in/identities.ts'
 import { type Flow, flowCookie, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { parseCookies, writeCookie } from '../../src/http/cookies.ts'
 import { invalidOauthState, Problem, providerError, signInCancelled } from '../../src/http/problems.ts'
+import { requireAcceptor } from './invited.ts'
 import { admitPerson } from './people.ts'
 import type { ProviderAnswer } from './schemas.ts'
 import { callbackUrl } from './start.ts'
@@ -56,7 +57,7 @@ function findFlow(app: FastifyInstance, request: CallbackRequest): Flow {
 }
 
 async function createCode(app: FastifyInstance, request: CallbackRequest, flow: Flow): Promise<string> {
-  const { provider: key, code_challenge, tenant_id, link } = flow
+  const { provider: key, code_challenge, tenant_id, link, invitation } = flow
   const provider = await app.providers.find(request, key, tenant_id)
   if (!provider) throw providerError()
   if (request.query.error !== undefined) {
@@ -72,6 +73,12 @@ async function createCode(app: FastifyInstance, request: CallbackRequest, flow: 
     // the person is asked again: whoever opened the link of somebody else must not have their identity linked there
     const rest = { purpose: 'link', session: link, own: provider.own, profile } as const
     return app.oauth.codes.issue({ ...common, tenant_id: tenant_id as string, ...rest })
+  }
+  if (invitation && tenant_id !== null) {
+    const { own } = provider
+    await requireAcceptor(request, { provider: key, own, profile, invitation: { tenant_id, ...invitation } })
+    // accepted when the client asks, which is the only one with the verifier
+    return app.oauth.codes.issue({ ...common, tenant_id, purpose: 'invitation', invitation, own, profile })
   }
   const person = await admitPerson(app, request, { provider, profile, tenant_id })
   const provider_id = provider.own ? provider.key : null

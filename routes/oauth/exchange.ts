@@ -7,6 +7,7 @@ import { factorsOf } from '../../db/queries/sign-in/second-factors.ts'
 import { type FlowCode, isVerifierOf, markSeconds } from '../../src/auth/oauth-flows.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { invalidSignInCode, providerRequired, tenantMismatch, tenantSuspended } from '../../src/http/problems.ts'
+import { acceptThroughProvider } from './invited.ts'
 import type { CodeExchange } from './schemas.ts'
 
 type ExchangeRequest = FastifyRequest<{ Body: CodeExchange }>
@@ -16,13 +17,14 @@ type ExchangeRequest = FastifyRequest<{ Body: CodeExchange }>
  * the verifier. Of several requests, in whichever processes, one succeeds; the use and the session are one transaction.
  *
  * A second factor is demanded as after a password: throws `mfa_required`. Throws `provider_required` where the tenant demands
- * another provider.
+ * another provider. The code of somebody with an invitation accepts it: see `acceptThroughProvider`.
  */
 export async function exchangeCode(app: FastifyInstance, request: ExchangeRequest) {
   const code = app.oauth.codes.open(request.body.code)
-  if (code?.purpose !== 'sign_in') throw invalidSignInCode()
+  if (!code || code.purpose === 'link') throw invalidSignInCode()
   if (request.tenant && request.tenant.id !== code.tenant_id) throw tenantMismatch()
   await requireVerifier(request, code)
+  if (code.purpose === 'invitation') return acceptThroughProvider(app, request, code)
 
   const { id, tenant_id, user_id, password_version, identity_id, provider: by, provider_id } = code
   const subject = { tenant_id, user_id }

@@ -46,12 +46,12 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider',
     {
-      config: { access: 'public', problems: atProvider },
+      config: { access: 'public', problems: ['invitation_expired', 'tenant_suspended', ...atProvider] },
       schema: {
         operationId: 'startSignIn',
         summary: 'Sign in at a provider',
         description:
-          'Open it in the browser of the person, not by `fetch`. The person comes back to `redirect_to` within ten minutes, with `code` for `POST /api/v1/auth/oauth/token`, or with `error`, which is a `code` of the problems.',
+          'Open it in the browser of the person, not by `fetch`. The person comes back to `redirect_to` within ten minutes, with `code` for `POST /api/v1/auth/oauth/token`, or with `error`, which is a `code` of the problems. Somebody with an `invitation` accepts it in this way.',
         tags: ['auth'],
         params: ProviderKey,
         querystring: SignInStart,
@@ -112,13 +112,23 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
-        problems: ['invalid_sign_in_code', 'mfa_required', 'provider_required', 'tenant_mismatch', 'tenant_suspended']
+        problems: [
+          ...['invalid_sign_in_code', 'mfa_required', 'provider_required', 'tenant_mismatch', 'tenant_suspended'],
+          ...[
+            'invitation_expired',
+            'invitation_for_another',
+            'identity_not_linked',
+            'identity_taken',
+            'already_a_member'
+          ],
+          'not_a_member'
+        ]
       },
       schema: {
         operationId: 'exchangeSignInCode',
         summary: 'Complete a sign-in at a provider',
         description:
-          "Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only.",
+          "Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.",
         tags: ['auth'],
         body: CodeExchange,
         response: { 200: TokenReply }

@@ -58,7 +58,7 @@ async function hasAccount(request: FastifyRequest, email: string): Promise<boole
 }
 
 /** Whether the agency's own provider may say that an address is somebody's: of a proven domain, or where it is demanded. */
-async function mayVouch(
+export async function mayVouch(
   request: FastifyRequest,
   { tenant_id, ...vouched }: { tenant_id: string; provider: string; email: string }
 ): Promise<boolean> {
@@ -99,10 +99,14 @@ function linkMember(request: FastifyRequest, addition: Addition): Promise<boolea
   )
 }
 
+/** The name of a new account: that at the provider, else the first part of the address. */
+export const newcomerName = (profile: Profile, email: string): string =>
+  trimName(profile.name ?? '') || (email.split('@', 1)[0] as string)
+
 /** Creates an account without a password, for somebody whose agency vouches for their address. */
 async function addNewcomer(app: FastifyInstance, request: FastifyRequest, addition: Addition): Promise<boolean> {
   const { email, user_id, tenant_id, provider, profile } = addition
-  const name = trimName(profile.name ?? '') || (email.split('@', 1)[0] as string)
+  const name = newcomerName(profile, email)
   const token_seconds = revocationSeconds(app.config)
   return request.withTenant(
     async (trx) => {

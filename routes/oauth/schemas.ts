@@ -32,8 +32,21 @@ const tenant = Type.String({
   examples: ['acme']
 })
 
+const invitation = Type.String({
+  minLength: 1,
+  maxLength: 512,
+  description:
+    'The token of a mailed invitation, to accept it by this sign-in. The agency is that of the invitation. It never goes to the provider',
+  examples: ['Gm9v…']
+})
+
 export const SignInStart = Type.Object(
-  { redirect_to: redirectTo, code_challenge: codeChallenge, tenant: Type.Optional(tenant) },
+  {
+    redirect_to: redirectTo,
+    code_challenge: codeChallenge,
+    tenant: Type.Optional(tenant),
+    invitation: Type.Optional(invitation)
+  },
   strict
 )
 export type SignInStart = Static<typeof SignInStart>

@@ -1,12 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { useOnce } from '../../db/queries/sign-in/identities.ts'
+import { readTenant } from '../../db/queries/tenants.ts'
 import {
   createFlow,
   type FlowRequest,
   flowCookie,
   flowCookiePrefix,
   flowSeconds,
+  type Invited,
   markSeconds
 } from '../../src/auth/oauth-flows.ts'
 import type { Provider } from '../../src/auth/providers/provider.ts'
@@ -15,6 +17,7 @@ import { parseCookies, writeCookie } from '../../src/http/cookies.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidOauthState, notFound, tenantNotFound } from '../../src/http/problems.ts'
 import { normalizeSlug } from '../../src/tenancy/slugs.ts'
+import { requireInvitation } from './invited.ts'
 import type { LinkTicket, SignInStart } from './schemas.ts'
 
 type StartRequest = FastifyRequest<{ Params: { provider: string }; Querystring: SignInStart }>
@@ -31,22 +34,33 @@ export const callbackUrl = (app: FastifyInstance, provider: string) =>
 /**
  * Begins a sign-in. Providers know one address of this server, which is on the general host, so the cookie of the flow
  * belongs there too: a request to another host is sent there first, and is counted as an attempt only there.
+ *
+ * The token of an invitation goes no further than this server: the cookie has what it names, sealed.
  */
 export async function startSignIn(app: FastifyInstance, request: StartRequest, reply: FastifyReply): Promise<string> {
   const { redirect_to, code_challenge } = request.query
   const elsewhere = request.tenant !== undefined || request.hostname !== new URL(app.config.apiUrl).hostname
   if (!elsewhere) await app.attempts.countAddress(request, reply)
-  const tenant = await findTenant(app, request, request.query.tenant)
+  const named = await findTenant(app, request, request.query.tenant)
+  const invited = await findInvited(app, request, named)
+  const tenant = invited?.tenant ?? named
   const provider = await app.providers.find(request, request.params.provider, tenant?.id ?? null)
   if (!provider) throw notFound()
   requireRedirect(app, tenant, { target: redirect_to, path: '/query/redirect_to', confined: provider.own })
   if (elsewhere) {
     const url = new URL(`${app.config.apiUrl}/api/v1/auth/oauth/${provider.key}`)
-    const values = { redirect_to, code_challenge, ...(tenant && { tenant: tenant.slug }) }
+    const { invitation } = request.query
+    const values = {
+      ...{ redirect_to, code_challenge, ...(tenant && { tenant: tenant.slug }) },
+      ...(invitation !== undefined && { invitation })
+    }
     for (const [name, value] of Object.entries(values)) url.searchParams.set(name, value)
     return url.href
   }
-  const flow = { provider: provider.key, tenant_id: tenant?.id ?? null, redirect_to, code_challenge, link: null }
+  const flow = {
+    ...{ provider: provider.key, tenant_id: tenant?.id ?? null, redirect_to, code_challenge, link: null },
+    ...(invited && { invitation: invited.invitation })
+  }
   return begin(app, request, reply, provider, flow)
 }
 
@@ -102,6 +116,26 @@ export async function findTenant(
   const found = await app.tenants.find(normalizeSlug(slug))
   if (found?.status !== 'active') throw tenantNotFound()
   return found
+}
+
+/**
+ * The agency of the invitation that the client has named, if it has. Throws `not_found` for a token that is not one of this
+ * server, or of another agency than the named one, and what `requireInvitation` throws: the person is not sent to a provider
+ * for an invitation that can't be used.
+ */
+async function findInvited(
+  app: FastifyInstance,
+  request: StartRequest,
+  named: Tenant | undefined
+): Promise<{ tenant: Pick<Tenant, 'id' | 'slug' | 'settings'>; invitation: Invited } | undefined> {
+  if (request.query.invitation === undefined) return undefined
+  const token = app.oneTimeTokens.verify('invitation', request.query.invitation)
+  if (!token || (named && named.id !== token.tenant_id)) throw notFound()
+  await requireInvitation(request, token)
+  const { tenant_id, ...invitation } = token
+  const [tenant] = await request.tenantQuery(readTenant, { tenant_id }, { tenant_id, user_id: null })
+  if (!tenant) throw notFound()
+  return { tenant, invitation }
 }
 
 /**

@@ -1,11 +1,15 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
 import { v7 as uuidv7 } from 'uuid'
 import { createKeyRing } from '../keys.ts'
+import type { OneTimeToken } from './one-time-tokens.ts'
 import type { Profile } from './providers/provider.ts'
 import { createSealedTokens } from './sealed-tokens.ts'
 
 /** The session that links an identity. Null for a sign-in. */
 export type LinkingSession = { user_id: string; sid: string }
+
+/** A mailed invitation, whose token was genuine when the flow began. */
+export type Invited = Omit<OneTimeToken, 'tenant_id'>
 
 /** What the client asked for when it began a flow. */
 export type FlowRequest = {
@@ -16,14 +20,17 @@ export type FlowRequest = {
   /** PKCE of the client (RFC 7636, S256), so that only it can exchange the code that comes back. */
   code_challenge: string
   link: LinkingSession | null
+  /** The invitation that the person holds, to the agency of `tenant_id`. */
+  invitation?: Invited
 }
 
 /** A flow that is under way in one browser. It lies in a cookie of that browser. */
 export type Flow = FlowRequest & { id: string; state: string; nonce: string; code_verifier: string; begun_at: number }
 
-/** A code with which the client gets tokens, or links the identity. */
+/** A code with which the client gets tokens, accepts an invitation and gets tokens, or links the identity. */
 export type FlowCode = { id: string; provider: string; tenant_id: string; code_challenge: string } & (
   | { purpose: 'sign_in'; user_id: string; password_version: number; identity_id: string; provider_id: string | null }
+  | { purpose: 'invitation'; invitation: Invited; own: boolean; profile: Profile }
   | { purpose: 'link'; session: LinkingSession; own: boolean; profile: Profile }
 )
 

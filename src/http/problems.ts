@@ -18,6 +18,7 @@ export {
   invalidOauthState,
   invalidPasskey,
   invalidSignInCode,
+  invitationForAnother,
   lastBreakGlassOwner,
   lastSignInMethod,
   providerError,

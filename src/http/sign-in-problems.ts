@@ -26,6 +26,13 @@ export const identityNotLinked = problem(
   'This identity is linked to no account',
   'Sign in as you did before, and link it at `POST /api/v1/users/me/identities`.'
 )
+/** The invitation stays as it was, so that the person it was sent to can accept it. */
+export const invitationForAnother = problem(
+  'invitation_for_another',
+  403,
+  'The invitation is for another address',
+  'Sign in at the provider as the person whom the invitation was sent to, or accept it with a password.'
+)
 export const signInCancelled = problem(
   'sign_in_cancelled',
   403,
