@@ -47,6 +47,24 @@ async function atSecondStep(world: World, side: Side): Promise<Call> {
   return { caller: undefined, side, body: { mfa_token: world.app.mfaTokens.issue('sign_in', subject) } }
 }
 
+/** Somebody whose agency demands a factor, and who has none, makes a passkey. */
+async function atEnrollment(world: World, side: Side, complete: boolean): Promise<Call> {
+  const person = await world.plantPerson(side, 'member')
+  const subject = { tenant_id: side.id, user_id: person.id, password_version: 1 }
+  const mfa_token = world.app.mfaTokens.issue('enrollment', subject)
+  if (!complete) return { caller: undefined, side, body: { mfa_token } }
+  const options = (await ask(world, side, '/auth/mfa/passkeys/options', { mfa_token })).json()
+  const passkey = createDevice(originAt(side)).create(options)
+  return { caller: undefined, side, body: { mfa_token, name: 'Phone', passkey } }
+}
+
+const enrolledElsewhere = (complete: boolean) => ({
+  title: "the token of a sign-in to another agency on this one's host",
+  status: 403,
+  code: 'tenant_mismatch',
+  call: async (world: World) => ({ ...(await atEnrollment(world, world.b, complete)), side: world.a })
+})
+
 /** The passkey of another person: in another agency, or in the same one. */
 const ofAnother = (body: object) => [
   {
@@ -108,6 +126,21 @@ export const passkeyPolicies: Record<string, Policy> = {
         call: async (world) => ({ ...(await atSignIn(world, world.b)), side: world.a })
       }
     ]
+  },
+  startPasskeyEnrollment: {
+    access: 'public',
+    status: 200,
+    bearer: 'costly',
+    make: (world, side) => atEnrollment(world, side, false),
+    excesses: [enrolledElsewhere(false)]
+  },
+  completeSignInWithNewPasskey: {
+    access: 'public',
+    status: 200,
+    bearer: 'costly',
+    audited: true,
+    make: (world, side) => atEnrollment(world, side, true),
+    excesses: [enrolledElsewhere(true)]
   },
   startPasskeyFactor: {
     access: 'public',

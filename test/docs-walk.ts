@@ -57,6 +57,8 @@ export const walk: [operationId: string, status: number][] = [
   ['startPasskeySignIn', 200],
   ['signInWithPasskey', 401],
   ['startPasskeyFactor', 401],
+  ['startPasskeyEnrollment', 401],
+  ['completeSignInWithNewPasskey', 401],
   ['listSignInProviders', 200],
   ['startSignIn', 404],
   ['continueLinking', 400],

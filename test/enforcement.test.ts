@@ -190,9 +190,13 @@ t.test('every door but the provider is closed', async (t) => {
       const opens = /\b(openSession|openFirstSession)\b/
       return file.endsWith('.ts') && opens.test(readFileSync(join(root, 'routes', file), 'utf8'))
     })
+    // the two of a second factor share their refusal
+    const shared = [join('mfa', 'sign-in.ts'), join('mfa', 'enrollment.ts')]
     for (const file of files.filter((each) => each !== join('auth', 'register.ts'))) {
-      t.match(readFileSync(join(root, 'routes', file), 'utf8'), 'providerRequired', `${file} names the provider`)
+      const text = readFileSync(join(root, 'routes', file), 'utf8')
+      t.match(text, shared.includes(file) ? 'throw refusalOf(' : 'providerRequired', `${file} names the provider`)
     }
+    t.match(readFileSync(join(root, 'routes', 'mfa', 'sign-in-tokens.ts'), 'utf8'), 'return providerRequired(')
     t.end()
   })
   await t.test('sign-in, which answers a wrong password as always', async (t) => {

@@ -191,8 +191,8 @@ t.test('every door asks somebody who has a factor', async (t) => {
       )
     })
     const doors = ['auth/register.ts', 'auth/sign-in.ts', 'auth/switch.ts', 'invitations/accept.ts', 'mfa/sign-in.ts']
-    // test/passkeys.test.ts and test/oauth.test.ts
-    const elsewhere = ['auth/passkeys.ts', 'oauth/exchange.ts']
+    // test/passkeys.test.ts, test/passkey-enrollment.test.ts, test/oauth.test.ts and test/invited-sign-in.test.ts
+    const elsewhere = ['auth/passkeys.ts', 'mfa/enrollment.ts', 'oauth/exchange.ts', 'oauth/invited.ts']
     t.strictSame(files.sort(), [...doors, ...elsewhere].sort(), 'a new door has a test')
     t.end()
   })

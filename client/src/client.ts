@@ -67,6 +67,11 @@ export type AggiosClient = Client<paths> & {
    * (`enroll` of the error).
    */
   completeSignIn(completion: MfaSignIn & { code: string }): Promise<MfaReply>
+  /**
+   * Completes a sign-in with a new passkey of this device, for somebody who has no factor yet (`enroll` of the error). In
+   * browsers, on a page of the agency. The reply has recovery codes, to be shown once.
+   */
+  completeSignInWithNewPasskey(mfa_token: string, name: string): Promise<MfaReply>
   /** Completes a sign-in with a passkey of the person. In browsers, when `factors` of the error has `passkey`. */
   completeSignInWithPasskey(mfa_token: string): Promise<MfaReply>
   /**
@@ -149,6 +154,14 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
     },
     async completeSignIn(body) {
       const reply = await unwrap(anonymous.POST('/api/v1/auth/mfa', { body }))
+      const { recovery_codes: _, ...tokens } = reply
+      await session.replace(tokens)
+      return reply
+    },
+    async completeSignInWithNewPasskey(mfa_token, name) {
+      const options = await unwrap(anonymous.POST('/api/v1/auth/mfa/passkeys/options', { body: { mfa_token } }))
+      const passkey = await createCredential(options)
+      const reply = await unwrap(anonymous.POST('/api/v1/auth/mfa/passkeys', { body: { mfa_token, name, passkey } }))
       const { recovery_codes: _, ...tokens } = reply
       await session.replace(tokens)
       return reply

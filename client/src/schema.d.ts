@@ -560,6 +560,46 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/auth/mfa/passkeys/options': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Begin to add a first passkey at sign-in
+     * @description For people whose agency demands a second factor and who have none: sign-in answered `mfa_required` with `enroll`. What `navigator.credentials.create` needs; `POST /api/v1/auth/mfa/passkeys` takes what it returns, with the same `mfa_token`, within five minutes.
+     */
+    post: operations['startPasskeyEnrollment']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/auth/mfa/passkeys': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Add a first passkey, and complete the sign-in
+     * @description The passkey is a factor in every agency of the person from now on. Ends every other session. The reply has tokens for the agency of the sign-in, and ten recovery codes, which are never shown again.
+     */
+    post: operations['completeSignInWithNewPasskey']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/auth/reauthenticate/passkey/options': {
     parameters: {
       query?: never
@@ -2313,128 +2353,6 @@ export interface components {
        */
       mfa_token: string
     }
-    /** @description Either the password, a code or a passkey */
-    Reauthentication: {
-      /** @example correct horse battery staple */
-      password?: string
-      /**
-       * @description Six digits of the authenticator app, each good once, or a recovery code
-       * @example 123456
-       */
-      code?: string
-      passkey?: components['schemas']['PasskeyAssertion']
-    }
-    Passkey: {
-      /**
-       * Format: uuid
-       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
-       */
-      id: string
-      /** @example Ada's phone */
-      name: string
-      /**
-       * @description Whether the passkey stays on one device, or is copied to others of the person
-       * @example multi_device
-       * @enum {string}
-       */
-      device_type: 'single_device' | 'multi_device'
-      /**
-       * @description Whether there is a copy by now
-       * @example true
-       */
-      backed_up: boolean
-      /**
-       * Format: date-time
-       * @example 2026-11-22T10:30:00.000Z
-       */
-      created_at: string
-      /**
-       * Format: date-time
-       * @example 2026-11-22T10:30:00.000Z
-       */
-      last_used_at: string | null
-    }
-    PasskeyList: {
-      data: components['schemas']['Passkey'][]
-    }
-    /** @description What `navigator.credentials.create` returned, as its `toJSON()` writes it */
-    PasskeyRegistration: {
-      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
-      id: string
-      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
-      rawId: string
-      /**
-       * @example public-key
-       * @enum {string}
-       */
-      type: 'public-key'
-      /** @example platform */
-      authenticatorAttachment?: string | null
-      /** @example {} */
-      clientExtensionResults?: Record<string, never>
-      response: {
-        /** @example eyJ0eXBlIjoid2ViYXV0aG4uZ2V0 */
-        clientDataJSON: string
-        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
-        attestationObject: string
-        /**
-         * @example [
-         *       "internal"
-         *     ]
-         */
-        transports?: string[]
-        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
-        authenticatorData?: string
-        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
-        publicKey?: string | null
-        /** @example -7 */
-        publicKeyAlgorithm?: number
-      }
-    }
-    PasskeyInput: {
-      /** @example Ada's phone */
-      name: string
-      passkey: components['schemas']['PasskeyRegistration']
-    }
-    /** @description The passkey, and recovery codes for somebody who had none */
-    AddedPasskey: {
-      /**
-       * Format: uuid
-       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
-       */
-      id: string
-      /** @example Ada's phone */
-      name: string
-      /**
-       * @description Whether the passkey stays on one device, or is copied to others of the person
-       * @example multi_device
-       * @enum {string}
-       */
-      device_type: 'single_device' | 'multi_device'
-      /**
-       * @description Whether there is a copy by now
-       * @example true
-       */
-      backed_up: boolean
-      /**
-       * Format: date-time
-       * @example 2026-11-22T10:30:00.000Z
-       */
-      created_at: string
-      /**
-       * Format: date-time
-       * @example 2026-11-22T10:30:00.000Z
-       */
-      last_used_at: string | null
-      /**
-       * @description Each replaces a code of the app once. They are shown now and never again.
-       * @example [
-       *       "x7kq-2mfa-r4hb-w5tz",
-       *       "b3ne-y6jd-q2vl-c7su"
-       *     ]
-       */
-      recovery_codes?: string[]
-    }
     /** @description For `PublicKeyCredential.parseCreationOptionsFromJSON` */
     PasskeyCreationOptions: {
       /**
@@ -2493,6 +2411,138 @@ export interface components {
         /** @example required */
         userVerification: string
       }
+    }
+    /** @description What `navigator.credentials.create` returned, as its `toJSON()` writes it */
+    PasskeyRegistration: {
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      id: string
+      /** @example AQIDBAUGBwgJCgsMDQ4PEA */
+      rawId: string
+      /**
+       * @example public-key
+       * @enum {string}
+       */
+      type: 'public-key'
+      /** @example platform */
+      authenticatorAttachment?: string | null
+      /** @example {} */
+      clientExtensionResults?: Record<string, never>
+      response: {
+        /** @example eyJ0eXBlIjoid2ViYXV0aG4uZ2V0 */
+        clientDataJSON: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        attestationObject: string
+        /**
+         * @example [
+         *       "internal"
+         *     ]
+         */
+        transports?: string[]
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        authenticatorData?: string
+        /** @example SZYN5YgOjGh0NBcPZHZgW4_krrmihj */
+        publicKey?: string | null
+        /** @example -7 */
+        publicKeyAlgorithm?: number
+      }
+    }
+    PasskeyEnrollment: {
+      /**
+       * @description `mfa_token` of the problem `mfa_required`
+       * @example Gm9v…
+       */
+      mfa_token: string
+      /** @example Ada's phone */
+      name: string
+      passkey: components['schemas']['PasskeyRegistration']
+    }
+    /** @description Either the password, a code or a passkey */
+    Reauthentication: {
+      /** @example correct horse battery staple */
+      password?: string
+      /**
+       * @description Six digits of the authenticator app, each good once, or a recovery code
+       * @example 123456
+       */
+      code?: string
+      passkey?: components['schemas']['PasskeyAssertion']
+    }
+    Passkey: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /** @example Ada's phone */
+      name: string
+      /**
+       * @description Whether the passkey stays on one device, or is copied to others of the person
+       * @example multi_device
+       * @enum {string}
+       */
+      device_type: 'single_device' | 'multi_device'
+      /**
+       * @description Whether there is a copy by now
+       * @example true
+       */
+      backed_up: boolean
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      last_used_at: string | null
+    }
+    PasskeyList: {
+      data: components['schemas']['Passkey'][]
+    }
+    PasskeyInput: {
+      /** @example Ada's phone */
+      name: string
+      passkey: components['schemas']['PasskeyRegistration']
+    }
+    /** @description The passkey, and recovery codes for somebody who had none */
+    AddedPasskey: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /** @example Ada's phone */
+      name: string
+      /**
+       * @description Whether the passkey stays on one device, or is copied to others of the person
+       * @example multi_device
+       * @enum {string}
+       */
+      device_type: 'single_device' | 'multi_device'
+      /**
+       * @description Whether there is a copy by now
+       * @example true
+       */
+      backed_up: boolean
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      last_used_at: string | null
+      /**
+       * @description Each replaces a code of the app once. They are shown now and never again.
+       * @example [
+       *       "x7kq-2mfa-r4hb-w5tz",
+       *       "b3ne-y6jd-q2vl-c7su"
+       *     ]
+       */
+      recovery_codes?: string[]
     }
     PasskeyPatch: {
       /** @example Ada's phone */
@@ -3265,13 +3315,14 @@ export type RecoveryCodes = components['schemas']['RecoveryCodes']
 export type MfaSignIn = components['schemas']['MfaSignIn']
 export type MfaReply = components['schemas']['MfaReply']
 export type MfaEnrollment = components['schemas']['MfaEnrollment']
+export type PasskeyCreationOptions = components['schemas']['PasskeyCreationOptions']
+export type PasskeyRegistration = components['schemas']['PasskeyRegistration']
+export type PasskeyEnrollment = components['schemas']['PasskeyEnrollment']
 export type Reauthentication = components['schemas']['Reauthentication']
 export type Passkey = components['schemas']['Passkey']
 export type PasskeyList = components['schemas']['PasskeyList']
-export type PasskeyRegistration = components['schemas']['PasskeyRegistration']
 export type PasskeyInput = components['schemas']['PasskeyInput']
 export type AddedPasskey = components['schemas']['AddedPasskey']
-export type PasskeyCreationOptions = components['schemas']['PasskeyCreationOptions']
 export type PasskeyPatch = components['schemas']['PasskeyPatch']
 export type OfferedProvider = components['schemas']['OfferedProvider']
 export type OfferedProviders = components['schemas']['OfferedProviders']
@@ -8203,6 +8254,361 @@ export interface operations {
         }
       }
       /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `provider_required`: The agency demands its own provider
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `conflict`: It is not in a state that allows this */
+      409: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  startPasskeyEnrollment: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['MfaEnrollment']
+      }
+    }
+    responses: {
+      /** @description For `PublicKeyCredential.parseCreationOptionsFromJSON` */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['PasskeyCreationOptions']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `provider_required`: The agency demands its own provider
+       *     `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  completeSignInWithNewPasskey: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': components['schemas']['PasskeyEnrollment']
+      }
+    }
+    responses: {
+      /** @description Tokens, and the recovery codes of a factor that was enrolled by this request */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['MfaReply']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_passkey`: The passkey was not accepted
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `invalid_mfa_token`: The mfa_token is not valid
+       *     `invalid_challenge`: The challenge of the passkey is not valid
+       */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']

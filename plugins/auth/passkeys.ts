@@ -35,6 +35,11 @@ import type { Account } from './accounts.ts'
 
 /** Somebody who has said who they are otherwise: by a token. */
 type Person = { tenant_id: string; user_id: string }
+/**
+ * The person who makes a passkey, and what the challenge belongs to: the session, or the token of a sign-in. With `id` the
+ * challenge has that id, so that both are used up together.
+ */
+export type Registrant = Person & { context: string; id?: string }
 export type CheckedPasskey = { proof: PasskeyProof; account: Account }
 /** An answer whose challenge is one of this server. `origin` is true when the signature is. */
 export type Answer = { challenge: Challenge; text: string; origin: string; body: AssertionAnswer }
@@ -42,13 +47,17 @@ export type Answer = { challenge: Challenge; text: string; origin: string; body:
 declare module 'fastify' {
   interface FastifyInstance {
     passkeys: {
-      /** What a browser needs to make a passkey for the signed-in person. */
-      offerRegistration(request: FastifyRequest, person: { email: string; name: string }): Promise<CreationOptions>
+      /** What a browser needs to make a passkey for the person. */
+      offerRegistration(
+        request: FastifyRequest,
+        registrant: Registrant,
+        shown: { email: string; name: string }
+      ): Promise<CreationOptions>
       /**
-       * Checks a passkey that the signed-in person has made. `addPasskey` stores it and uses its challenge up. Throws
+       * Checks a passkey that the person has made. `addPasskey` stores it and uses its challenge up. Throws
        * `invalid_challenge` and `invalid_passkey`.
        */
-      checkRegistration(request: FastifyRequest, name: string, answer: RegistrationAnswer): Promise<NewPasskey>
+      checkRegistration(registrant: Registrant, name: string, answer: RegistrationAnswer): Promise<NewPasskey>
       /** What a browser needs to ask for a passkey. Without a person any passkey of the domain will do. */
       offerAssertion(
         request: FastifyRequest,
@@ -119,15 +128,17 @@ export default fp(
     }
 
     app.decorate('passkeys', {
-      async offerRegistration(request: FastifyRequest, { email, name }: { email: string; name: string }) {
-        const { user_id, sid } = request.user
-        const existing = await request.tenantQuery(myPasskeys, {})
-        const challenge = challenges.issue('registration', { user_id, context: sid })
+      async offerRegistration(
+        request: FastifyRequest,
+        { tenant_id, user_id, context, id }: Registrant,
+        { email, name }: { email: string; name: string }
+      ) {
+        const existing = await request.tenantQuery(myPasskeys, {}, { tenant_id, user_id })
+        const challenge = challenges.issue('registration', { user_id, context, ...(id !== undefined && { id }) })
         return creationOptions(rpIdOf(request), challenge, { user_id, email, name }, existing)
       },
-      async checkRegistration(request: FastifyRequest, name: string, answer: RegistrationAnswer) {
-        const { user_id, sid, tenant_id } = request.user
-        const expected = { purpose: 'registration', user_id, context: sid } as const
+      async checkRegistration({ tenant_id, ...subject }: Registrant, name: string, answer: RegistrationAnswer) {
+        const expected = { purpose: 'registration', ...subject } as const
         const { challenge, text, origin } = readAnswer(answer.response.clientDataJSON, expected)
         const tenant = await app.tenants.findById(tenant_id)
         if (!tenant || !origins.isAllowed(origin, tenant)) throw invalidPasskey({ detail: foreignOrigin })

@@ -1,5 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent, PasskeyRequestOptions } from '../schemas.ts'
+import { completeWithNewPasskey, enrollAtSignIn, offerNewPasskey } from './enrollment.ts'
 import {
   confirmEnrollment,
   describeFactor,
@@ -16,11 +17,13 @@ import {
   MfaEnrollment,
   MfaReply,
   MfaSignIn,
+  PasskeyCreationOptions,
+  PasskeyEnrollment,
   Reauthentication,
   RecoveryCodes,
   SecondFactor
 } from './schemas.ts'
-import { completeSignIn, enrollAtSignIn, offerPasskey } from './sign-in.ts'
+import { completeSignIn, offerPasskey } from './sign-in.ts'
 
 /** Second factors: to set one up, to sign in with it, and to prove anew who one is. */
 const mfa: FastifyPluginAsyncTypebox = async (app) => {
@@ -170,6 +173,44 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     (request) => offerPasskey(app, request)
+  )
+
+  app.post(
+    '/auth/mfa/passkeys/options',
+    {
+      config: { access: 'public', throttled: true, problems: signIn },
+      schema: {
+        operationId: 'startPasskeyEnrollment',
+        summary: 'Begin to add a first passkey at sign-in',
+        description:
+          'For people whose agency demands a second factor and who have none: sign-in answered `mfa_required` with `enroll`. What `navigator.credentials.create` needs; `POST /api/v1/auth/mfa/passkeys` takes what it returns, with the same `mfa_token`, within five minutes.',
+        tags: ['auth'],
+        body: MfaEnrollment,
+        response: { 200: PasskeyCreationOptions }
+      }
+    },
+    (request) => offerNewPasskey(app, request)
+  )
+
+  app.post(
+    '/auth/mfa/passkeys',
+    {
+      config: {
+        access: 'public',
+        throttled: true,
+        problems: [...signIn, 'invalid_passkey', 'invalid_challenge', 'conflict']
+      },
+      schema: {
+        operationId: 'completeSignInWithNewPasskey',
+        summary: 'Add a first passkey, and complete the sign-in',
+        description:
+          'The passkey is a factor in every agency of the person from now on. Ends every other session. The reply has tokens for the agency of the sign-in, and ten recovery codes, which are never shown again.',
+        tags: ['auth'],
+        body: PasskeyEnrollment,
+        response: { 200: MfaReply }
+      }
+    },
+    (request) => completeWithNewPasskey(app, request)
   )
 
   app.post(

@@ -4,15 +4,9 @@ import { v4 as randomUuid } from 'uuid'
 import { isFreshByFactor, markAuthenticated } from '../../db/queries/sessions.ts'
 import { addPasskey, maxPasskeys, myPasskeys, removePasskey, renamePasskey } from '../../db/queries/sign-in/passkeys.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import {
-  conflict,
-  invalidChallenge,
-  lastSignInMethod,
-  notFound,
-  reauthenticationRequired,
-  sessionRevoked
-} from '../../src/http/problems.ts'
+import { lastSignInMethod, notFound, reauthenticationRequired, sessionRevoked } from '../../src/http/problems.ts'
 import { NoContent } from '../schemas.ts'
+import { additionRefusal } from './enrollment.ts'
 import { createCodes, requireRow } from './factor.ts'
 import {
   AddedPasskey,
@@ -64,7 +58,8 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
     async (request) => {
       if (!(await request.withTenant((trx) => isFreshByFactor(trx, request.user)))) throw reauthenticationRequired()
       const person = await requireRow(app, request)
-      return app.passkeys.offerRegistration(request, person)
+      const { tenant_id, user_id, sid: context } = request.user
+      return app.passkeys.offerRegistration(request, { tenant_id, user_id, context }, person)
     }
   )
 
@@ -158,16 +153,16 @@ export default passkeys
  * second factor, because the passkey has just verified the person.
  */
 async function createPasskey(app: FastifyInstance, request: FastifyRequest<{ Body: PasskeyInput }>) {
-  const { user_id, sid } = request.user
+  const { tenant_id, user_id, sid } = request.user
   const { name, passkey } = request.body
-  const checked = await app.passkeys.checkRegistration(request, name, passkey)
+  const checked = await app.passkeys.checkRegistration({ tenant_id, user_id, context: sid }, name, passkey)
   const { codes, recovery_codes } = createCodes(user_id)
   const change = { actor_id: user_id, session_id: sid, token_seconds: revocationSeconds(app.config) }
   const outcome = await request.withTenant(async (trx) => {
     if (!(await isFreshByFactor(trx, request.user))) return 'stale'
     const added = await addPasskey(trx, checked, { factor_id: randomUuid(), codes: recovery_codes }, change)
     // the throw rolls back
-    if (!added.at) throw refusals[added.outcome]()
+    if (!added.at) throw additionRefusal(added.outcome)
     if (!(await markAuthenticated(trx, { ...request.user, mfa_at: added.at }))) throw sessionRevoked()
     return added
   })
@@ -176,10 +171,4 @@ async function createPasskey(app: FastifyInstance, request: FastifyRequest<{ Bod
   const { id, device_type, backed_up } = checked
   const stored = { id, name, device_type, backed_up, created_at: outcome.at, last_used_at: null }
   return { ...stored, ...(outcome.outcome === 'added_with_codes' && codes) }
-}
-
-const refusals = {
-  used: invalidChallenge,
-  full: () => conflict({ detail: `a person has at most ${maxPasskeys} passkeys: remove one first` }),
-  taken: () => conflict({ detail: 'this passkey was added before' })
 }

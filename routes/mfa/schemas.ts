@@ -127,39 +127,43 @@ export const PasskeyList = Type.Object({ data: Type.Array(Passkey, { maxItems: 2
 export const PasskeyId = Type.Object({ id: Id })
 export const PasskeyPatch = Type.Object({ name: passkeyName }, { ...strict, title: 'PasskeyPatch' })
 
-export const PasskeyInput = Type.Object(
+const registration = Type.Object(
   {
-    name: passkeyName,
-    passkey: Type.Object(
+    ...credentialMembers,
+    response: Type.Object(
       {
-        ...credentialMembers,
-        response: Type.Object(
-          {
-            clientDataJSON: ClientData,
-            attestationObject: AuthenticatorBytes,
-            transports: Type.Optional(
-              Type.Array(Type.String({ maxLength: 32, examples: ['internal'] }), {
-                maxItems: 16,
-                examples: [['internal']]
-              })
-            ),
-            authenticatorData: Type.Optional(AuthenticatorBytes),
-            publicKey: Type.Optional(Nullable(AuthenticatorBytes)),
-            publicKeyAlgorithm: Type.Optional(Type.Integer({ examples: [-7] }))
-          },
-          strict
-        )
+        clientDataJSON: ClientData,
+        attestationObject: AuthenticatorBytes,
+        transports: Type.Optional(
+          Type.Array(Type.String({ maxLength: 32, examples: ['internal'] }), {
+            maxItems: 16,
+            examples: [['internal']]
+          })
+        ),
+        authenticatorData: Type.Optional(AuthenticatorBytes),
+        publicKey: Type.Optional(Nullable(AuthenticatorBytes)),
+        publicKeyAlgorithm: Type.Optional(Type.Integer({ examples: [-7] }))
       },
-      {
-        ...strict,
-        title: 'PasskeyRegistration',
-        description: 'What `navigator.credentials.create` returned, as its `toJSON()` writes it'
-      }
+      strict
     )
   },
+  {
+    ...strict,
+    title: 'PasskeyRegistration',
+    description: 'What `navigator.credentials.create` returned, as its `toJSON()` writes it'
+  }
+)
+
+export const PasskeyInput = Type.Object(
+  { name: passkeyName, passkey: registration },
   { ...strict, title: 'PasskeyInput' }
 )
 export type PasskeyInput = Static<typeof PasskeyInput>
+export const PasskeyEnrollment = Type.Object(
+  { mfa_token: mfaToken, name: passkeyName, passkey: registration },
+  { ...strict, title: 'PasskeyEnrollment' }
+)
+export type PasskeyEnrollment = Static<typeof PasskeyEnrollment>
 
 export const AddedPasskey = Type.Object(
   { ...Passkey.properties, recovery_codes: Type.Optional(recoveryCodes) },

@@ -2,22 +2,13 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { recordRefusedSignIn } from '../../db/queries/audit.ts'
 import { openSession } from '../../db/queries/sessions.ts'
-import { enableFactor, factorsOf, startFactor } from '../../db/queries/sign-in/second-factors.ts'
-import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
+import { enableFactor, factorsOf } from '../../db/queries/sign-in/second-factors.ts'
 import { createRecoveryCodes, recoveryDigest } from '../../src/auth/one-time-codes.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import {
-  conflict,
-  invalidMfaToken,
-  Problem,
-  providerRequired,
-  tenantMismatch,
-  tenantSuspended
-} from '../../src/http/problems.ts'
+import { conflict, invalidMfaToken, Problem } from '../../src/http/problems.ts'
 import { checkProof, requireOne, useProof } from './proofs.ts'
-import type { MfaEnrollment, MfaSignIn } from './schemas.ts'
-
-type MfaRequest = FastifyRequest<{ Body: MfaEnrollment }>
+import type { MfaSignIn } from './schemas.ts'
+import { type MfaRequest, refusalOf, requireFirst, requirePerson, requireToken } from './sign-in-tokens.ts'
 
 /**
  * Completes a sign-in whose password was right: with a code or a passkey of the person, or with the first code of an app
@@ -61,14 +52,13 @@ export async function completeSignIn(
 
   const codes = enrolls ? createRecoveryCodes() : undefined
   const token_seconds = revocationSeconds(app.config)
-  const prove = (trx: TenantTransaction): Promise<Date | undefined> => {
+  const prove = async (trx: TenantTransaction): Promise<Date | undefined> => {
     if (!codes || 'passkey_id' in proof) return useProof(trx, proof, { actor_id: user_id, token: token.id })
     const recovery_codes = codes.map((code) => recoveryDigest(user_id, code))
-    return enableFactor(
-      trx,
-      { id: proof.id, step: proof.step ?? 0, recovery_codes },
-      { actor_id: user_id, token_seconds }
-    )
+    const change = { actor_id: user_id, token_seconds }
+    const enabled = await enableFactor(trx, { id: proof.id, step: proof.step ?? 0, recovery_codes }, change)
+    if (enabled) await requireFirst(trx)
+    return enabled
   }
   const admission = await request.withTenant(async (trx) => {
     const mfa_at = await prove(trx)
@@ -92,19 +82,6 @@ export async function completeSignIn(
   return { ...app.tokens.issue({ ...person, email, role, sid }, 0), ...(codes && { recovery_codes: codes }) }
 }
 
-/**
- * Gives a secret to somebody whose password was right, who has no factor, and whose agency demands one. Throws
- * `invalid_mfa_token` when they have one by now.
- */
-export async function enrollAtSignIn(app: FastifyInstance, request: MfaRequest) {
-  const token = requireToken(app, request)
-  if (token.purpose !== 'enrollment' || token.provider_id !== null) throw invalidMfaToken()
-  const { email } = await requirePerson(app, request, token)
-  const { stored, shown } = app.secondFactors.create(token.user_id, email)
-  if (!(await request.withTenant((trx) => startFactor(trx, stored), token))) throw invalidMfaToken()
-  return shown
-}
-
 /** What a browser needs to complete a sign-in with a passkey. Throws `conflict` for somebody who has none. */
 export async function offerPasskey(app: FastifyInstance, request: MfaRequest) {
   const token = requireToken(app, request)
@@ -114,26 +91,4 @@ export async function offerPasskey(app: FastifyInstance, request: MfaRequest) {
   const { id, user_id } = token
   // with the id of the token, so that a sign-in uses both up
   return app.passkeys.offerAssertion(request, 'second_factor', { user_id, context: id, id }, token)
-}
-
-function requireToken(app: FastifyInstance, request: MfaRequest): MfaToken {
-  const token = app.mfaTokens.verify(request.body.mfa_token)
-  if (!token) throw invalidMfaToken()
-  if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
-  return token
-}
-
-/** The person of the token, if the password is still the one that was proved. */
-async function requirePerson(app: FastifyInstance, request: FastifyRequest, token: MfaToken) {
-  const row = await app.secondFactors.find(request, token)
-  if (!row || row.disabled_at || row.password_version !== token.password_version) throw invalidMfaToken()
-  return row
-}
-
-function refusalOf(admission: { outcome: string; provider: string | null } | undefined): Problem {
-  if (admission?.outcome === 'suspended') return tenantSuspended()
-  if (admission?.outcome === 'provider_required') {
-    return providerRequired({ extensions: { provider: admission.provider } })
-  }
-  return invalidMfaToken()
 }

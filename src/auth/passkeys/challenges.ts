@@ -9,7 +9,8 @@ export type ChallengePurpose = 'registration' | 'sign_in' | 'second_factor' | 'p
 /**
  * Whom a challenge is for, and where it can be used.
  *
- * - `registration` and `proof` (of somebody who is signed in): the person and their session.
+ * - `registration` and `proof` (of somebody who is signed in): the person and their session. A registration that completes a
+ *   sign-in has the id of the `mfa_token` in place of the session, and as its own.
  * - `sign_in`: nobody yet. The page that is signed for says which tenant it is for.
  * - `second_factor`: the person and the tenant of the sign-in. It has the id of the `mfa_token`, so that both are used up
  *   together.
