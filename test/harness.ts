@@ -96,13 +96,19 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
 
 export type TestApp = FastifyInstance & { database: DatabaseUrls; logLines: string[] }
 
-/** The application on a database of its own. */
-export async function startApp(t: Test, env: Environment = {}, database?: DatabaseUrls): Promise<TestApp> {
+/** The application on a database of its own. `before` adds hooks while it is not ready yet. */
+export async function startApp(
+  t: Test,
+  env: Environment = {},
+  database?: DatabaseUrls,
+  before?: (app: FastifyInstance) => void
+): Promise<TestApp> {
   const urls = database ?? (await createTestDatabase(t))
   const logLines: string[] = []
   const logStream = { write: (line: string) => void logLines.push(line) }
   const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream })
   const faults = watchContract(app)
+  before?.(app)
   t.teardown(async () => {
     await app.close()
     if (faults.length > 0) throw new Error(`not in the OpenAPI document:\n${faults.join('\n')}`)

@@ -1,6 +1,7 @@
 import { createServer } from 'node:net'
 import t from 'tap'
 import { createOutboundFetch, isPublicAddress } from '../src/http/outbound-requests.ts'
+import { asProvider, startGithub } from './github.ts'
 import { allRows, createTenant, startApp } from './harness.ts'
 import {
   clientId,
@@ -121,46 +122,22 @@ t.test('a provider that does not do its part', async (t) => {
 })
 
 t.test('sign-in at GitHub', async (t) => {
-  const account = { id: 583_231, login: 'octocat', name: null as string | null }
-  let emails: unknown = []
-  let revoked = false
-  const codes = new Map<string, string>()
-  /** Answers as docs.github.com says, for the server of a company: the API is below /api/v3. */
-  const url = await serve(t, async (request, response) => {
-    let body = ''
-    for await (const chunk of request) body += chunk
-    const reply = (value: unknown, status = 200) =>
-      response.writeHead(status, { 'content-type': 'application/json; charset=utf-8' }).end(JSON.stringify(value))
-    if (request.url === '/login/oauth/access_token') {
-      const form = new URLSearchParams(body)
-      const known = codes.delete(form.get('code') ?? '') && form.get('client_secret') === clientSecret
-      if (!known || !form.get('code_verifier')) return reply({ error: 'bad_verification_code', error_description: 'x' })
-      return reply({ access_token: 'gho_token', token_type: 'bearer', scope: 'read:user,user:email' })
-    }
-    if (revoked || request.headers.authorization !== 'Bearer gho_token')
-      return reply({ message: 'Bad credentials' }, 401)
-    if (request.url === '/api/v3/user') return reply({ ...account, email: null })
-    return reply(emails)
-  })
+  const server = await startGithub(t)
+  const { url, state } = server
   const app = await startApp(t, { GITHUB_CLIENT_ID: clientId, GITHUB_CLIENT_SECRET: clientSecret, GITHUB_URL: url })
   const acme = await createTenant(app, 'acme')
-  const github = {
-    key: 'github',
-    at: {
-      authorize(location: string) {
-        const asked = new URL(location)
-        t.match(asked.href, `${url}/login/oauth/authorize?`)
-        t.match(Object.fromEntries(asked.searchParams), {
-          scope: 'read:user user:email',
-          code_challenge_method: 'S256'
-        })
-        const code = `code-${codes.size}-${Date.now()}`
-        codes.set(code, code)
-        return `${asked.searchParams.get('redirect_uri')}?${new URLSearchParams({ code, state: String(asked.searchParams.get('state')) })}`
-      }
-    } as unknown as ScriptedProvider
-  }
+  const github = asProvider(server)
   const person = { sub: 'not used' }
+
+  t.test('asks for the addresses, with PKCE', async (t) => {
+    const started = await createBrowser(app).get(startUrl('github', 'acme', createVerifier().code_challenge))
+    const asked = new URL(String(started.headers.location))
+    t.match(asked.href, `${url}/login/oauth/authorize?`)
+    t.match(Object.fromEntries(asked.searchParams), {
+      scope: 'read:user user:email',
+      code_challenge_method: 'S256'
+    })
+  })
 
   t.test('only a verified primary address says that there is an account', async (t) => {
     const primary = { email: acme.owner.email, primary: true, verified: true }
@@ -177,32 +154,32 @@ t.test('sign-in at GitHub', async (t) => {
       [[], 'not_a_member'],
       [{ message: 'x' }, 'not_a_member']
     ] as const) {
-      emails = list
+      state.emails = list
       t.equal((await signInAt(app, github, 'acme', person)).error, error)
     }
   })
 
   t.test('the number of the account is who it is, and not its login', async (t) => {
     t.match((await linkAt(app, github, acme, person)).json(), { provider: 'github' })
-    account.login = 'renamed'
+    state.account.login = 'renamed'
     const { code, code_verifier } = await signInAt(app, github, 'acme', person)
     t.equal((await exchange(app, code, code_verifier)).statusCode, 200)
     t.match(await allRows(app.database, 'select issuer, subject from user_identities'), [
       { issuer: url, subject: '583231' }
     ])
-    account.id = 1
+    state.account.id = 1
     t.equal((await signInAt(app, github, 'acme', person)).error, 'not_a_member', 'a new account with an old login')
-    account.id = 583_231
+    state.account.id = 583_231
   })
 
   t.test('a permission that was taken back, and a code that GitHub refuses, sign nobody in', async (t) => {
-    revoked = true
+    state.revoked = true
     t.equal((await signInAt(app, github, 'acme', person)).error, 'provider_error')
-    revoked = false
-    const { browser } = { browser: createBrowser(app) }
+    state.revoked = false
+    const browser = createBrowser(app)
     const started = await browser.get(startUrl('github', 'acme', createVerifier().code_challenge))
-    const back = github.at.authorize(String(started.headers.location), person)
-    codes.clear()
+    const back = server.authorize(String(started.headers.location))
+    server.forgetCodes()
     t.match(String((await browser.get(back)).headers.location), /error=provider_error$/)
   })
 })
