@@ -15,6 +15,7 @@ import {
   startServer,
   testEnvironment
 } from './harness.ts'
+import { decodeMail } from './mail-server.ts'
 
 type Received = { to: string[]; text: string }
 
@@ -40,7 +41,7 @@ async function startMailServer(t: Test, { refuse = 0, code = 451, unknown = '' }
       })
       stream.on('end', () => {
         // whoever signs up is asked to confirm their address (test/recovery.test.ts)
-        if (decode(text).includes('/email/verify?token=')) return done()
+        if (decodeMail(text).includes('/email/verify?token=')) return done()
         if (refused < refuse) {
           refused++
           return done(Object.assign(new Error('not this one'), { responseCode: code }))
@@ -55,14 +56,6 @@ async function startMailServer(t: Test, { refuse = 0, code = 451, unknown = '' }
   t.teardown(() => new Promise<void>((done) => server.close(() => done())))
   const { port } = server.server.address() as AddressInfo
   return { url: `smtp://127.0.0.1:${port}`, received, refusals: () => refused }
-}
-
-/** Decodes quoted-printable, as far as these mails need it. */
-function decode(text: string): string {
-  const bytes = text
-    .replaceAll(/=\r?\n/g, '')
-    .replaceAll(/=([0-9A-F]{2})/g, (_, hex) => String.fromCharCode(Number.parseInt(hex, 16)))
-  return Buffer.from(bytes, 'latin1').toString()
 }
 
 t.test('an invitation reaches the mail server, in the language of the agency', async (t) => {
@@ -84,7 +77,7 @@ t.test('an invitation reaches the mail server, in the language of the agency', a
   t.equal(invited.statusCode, 201)
   await eventually(() => mail.received.length === 1)
   const [{ to, text }] = mail.received as [Received]
-  const body = decode(text)
+  const body = decodeMail(text)
   t.strictSame(to, ['ana@example.com'])
   t.match(body, /^From: Aggios <no-reply@aggios\.test>/m)
   t.match(body, 'como administrador')
@@ -135,7 +128,7 @@ t.test('a forgotten password while the mail server is away is answered, and its 
   app.mail.wake()
   await eventually(async () => app.mail.stats().sent >= 2)
   t.equal(mail.received.length, 1)
-  const [, token] = /reset\?token=([\w-]+)/.exec(decode(mail.received[0]?.text ?? '')) ?? []
+  const [, token] = /reset\?token=([\w-]+)/.exec(decodeMail(mail.received[0]?.text ?? '')) ?? []
   const done = await send(
     app,
     'localhost',
@@ -296,7 +289,7 @@ t.test('a name carries nothing into a mail but itself', async (t) => {
     await send(app, 'acme.localhost', post('/invitations', { email: 'ana@example.com', role: 'member' }, headers))
     await eventually(() => mail.received.length === 1)
     const raw = mail.received[0]?.text as string
-    const text = decode(raw)
+    const text = decodeMail(raw)
     const subject = /^Subject: (.*(?:\r\n .*)*)/m.exec(raw)?.[1]?.replaceAll('\r\n', '') as string
     t.notMatch(subject, /=\?|\?=|[<>]|[^ -~]/, subject)
     t.match(subject, 'www. evil. example')

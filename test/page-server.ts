@@ -7,7 +7,10 @@ import { clientFolder, root } from './harness.ts'
 
 const types: Record<string, string> = { html: 'text/html', js: 'text/javascript', mjs: 'text/javascript' }
 
-/** Serves the page in test/pages with the published client, without a bundler. */
+/**
+ * Serves the pages in test/pages with the published client, without a bundler. Paths that links and providers lead to,
+ * such as `/password/reset`, have the page of the agency's people.
+ */
 export async function servePage(t: Test): Promise<number> {
   const folders: [prefix: string, folder: string][] = [
     ['/client/', join(clientFolder, 'dist')],
@@ -17,7 +20,8 @@ export async function servePage(t: Test): Promise<number> {
   const server = createServer((request, reply) => {
     const path = new URL(request.url ?? '/', 'http://localhost').pathname
     const [prefix, folder] = folders.find(([each]) => path.startsWith(each)) as [string, string]
-    const file = normalize(join(folder, path.slice(prefix.length) || 'index.html'))
+    const name = path === '/' ? 'index.html' : path.includes('.') ? path.slice(prefix.length) : 'people.html'
+    const file = normalize(join(folder, name))
     if (!file.startsWith(folder + sep) || !existsSync(file)) return void reply.writeHead(404).end()
     reply.writeHead(200, { 'content-type': types[file.split('.').at(-1) as string] ?? 'text/plain' })
     reply.end(readFileSync(file))

@@ -30,9 +30,9 @@ export const clientSecret = 'the secret of the client at the provider'
 
 /**
  * A real OpenID provider (oidc-provider). It signs in whoever is in `person`, without asking. `redirects` are the
- * registered addresses, which may be added later.
+ * registered addresses. With an `issuer` of its own it stands behind a proxy.
  */
-export async function startOpenIdProvider(t: Owner, redirects: string[]) {
+export async function startOpenIdProvider(t: Owner, redirects: string[], ownIssuer?: string) {
   const person: { account: Account } = { account: { sub: 'nobody' } }
   let provider: Provider | undefined
   const handle = async (request: IncomingMessage, response: ServerResponse) => {
@@ -41,7 +41,8 @@ export async function startOpenIdProvider(t: Owner, redirects: string[]) {
     const login = { accountId: person.account.sub }
     await provider.interactionFinished(request, response, { login }, { mergeWithLastSubmission: false })
   }
-  const issuer = await serve(t, handle)
+  const url = await serve(t, handle)
+  const issuer = ownIssuer ?? url
   const accounts = new Map<string, Account>()
   provider = new Provider(issuer, {
     clients: [{ client_id: clientId, client_secret: clientSecret, redirect_uris: redirects }],
@@ -65,13 +66,14 @@ export async function startOpenIdProvider(t: Owner, redirects: string[]) {
       return grant
     }
   })
+  provider.proxy = ownIssuer !== undefined
   return {
     issuer,
+    url,
     /** The next browser that comes is that of this person. */
     be(account: Account): void {
       person.account = account
-    },
-    redirects
+    }
   }
 }
 

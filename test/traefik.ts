@@ -138,13 +138,14 @@ export async function exchange(
   return { status: reply.statusCode ?? 0, headers: reply.headers, text, json: () => JSON.parse(text) }
 }
 
-/** Makes a certificate for a domain and its subdomains. Returns the certificate of the authority that signed it. */
-export function makeCertificate(dir: string, domain: string): string {
+/** Makes a certificate for domains and their subdomains. Returns the certificate of the authority that signed it. */
+export function makeCertificate(dir: string, ...domains: string[]): string {
   const run = (...args: string[]) => execFileSync(openssl.path, args, { cwd: dir, stdio: 'pipe' })
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
   run('req', '-x509', ...key, '-subj', '/CN=Authority of the tests', '-keyout', 'ca.key', '-out', 'ca.crt')
-  run('req', ...key, '-subj', `/CN=${domain}`, '-keyout', 'server.key', '-out', 'server.csr')
-  writeFileSync(join(dir, 'server.ext'), `subjectAltName=DNS:${domain},DNS:*.${domain}\n`)
+  run('req', ...key, '-subj', `/CN=${domains[0]}`, '-keyout', 'server.key', '-out', 'server.csr')
+  const names = domains.flatMap((domain) => [`DNS:${domain}`, `DNS:*.${domain}`])
+  writeFileSync(join(dir, 'server.ext'), `subjectAltName=${names.join()}\n`)
   const sign = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-CAcreateserial', '-extfile', 'server.ext']
   run('x509', '-req', '-in', 'server.csr', ...sign, '-out', 'server.crt')
   return readFileSync(join(dir, 'ca.crt'), 'utf8')
