@@ -11,7 +11,7 @@ import { clearStalePostmaster } from './postmaster.ts'
 
 export type EmbeddedServer = {
   /** The connection string for one of the roles; `postgres` is the superuser. */
-  url(role: 'aggios_app' | 'aggios_owner' | 'postgres', database?: string): string
+  url(role: 'aggios_app' | 'aggios_owner' | 'aggios_backup' | 'postgres', database?: string): string
   stop(): Promise<void>
 }
 
@@ -62,7 +62,8 @@ export async function startEmbedded(
     const password = {
       postgres: developmentSecret(dir, 'postgres_password'),
       aggios_owner: developmentSecret(dir, 'owner_password'),
-      aggios_app: developmentSecret(dir, 'app_password')
+      aggios_app: developmentSecret(dir, 'app_password'),
+      aggios_backup: developmentSecret(dir, 'backup_password')
     }
     const data = join(dir, 'postgres')
     if (!existsSync(data)) {
@@ -224,7 +225,7 @@ export function readRoles(): string {
   return readFileSync(join(import.meta.dirname, 'roles.sql'), 'utf8').replaceAll(/^\\.*$/gm, '')
 }
 
-/** Creates the database and the roles of db/roles.sql, and sets the passwords of the two login roles. Safe to repeat. */
+/** Creates the database and the roles of db/roles.sql, and sets the passwords of the login roles. Safe to repeat. */
 async function createRoles(url: EmbeddedServer['url'], password: Record<string, string>): Promise<void> {
   await withClient(url('postgres', 'postgres'), async (admin) => {
     const { rowCount } = await admin.query("select from pg_database where datname = 'aggios'")
@@ -232,7 +233,7 @@ async function createRoles(url: EmbeddedServer['url'], password: Record<string, 
   })
   await withClient(url('postgres', 'aggios'), async (admin) => {
     await admin.query(readRoles())
-    for (const role of ['aggios_owner', 'aggios_app']) {
+    for (const role of ['aggios_owner', 'aggios_app', 'aggios_backup']) {
       await admin.query(`alter role ${role} login password ${admin.escapeLiteral(password[role] as string)}`)
     }
   })

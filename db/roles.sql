@@ -1,17 +1,21 @@
--- Creates the three roles and sets who may connect. An administrator runs it in the product's database, once or repeatedly,
+-- Creates the roles and sets who may connect. An administrator runs it in the product's database, once or repeatedly,
 -- as a superuser or as a role with CREATEROLE and CREATEDB that owns the database.
 --
 --   psql --file db/roles.sql 'postgres://…/aggios'
 --
--- On an error nothing is changed and psql exits with status 3. Afterwards set passwords for the two login roles:
+-- On an error nothing is changed and psql exits with status 3. Afterwards set passwords for the roles that log in:
 --
---   alter role aggios_owner login password '…';   -- migrates (DATABASE_OWNER_URL)
---   alter role aggios_app   login password '…';   -- serves   (DATABASE_URL)
+--   alter role aggios_owner  login password '…';   -- migrates (DATABASE_OWNER_URL)
+--   alter role aggios_app    login password '…';   -- serves   (DATABASE_URL)
+--   alter role aggios_backup login password '…';   -- makes backups: docs/backups.md
 --
--- No role is a superuser or bypasses row security:
+-- No role is a superuser, and only the last one bypasses row security:
 --   aggios_owner      owns the tables; FORCE ROW LEVEL SECURITY makes it obey the policies like every other role
 --   aggios_app        serves requests; owns, creates and truncates nothing
 --   aggios_directory  can't log in; owns the few functions that work before a tenant is known, or across tenants
+--   aggios_backup     reads the rows of all agencies and starts base backups; writes nothing, and no other role may become it
+--
+-- Only a superuser can create aggios_backup. Anybody else gets a notice and all the other roles.
 --
 -- Roles belong to the whole cluster, so runs in several of its databases may race. The script therefore looks before it
 -- creates, and ignores the error of a role that another run has just created.
@@ -39,6 +43,27 @@ begin
   if not pg_has_role(current_user, 'aggios_owner', 'set') then
     execute format('grant aggios_owner to %I with inherit false, set true', current_user);
   end if;
+  begin
+    begin
+      if to_regrole('aggios_backup') is null then create role aggios_backup nologin; end if;
+    exception when duplicate_object or unique_violation then null;
+    end;
+    if not (select rolbypassrls from pg_roles where rolname = 'aggios_backup') then
+      alter role aggios_backup bypassrls;
+    end if;
+    foreach wanted in array array['pg_read_all_data', 'pg_read_all_settings', 'pg_checkpoint'] loop
+      if not pg_has_role('aggios_backup', wanted, 'usage') then execute format('grant %I to aggios_backup', wanted); end if;
+    end loop;
+    -- these rights belong to the database, unlike the role
+    foreach wanted in array array['pg_backup_start(text, boolean)', 'pg_backup_stop(boolean)', 'pg_switch_wal()',
+      'pg_create_restore_point(text)'] loop
+      if not has_function_privilege('aggios_backup', wanted, 'execute') then
+        execute format('grant execute on function %s to aggios_backup', wanted);
+      end if;
+    end loop;
+  exception when insufficient_privilege then
+    raise notice 'the role aggios_backup is not complete, because % is no superuser; everything else is done', current_user;
+  end;
   -- the owner of the database also owns its schema public
   if (select datdba <> 'aggios_owner'::regrole from pg_database where datname = current_database()) then
     begin
@@ -54,6 +79,9 @@ begin
   perform set_config('role', 'aggios_owner', true);
   execute format('revoke all on database %I from public', current_database());
   execute format('grant connect on database %I to aggios_app, aggios_owner, %I', current_database(), session_user);
+  if to_regrole('aggios_backup') is not null then
+    execute format('grant connect on database %I to aggios_backup', current_database());
+  end if;
   perform set_config('role', before, true);
   if exists (
     select from pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba)))

@@ -191,6 +191,12 @@ export const checks: readonly Check[] = [
         finds: 'pg_read_server_files',
         as: 'postgres'
       },
+      {
+        title: 'it may read what backups read',
+        plant: 'grant aggios_backup to aggios_app',
+        finds: 'aggios_backup',
+        as: 'postgres'
+      },
       { title: 'it skips row security', plant: 'alter role aggios_app bypassrls', finds: 'aggios_app', as: 'postgres' },
       { title: 'it makes roles', plant: 'alter role aggios_app createrole', finds: 'aggios_app', as: 'postgres' },
       {

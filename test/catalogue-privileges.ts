@@ -152,6 +152,61 @@ export const keyAndPrivilegeChecks: readonly Check[] = [
     ]
   },
   {
+    id: 'row security',
+    title:
+      'only the role of backups skips row security, no role may become it, and it writes and calls nothing of ours',
+    text: `select rolname::text as name from pg_roles where rolname like 'aggios%' and rolname <> 'aggios_backup' and rolbypassrls
+      union all
+      select 'aggios_backup' from pg_roles where rolname = 'aggios_backup'
+        and (rolsuper or rolcreaterole or rolcreatedb or rolreplication or not rolbypassrls)
+      union all
+      select 'member: ' || r.rolname from pg_roles r
+        where r.rolname like 'aggios%' and r.rolname <> 'aggios_backup' and pg_has_role(r.oid, 'aggios_backup', 'member')
+      union all
+      select 'granted: ' || r.rolname from pg_roles r where pg_has_role('aggios_backup', r.oid, 'member')
+        and r.rolname not in ('aggios_backup', 'pg_read_all_data', 'pg_read_all_settings', 'pg_checkpoint')
+      union all
+      select c.relname from pg_class c where ${isTable}
+        and (has_table_privilege('aggios_backup', c.oid, 'insert, update, delete, truncate, references, trigger')
+          or has_any_column_privilege('aggios_backup', c.oid, 'insert, update, references'))
+      union all
+      select p.oid::regprocedure::text from pg_proc p
+        where p.prosecdef and ${ours('p.pronamespace')} and has_function_privilege('aggios_backup', p.oid, 'execute')`,
+    defects: [
+      {
+        title: 'the directory is exempt too',
+        plant: 'alter role aggios_directory bypassrls',
+        finds: 'aggios_directory',
+        as: 'postgres'
+      },
+      {
+        title: 'backups obey row security, and would be empty',
+        plant: 'alter role aggios_backup nobypassrls',
+        finds: 'aggios_backup',
+        as: 'postgres'
+      },
+      {
+        title: 'the owner may become it, without inheriting it',
+        plant: 'grant aggios_backup to aggios_owner with inherit false, set true',
+        finds: 'member: aggios_owner',
+        as: 'postgres'
+      },
+      {
+        title: 'it may write everything',
+        plant: 'grant pg_write_all_data to aggios_backup',
+        finds: 'granted: pg_write_all_data',
+        as: 'postgres'
+      },
+      { title: 'it writes one column', plant: 'grant update (name) on users to aggios_backup', finds: 'users' },
+      {
+        title: 'it calls what runs as the directory',
+        plant: 'set local role aggios_directory; grant execute on function find_identity(text) to aggios_backup',
+        finds: 'find_identity(text)',
+        as: 'postgres'
+      }
+    ]
+  },
+  {
     id: 'definer owners',
     title: "what runs with its owner's rights belongs to the directory, or to the owner where it makes tables",
     text: `select p.oid::regprocedure::text as name from pg_proc p

@@ -53,7 +53,7 @@ t.test('what the server is refused', async (t) => {
     const refused = async (t: Test, text: string) => t.rejects(client.query(text), { code: '42501' }, text)
 
     await t.test('to become somebody else', async (t) => {
-      for (const role of ['aggios_owner', 'aggios_directory', 'postgres']) {
+      for (const role of ['aggios_owner', 'aggios_directory', 'aggios_backup', 'postgres']) {
         await refused(t, `set role ${role}`)
         await refused(t, `set session authorization ${role}`)
       }

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { startEmbedded, wrap } from '../db/embedded.ts'
+import { type EmbeddedServer, startEmbedded, wrap } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
 import { eventually, type Owner, temporaryFolder } from './harness.ts'
@@ -13,7 +13,7 @@ import { freePort } from './ports.ts'
  */
 export type Cluster = {
   port: number
-  url(role: 'aggios_app' | 'aggios_owner' | 'postgres'): string
+  url(role: Parameters<EmbeddedServer['url']>[0]): string
   start(): Promise<void>
   /** SIGKILL crashes the whole server. SIGQUIT is `pg_ctl stop -m immediate`. Resolves when the server has ended. */
   kill(signal: 'SIGKILL' | 'SIGQUIT'): Promise<void>

@@ -217,7 +217,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
   })
 
   const url = (
-    role: 'aggios_app' | 'aggios_owner' | 'postgres',
+    role: Parameters<typeof server.url>[0],
     host = 'localhost',
     options = `sslmode=verify-full&sslrootcert=${ca}`
   ) => `${server.url(role).replace('127.0.0.1', host)}?${options}`
@@ -312,7 +312,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
     }
   )
 
-  t.test('gets the passwords of both roles from the start script', { skip: psql.skip }, async (t) => {
+  t.test('gets the passwords of the roles from the start script', { skip: psql.skip }, async (t) => {
     const { port, password } = new URL(server.url('postgres'))
     execFileSync(join(root, 'db/deploy/passwords.sh'), {
       stdio: 'pipe',
@@ -321,13 +321,15 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
         POSTGRES_DB: 'aggios',
         AGGIOS_APP_PASSWORD: "it's $new",
         AGGIOS_OWNER_PASSWORD: secrets.AGGIOS_OWNER_PASSWORD,
+        AGGIOS_BACKUP_PASSWORD: "the backup's",
         // in the container it connects by the socket
         ...{ PGHOST: 'localhost', PGPORT: port, PGPASSWORD: password, PGSSLMODE: 'verify-full', PGSSLROOTCERT: ca }
       }
     })
     for (const [role, word] of [
       ['aggios_app', "it's $new"],
-      ['aggios_owner', secrets.AGGIOS_OWNER_PASSWORD]
+      ['aggios_owner', secrets.AGGIOS_OWNER_PASSWORD],
+      ['aggios_backup', "the backup's"]
     ] as const) {
       await t.rejects(connect(role), { code: '28P01' }, `${role}: the one before no longer works`)
       const changed = new URL(url(role))

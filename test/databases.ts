@@ -7,6 +7,7 @@ export type DatabaseUrls = {
   postgres: string
   owner: string
   app: string
+  backup: string
   /** What the product connects to: the same as `app`, through PgBouncer if the run has one (TEST_PGBOUNCER=1). */
   serving: string
 }
@@ -20,6 +21,7 @@ export function databaseUrls(name: string): DatabaseUrls {
     postgres: urls.postgres.replace('DATABASE', name),
     owner: urls.owner.replace('DATABASE', name),
     app: urls.app.replace('DATABASE', name),
+    backup: urls.backup.replace('DATABASE', name),
     serving: urls.serving.replace('DATABASE', name)
   }
 }

@@ -27,6 +27,11 @@ function placesOf(program: string): string[] {
   return folders.map((each) => join(each, program))
 }
 
+/** Finds a tool of PostgreSQL 16, such as pg_dump. Those of the system may be older than the server, and then refuse it. */
+export function findPostgresTool(name: string): Part {
+  return find(`${name} of PostgreSQL 16`, [join(folder, 'postgresql', 'bin', name)], constants.X_OK)
+}
+
 /** Finds the JSON schema of compose files in the package check-jsonschema. */
 export function findComposeSchema(): Part {
   const path = join(folder, 'check_jsonschema', 'builtin_schemas', 'vendor', 'compose-spec.json')

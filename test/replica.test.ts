@@ -44,7 +44,13 @@ async function createWorld(t: Test): Promise<World> {
   await standby.start()
   t.teardown(() => standby.kill())
   const app = primary.url('aggios_app')
-  const database = { postgres: primary.url('postgres'), owner: primary.url('aggios_owner'), app, serving: app }
+  const database = {
+    postgres: primary.url('postgres'),
+    owner: primary.url('aggios_owner'),
+    backup: primary.url('aggios_backup'),
+    app,
+    serving: app
+  }
   return { database, standby, env: { DATABASE_REPLICA_URL: standby.url('aggios_app'), LOG_LEVEL: 'info' } }
 }
 

@@ -27,7 +27,7 @@ const superuser = server.url('postgres', 'postgres')
 async function createOwned(attributes: string): Promise<string> {
   await withClient(superuser, async (admin) => {
     for (const name of ['aggios', 'owned']) await admin.query(`drop database if exists ${name} with (force)`)
-    for (const role of ['aggios_app', 'aggios_owner', 'aggios_directory', 'steward', 'stranger']) {
+    for (const role of ['aggios_app', 'aggios_owner', 'aggios_directory', 'aggios_backup', 'steward', 'stranger']) {
       await admin.query(`drop role if exists ${role}`)
     }
     await admin.query(`create role steward login password 'steward' ${attributes}`)
@@ -76,6 +76,8 @@ t.test('a role with CREATEROLE and CREATEDB that owns the database shuts everybo
     client.query("select current_user, has_database_privilege(current_database(), 'temp') as temp")
   )
   t.strictSame(found.rows, [{ current_user: 'aggios_app', temp: false }])
+  const exempt = await withClient(url, (client) => client.query("select from pg_roles where rolname = 'aggios_backup'"))
+  t.equal(exempt.rowCount, 0, 'only a superuser makes a role that skips row security')
 })
 
 t.test('who can not do it is told why, and nothing is left behind', async (t) => {
@@ -103,5 +105,6 @@ t.test('psql ends with what it came to', { skip: psql.skip }, async (t) => {
   const done = await byPsql(url)
   t.equal(done.code, 0, done.stderr)
   t.notMatch(done.stderr, /WARNING|ERROR/)
+  t.match(done.stderr, /NOTICE: .*aggios_backup.*steward is no superuser/)
   t.strictSame(await everybodysRights(url), [])
 })

@@ -39,6 +39,7 @@ const urls: DatabaseUrls = {
   postgres: server.url('postgres', 'DATABASE'),
   owner: server.url('aggios_owner', 'DATABASE'),
   app,
+  backup: server.url('aggios_backup', 'DATABASE'),
   serving: pooler?.through(app) ?? app
 }
 process.env.TEST_DIR = join(dir, 'data')

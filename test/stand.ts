@@ -48,6 +48,7 @@ export async function startStand(t: Owner, { processes = 2, env = {} as Environm
 export const urlsOf = ({ url }: Cluster) => ({
   postgres: url('postgres'),
   owner: url('aggios_owner'),
+  backup: url('aggios_backup'),
   app: url('aggios_app')
 })
 
