@@ -1,4 +1,4 @@
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { maxWrongCodes } from '../plugins/auth/second-factors.ts'
 import { createMfaTokens } from '../src/auth/mfa-tokens.ts'
 import { findStep } from '../src/auth/one-time-codes.ts'
@@ -13,10 +13,8 @@ import {
   post,
   send,
   startApp,
-  startServer,
   type Tenant,
-  type TestApp,
-  testEnvironment
+  type TestApp
 } from './harness.ts'
 import { from, login, me } from './requests.ts'
 import { singleSecret } from './tokens.ts'
@@ -30,61 +28,6 @@ function issueToken({ id, owner }: Tenant): string {
   const subject = { tenant_id: id, user_id: owner.id, password_version: 1 }
   return createMfaTokens(createKeyRing([singleSecret], 'mfa token')).issue('sign_in', subject)
 }
-
-t.test('of fifty uses of one code at once, in two processes, one succeeds', async (t) => {
-  const database = await createTestDatabase(t)
-  const env = { JWT_SECRET: singleSecret }
-  const app = await startApp(t, env, database)
-  const acme = await createTenant(app, 'acme')
-  const authenticator = await enroll(app, acme)
-  const servers = await Promise.all([1, 2].map(() => startServer(t, testEnvironment(database, env))))
-  const sessions = async () =>
-    (await allRows(database, 'select count(*)::int as n from sessions where mfa_at is not null'))[0].n
-  const race = async (t: Test, tokens: (index: number) => string, codes: (index: number) => string, each: number) => {
-    const before = await sessions()
-    const replies = await Promise.all(
-      Array.from({ length: 50 }, async (_, index) => {
-        const reply = await servers[index % 2]?.fetch('/api/v1/auth/mfa', {
-          method: 'POST',
-          headers: { 'content-type': 'application/json' },
-          body: JSON.stringify({ mfa_token: tokens(index), code: codes(index) })
-        })
-        return { status: reply?.status, ...((await reply?.json()) as { code?: string }) }
-      })
-    )
-    t.equal(replies.filter(({ status }) => status === 200).length, each)
-    t.equal(replies.filter(({ status, code }) => status === 401 && code === 'invalid_credentials').length, 50 - each)
-    t.equal(await sessions(), before + each)
-  }
-
-  const [first = '', ...others] = authenticator.recovery_codes
-  await t.test('of an app', async (t) => {
-    const code = authenticator.code()
-    await race(
-      t,
-      () => issueToken(acme),
-      () => code,
-      1
-    )
-  })
-  await t.test('for recovery', (t) =>
-    race(
-      t,
-      () => issueToken(acme),
-      () => first,
-      1
-    )
-  )
-  await t.test('and of one token with codes that are all good', async (t) => {
-    const token = issueToken(acme)
-    await race(
-      t,
-      () => token,
-      (index) => others[index % others.length] as string,
-      1
-    )
-  })
-})
 
 t.test('guessing', async (t) => {
   const app = await startApp(t, { JWT_SECRET: singleSecret, RATE_LIMIT_AUTH: '10/1m', TRUST_PROXY: '10.0.0.0/8' })

@@ -124,7 +124,17 @@ export async function runFiles(
 export const longest = [
   ...['browser', 'mutation', 'faults', 'malformed-requests', 'rolling', 'redis-faults', 'start-up', 'replicas'],
   ...['passwords', 'sign-in-limits', 'workers', 'isolation', 'contributing', 'first-start', 'processes', 'overload'],
-  ...['hasher', 'stack', 'traefik', 'upgrades', 'revocations', 'pgbouncer', 'email-change', 'recovery-processes']
+  ...[
+    'hasher',
+    'stack',
+    'traefik',
+    'upgrades',
+    'revocations',
+    'pgbouncer',
+    'email-change',
+    'recovery-timing',
+    'single-use'
+  ]
 ]
 
 function longestFirst(files: string[]): string[] {
