@@ -132,7 +132,7 @@ export const longest = [
     'revocations',
     'pgbouncer',
     'email-change',
-    'recovery-timing',
+    'sign-in-timing',
     'single-use'
   ]
 ]
