@@ -1,6 +1,6 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { definerFunctions } from './catalogue.ts'
+import { definerFunctions } from '../db/catalogue/reviewed.ts'
 import { checks } from './catalogue-checks.ts'
 import { withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'

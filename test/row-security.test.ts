@@ -1,6 +1,6 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { tenantTables } from './catalogue.ts'
+import { tenantTables } from './catalogue-defects.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
 import { id } from './gate-trials.ts'
 import { allRows, createTestDatabase } from './harness.ts'

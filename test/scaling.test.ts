@@ -1,6 +1,7 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { definerFunctions } from '../db/catalogue/reviewed.ts'
 import { cachedTokens } from '../plugins/auth/bearer.ts'
 import { maxPerOwner, maxUploads } from '../plugins/files/objects.ts'
 import { pipelineCount, replicaPool } from '../plugins/infrastructure/database.ts'
@@ -11,7 +12,6 @@ import { parameters } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
 import { partBytes } from '../src/files/store/object-writer.ts'
 import { maxPrefetchShare } from '../src/limits/leased-quotas.ts'
-import { definerFunctions } from './catalogue.ts'
 import { allRows, createTestDatabase, readText, root } from './harness.ts'
 
 /*

@@ -1,6 +1,6 @@
 /*
  * Facts about the schema that were reviewed: lists of what is allowed, and the canonical policy. Below them are parts
- * of SQL for the checks in test/catalogue-checks.ts.
+ * of SQL for the checks in this folder.
  */
 
 /**
@@ -163,22 +163,13 @@ export const reviewedPolicies = [
   ]
 ]
 
-export type Defect = {
-  /** A mistake that a change of the schema could make. */
-  title: string
-  plant: string
-  /** The name under which the check reports it. */
-  finds: string
-  /** The role that makes the change. Default: the owner of the tables. */
-  as?: 'postgres'
-}
-
-export type Check = {
+export type CatalogueCheck = {
   id: string
+  /** The code under which the doctor reports what the check finds. */
+  code: string
   title: string
   /** A query with one row for each defect. Its column `name` names the object. */
   text: string
-  defects: readonly Defect[]
 }
 
 export const quote = (text: string) => `'${text.replaceAll("'", "''")}'`
@@ -200,27 +191,3 @@ export const carriesTenant = `exists (
   join pg_attribute b on b.attrelid = f.confrelid and b.attnum = k.there
     and b.attname = case when f.confrelid = 'tenants'::regclass then 'id' else 'tenant_id' end)`
 export const oneLine = (expression: string) => `regexp_replace(${expression}, '\\s+', ' ', 'g')`
-
-/** A table without a defect, for plants that add one of another kind. */
-export const goodTable = (name: string) => `
-  create table ${name} (
-    tenant_id uuid not null default current_tenant_id() references tenants,
-    id        uuid not null,
-    key       text,
-    primary key (tenant_id, id)
-  );
-  alter table ${name} enable row level security;
-  alter table ${name} force row level security;
-  create policy tenant_isolation on ${name}
-    using (tenant_id = (select current_tenant_id())) with check (tenant_id = (select current_tenant_id()));
-  grant select on ${name} to aggios_app;`
-
-/** Lists the tables that have a tenant, from PostgreSQL's catalogue, with their columns, keys and partitions. */
-export const tenantTables = `
-  select c.relname as name, array(select a.attname::text from pg_attribute a
-      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum) as columns,
-    array(select a.attname::text from pg_attribute a where a.attrelid = c.oid and a.attidentity = 'a') as generated,
-    array(select a.attname::text from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
-      where i.indrelid = c.oid and i.indisprimary) as key,
-    array(select p.inhrelid::regclass::text from pg_inherits p where p.inhparent = c.oid order by 1) as partitions
-  from pg_class c where ${isTable} and not c.relispartition and ${hasTenant('c.oid')} order by c.relname`
