@@ -190,6 +190,13 @@ async function findMissingMigrations(db: Kysely<SharedTables>): Promise<string[]
   }
 }
 
+/** The steps of the database that this program does not know: those of a newer version. */
+export async function findUnknownSteps(db: Kysely<SharedTables>): Promise<string[]> {
+  const known = await listSteps()
+  const applied = await db.selectFrom('kysely_migration').select('name').execute()
+  return applied.map(({ name }) => name).filter((name) => !known.includes(name))
+}
+
 /** Waits until the server accepts connections; reports once that it waits. */
 function waitForServer(url: string, progress: (line: string) => void): Promise<void> {
   return connectWhenUp(

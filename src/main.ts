@@ -55,7 +55,10 @@ async function start(settings: Config): Promise<void> {
   if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })
   processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveInProcess(running, () => end(1))
   const port = await processes.ready
-  if (running.nodeEnv === 'development') welcome(port)
+  if (running.nodeEnv === 'development') return welcome(port)
+  // loaded only where it is used, which makes other starts faster
+  const { examineAtStart } = await import('./cli/doctor/at-start.ts')
+  void examineAtStart(running, internal.log)
 }
 
 function startSeveral(settings: Config, { log }: FastifyInstance): Processes {

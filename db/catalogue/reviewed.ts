@@ -123,6 +123,7 @@ export const definerFunctions = [
   'tenant_limits(uuid)',
   'touch_my_identity(uuid,text)',
   'unlink_my_identity(uuid)',
+  'upkeep()',
   'use_account_link(uuid,text)',
   'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)',
   'use_my_passkey(uuid,uuid,bigint,boolean)',

@@ -59,18 +59,26 @@ const advanceFence = statement(
  * orphans, as after an upgrade from a version without marks.
  */
 export async function checkStoreOwner(gate: TenantGate, store: ObjectStore): Promise<Verdict> {
+  const { verdict, adopted } = await judgeStoreOwner(gate, store)
+  if (adopted) await writeMark(store, adopted)
+  return verdict
+}
+
+/** Like `checkStoreOwner`, but changes nothing. `adopted`: the mark that an unmarked store of ours lacks. */
+export async function judgeStoreOwner(
+  gate: TenantGate,
+  store: ObjectStore
+): Promise<{ verdict: Verdict; adopted?: Mark }> {
   // read before the database's generation, which another process may increase in the meantime
   const mark = await readMark(store)
   const own = await readDatabaseMark(gate)
   if (mark === undefined) {
-    if (!(await mayAdoptUnmarked(gate, store, own))) return 'unmarked'
-    await writeMark(store, own)
-    return 'ours'
+    return (await mayAdoptUnmarked(gate, store, own)) ? { verdict: 'ours', adopted: own } : { verdict: 'unmarked' }
   }
-  if (mark === 'unreadable') return mark
-  if (mark.installation !== own.installation) return 'another installation'
-  if (mark.database !== own.database) return 'another database'
-  return mark.generation > own.generation ? 'older database' : 'ours'
+  if (mark === 'unreadable') return { verdict: mark }
+  if (mark.installation !== own.installation) return { verdict: 'another installation' }
+  if (mark.database !== own.database) return { verdict: 'another database' }
+  return { verdict: mark.generation > own.generation ? 'older database' : 'ours' }
 }
 
 /** Increases the generation. Call it only when the store is ours. */

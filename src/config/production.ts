@@ -41,15 +41,20 @@ export function productionProblems(config: ProductionSettings): string[] {
 
 function weakSecrets(secrets: Record<string, string[] | undefined>): string[] {
   return Object.entries(secrets).flatMap(([name, values = []]) => {
-    const problems: string[] = []
-    if (values.length === 0) problems.push(`${name}: must be set in production`)
-    if (values.some((value) => Buffer.byteLength(value) < minSecretBytes)) {
-      problems.push(`${name}: each value must have at least ${minSecretBytes} bytes`)
-    }
-    if (values.some((value) => exampleValue.test(value))) problems.push(`${name}: is an example value`)
-    else if (values.some(isGuessable)) problems.push(`${name}: can be guessed; take 32 random bytes`)
-    return problems
+    const problems = values.length === 0 ? ['must be set in production'] : weaknessesOf(values, minSecretBytes)
+    return problems.map((problem) => `${name}: ${problem}`)
   })
+}
+
+/** Lists what makes secrets weak: too few bytes, an example value, or one that can be guessed. */
+export function weaknessesOf(values: readonly string[], minBytes: number): string[] {
+  const problems: string[] = []
+  if (values.some((value) => Buffer.byteLength(value) < minBytes)) {
+    problems.push(`each value must have at least ${minBytes} bytes`)
+  }
+  if (values.some((value) => exampleValue.test(value))) problems.push('is an example value')
+  else if (values.some(isGuessable)) problems.push('can be guessed; take 32 random bytes')
+  return problems
 }
 
 /** Tells whether a secret has few distinct characters, repeats one piece, or is mostly a sequence such as `abcd`. */
@@ -88,11 +93,17 @@ function isPrivateDatabase(url: URL): boolean {
   return ['verify-ca', 'verify-full'].includes(mode) && !url.searchParams.has('uselibpqcompat')
 }
 
+/** What `unencryptedServices` looks at. */
+export type ServiceUrls = Pick<
+  ProductionSettings,
+  'redisUrl' | 'smtpUrl' | 's3Endpoint' | 'appUrl' | 'breachListUrl' | 'apiUrl' | 'googleIssuer' | 'githubUrl'
+>
+
 /**
  * Lists the services that get passwords, tokens or files unencrypted and are on another host, outside this container
  * network.
  */
-function unencryptedServices(config: ProductionSettings): string[] {
+export function unencryptedServices(config: ServiceUrls): string[] {
   const { redisUrl, smtpUrl, s3Endpoint, appUrl, breachListUrl } = config
   const problems: string[] = []
   const isPlain = (url: string | undefined, protocol: string) =>
