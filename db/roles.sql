@@ -51,7 +51,7 @@ begin
     if not (select rolbypassrls from pg_roles where rolname = 'aggios_backup') then
       alter role aggios_backup bypassrls;
     end if;
-    foreach wanted in array array['pg_read_all_data', 'pg_read_all_settings', 'pg_checkpoint'] loop
+    foreach wanted in array array['pg_read_all_data', 'pg_read_all_settings', 'pg_read_all_stats', 'pg_checkpoint'] loop
       if not pg_has_role('aggios_backup', wanted, 'usage') then execute format('grant %I to aggios_backup', wanted); end if;
     end loop;
     -- these rights belong to the database, unlike the role

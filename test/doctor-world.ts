@@ -58,7 +58,7 @@ export async function createWorld(t: Test): Promise<World> {
   const home = temporaryFolder(t)
   const folder = () => mkdtempSync(join(home, 'folder-'))
   const redis = needsRedis.skip ? undefined : await startRedis(t)
-  const cluster = await startCluster(t, ['archive_mode=on'])
+  const cluster = await startCluster(t, { settings: ['archive_mode=on'] })
   const behaviour = { open: false, known: true, policyStatus: 403, server: 'MinIO', page: '{"status":"ok"}' }
   const s3 = await startScriptedS3(t)
   // like a real store: strangers are refused, and so is a question that the policy of the key does not allow

@@ -12,7 +12,7 @@ import type { Environment } from '../src/config/environment.ts'
 import { createDiskStore } from '../src/files/store/disk.ts'
 import type { ObjectStore } from '../src/files/store/object-store.ts'
 import { createS3Store, type S3Settings } from '../src/files/store/s3.ts'
-import { root } from './harness.ts'
+import { type Owner, root } from './harness.ts'
 import { findProgram, type Part } from './parts.ts'
 import { freePort } from './ports.ts'
 
@@ -67,7 +67,13 @@ async function startDisk(t: Test): Promise<StartedStore> {
 const rootKey = { access_key: 'root-of-the-tests', secret_key: 'a secret of the tests, of root' }
 const appKey = { access_key: 'aggios-app', secret_key: 'a secret of the tests, of the product' }
 
-async function startMinio(t: Test): Promise<StartedStore> {
+/** The S3 servers that are on this machine, each in a function that starts one. */
+export const s3Servers = [
+  { name: 'MinIO', skip: minio.skip, start: startMinio },
+  { name: 'SeaweedFS', skip: weed.skip, start: startSeaweed }
+] as const
+
+async function startMinio(t: Owner, env: Record<string, string> = {}) {
   const port = await freePort()
   const folder = makeFolder()
   const args = ['server', '--quiet', '--address', `127.0.0.1:${port}`, '--console-address', '127.0.0.1:0', folder]
@@ -75,7 +81,8 @@ async function startMinio(t: Test): Promise<StartedStore> {
     MINIO_ROOT_USER: rootKey.access_key,
     MINIO_ROOT_PASSWORD: rootKey.secret_key,
     MINIO_BROWSER: 'off',
-    MINIO_UPDATE: 'off'
+    MINIO_UPDATE: 'off',
+    ...env
   })
   const store = await startedS3(t, child, port)
   const administer = createMinioAdmin(store.s3.root)
@@ -85,10 +92,10 @@ async function startMinio(t: Test): Promise<StartedStore> {
   await administer(`add-user?accessKey=${appKey.access_key}`, encrypt(rootKey.secret_key, JSON.stringify(user)))
   const attached = `userOrGroup=${appKey.access_key}&isGroup=false&policyName=aggios-backend`
   await administer(`set-user-or-group-policy?${attached}`, '')
-  return store
+  return { ...store, folder }
 }
 
-async function startSeaweed(t: Test): Promise<StartedStore> {
+async function startSeaweed(t: Owner) {
   const folder = makeFolder()
   const [port = 0, ...others] = await freePorts(8)
   const identity = (name: string, key: typeof rootKey, actions: string[]) => ({
@@ -109,7 +116,7 @@ async function startSeaweed(t: Test): Promise<StartedStore> {
     ...['-s3.port.iceberg=0', '-s3.port.lance=0', ...ports.map((name, index) => `-${name}=${others[index]}`)],
     `-s3.port.grpc=${others.at(-1)}`
   ]
-  return startedS3(t, run(t, weed.path, args, folder), port)
+  return { ...(await startedS3(t, run(t, weed.path, args, folder), port)), folder }
 }
 
 const makeFolder = () => mkdtempSync(join(tmpdir(), 'aggios-store-'))
@@ -118,7 +125,7 @@ const makeFolder = () => mkdtempSync(join(tmpdir(), 'aggios-store-'))
  * Starts a program, kills it when the test ends, and then removes its folder. The program may move files until it has
  * ended.
  */
-function run(t: Test, path: string, args: string[], folder: string, env: Record<string, string> = {}): ChildProcess {
+function run(t: Owner, path: string, args: string[], folder: string, env: Record<string, string> = {}): ChildProcess {
   const child = spawn(path, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'ignore'] })
   const exited = once(child, 'exit')
   t.teardown(async () => {
@@ -137,7 +144,7 @@ async function freePorts(count: number): Promise<number[]> {
 }
 
 /** Waits until the server has a bucket and stores an object. */
-async function startedS3(t: Test, child: ChildProcess, port: number) {
+async function startedS3(t: Owner, child: ChildProcess, port: number) {
   const place = {
     endpoint: `http://127.0.0.1:${port}`,
     public_endpoint: `http://127.0.0.1:${port}`,
@@ -172,7 +179,7 @@ async function startedS3(t: Test, child: ChildProcess, port: number) {
   return { environment, open: () => opened(t, createS3Store(app)), s3: { app, root: rootOf, child } }
 }
 
-function opened(t: Test, store: ObjectStore): ObjectStore {
+function opened(t: Owner, store: ObjectStore): ObjectStore {
   t.teardown(() => store.close())
   return store
 }

@@ -69,7 +69,7 @@ export const privilegeChecks: readonly CatalogueCheck[] = [
         where r.rolname like 'aggios%' and r.rolname <> 'aggios_backup' and pg_has_role(r.oid, 'aggios_backup', 'member')
       union all
       select 'granted: ' || r.rolname from pg_roles r where pg_has_role('aggios_backup', r.oid, 'member')
-        and r.rolname not in ('aggios_backup', 'pg_read_all_data', 'pg_read_all_settings', 'pg_checkpoint')
+        and r.rolname not in ('aggios_backup', 'pg_read_all_data', 'pg_read_all_settings', 'pg_read_all_stats', 'pg_checkpoint')
       union all
       select c.relname from pg_class c where ${isTable}
         and (has_table_privilege('aggios_backup', c.oid, 'insert, update, delete, truncate, references, trigger')

@@ -1,0 +1,98 @@
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { archiveSkip, script, setArchiveCommand, startArchive, startBackupStore } from './archive.ts'
+import { withClient } from './databases.ts'
+import { eventually, temporaryFolder } from './harness.ts'
+import { asRoot, bucket } from './object-stores.ts'
+
+/*
+ * Continuous archiving by db/deploy/backup.sh: a base backup and the write-ahead log in a bucket, and a restore to a second of choice.
+ */
+
+t.test('continuous archiving', { skip: archiveSkip, timeout: 240_000 }, async (t) => {
+  const store = await startBackupStore(t)
+  const archive = await startArchive(t, store)
+  const { cluster, tool } = archive
+  const asSuperuser = <T>(work: Parameters<typeof withClient<T>>[1], url = cluster.url('postgres')) =>
+    withClient(url, work)
+  const { environment } = store
+
+  await t.test('the check says that there is no base backup, and then that all is well', async (t) => {
+    await t.rejects(tool('check'), { message: /there is no base backup/ })
+    t.match(await tool('base'), /base backup of \d+ is done/)
+    await archive.flush()
+    t.match(await tool('check'), /base backup is 0 minutes old, and the log is archived/)
+    t.match(await tool('list'), /^Backup ID/)
+  })
+
+  let between: Date | undefined
+  await t.test('what is archived is encrypted at rest, where the server of the bucket can do so', async (t) => {
+    await asSuperuser(async (client) => {
+      await client.query("create table marks as select 'kept' as mark")
+      await sleep(20)
+      const { rows } = await client.query('select clock_timestamp() as now')
+      between = rows[0].now
+      await sleep(20)
+      await client.query("insert into marks values ('too late')")
+    })
+    await archive.flush()
+    const client = asRoot({
+      endpoint: environment.BACKUP_S3_ENDPOINT as string,
+      public_endpoint: undefined,
+      region: 'us-east-1',
+      bucket,
+      access_key: environment.BACKUP_S3_ACCESS_KEY as string,
+      secret_key: environment.BACKUP_S3_SECRET_KEY as string
+    })
+    const names: string[] = []
+    for await (const { name } of client.listObjects(bucket, 'postgres/', true)) names.push(name as string)
+    const [cluster = ''] = new Set(names.map((name) => name.split('/')[1]))
+    t.match(cluster, /^\d{19}$/, 'one folder for the cluster')
+    const kinds = ['base', 'wals']
+    t.strictSame(new Set(names.map((name) => name.split('/')[2])), new Set(kinds))
+    for (const kind of kinds) {
+      const name = names.find((each) => each.includes(`/${kind}/`) && each.endsWith('.gz')) as string
+      const { metaData } = await client.statObject(bucket, name)
+      if (environment.BACKUP_ENCRYPTION) t.match(metaData, { 'x-amz-server-side-encryption': 'AES256' }, name)
+    }
+  })
+
+  await t.test('an archive that fails is seen by the check, and no file of the log is lost', async (t) => {
+    // it sends nothing, and says so
+    await setArchiveCommand(cluster, 'exit 1')
+    await asSuperuser(async (client) => {
+      await client.query('insert into marks values (null)')
+      await client.query('select pg_switch_wal()')
+    })
+    await eventually(() =>
+      tool('check').then(
+        () => false,
+        (err) => /archiving fails since/.test(err.message)
+      )
+    )
+    await setArchiveCommand(cluster, `${script} wal %p`)
+    await archive.flush()
+    t.match(await tool('check'), /the log is archived/)
+  })
+
+  await t.test('everything is restored to the second, from the bucket alone', async (t) => {
+    await cluster.kill('SIGKILL')
+    const folder = join(temporaryFolder(t), 'restored')
+    const restored = await archive.restore(folder, between)
+    const { rows } = await withClient(restored.url('postgres'), (client) => client.query('select mark from marks'))
+    t.strictSame(rows, [{ mark: 'kept' }])
+    await restored.kill('SIGQUIT')
+    t.ok(existsSync(join(folder, 'PG_VERSION')))
+    await t.rejects(tool('restore', folder), { message: /is not empty/ })
+  })
+
+  await t.test('a time that nobody can mean is refused', async (t) => {
+    const folder = temporaryFolder(t)
+    await t.rejects(tool('restore', folder, '2026-11-29T10:15:00'), { message: /has no time zone/ })
+    await t.rejects(tool('restore', folder, 'yesterday'), { message: /is no time/ })
+    await t.rejects(tool('restore', folder, '2001-01-01T00:00:00Z'), { message: /Cannot find any candidate backup/ })
+    t.strictSame(readFileSync(join(cluster.data, 'PG_VERSION'), 'utf8'), '16\n', 'the old files are as they were')
+  })
+})
