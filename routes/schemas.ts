@@ -251,9 +251,16 @@ export const PasskeyRequestOptions = Type.Object(
 )
 
 const tokenMembers = {
-  access_token: Type.String({ description: 'A JWT for `Authorization: Bearer`', examples: ['eyJ…'] }),
+  access_token: Type.String({
+    description: 'A JWT for `Authorization`, with `token_type` as the scheme',
+    examples: ['eyJ…']
+  }),
   refresh_token: Type.String({ description: 'Opaque; valid for one use', examples: ['Gm9v…'] }),
-  token_type: StringEnum(['Bearer'], { examples: ['Bearer'] }),
+  token_type: StringEnum(['Bearer', 'DPoP'], {
+    description:
+      '`DPoP` when the session was opened with a proof of a key: its tokens are of use only with such proofs',
+    examples: ['Bearer']
+  }),
   expires_in: Type.Integer({ description: 'Lifetime of the access token in seconds', examples: [86_400] })
 }
 export const TokenReply = Type.Object(tokenMembers, { title: 'TokenReply' })

@@ -10,6 +10,8 @@ import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
 import passkeys from '../plugins/auth/passkeys.ts'
 import passwords from '../plugins/auth/passwords.ts'
+import proofUses from '../plugins/auth/proof-uses.ts'
+import proofs from '../plugins/auth/proofs.ts'
 import providers from '../plugins/auth/providers.ts'
 import revocations from '../plugins/auth/revocations.ts'
 import secondFactors from '../plugins/auth/second-factors.ts'
@@ -155,8 +157,10 @@ export function buildApp(
   app.register(tenants)
   app.register(tokens)
   app.register(counters)
+  app.register(proofUses)
   // these collect facts about a request
   app.register(bearer)
+  app.register(proofs)
   app.register(hosts)
   app.register(rates)
   app.register(concurrency)

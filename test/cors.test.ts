@@ -221,7 +221,15 @@ t.test('in production', async (t) => {
     })
     t.equal(reply.statusCode, 200)
     t.strictSame(String(reply.headers['access-control-expose-headers']).toLowerCase().split(/,\s*/).sort(), [
-      ...['accept-ranges', 'content-disposition', 'content-range', 'etag', 'idempotency-replayed', 'location'],
+      ...[
+        'accept-ranges',
+        'content-disposition',
+        'content-range',
+        'dpop-nonce',
+        'etag',
+        'idempotency-replayed',
+        'location'
+      ],
       ...['ratelimit', 'ratelimit-policy', 'retry-after', 'tus-extension', 'tus-max-size', 'tus-resumable'],
       ...['tus-version', 'upload-expires', 'upload-length', 'upload-offset', 'www-authenticate', 'x-request-id']
     ])

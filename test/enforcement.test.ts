@@ -73,7 +73,10 @@ async function throughProvider(
     'select u.email, m.role from users u join memberships m on m.user_id = u.id where u.id = $1 and m.tenant_id = $2',
     [userId, tenant.id]
   )
-  return app.tokens.issue({ user_id: userId, email, tenant_id: tenant.id, role, sid: id }, 0) as Tokens
+  return app.tokens.issue(
+    { user_id: userId, email, tenant_id: tenant.id, role, sid: id, key_thumbprint: null },
+    0
+  ) as Tokens
 }
 
 /** An agency that demands its provider. Its owner has broken the glass in advance. */

@@ -49,7 +49,7 @@ export function verifierThatTakes(repair: (token: string, header: Json, claims: 
     if (token === undefined) return
     const { header, claims } = decode(token)
     const repaired = repair(token, header, claims) as AccessClaims | undefined
-    if (repaired) request.bearer = { claims: repaired, problem: app.revocations.find(repaired) }
+    if (repaired) request.bearer = { scheme: 'Bearer', claims: repaired, problem: app.revocations.find(repaired) }
   })
 }
 

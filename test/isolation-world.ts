@@ -206,7 +206,8 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     )
     await plantMember(side, id, role)
     const sid = await plantSession(side, id)
-    const { access_token, refresh_token } = app.tokens.issue({ user_id: id, email, tenant_id: side.id, role, sid }, 0)
+    const subject = { user_id: id, email, tenant_id: side.id, role, sid, key_thumbprint: null }
+    const { access_token, refresh_token } = app.tokens.issue(subject, 0)
     return { id, email, role, sid, token: access_token, refresh_token }
   }
 

@@ -149,7 +149,10 @@ t.test('the document', async (t) => {
   t.test('is OpenAPI 3.1, by its own words', async (t) => {
     t.match(document.openapi, /^3\.1\.\d+$/)
     t.match(document.info, { title: String, version: /^\d+\.\d+\.\d+/ })
-    t.match(document.components.securitySchemes, { bearer: { type: 'http', scheme: 'bearer' } })
+    t.match(document.components.securitySchemes, {
+      bearer: { type: 'http', scheme: 'bearer' },
+      dpop: { type: 'http', scheme: 'dpop' }
+    })
     // keywords of OpenAPI 3.0 that 3.1 doesn't have
     const leftovers = [...nodesOf(document)]
       .filter(({ way }) => way.some((part) => part === 'schema' || part === 'schemas') && way.at(-1) !== 'properties')
@@ -193,12 +196,15 @@ t.test('the document', async (t) => {
   t.test('demands a token exactly where the route does', async (t) => {
     for (const { name, operation } of operations) {
       const isPublic = operation['x-authz'] === 'public'
-      const withoutToken = operation.security?.length === 0 || operation.security?.some((one) => !('bearer' in one))
+      const withoutToken =
+        operation.security?.length === 0 || operation.security?.some((one) => !('bearer' in one || 'dpop' in one))
       t.equal(withoutToken, isPublic, name)
+      const takes = (scheme: string) => operation.security?.some((one) => scheme in one)
+      t.equal(takes('dpop'), takes('bearer'), `${name} takes both kinds of tokens, or none`)
     }
     // a public operation that also accepts a bearer
     const logout = document.paths['/api/v1/auth/logout']?.post
-    t.strictSame(logout?.security, [{ bearer: [] }, {}], 'logout takes a bearer, or none')
+    t.strictSame(logout?.security, [{ bearer: [] }, { dpop: [] }, {}], 'logout takes a token, or none')
   })
   t.test('shows an example in the schemas of every operation', async (t) => {
     for (const { name, operation } of operations) {

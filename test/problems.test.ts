@@ -269,7 +269,7 @@ t.test('every code', async (t) => {
     401: [
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
       ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token'],
-      ...['invalid_challenge', 'invalid_sign_in_code']
+      ...['invalid_challenge', 'invalid_sign_in_code', 'invalid_dpop_proof', 'use_dpop_nonce']
     ],
     403: [
       ...['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],

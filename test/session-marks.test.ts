@@ -32,7 +32,7 @@ const tokensFor = (
   sid: string,
   user = tenant.owner,
   role: 'owner' | 'member' = 'owner'
-) => app.tokens.issue({ tenant_id: tenant.id, user_id: user.id, email: user.email, role, sid }, 0)
+) => app.tokens.issue({ tenant_id: tenant.id, user_id: user.id, email: user.email, role, sid, key_thumbprint: null }, 0)
 const refresh = (app: TestApp, { refresh_token }: Tokens) =>
   send(app, 'localhost', post('/auth/refresh', { refresh_token }))
 const count = async (app: TestApp, text: string, values: unknown[] = []): Promise<number> =>
@@ -84,6 +84,7 @@ t.test('a person has a hundred open sessions in an agency at most', async (t) =>
   const values = {
     ...scope,
     ...proof,
+    key_thumbprint: null,
     session_seconds: 1000,
     token_seconds: 960,
     password_version: 1,

@@ -134,6 +134,7 @@ t.test('the sessions of a person', async (t) => {
     t.match(data[1], { ip: '2001:db8::7', current: false })
     t.match(data[0], { tenant_id: rival.id, tenant_slug: 'rival', current: false })
     t.strictSame(Object.keys(data[0]).sort(), [
+      'bound',
       'created_at',
       'current',
       'expires_at',

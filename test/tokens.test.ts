@@ -40,7 +40,7 @@ t.test('what an access token must be', async (t) => {
   t.test('without a token there is a challenge and no error code', async (t) => {
     const reply = await send(app, 'localhost', me)
     t.match(reply.json(), { status: 401, code: 'unauthenticated' })
-    t.equal(reply.headers['www-authenticate'], 'Bearer realm="aggios"')
+    t.equal(reply.headers['www-authenticate'], 'Bearer realm="aggios", DPoP algs="ES256"')
     t.equal(reply.headers['content-type'], 'application/problem+json; charset=utf-8')
   })
 

@@ -1763,6 +1763,8 @@ export interface components {
         | 'provider_timeout'
         | 'invalid_passkey'
         | 'invalid_challenge'
+        | 'invalid_dpop_proof'
+        | 'use_dpop_nonce'
         | 'validation_failed'
         | 'malformed_json'
         | 'malformed_request'
@@ -1998,7 +2000,7 @@ export interface components {
     }
     Registration: {
       /**
-       * @description A JWT for `Authorization: Bearer`
+       * @description A JWT for `Authorization`, with `token_type` as the scheme
        * @example eyJ…
        */
       access_token: string
@@ -2008,10 +2010,11 @@ export interface components {
        */
       refresh_token: string
       /**
+       * @description `DPoP` when the session was opened with a proof of a key: its tokens are of use only with such proofs
        * @example Bearer
        * @enum {string}
        */
-      token_type: 'Bearer'
+      token_type: 'Bearer' | 'DPoP'
       /**
        * @description Lifetime of the access token in seconds
        * @example 86400
@@ -2036,7 +2039,7 @@ export interface components {
     }
     TokenReply: {
       /**
-       * @description A JWT for `Authorization: Bearer`
+       * @description A JWT for `Authorization`, with `token_type` as the scheme
        * @example eyJ…
        */
       access_token: string
@@ -2046,10 +2049,11 @@ export interface components {
        */
       refresh_token: string
       /**
+       * @description `DPoP` when the session was opened with a proof of a key: its tokens are of use only with such proofs
        * @example Bearer
        * @enum {string}
        */
-      token_type: 'Bearer'
+      token_type: 'Bearer' | 'DPoP'
       /**
        * @description Lifetime of the access token in seconds
        * @example 86400
@@ -2200,6 +2204,11 @@ export interface components {
        */
       current: boolean
       /**
+       * @description Whether its tokens are of use only with proofs of a key of the device (DPoP)
+       * @example false
+       */
+      bound: boolean
+      /**
        * Format: date-time
        * @example 2026-11-22T10:30:00.000Z
        */
@@ -2318,7 +2327,7 @@ export interface components {
     /** @description Tokens, and the recovery codes of a factor that was enrolled by this request */
     MfaReply: {
       /**
-       * @description A JWT for `Authorization: Bearer`
+       * @description A JWT for `Authorization`, with `token_type` as the scheme
        * @example eyJ…
        */
       access_token: string
@@ -2328,10 +2337,11 @@ export interface components {
        */
       refresh_token: string
       /**
+       * @description `DPoP` when the session was opened with a proof of a key: its tokens are of use only with such proofs
        * @example Bearer
        * @enum {string}
        */
-      token_type: 'Bearer'
+      token_type: 'Bearer' | 'DPoP'
       /**
        * @description Lifetime of the access token in seconds
        * @example 86400
@@ -3261,6 +3271,8 @@ export interface components {
     'Accept-Encoding': string
     /** @description How many bytes there are */
     'Content-Range': string
+    /** @description The nonce of the next proof: with `use_dpop_nonce`, and when the last one gets old */
+    'DPoP-Nonce': string
     /** @description The version of what was sent, for `If-None-Match` and `If-Match` */
     ETag: string
     /** @description `true` on the reply that is given again */
@@ -3271,7 +3283,7 @@ export interface components {
     'RateLimit-Policy': string
     /** @description Seconds to wait */
     'Retry-After': string
-    /** @description What is wrong with the token (RFC 6750) */
+    /** @description What is wrong with the token (RFC 6750, RFC 9449) */
     'WWW-Authenticate': string
   }
   pathItems: never
@@ -3370,6 +3382,7 @@ export type AuditVerification = components['schemas']['AuditVerification']
 export type HeaderAccept = components['headers']['Accept']
 export type HeaderAcceptEncoding = components['headers']['Accept-Encoding']
 export type HeaderContentRange = components['headers']['Content-Range']
+export type HeaderDPoPNonce = components['headers']['DPoP-Nonce']
 export type HeaderETag = components['headers']['ETag']
 export type HeaderIdempotencyReplayed = components['headers']['Idempotency-Replayed']
 export type HeaderRateLimit = components['headers']['RateLimit']
@@ -3652,7 +3665,10 @@ export interface operations {
   register: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -3680,6 +3696,22 @@ export interface operations {
        */
       400: {
         headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -3809,7 +3841,10 @@ export interface operations {
   login: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -3848,10 +3883,13 @@ export interface operations {
       /**
        * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `mfa_required`: A second factor is required
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -3982,7 +4020,10 @@ export interface operations {
   refresh: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -4022,10 +4063,13 @@ export interface operations {
        * @description `invalid_refresh_token`: The refresh token is not valid
        *     `refresh_token_reused`: The refresh token was used before
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -4155,7 +4199,10 @@ export interface operations {
   logout: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -4194,10 +4241,13 @@ export interface operations {
        * @description `unauthenticated`: Sign in first
        *     `invalid_token`: The access token is not valid
        *     `invalid_refresh_token`: The refresh token is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -4324,7 +4374,10 @@ export interface operations {
   switchTenant: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -4366,10 +4419,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -4988,10 +5044,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -5260,7 +5319,10 @@ export interface operations {
   signInWithPasskey: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -5299,10 +5361,13 @@ export interface operations {
       /**
        * @description `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `invalid_challenge`: The challenge of the passkey is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -5482,10 +5547,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -5631,10 +5699,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -5825,10 +5896,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6010,10 +6084,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6185,10 +6262,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6329,10 +6409,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6500,10 +6583,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6677,10 +6763,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6828,10 +6917,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -6998,10 +7090,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -7144,10 +7239,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -7337,10 +7435,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -7527,10 +7628,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -7721,10 +7825,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -7866,7 +7973,10 @@ export interface operations {
   completeSignIn: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -7913,10 +8023,13 @@ export interface operations {
        * @description `invalid_mfa_token`: The mfa_token is not valid
        *     `invalid_credentials`: E-mail, password, code or passkey is wrong
        *     `invalid_challenge`: The challenge of the passkey is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8047,7 +8160,10 @@ export interface operations {
   enrollAtSignIn: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -8083,10 +8199,15 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      /**
+       * @description `invalid_mfa_token`: The mfa_token is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
+       */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8217,7 +8338,10 @@ export interface operations {
   startPasskeyFactor: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -8253,10 +8377,15 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      /**
+       * @description `invalid_mfa_token`: The mfa_token is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
+       */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8398,7 +8527,10 @@ export interface operations {
   startPasskeyEnrollment: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -8434,10 +8566,15 @@ export interface operations {
           'application/problem+json': components['schemas']['Problem']
         }
       }
-      /** @description `invalid_mfa_token`: The mfa_token is not valid */
+      /**
+       * @description `invalid_mfa_token`: The mfa_token is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
+       */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8568,7 +8705,10 @@ export interface operations {
   completeSignInWithNewPasskey: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -8608,10 +8748,13 @@ export interface operations {
       /**
        * @description `invalid_mfa_token`: The mfa_token is not valid
        *     `invalid_challenge`: The challenge of the passkey is not valid
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8790,10 +8933,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -8971,10 +9117,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9152,10 +9301,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9305,10 +9457,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9488,10 +9643,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9660,10 +9818,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9856,10 +10017,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10568,7 +10732,10 @@ export interface operations {
   exchangeSignInCode: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -10607,10 +10774,13 @@ export interface operations {
       /**
        * @description `invalid_sign_in_code`: The code of the sign-in is not valid
        *     `mfa_required`: A second factor is required
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10805,10 +10975,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10956,10 +11129,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11136,10 +11312,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11321,10 +11500,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11506,10 +11688,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11657,10 +11842,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11841,10 +12029,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11991,10 +12182,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12187,10 +12381,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12386,10 +12583,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12537,10 +12737,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12718,10 +12921,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12911,10 +13117,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13060,10 +13269,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13255,10 +13467,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13455,10 +13670,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13603,10 +13821,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13753,10 +13974,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13948,10 +14172,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14136,10 +14363,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14314,10 +14544,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14469,10 +14702,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14668,10 +14904,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14842,10 +15081,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14979,7 +15221,10 @@ export interface operations {
   acceptInvitation: {
     parameters: {
       query?: never
-      header?: never
+      header?: {
+        /** @description A proof of a key (RFC 9449), with the `nonce` of the newest `DPoP-Nonce` header. Binds the session to it. */
+        dpop?: string
+      }
       path?: never
       cookie?: never
     }
@@ -15022,10 +15267,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15225,10 +15473,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15376,10 +15627,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15564,10 +15818,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15718,10 +15975,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15899,10 +16159,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16083,10 +16346,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16234,10 +16500,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16418,10 +16687,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16590,10 +16862,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16776,10 +17051,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16971,10 +17249,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17122,10 +17403,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17319,10 +17603,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17472,10 +17759,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17648,10 +17938,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17862,10 +18155,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18025,10 +18321,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18518,10 +18817,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18669,10 +18971,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18856,10 +19161,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19052,10 +19360,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19234,10 +19545,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19433,10 +19747,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19621,10 +19938,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19819,10 +20139,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20031,10 +20354,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20214,10 +20540,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20390,10 +20719,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20573,10 +20905,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20887,10 +21222,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21040,10 +21378,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21190,10 +21531,13 @@ export interface operations {
        *     `invalid_token`: The access token is not valid
        *     `token_expired`: The access token has expired
        *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
        */
       401: {
         headers: {
           'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown

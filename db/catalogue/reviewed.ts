@@ -79,6 +79,7 @@ export const definerFunctions = [
   'my_identities()',
   'my_passkeys()',
   'my_sessions(interval)',
+  'my_sessions_with_keys(interval)',
   'my_tenants()',
   'notice_new_device(uuid,uuid,boolean)',
   'operate_account(uuid,text,interval)',

@@ -67,6 +67,7 @@ export type SessionsTable = {
   mfa_at: ColumnType<Date | null, Date | null | undefined, Date>
   provider_id: ColumnType<string | null, never, never>
   provider_at: ColumnType<Date | null, never, never>
+  key_thumbprint: ColumnType<string | null, never, never>
 }
 
 export type RevocationsTable = {

@@ -115,14 +115,17 @@ export type MySession = {
   created_at: Date
   last_used_at: Date
   expires_at: Date
+  /** Whether a key of the client is needed to use the session. */
+  bound: boolean
 }
 
 /** Lists the user's open sessions that the present one may know of, newest first. Ids increase with time, so the id alone is the page's position. */
 export const mySessionsPage = statement(
   'my_sessions_page',
   (_, $: { session_id: string | null; idle_seconds: number; after_id: string; limit: number }) => sql<MySession>`
-  select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at
-  from my_sessions(make_interval(secs => ${$.idle_seconds})) m
+  select id, tenant_id, tenant_slug, user_agent, host(ip) as ip, created_at, last_used_at, expires_at,
+    key_thumbprint is not null as bound
+  from my_sessions_with_keys(make_interval(secs => ${$.idle_seconds})) m
   where id < ${$.after_id} and ${isInReach(sql`m.tenant_id`, $.session_id)} order by id desc limit ${$.limit}`,
   { slow: true }
 )

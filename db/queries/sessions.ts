@@ -19,6 +19,8 @@ export type SessionProof = {
   /** The provider that said who it is, for the audit log. Null for a password. */
   by: string | null
 }
+/** The key that a session is bound to (DPoP). Null: whoever has its tokens may use them. */
+type SessionKey = { key_thumbprint: string | null }
 /** A password was proved just now, and no second factor. */
 export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null, provider_id: null, by: null }
 
@@ -27,7 +29,7 @@ export const passwordOnly: SessionProof = { authenticated_at: null, mfa_at: null
  * there is one. No row when the user is not a member.
  *
  * The database creates the id, above the membership's mark (`ended_through`), and ends the oldest session when there are more
- * than 100: `open_session` in db/migrations/0018_second_factor.ts and 0019_identities.ts. No row either when the tenant's
+ * than 100: `open_session` in db/migrations/0018_second_factor.ts, 0019_identities.ts and 0023_bound_sessions.ts. No row either when the tenant's
  * own provider is gone by now.
  *
  * `provider_required`: the tenant demands its own provider, and the proof is not by it. A break-glass owner is let in, and
@@ -54,7 +56,8 @@ export const openSession = statement(
       token_seconds: number
       password_version: number
       action: string | null
-    } & SessionProof
+    } & SessionProof &
+      SessionKey
   ) => sql<Admission>`
   with member as materialized (
     select u.id, u.email, m.role, m.last_used_at is not null as used_here,
@@ -72,7 +75,7 @@ export const openSession = statement(
     for share of u
   ), opened as materialized (
     select open_session(id, make_interval(secs => ${$.session_seconds}), make_interval(secs => ${$.token_seconds}),
-      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz, ${$.provider_id}::uuid) as id
+      ${$.authenticated_at}::timestamptz, ${$.mfa_at}::timestamptz, ${$.provider_id}::uuid, ${$.key_thumbprint}::text) as id
     from member where outcome = 'opened'
   ), audited as (
     insert into audit_events (action, session_id, detail)
@@ -104,11 +107,12 @@ export type Rotation = {
     | 'provider_required'
     | 'unproven'
     | 'ahead'
+    | 'another_key'
   counter: number
   user_id: string
   email: string
   role: Role
-}
+} & SessionKey
 
 /**
  * Rotates a refresh token, decided while the row of its family (the session) is locked. No row when the family does not exist.
@@ -121,8 +125,10 @@ export type Rotation = {
  * - `unproven`: the tenant demands a second factor, and none was used in this session, or there is none any more. Not for a
  *   session that was opened through the tenant's own provider.
  * - `ahead`: the counter was never issued, as happens after a restore.
+ * - `another_key`: the session is bound to a key, and it is not this one. Decided first, so that whoever has a stolen token
+ *   without the key can't end the session with it.
  *
- * `provider_required`, `unproven`, `ahead`, and the outcomes that are not listed, change nothing.
+ * `provider_required`, `unproven`, `ahead`, `another_key`, and the outcomes that are not listed, change nothing.
  *
  * The lock makes a statement that waits decide by the newest version of the row. A plain read with a conditional update would
  * decide by a snapshot that is older than the wait.
@@ -138,11 +144,12 @@ export const rotateSession = statement(
       grace_seconds: number
       idle_seconds: number
       token_seconds: number
-    }
+    } & SessionKey
   ) => sql<Rotation>`
   with verdict as materialized (
-    select f.id, f.user_id, u.email, m.role,
+    select f.id, f.user_id, u.email, m.role, f.key_thumbprint,
       case
+        when f.key_thumbprint <> coalesce(${$.key_thumbprint}::text, '') then 'another_key'
         when f.revoked_at is not null or session_is_over(f.id, m.ended_through, m.kept_session) then 'revoked'
         when t.status <> 'active' then 'suspended'
         when u.disabled_at is not null then 'disabled'
@@ -168,7 +175,7 @@ export const rotateSession = statement(
       last_ip = (current_request() ->> 'ip')::inet, last_user_agent = current_request() ->> 'user_agent'
     from verdict v where v.outcome = 'rotated' and s.tenant_id = ${$.tenant_id} and s.id = v.id
   )
-  select outcome, ${$.counter}::int + 1 as counter, user_id, email, role,
+  select outcome, ${$.counter}::int + 1 as counter, user_id, email, role, key_thumbprint,
     case outcome when 'reused'
       then revoke_family(${$.tenant_id}, id, user_id, make_interval(secs => ${$.token_seconds})) end as revoked,
     case when outcome = 'repeated' and elsewhere then record_repeated_refresh(id, user_id) end as recorded
@@ -218,11 +225,11 @@ export const findOpenSession = statement(
 /** Opens the first session of a new member, in the transaction that creates the membership. Resolves to its id. */
 export async function openFirstSession(
   trx: TenantTransaction,
-  session: { user_id: string; session_seconds: number; token_seconds: number }
+  session: { user_id: string; session_seconds: number; token_seconds: number } & SessionKey
 ): Promise<string> {
   const { rows } = await sql<{ id: string | null }>`
     select open_session(${session.user_id}, make_interval(secs => ${session.session_seconds}),
-      make_interval(secs => ${session.token_seconds})) as id`.execute(trx)
+      make_interval(secs => ${session.token_seconds}), null, null, null, ${session.key_thumbprint}) as id`.execute(trx)
   const id = rows[0]?.id
   if (!id) throw new Error('a first session needs a membership')
   return id

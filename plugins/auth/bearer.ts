@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { Bearer } from '../../src/auth/admission.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
-import { createTokenCache } from '../../src/auth/token-cache.ts'
+import { createTokenCache, schemeOf, type TokenScheme, tokenIn } from '../../src/auth/token-cache.ts'
 import { Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
@@ -23,16 +23,17 @@ declare module 'fastify' {
   }
   interface FastifyRequest {
     /** The verified bearer token of the request. Undefined when the request has none. */
-    bearer: Bearer | undefined
+    bearer: PresentedToken | undefined
   }
 }
 
+type PresentedToken = Bearer & { scheme: TokenScheme }
+
 export const cachedTokens = 20_000
-const bearer = /^bearer ([A-Za-z0-9._~+/-]+=*)$/i
 
 /**
- * Reads and verifies the bearer token of each request (RFC 6750, 2.1). Refuses nothing: `src/auth/admission.ts`
- * decides.
+ * Reads and verifies the access token of each request (RFC 6750, 2.1), also of those that send a proof with it (RFC 9449,
+ * 7.1): `proofs` checks these. Refuses nothing: `src/auth/admission.ts` decides.
  *
  * Verified tokens are cached, because verification costs more than the rest of a request. Expiry and revocation are
  * checked on every cache hit, because they can change.
@@ -53,7 +54,7 @@ export default fp(
         if (known.exp * 1000 <= Date.now()) throw tokenExpired()
         return known
       }
-      const token = bearer.exec(authorization)?.[1]
+      const token = tokenIn(authorization)
       if (token === undefined) return undefined
       lookups.miss++
       const claims = app.tokens.verify(token, { expired: 'refused' })
@@ -61,13 +62,14 @@ export default fp(
       return claims
     }
 
-    function readBearer(authorization: string): Bearer | undefined {
+    function readBearer(authorization: string): PresentedToken | undefined {
+      const scheme = schemeOf(authorization)
       try {
         const claims = claimsIn(authorization)
-        return claims && { claims, problem: app.revocations.find(claims) }
+        return claims && { scheme, claims, problem: app.revocations.find(claims) }
       } catch (err) {
         if (!(err instanceof Problem)) throw err
-        return { claims: undefined, problem: err }
+        return { scheme, claims: undefined, problem: err }
       }
     }
 
@@ -89,7 +91,7 @@ export default fp(
       findSigned(request: FastifyRequest) {
         const { authorization } = request.headers
         if (authorization === undefined) return undefined
-        const token = bearer.exec(authorization)?.[1]
+        const token = tokenIn(authorization)
         if (token === undefined) throw unauthenticated()
         return app.tokens.verify(token, { expired: 'accepted' })
       }

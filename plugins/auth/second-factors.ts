@@ -65,11 +65,11 @@ declare module 'fastify' {
       refuse(request: FastifyRequest, email: string): Promise<Problem>
       /**
        * The problem of a sign-in whose password was right and that has no factor yet. Its document has a token to go on
-       * with, and names the `factors` that the person has.
+       * with, and names the `factors` that the person has. With a key only that key can go on.
        */
       demand(
         outcome: 'mfa_required' | 'enrollment_required',
-        subject: MfaSubject,
+        subject: MfaSubject & { key_thumbprint: string | null },
         factors?: readonly FactorKind[]
       ): Problem
     }
@@ -142,7 +142,7 @@ export default fp(
       },
       demand(
         outcome: 'mfa_required' | 'enrollment_required',
-        subject: MfaSubject,
+        subject: MfaSubject & { key_thumbprint: string | null },
         factors: readonly FactorKind[] = []
       ) {
         if (outcome === 'mfa_required') {

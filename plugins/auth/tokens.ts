@@ -9,7 +9,12 @@ import { withoutStacks } from '../../src/expected-error.ts'
 import { invalidToken, tokenExpired } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
 
-export type TokenReply = { access_token: string; refresh_token: string; token_type: 'Bearer'; expires_in: number }
+export type TokenReply = {
+  access_token: string
+  refresh_token: string
+  token_type: 'Bearer' | 'DPoP'
+  expires_in: number
+}
 
 declare module '@fastify/jwt' {
   interface FastifyJWT {
@@ -21,7 +26,10 @@ declare module '@fastify/jwt' {
 declare module 'fastify' {
   interface FastifyInstance {
     tokens: {
-      /** Issues an access token, and the refresh token with this counter of the session. */
+      /**
+       * Issues an access token, and the refresh token with this counter of the session. Of a session with a key, both are
+       * of use only with a proof of that key.
+       */
       issue(subject: TokenSubject, counter: number): TokenReply
       /**
        * Verifies an access token and returns its claims. Does not check revocation. Throws `invalid_token`, and
@@ -35,6 +43,9 @@ declare module 'fastify' {
 }
 
 const maxTokenLength = 4096
+const unboundType = 'at+jwt'
+/** Of a token that needs a proof. It has a type of its own, because an older version would accept it without a proof. */
+const boundType = 'dpop-at+jwt'
 
 /** Signs and verifies access tokens (JWT, HS256, RFC 9068) and refresh tokens with the keys of one key ring. */
 export default fp(
@@ -48,20 +59,24 @@ export default fp(
       algorithms: ['HS256' as const],
       allowedIss: issuer,
       allowedAud: baseDomain,
-      requiredClaims: Object.keys(AccessClaims.properties),
+      requiredClaims: AccessClaims.required as string[],
       cache: false
     }
 
     for (const { id, secret } of keys.byId.values()) {
-      const sign = { algorithm: 'HS256' as const, kid: id, header: { alg: 'HS256', typ: 'at+jwt' } }
-      await app.register(jwt, { namespace: id, secret, sign, verify: verifyOptions })
+      for (const [namespace, typ] of [[id, unboundType] as const, [boundName(id), boundType] as const]) {
+        const sign = { algorithm: 'HS256' as const, kid: id, header: { alg: 'HS256', typ } }
+        await app.register(jwt, { namespace, secret, sign, verify: verifyOptions })
+      }
     }
-    const signer = app.jwt[keys.first.id] as NonNullable<(typeof app.jwt)[string]>
+    const signerIn = (name: string) => app.jwt[name] as NonNullable<(typeof app.jwt)[string]>
+    const signer = signerIn(keys.first.id)
+    const boundSigner = signerIn(boundName(keys.first.id))
 
     function verify(token: string, { expired }: { expired: 'refused' | 'accepted' }): AccessClaims {
-      const keyId = token.length <= maxTokenLength ? findKeyId(token) : undefined
-      const verifier = keyId === undefined || !keys.byId.has(keyId) ? undefined : app.jwt[keyId]
-      if (!verifier || !isCanonical(token)) throw invalidToken()
+      const header = token.length <= maxTokenLength ? readHeader(token) : undefined
+      const verifier = header && keys.byId.has(header.kid) ? app.jwt[header.kid] : undefined
+      if (!header || !verifier || !isCanonical(token)) throw invalidToken()
       let claims: unknown
       try {
         claims = withoutStacks(() =>
@@ -74,7 +89,8 @@ export default fp(
         const { code } = err as { code?: string }
         throw code === 'FAST_JWT_EXPIRED' ? tokenExpired() : invalidToken({ cause: err })
       }
-      if (!claimsSchema.Check(claims) || claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
+      if (!claimsSchema.Check(claims) || (claims.cnf !== undefined) !== header.bound) throw invalidToken()
+      if (claims.iat > Date.now() / 1000 + clockToleranceSeconds) throw invalidToken()
       // a revocation is kept for the configured lifetime, so a token that was issued with a longer one must not outlive
       // it
       claims.exp = Math.min(claims.exp, claims.iat + accessTokenTtl)
@@ -85,15 +101,16 @@ export default fp(
     app.decorate('tokens', {
       issue(subject: TokenSubject, counter: number): TokenReply {
         const issuedAt = Math.floor(Date.now() / 1000)
-        const { user_id, email, tenant_id, role, sid } = subject
+        const { user_id, email, tenant_id, role, sid, key_thumbprint } = subject
         const claims = {
           ...{ user_id, email, tenant_id, role, sid },
-          ...{ iss: issuer, aud: baseDomain, iat: issuedAt, exp: issuedAt + accessTokenTtl, jti: randomUuid() }
+          ...{ iss: issuer, aud: baseDomain, iat: issuedAt, exp: issuedAt + accessTokenTtl, jti: randomUuid() },
+          ...(key_thumbprint !== null && { cnf: { jkt: key_thumbprint } })
         }
         return {
-          access_token: signer.sign(claims),
-          refresh_token: refreshTokens.issue({ tenant_id, family: sid, counter }),
-          token_type: 'Bearer',
+          access_token: (key_thumbprint === null ? signer : boundSigner).sign(claims),
+          refresh_token: refreshTokens.issue({ tenant_id, family: sid, counter, key_thumbprint }),
+          token_type: key_thumbprint === null ? 'Bearer' : 'DPoP',
           expires_in: accessTokenTtl
         }
       },
@@ -112,16 +129,19 @@ function isCanonical(token: string): boolean {
   return token.split('.').every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
 }
 
+/** The name of the signer of tokens that need a proof. */
+const boundName = (keyId: string) => `${keyId} bound`
+
 /**
  * Undefined unless the header has exactly alg, typ and kid. Other members (crit, jku, jwk, …) would be ignored, so they
- * are refused.
+ * are refused. `bound`: the token needs a proof.
  */
-function findKeyId(token: string): string | undefined {
+function readHeader(token: string): { kid: string; bound: boolean } | undefined {
   try {
     const header = JSON.parse(Buffer.from(token.slice(0, token.indexOf('.')), 'base64url').toString())
     const { alg, typ, kid, ...others } = header
-    const ours = alg === 'HS256' && typ === 'at+jwt' && typeof kid === 'string' && Object.keys(others).length === 0
-    return ours ? kid : undefined
+    if (alg !== 'HS256' || typeof kid !== 'string' || Object.keys(others).length > 0) return undefined
+    return typ === unboundType || typ === boundType ? { kid, bound: typ === boundType } : undefined
   } catch {
     return undefined
   }

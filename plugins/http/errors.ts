@@ -1,6 +1,7 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { classifyFailure } from '../../db/gate/failures.ts'
+import { proofAlgorithm } from '../../src/auth/dpop/proofs.ts'
 import { StoreFailure } from '../../src/files/store/object-store.ts'
 import { fieldErrors, invalidMembers } from '../../src/http/field-errors.ts'
 import * as problems from '../../src/http/problems.ts'
@@ -87,23 +88,40 @@ function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, re
     .code(kind.status)
     .headers(options.headers ?? {})
     .header('cache-control', 'no-store')
-  if (kind.status === 401 || kind.code === 'forbidden') reply.header('www-authenticate', challenge(kind.code))
+  if (kind.status === 401 || kind.code === 'forbidden') reply.header('www-authenticate', challenges(kind.code, request))
   return reply
     .type('application/problem+json; charset=utf-8')
     .serializer(JSON.stringify)
     .send(problemDocument(problem, request.id))
 }
 
-/** The WWW-Authenticate header (RFC 6750, 3). It has no error code when no token was sent. */
-function challenge(code: string): string {
+/**
+ * The WWW-Authenticate header (RFC 6750, 3, and RFC 9449, 7.1): both ways to present a token, first the one that the client
+ * has to take. There is no error code when no token was sent.
+ */
+function challenges(code: string, { bearer, keyThumbprint }: FastifyRequest): string {
+  const error = challengeError(code)
+  const proof = `DPoP realm="aggios"${error}, algs="${proofAlgorithm}"`
+  const isBound = keyThumbprint !== null || bearer?.claims?.cnf !== undefined || proofCodes.has(code)
+  if (isBound) return proof
+  return `Bearer realm="aggios"${error}, DPoP algs="${proofAlgorithm}"`
+}
+
+/** The codes that are about a proof (RFC 9449, 12.2). */
+const proofCodes: ReadonlySet<string> = new Set(['invalid_dpop_proof', 'use_dpop_nonce'])
+
+function challengeError(code: string): string {
   switch (code) {
     case 'invalid_token':
     case 'token_expired':
     case 'session_revoked':
-      return `Bearer realm="aggios", error="invalid_token", error_description="${code}"`
+      return `, error="invalid_token", error_description="${code}"`
+    case 'invalid_dpop_proof':
+    case 'use_dpop_nonce':
+      return `, error="${code}"`
     case 'forbidden':
-      return 'Bearer realm="aggios", error="insufficient_scope"'
+      return ', error="insufficient_scope"'
     default:
-      return 'Bearer realm="aggios"'
+      return ''
   }
 }

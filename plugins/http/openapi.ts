@@ -2,9 +2,11 @@ import { readFileSync } from 'node:fs'
 import swagger from '@fastify/swagger'
 import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
+import { proofNonceHeader, proofScheme, withProof } from '../../src/auth/dpop/documentation.ts'
 import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
 import { maxFieldErrors } from '../../src/http/field-errors.ts'
 import { acceptedTypes } from '../../src/http/media-types.ts'
+import { isNullableEnum, splitNullableEnum } from '../../src/http/nullable-enums.ts'
 import { catalogue } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
@@ -46,6 +48,7 @@ const signedIn = [
   'tenant_mismatch',
   'tenant_suspended'
 ]
+const proven = ['invalid_dpop_proof', 'use_dpop_nonce']
 
 type Schema = Record<string, unknown>
 
@@ -76,7 +79,7 @@ export default fp(
           { name: 'docs', description: 'What you are reading' }
         ],
         components: {
-          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+          securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' }, dpop: proofScheme },
           schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never },
           headers: headers as never
         }
@@ -93,6 +96,7 @@ export default fp(
         if (config.limited !== false) codes.push('rate_limited')
         if (config.receives) codes.push('malformed_request')
         if (access !== 'public') codes.push(...signedIn)
+        if (access !== 'public' || config.takesProof) codes.push(...proven)
         if ((access !== 'public' && access !== 'user') || config.reach) codes.push('forbidden')
         return {
           url,
@@ -100,7 +104,8 @@ export default fp(
             ...schema,
             consumes: acceptedTypes(route),
             ...(config.receives && { body: config.receives.schema, consumes: [config.receives.type] }),
-            security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }]),
+            ...(config.takesProof && { headers: withProof(schema.headers as object | undefined) }),
+            security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }, { dpop: [] }]),
             'x-authz': access,
             response: { ...(schema.response as object), ...problemResponses(codes) }
           } as never
@@ -216,24 +221,6 @@ function nameSchemas(document: Schema): Schema {
   return { ...document, paths }
 }
 
-function isNullableEnum(node: object): node is Schema {
-  return 'enum' in node && 'type' in node && Array.isArray(node.type) && node.type.includes('null')
-}
-
-/**
- * Splits a nullable enum into the enum and null: generators make a type of an enum's values, and null has no name
- * there.
- */
-function splitNullableEnum({ description, ...schema }: Schema): Schema {
-  const type = (schema.type as string[]).find((each) => each !== 'null')
-  const values = (schema.enum as unknown[]).filter((word) => word !== null)
-  return {
-    ...(description !== undefined && { description }),
-    ...(schema.examples !== undefined && { examples: schema.examples }),
-    anyOf: [{ ...schema, type, enum: values }, { type: 'null' }]
-  }
-}
-
 /**
  * Moves the example of a parameter into its schema, so that the docs page does not fill the field with it. Only
  * required parameters whose example works as it is keep the example, and an id from an example does not work.
@@ -264,6 +251,7 @@ const headers = {
   Accept: text('The media types that are taken', 'application/json'),
   'Accept-Encoding': text('How a body may be encoded', 'identity'),
   'Content-Range': text('How many bytes there are', 'bytes */1024'),
+  'DPoP-Nonce': text(...proofNonceHeader),
   ETag: text('The version of what was sent, for `If-None-Match` and `If-Match`', '"1.1-441d7c9db9ee"'),
   'Idempotency-Replayed': text('`true` on the reply that is given again', 'true'),
   RateLimit: text(
@@ -272,12 +260,15 @@ const headers = {
   ),
   'RateLimit-Policy': text('The limits: `q` requests in `w` seconds', '"user";q=300;w=60'),
   'Retry-After': text('Seconds to wait', '5'),
-  'WWW-Authenticate': text('What is wrong with the token (RFC 6750)', 'Bearer error="invalid_token"')
+  'WWW-Authenticate': text(
+    'What is wrong with the token (RFC 6750, RFC 9449)',
+    'Bearer error="invalid_token", DPoP algs="ES256"'
+  )
 }
 type Header = keyof typeof headers
 const headersByStatus: Record<string, Header[]> = {
   304: ['ETag'],
-  401: ['WWW-Authenticate'],
+  401: ['WWW-Authenticate', 'DPoP-Nonce'],
   415: ['Accept', 'Accept-Encoding'],
   416: ['Content-Range'],
   429: ['Retry-After'],

@@ -10,6 +10,11 @@ declare module 'fastify' {
     shared: {
       /** The store of the shared rate limits. Undefined without REDIS_URL: then each process counts alone. */
       quotas: QuotaStore | undefined
+      /**
+       * Marks an id as used for some seconds. Resolves to false when any process has marked it before. Rejects while Redis
+       * does not answer. Undefined without REDIS_URL.
+       */
+      markUsed: ((id: string, seconds: number) => Promise<boolean>) | undefined
       /** Calls the listeners of all processes, of this one too. Delivery is not guaranteed. Never throws. */
       announce(topic: string): void
       onAnnounced(topic: string, listener: () => void): void
@@ -45,7 +50,7 @@ export default fp(
       if (nodeEnv === 'production' && webConcurrency === 1) {
         app.log.warn('there is no REDIS_URL: limits are counted by each process for itself')
       }
-      app.decorate('shared', { quotas: undefined, announce() {}, onAnnounced, check: undefined })
+      app.decorate('shared', { quotas: undefined, markUsed: undefined, announce() {}, onAnnounced, check: undefined })
       return
     }
 
@@ -101,6 +106,9 @@ export default fp(
     const { redis } = app
     app.decorate('shared', {
       quotas: createRedisQuotaStore(redis, { prefix: `${prefix}quota:`, attempt }),
+      async markUsed(id: string, seconds: number) {
+        return (await attempt(() => redis.set(`${prefix}used:${id}`, '', 'EX', seconds, 'NX'))) === 'OK'
+      },
       announce(topic: string) {
         attempt(() => redis.publish(prefix + topic, '')).catch(() => {})
       },

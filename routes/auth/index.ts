@@ -18,7 +18,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/register',
     {
-      config: { access: 'public', throttled: true, problems: ['slug_taken', 'email_taken'] },
+      config: { access: 'public', throttled: true, takesProof: true, problems: ['slug_taken', 'email_taken'] },
       schema: {
         operationId: 'register',
         summary: 'A new agency with its first owner',
@@ -42,6 +42,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
+        takesProof: true,
         problems: ['invalid_credentials', 'mfa_required', 'provider_required', 'not_a_member', 'tenant_suspended']
       },
       schema: {
@@ -63,6 +64,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         host: 'suspended',
+        takesProof: true,
         problems: [
           'invalid_refresh_token',
           'refresh_token_reused',
@@ -90,6 +92,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         host: 'suspended',
+        takesProof: true,
         problems: ['unauthenticated', 'invalid_token', 'invalid_refresh_token', 'tenant_mismatch']
       },
       schema: {
@@ -98,7 +101,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'Ends the session of the bearer token, which may have expired, or of the refresh token. Can be repeated.',
         tags,
-        security: [{ bearer: [] }, {}],
+        security: [{ bearer: [] }, { dpop: [] }, {}],
         body: SignOut,
         response: { 204: NoContent }
       }
@@ -116,6 +119,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
         access: 'user',
         reach: 'person',
         throttled: true,
+        takesProof: true,
         problems: ['not_found', 'mfa_required', 'provider_required', 'tenant_suspended']
       },
       schema: {

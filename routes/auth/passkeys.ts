@@ -37,6 +37,7 @@ const passkeys: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
+        takesProof: true,
         problems: ['invalid_credentials', 'invalid_challenge', 'provider_required', 'tenant_suspended']
       },
       schema: {
@@ -85,13 +86,14 @@ async function signInWithPasskey(app: FastifyInstance, request: FastifyRequest<{
   if (!proof || tenantId === undefined) throw await refuse()
 
   const subject = { tenant_id: tenantId, user_id }
+  const key_thumbprint = request.keyThumbprint
   const admission = await request.withTenant(async (trx) => {
     const mfa_at = await usePasskey(trx, proof, { actor_id: user_id })
     if (!mfa_at) return undefined
     const [opened] = await queryIn(trx, openSession, {
       ...{ ...subject, password_version, session_seconds: app.config.sessionMaxAge },
       ...{ token_seconds: revocationSeconds(app.config), action: 'session.opened' },
-      ...{ authenticated_at: null, mfa_at, provider_id: null, by: 'passkey' }
+      ...{ authenticated_at: null, mfa_at, provider_id: null, by: 'passkey', key_thumbprint }
     })
     return opened
   }, subject)
@@ -100,5 +102,6 @@ async function signInWithPasskey(app: FastifyInstance, request: FastifyRequest<{
     throw providerRequired({ extensions: { provider: admission.provider } })
   }
   if (admission?.outcome !== 'opened') throw await refuse()
-  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
+  const { email, role, session_id: sid } = admission
+  return app.tokens.issue({ ...subject, email, role, sid, key_thumbprint }, 0)
 }

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { type Rotation, rotateSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
+  invalidDpopProof,
   invalidRefreshToken,
   type Problem,
   refreshTokenReused,
@@ -11,6 +12,8 @@ import {
 } from '../../src/http/problems.ts'
 import type { Refresh } from './schemas.ts'
 
+export const anotherKey = 'the session is bound to a key: send a proof that this key has signed'
+
 const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () => Problem> = {
   reused: refreshTokenReused,
   revoked: sessionRevoked,
@@ -19,13 +22,15 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
   provider_required: () => sessionRevoked({ detail: 'this agency demands its own provider: sign in through it' }),
   suspended: tenantSuspended,
   expired: invalidRefreshToken,
-  ahead: invalidRefreshToken
+  ahead: invalidRefreshToken,
+  another_key: () => invalidDpopProof({ detail: anotherKey })
 }
 
 /**
- * Exchanges a refresh token for new tokens. A forged token is refused without a query, and ends no session.
+ * Exchanges a refresh token for new tokens. A forged token is refused without a query, and ends no session. So is one of a
+ * bound session without a proof of its key: whoever has stolen it can't even end the session by using it.
  *
- * Throws `refresh_token_reused`, `session_revoked`, `tenant_suspended`, `tenant_mismatch` or `invalid_refresh_token`.
+ * Throws `refresh_token_reused`, `session_revoked`, `invalid_dpop_proof`, `tenant_suspended`, `tenant_mismatch` or `invalid_refresh_token`.
  */
 export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Body: Refresh }>, reply: FastifyReply) {
   const token = app.tokens.verifyRefresh(request.body.refresh_token)
@@ -34,6 +39,8 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
     throw invalidRefreshToken()
   }
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
+  const { keyThumbprint: key_thumbprint } = request
+  if (token.key_thumbprint !== null && token.key_thumbprint !== key_thumbprint) throw refusals.another_key()
   await app.attempts.countAccount(request, reply, `refresh ${token.family}`)
 
   const { refreshGrace, refreshTokenTtl } = app.config
@@ -41,6 +48,7 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
     rotateSession,
     {
       ...token,
+      key_thumbprint,
       grace_seconds: refreshGrace,
       idle_seconds: refreshTokenTtl,
       token_seconds: revocationSeconds(app.config)
@@ -50,7 +58,9 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
   if (!rotation) throw invalidRefreshToken()
   const { outcome, counter, user_id, email, role } = rotation
   if (outcome === 'rotated' || outcome === 'repeated') {
-    return app.tokens.issue({ user_id, email, tenant_id: token.tenant_id, role, sid: token.family }, counter)
+    const subject = { user_id, email, tenant_id: token.tenant_id, role, sid: token.family }
+    // a session without a key stays so, whatever the request proves
+    return app.tokens.issue({ ...subject, key_thumbprint: rotation.key_thumbprint }, counter)
   }
   // the transaction has committed the revocation, so this process can read it now
   if (outcome === 'reused') await app.revocations.readNow()

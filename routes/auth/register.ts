@@ -39,6 +39,7 @@ export async function register(
     await insertOwner(trx, scope.user_id)
     const session_id = await openFirstSession(trx, {
       user_id: scope.user_id,
+      key_thumbprint: request.keyThumbprint,
       session_seconds: sessionMaxAge,
       token_seconds: revocationSeconds(app.config)
     })
@@ -55,7 +56,7 @@ export async function register(
   ])
   if (!user || !row) throw notFound()
   return {
-    ...app.tokens.issue({ ...scope, email, role: 'owner', sid }, 0),
+    ...app.tokens.issue({ ...scope, email, role: 'owner', sid, key_thumbprint: request.keyThumbprint }, 0),
     user,
     tenant: presentTenant(row, await app.storageQuota(row.id))
   }

@@ -48,6 +48,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   await renewHash(app, request, identity, stored, password)
 
   const subject = { tenant_id: tenantId, user_id: identity.id }
+  const key_thumbprint = request.keyThumbprint
   const [admission] = await request.tenantQuery(
     openSession,
     {
@@ -55,6 +56,7 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
       session_seconds: app.config.sessionMaxAge,
       token_seconds: revocationSeconds(app.config),
       ...passwordOnly,
+      key_thumbprint,
       password_version: identity.password_version,
       action: 'session.opened'
     },
@@ -66,11 +68,16 @@ export async function signIn(app: FastifyInstance, request: SignInRequest, reply
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
     const { password_version } = identity
     const row = await app.secondFactors.find(request, subject)
-    throw app.secondFactors.demand(admission.outcome, { ...subject, password_version }, row && factorsOf(row))
+    throw app.secondFactors.demand(
+      admission.outcome,
+      { ...subject, password_version, key_thumbprint },
+      row && factorsOf(row)
+    )
   }
   if (admission?.outcome !== 'opened') throw await refuse()
   await app.accounts.succeeded(request, account)
-  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
+  const { role, session_id: sid } = admission
+  return app.tokens.issue({ ...subject, email: admission.email, role, sid, key_thumbprint }, 0)
 }
 
 /**

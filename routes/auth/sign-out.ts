@@ -1,11 +1,15 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { endSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
+import { invalidDpopProof, invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
+import { anotherKey } from './refresh.ts'
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 
-/** Ends the session of the refresh token or of the bearer token. An expired or revoked bearer token is accepted too. */
+/**
+ * Ends the session of the refresh token or of the bearer token. An expired or revoked bearer token is accepted too. The
+ * tokens of a bound session need a proof of its key, so that a stolen one alone can't end it.
+ */
 export async function signOut(app: FastifyInstance, request: SignOutRequest): Promise<void> {
   const session = requireSession(app, request)
   await request.tenantQuery(
@@ -17,8 +21,10 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
 }
 
 function requireSession(app: FastifyInstance, request: SignOutRequest) {
-  const session = findSession(app, request)
+  const { key_thumbprint, ...session } = findSession(app, request)
   if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
+  if (key_thumbprint !== null && key_thumbprint !== request.keyThumbprint)
+    throw invalidDpopProof({ detail: anotherKey })
   return session
 }
 
@@ -29,9 +35,10 @@ function findSession(app: FastifyInstance, request: SignOutRequest) {
     if (!claims) throw unauthenticated()
     const live = claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
     if (live && request.tenant && request.tenant.id !== claims.tenant_id) request.denied = claims
-    return { tenant_id: claims.tenant_id, session_id: claims.sid }
+    return { tenant_id: claims.tenant_id, session_id: claims.sid, key_thumbprint: claims.cnf?.jkt ?? null }
   }
   const token = app.tokens.verifyRefresh(refreshToken)
   if (!token) throw invalidRefreshToken()
-  return { tenant_id: token.tenant_id, session_id: token.family }
+  const { tenant_id, family: session_id, key_thumbprint } = token
+  return { tenant_id, session_id, key_thumbprint }
 }

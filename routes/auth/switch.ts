@@ -27,6 +27,8 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   const target = await app.tenants.find(normalizeSlug(request.body.tenant))
   if (!target) throw notFound()
   const subject = { tenant_id: target.id, user_id }
+  // of a bound session this is its own key, because its token is of no use without
+  const key_thumbprint = request.keyThumbprint
   const [admission] = await request.tenantQuery(
     openSession,
     {
@@ -34,6 +36,7 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
       session_seconds: app.config.sessionMaxAge,
       token_seconds: revocationSeconds(app.config),
       ...open,
+      key_thumbprint,
       action: 'session.switched'
     },
     subject
@@ -46,5 +49,6 @@ export async function switchTenant(app: FastifyInstance, request: FastifyRequest
   if (admission.outcome === 'mfa_required') throw mfaRequired({ detail: prove })
   if (admission.outcome === 'enrollment_required') throw mfaRequired({ detail: enroll, extensions: { enroll: true } })
   if (admission.outcome !== 'opened') throw sessionRevoked()
-  return app.tokens.issue({ ...subject, email: admission.email, role: admission.role, sid: admission.session_id }, 0)
+  const { email, role, session_id: sid } = admission
+  return app.tokens.issue({ ...subject, email, role, sid, key_thumbprint }, 0)
 }

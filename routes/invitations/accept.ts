@@ -77,6 +77,7 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const acceptor = await requireAcceptor(app, request, reply, email)
 
   const subject = { tenant_id, user_id: acceptor.id }
+  const key_thumbprint = request.keyThumbprint
   const token_seconds = revocationSeconds(app.config)
   const outcome = await request.withTenant(async (trx) => {
     const { password_version } = acceptor
@@ -102,7 +103,7 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
     await publishMember(trx, acceptor.id, role, token_seconds)
     const [admission] = await queryIn(trx, openSession, {
       ...{ ...subject, ...proof, password_version, token_seconds },
-      ...{ session_seconds: app.config.sessionMaxAge, action: null }
+      ...{ session_seconds: app.config.sessionMaxAge, action: null, key_thumbprint }
     })
     const enrolls = admission?.outcome === 'enrollment_required' && !acceptor.byBearer
     if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission)
@@ -120,10 +121,10 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const { session_id: sid } = outcome
   if (sid === undefined) {
     const { password_version } = acceptor
-    throw app.secondFactors.demand('enrollment_required', { ...subject, password_version })
+    throw app.secondFactors.demand('enrollment_required', { ...subject, password_version, key_thumbprint })
   }
   if (acceptor.account) await app.accounts.succeeded(request, acceptor.account)
-  return app.tokens.issue({ ...subject, email, role, sid }, 0)
+  return app.tokens.issue({ ...subject, email, role, sid, key_thumbprint }, 0)
 }
 
 /** The problem of an acceptance that opens no session. Thrown in the transaction, so that nothing changes. */

@@ -139,6 +139,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
+        takesProof: true,
         problems: [
           'not_found',
           'invitation_expired',
@@ -161,7 +162,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
         description:
           'A new person sends `name` and `password`. A person with an account sends its bearer token or its `password`; the bearer token of another person is refused. When the address of an account was never verified, a request with `name` and a different `password` takes the address over: the old account is closed, and its agencies stay without it. Send no `name` to sign in to the old account. An account with a second factor needs its `code` as well, unless the session of the bearer token has proved it: `mfa_required`. Where the agency demands a second factor and the account has none, the invitation is accepted and the same problem has a token to set one up with. Where it demands its own provider the answer is `provider_required`, and the invitation stays as it was: accept it by `GET /api/v1/auth/oauth/{provider}` with `invitation`.',
         tags,
-        security: [{ bearer: [] }, {}],
+        security: [{ bearer: [] }, { dpop: [] }, {}],
         body: Acceptance,
         response: { 200: TokenReply }
       }

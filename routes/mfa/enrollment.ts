@@ -47,6 +47,7 @@ export async function completeWithNewPasskey(
   const checked = await app.passkeys.checkRegistration({ tenant_id, user_id, context: id, id }, name, passkey)
   const { codes, recovery_codes } = createCodes(user_id)
   const person = { tenant_id, user_id }
+  const key_thumbprint = request.keyThumbprint
   const token_seconds = revocationSeconds(app.config)
   const admission = await request.withTenant(async (trx) => {
     const recovery = { factor_id: randomUuid(), codes: recovery_codes }
@@ -56,14 +57,14 @@ export async function completeWithNewPasskey(
     await requireFirst(trx)
     const [opened] = await queryIn(trx, openSession, {
       ...{ ...person, password_version, token_seconds, session_seconds: app.config.sessionMaxAge },
-      ...{ action: 'session.opened', authenticated_at: null, mfa_at: added.at, by, provider_id }
+      ...{ action: 'session.opened', authenticated_at: null, mfa_at: added.at, by, provider_id, key_thumbprint }
     })
     if (opened?.outcome !== 'opened') throw refusalOf(opened)
     return opened
   }, person)
   await app.revocations.readNow()
   const { email, role, session_id: sid } = admission
-  return { ...app.tokens.issue({ ...person, email, role, sid }, 0), ...codes }
+  return { ...app.tokens.issue({ ...person, email, role, sid, key_thumbprint }, 0), ...codes }
 }
 
 /** The problem of a passkey that was not stored. */

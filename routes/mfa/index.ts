@@ -127,7 +127,12 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/mfa',
     {
-      config: { access: 'public', throttled: true, problems: [...signIn, ...wrong, 'invalid_challenge'] },
+      config: {
+        access: 'public',
+        throttled: true,
+        takesProof: true,
+        problems: [...signIn, ...wrong, 'invalid_challenge']
+      },
       schema: {
         operationId: 'completeSignIn',
         summary: 'Complete a sign-in with a second factor',
@@ -144,7 +149,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/mfa/totp',
     {
-      config: { access: 'public', throttled: true, problems: signIn },
+      config: { access: 'public', throttled: true, takesProof: true, problems: signIn },
       schema: {
         operationId: 'enrollAtSignIn',
         summary: 'Set up a second factor at sign-in',
@@ -161,7 +166,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/mfa/passkey/options',
     {
-      config: { access: 'public', throttled: true, problems: [...signIn, 'conflict'] },
+      config: { access: 'public', throttled: true, takesProof: true, problems: [...signIn, 'conflict'] },
       schema: {
         operationId: 'startPasskeyFactor',
         summary: 'Begin to complete a sign-in with a passkey',
@@ -178,7 +183,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/auth/mfa/passkeys/options',
     {
-      config: { access: 'public', throttled: true, problems: signIn },
+      config: { access: 'public', throttled: true, takesProof: true, problems: signIn },
       schema: {
         operationId: 'startPasskeyEnrollment',
         summary: 'Begin to add a first passkey at sign-in',
@@ -198,6 +203,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
+        takesProof: true,
         problems: [...signIn, 'invalid_passkey', 'invalid_challenge', 'conflict']
       },
       schema: {

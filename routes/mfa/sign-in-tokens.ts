@@ -3,6 +3,7 @@ import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { factorsOf, myFactors } from '../../db/queries/sign-in/second-factors.ts'
 import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
 import {
+  invalidDpopProof,
   invalidMfaToken,
   type Problem,
   providerRequired,
@@ -17,11 +18,15 @@ import type { MfaEnrollment } from './schemas.ts'
 
 export type MfaRequest = FastifyRequest<{ Body: MfaEnrollment }>
 
-/** The token of a sign-in that waits for a factor. Throws `invalid_mfa_token` and `tenant_mismatch`. */
+/** The token of a sign-in that waits for a factor. Throws `invalid_mfa_token`, `tenant_mismatch` and `invalid_dpop_proof`. */
 export function requireToken(app: FastifyInstance, request: MfaRequest): MfaToken {
   const token = app.mfaTokens.verify(request.body.mfa_token)
   if (!token) throw invalidMfaToken()
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
+  // whoever has stolen the token must not bind the session to another key, or to none
+  if (token.key_thumbprint !== null && token.key_thumbprint !== request.keyThumbprint) {
+    throw invalidDpopProof({ detail: 'the sign-in began with a key: send a proof that this key has signed' })
+  }
   return token
 }
 

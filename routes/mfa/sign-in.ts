@@ -25,6 +25,8 @@ export async function completeSignIn(
   const token = requireToken(app, request)
   const { tenant_id, user_id, password_version, by, provider_id } = token
   const person = { tenant_id, user_id, counts: provider_id === null }
+  // of a sign-in that began without a key it may be any
+  const key_thumbprint = request.keyThumbprint
   const enrolls = token.purpose === 'enrollment'
   // an agency's own provider must not set up what holds in all agencies of the person
   if (enrolls && provider_id !== null) throw invalidMfaToken()
@@ -65,7 +67,7 @@ export async function completeSignIn(
     if (!mfa_at) return 'used'
     const [opened] = await queryIn(trx, openSession, {
       ...{ ...person, password_version, token_seconds, session_seconds: app.config.sessionMaxAge },
-      ...{ action: 'session.opened', authenticated_at: null, mfa_at, by, provider_id }
+      ...{ action: 'session.opened', authenticated_at: null, mfa_at, by, provider_id, key_thumbprint }
     })
     // the throw rolls an enrollment back: its recovery codes would be lost
     if (codes && opened?.outcome !== 'opened') throw refusalOf(opened)
@@ -79,7 +81,10 @@ export async function completeSignIn(
   await app.accounts.succeeded(request, account)
   if (codes) await app.revocations.readNow()
   const { email, role, session_id: sid } = admission
-  return { ...app.tokens.issue({ ...person, email, role, sid }, 0), ...(codes && { recovery_codes: codes }) }
+  return {
+    ...app.tokens.issue({ ...person, email, role, sid, key_thumbprint }, 0),
+    ...(codes && { recovery_codes: codes })
+  }
 }
 
 /** What a browser needs to complete a sign-in with a passkey. Throws `conflict` for somebody who has none. */

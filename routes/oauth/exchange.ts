@@ -28,13 +28,14 @@ export async function exchangeCode(app: FastifyInstance, request: ExchangeReques
 
   const { id, tenant_id, user_id, password_version, identity_id, provider: by, provider_id } = code
   const subject = { tenant_id, user_id }
+  const key_thumbprint = request.keyThumbprint
   const admission = await request.withTenant(async (trx) => {
     const [mark] = await queryIn(trx, useOnce, { id, seconds: markSeconds })
     if (!mark?.used || !(await touchIdentity(trx, identity_id, null))) return undefined
     const [opened] = await queryIn(trx, openSession, {
       ...{ ...subject, password_version, by, provider_id, action: 'session.opened' },
       ...{ session_seconds: app.config.sessionMaxAge, token_seconds: revocationSeconds(app.config) },
-      ...{ authenticated_at: null, mfa_at: null }
+      ...{ authenticated_at: null, mfa_at: null, key_thumbprint }
     })
     return opened
   }, subject)
@@ -44,12 +45,12 @@ export async function exchangeCode(app: FastifyInstance, request: ExchangeReques
   }
   if (admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required') {
     const row = await app.secondFactors.find(request, subject)
-    const waiting = { ...subject, password_version, by, provider_id }
+    const waiting = { ...subject, password_version, by, provider_id, key_thumbprint }
     throw app.secondFactors.demand(admission.outcome, waiting, row && factorsOf(row))
   }
   if (admission?.outcome !== 'opened') throw invalidSignInCode()
   const { email, role, session_id: sid } = admission
-  return app.tokens.issue({ ...subject, email, role, sid }, 0)
+  return app.tokens.issue({ ...subject, email, role, sid, key_thumbprint }, 0)
 }
 
 /** Throws `invalid_sign_in_code` for a wrong verifier, and the code can't be used any more: somebody has stolen it. */

@@ -112,6 +112,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         throttled: true,
+        takesProof: true,
         problems: [
           ...['invalid_sign_in_code', 'mfa_required', 'provider_required', 'tenant_mismatch', 'tenant_suspended'],
           ...[

@@ -111,6 +111,7 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
   const { user_id, password_version } = acceptor
   const { email, role } = await requireInvitation(request, token)
   const subject = { tenant_id, user_id }
+  const key_thumbprint = request.keyThumbprint
   const provider_id = own ? by : null
   const token_seconds = revocationSeconds(app.config)
   const outcome = await request.withTenant(async (trx) => {
@@ -125,7 +126,7 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
     if (acceptor.identity_id === undefined) await link(trx, { acceptor, code, email })
     const [admission] = await queryIn(trx, openSession, {
       ...{ ...subject, password_version, by, provider_id, token_seconds, action: null },
-      ...{ session_seconds: app.config.sessionMaxAge, authenticated_at: null, mfa_at: null }
+      ...{ session_seconds: app.config.sessionMaxAge, authenticated_at: null, mfa_at: null, key_thumbprint }
     })
     const waits = admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required'
     if (admission?.outcome !== 'opened' && !waits) throw refusalOf(admission)
@@ -140,10 +141,10 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
   await app.revocations.readNow()
   if (outcome.outcome === 'mfa_required' || outcome.outcome === 'enrollment_required') {
     const row = await app.secondFactors.find(request, subject)
-    const waiting = { ...subject, password_version, by, provider_id }
+    const waiting = { ...subject, password_version, by, provider_id, key_thumbprint }
     throw app.secondFactors.demand(outcome.outcome, waiting, row && factorsOf(row))
   }
-  return app.tokens.issue({ ...subject, email, role, sid: outcome.session_id as string }, 0)
+  return app.tokens.issue({ ...subject, email, role, sid: outcome.session_id as string, key_thumbprint }, 0)
 }
 
 /** Creates the account, or locks it as it was when it was decided about. */

@@ -24,6 +24,10 @@ export const Session = Type.Object(
     user_agent: Nullable(Type.String({ examples: ['Aggios/1.4 (Android 16)'] })),
     ip: Nullable(Type.String({ examples: ['203.0.113.7'] })),
     current: Type.Boolean({ description: 'Whether it is the session of this request', examples: [true] }),
+    bound: Type.Boolean({
+      description: 'Whether its tokens are of use only with proofs of a key of the device (DPoP)',
+      examples: [false]
+    }),
     created_at: Timestamp,
     last_used_at: Timestamp,
     expires_at: Timestamp

@@ -9,7 +9,7 @@ import {
 import type { AccessClaims } from './claims.ts'
 import { type Access, allows } from './roles.ts'
 
-/** A presented bearer token: its claims when the signature is valid, and the problem when the token is refused. */
+/** A presented access token: its claims when the signature is valid, and the problem when the token is refused. */
 export type Bearer = { claims: AccessClaims; problem: Problem | undefined } | { claims: undefined; problem: Problem }
 
 /**
@@ -52,8 +52,9 @@ export type Decision = {
  * 2. `rate_limited`, `overloaded`: has the sender quota left?
  * 3. `unknown_host`, `tenant_not_found`, `unavailable`: is the host served? Skipped when the route answers on any host.
  * 4. `tenant_suspended` for members of a suspended tenant, `tenant_not_found` for all others on its host.
- * 5. `unauthenticated`, `invalid_token`, `tenant_mismatch`, `token_expired`, `session_revoked`: is the token valid on
- *    this host? Host and token are compared before any other problem of the token is shown.
+ * 5. `unauthenticated`, `invalid_token`, `tenant_mismatch`, `token_expired`, `session_revoked`, `invalid_dpop_proof`,
+ *    `use_dpop_nonce`: is the token valid on this host, and has it the proof that it needs? Host and token are compared
+ *    before any other problem of the token is shown.
  * 6. `forbidden`: is the caller's role sufficient?
  *
  * Checks 5 and 6 are skipped on public routes.

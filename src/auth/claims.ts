@@ -3,7 +3,10 @@ import { type Role, roles } from './roles.ts'
 
 const uuid = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
 
-/** The claims of an access token. Every one of them is required. */
+/** A key thumbprint (RFC 7638): a SHA-256 in base64url. */
+const thumbprint = '^[A-Za-z0-9_-]{43}$'
+
+/** The claims of an access token. Every one of them is required but `cnf`. */
 export const AccessClaims = Type.Object({
   user_id: Type.String({ pattern: uuid }),
   email: Type.String(),
@@ -15,9 +18,13 @@ export const AccessClaims = Type.Object({
   iat: Type.Integer(),
   // the last second that a date of RFC 3339 can name
   exp: Type.Integer({ maximum: 253_402_300_799 }),
-  jti: Type.String({ minLength: 1 })
+  jti: Type.String({ minLength: 1 }),
+  /** The key of which a proof has to come with the token (RFC 9449, 6.1). Without it the token alone is enough. */
+  cnf: Type.Optional(Type.Object({ jkt: Type.String({ pattern: thumbprint }) }))
 })
 export type AccessClaims = Static<typeof AccessClaims>
 
-/** The claims that say for whom a token is issued. */
-export type TokenSubject = Pick<AccessClaims, 'user_id' | 'email' | 'tenant_id' | 'role' | 'sid'>
+/** For whom a token is issued, and the key that its session is bound to. */
+export type TokenSubject = Pick<AccessClaims, 'user_id' | 'email' | 'tenant_id' | 'role' | 'sid'> & {
+  key_thumbprint: string | null
+}

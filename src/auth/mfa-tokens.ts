@@ -8,14 +8,22 @@ import { bytesToUuid, nilUuid, uuidToBytes } from '../uuids.ts'
  */
 export type MfaPurpose = 'sign_in' | 'enrollment'
 
-/** The sign-in that waits for a factor. `password_version` is that of the password that was proved. */
-export type MfaSubject = { tenant_id: string; user_id: string; password_version: number } & Partial<FirstFactor>
+/**
+ * The sign-in that waits for a factor. `password_version` is that of the password that was proved. Only the key with
+ * `key_thumbprint` may go on, if there is one.
+ */
+export type MfaSubject = {
+  tenant_id: string
+  user_id: string
+  password_version: number
+} & Partial<FirstFactor & BoundKey>
 /**
  * What was proved instead of the password: `by` is the provider that said who it is. `provider_id` is set for an own one
  * of the tenant.
  */
 export type FirstFactor = { by: string | null; provider_id: string | null }
-export type MfaToken = MfaSubject & FirstFactor & { purpose: MfaPurpose; id: string }
+type BoundKey = { key_thumbprint: string | null }
+export type MfaToken = MfaSubject & FirstFactor & BoundKey & { purpose: MfaPurpose; id: string }
 
 export type MfaTokens = {
   issue(purpose: MfaPurpose, subject: MfaSubject): string
@@ -32,6 +40,8 @@ const sizes = { keyId: 11, purpose: 1, uuid: 16, number: 4, mac: 32 }
 const bodySize = sizes.keyId + sizes.purpose + 3 * sizes.uuid + 2 * sizes.number
 /** Of a sign-in through a provider: which one. An older version, which knows no providers, refuses the longer token. */
 const providerSize = 1 + sizes.uuid
+/** Of a sign-in that began with the proof of a key. An older version refuses this token too. */
+const thumbprintSize = 32
 const globalProviders = ['google', 'github']
 const ownProvider = 255
 
@@ -50,8 +60,8 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
   }
 
   return {
-    issue(purpose, { tenant_id, user_id, password_version, by = null, provider_id = null }) {
-      const body = Buffer.alloc(by === null ? bodySize : bodySize + providerSize)
+    issue(purpose, { tenant_id, user_id, password_version, key_thumbprint = null, by = null, provider_id = null }) {
+      const body = Buffer.alloc(sizeOf({ by, key_thumbprint }))
       let at = body.write(ring.first.id, 0, 'latin1')
       at = body.writeUInt8(purposes.indexOf(purpose), at)
       for (const uuid of [uuidv7(), tenant_id, user_id]) at += uuidToBytes(uuid).copy(body, at)
@@ -59,15 +69,16 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
       at = body.writeUInt32BE(Math.floor(Date.now() / 1000) + mfaTokenSeconds[purpose], at)
       if (by !== null) {
         at = body.writeUInt8(provider_id === null ? globalProviders.indexOf(by) : ownProvider, at)
-        uuidToBytes(provider_id ?? nilUuid).copy(body, at)
+        at += uuidToBytes(provider_id ?? nilUuid).copy(body, at)
       }
+      if (key_thumbprint !== null) body.write(key_thumbprint, at, 'base64url')
       return Buffer.concat([body, sign(ring.first.id, body) as Buffer]).toString('base64url')
     },
     verify(token) {
       const bytes = Buffer.from(token, 'base64url')
       // reject other base64 spellings of the same bytes
       const size = bytes.length - sizes.mac
-      if (![bodySize, bodySize + providerSize].includes(size) || bytes.toString('base64url') !== token) return undefined
+      if (!validSizes.has(size) || bytes.toString('base64url') !== token) return undefined
       const body = bytes.subarray(0, size)
       const expected = sign(body.toString('latin1', 0, sizes.keyId), body)
       if (!expected || !timingSafeEqual(expected, bytes.subarray(size))) return undefined
@@ -80,14 +91,30 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
         tenant_id: bytesToUuid(body, ids + sizes.uuid),
         user_id: bytesToUuid(body, ids + 2 * sizes.uuid),
         password_version: body.readUInt32BE(numbers),
-        ...firstFactorIn(body)
+        ...firstFactorIn(body),
+        key_thumbprint: thumbprintIn(body)
       }
     }
   }
 }
 
+function sizeOf({ by, key_thumbprint }: { by: string | null; key_thumbprint: string | null }): number {
+  return bodySize + (by === null ? 0 : providerSize) + (key_thumbprint === null ? 0 : thumbprintSize)
+}
+
+const validSizes: ReadonlySet<number> = new Set(
+  [0, providerSize].flatMap((size) => [bodySize + size, bodySize + size + thumbprintSize])
+)
+const hasProvider = (body: Buffer) =>
+  body.length === bodySize + providerSize || body.length === bodySize + providerSize + thumbprintSize
+const hasThumbprint = (body: Buffer) => body.length >= bodySize + thumbprintSize
+
+function thumbprintIn(body: Buffer): string | null {
+  return hasThumbprint(body) ? body.toString('base64url', body.length - thumbprintSize) : null
+}
+
 function firstFactorIn(body: Buffer): FirstFactor {
-  if (body.length === bodySize) return { by: null, provider_id: null }
+  if (!hasProvider(body)) return { by: null, provider_id: null }
   const kind = body.readUInt8(bodySize)
   if (kind !== ownProvider) return { by: globalProviders[kind] ?? null, provider_id: null }
   const provider_id = bytesToUuid(body, bodySize + 1)

@@ -167,7 +167,10 @@ function createTokenFile(path: string, password: string): TokenFile {
       const host = `${slug}.${app.config.baseDomain}`
       const lines = people.flatMap(({ id: user_id, email, role, session_id: sid }) => {
         if (sid === null) return []
-        const { access_token, refresh_token } = app.tokens.issue({ user_id, email, tenant_id, role, sid }, 0)
+        const { access_token, refresh_token } = app.tokens.issue(
+          { user_id, email, tenant_id, role, sid, key_thumbprint: null },
+          0
+        )
         return JSON.stringify({ host, tenant_id, user_id, email, access_token, refresh_token })
       })
       if (lines.length === 0) return

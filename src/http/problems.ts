@@ -15,6 +15,7 @@ export {
   identityNotLinked,
   identityTaken,
   invalidChallenge,
+  invalidDpopProof,
   invalidOauthState,
   invalidPasskey,
   invalidSignInCode,
@@ -24,7 +25,8 @@ export {
   providerError,
   providerRequired,
   providerTimeout,
-  signInCancelled
+  signInCancelled,
+  useDpopNonce
 } from './sign-in-problems.ts'
 
 /*

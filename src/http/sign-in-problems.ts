@@ -1,8 +1,8 @@
 import { problem } from './problem-documents.ts'
 
 /*
- * The part of the catalogue in problems.ts that is about sign-in at providers and with passkeys, and about the
- * domains and the demand of an agency.
+ * The part of the catalogue in problems.ts that is about sign-in at providers and with passkeys, about the domains
+ * and the demand of an agency, and about proofs of keys.
  */
 
 /** The flow of a sign-in at a provider is not one of this browser, or was used, or is too old. */
@@ -104,4 +104,18 @@ export const invalidChallenge = problem(
   401,
   'The challenge of the passkey is not valid',
   'Get new options and ask the passkey again. A challenge is good for five minutes, once, and for what it was asked for.'
+)
+/** `detail` says what is wrong with the proof. */
+export const invalidDpopProof = problem(
+  'invalid_dpop_proof',
+  401,
+  'The proof of the key is missing or not valid',
+  'Sign a new proof for each request, with the key that the session is bound to, and send it as `DPoP`. `detail` says what is wrong.'
+)
+/** Also for a proof whose nonce is too old. */
+export const useDpopNonce = problem(
+  'use_dpop_nonce',
+  401,
+  'The proof needs a nonce of this server',
+  'Sign a new proof with the nonce in the `DPoP-Nonce` header of this reply, and send the request again.'
 )
