@@ -3,6 +3,7 @@ import { type Lock, lockFor } from './locks.js'
 import { createCredential, getCredential } from './passkeys.js'
 import { createPkce } from './pkce.js'
 import { type ProblemError, unwrap } from './problems.js'
+import { withProofs } from './proofs.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
   AddedPasskey,
@@ -32,6 +33,11 @@ export type AggiosClientOptions = {
   /** Keeps clients that share the store from refreshing at once. The default is a Web Lock when the store is shared. */
   lock?: Lock
   retry?: RetryOptions
+  /**
+   * A key that new sessions are bound to, so that their tokens are worthless without it: of `createProofKey` or
+   * `storedProofKey`. Each request carries a proof then.
+   */
+  proofKey?: CryptoKeyPair | Promise<CryptoKeyPair>
 }
 
 export type ProviderSignIn = {
@@ -135,7 +141,10 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
   const { store = memoryStore(), onSignedOut = () => {}, lock = lockFor(store) } = options
   const baseUrl = options.baseUrl.replace(/\/$/, '')
   // looks `fetch` up at each call, because instrumentation may replace it later
-  const send = withRetries(options.fetch ?? ((request) => fetch(request)), options.retry)
+  const plain: Send = options.fetch ?? ((request) => fetch(request))
+  const { proofKey } = options
+  // a proof is good once, so each attempt gets its own
+  const send = withRetries(proofKey ? withProofs(plain, proofKey) : plain, options.retry)
   const session = createSession({ baseUrl, store, lock, send, onSignedOut })
   const anonymous = createFetchClient<paths>({ baseUrl, fetch: send })
   const client = createFetchClient<paths>({ baseUrl, fetch: session.send })

@@ -8,6 +8,7 @@ export {
 } from './client.js'
 export type { Lock } from './locks.js'
 export { type ProblemCode, ProblemError, unwrap } from './problems.js'
+export { createProofKey, storedProofKey } from './proofs.js'
 export type { RetryOptions, Send } from './retries.js'
 export type * from './schema.js'
 export { localStorageStore, memoryStore, type StoredTokens, type TokenStore } from './stores.js'

@@ -1,8 +1,4 @@
-const base64url = (bytes: Uint8Array) =>
-  btoa(String.fromCharCode(...bytes))
-    .replaceAll('+', '-')
-    .replaceAll('/', '_')
-    .replaceAll('=', '')
+import { base64url } from './base64url.js'
 
 /** Makes a verifier and its S256 challenge (RFC 7636). Browsers have `crypto.subtle` on https and on localhost only. */
 export async function createPkce(): Promise<{ code_verifier: string; code_challenge: string }> {

@@ -31,13 +31,13 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
   async function sendSignedIn(request: Request): Promise<Response> {
     const tokens = await store.read()
     if (!tokens || request.headers.has('authorization')) return send(request)
-    const response = await send(withBearer(request, tokens))
+    const response = await send(withToken(request, tokens))
     if (response.status !== 401) return response
     const code = await codeOf(response)
     if (code === 'session_revoked') await lock(() => end(tokens, response))
     if (code !== 'token_expired' && code !== 'invalid_token') return response
     const renewed = await renew(tokens, response)
-    return renewed instanceof Response ? renewed.clone() : send(withBearer(request, renewed))
+    return renewed instanceof Response ? renewed.clone() : send(withToken(request, renewed))
   }
 
   /** Gets newer tokens, or the reply that refused them. Concurrent calls share one refresh. */
@@ -97,13 +97,18 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
 }
 
 /** Copies a request and adds the access token. The original's body stays readable for a second attempt. */
-function withBearer(request: Request, { access_token }: TokenReply): Request {
+function withToken(request: Request, { access_token, token_type }: TokenReply): Request {
   const copy = request.clone()
-  copy.headers.set('authorization', `Bearer ${access_token}`)
+  copy.headers.set('authorization', `${token_type} ${access_token}`)
   return copy
 }
 
-/** Tells whether a refusal is permanent for this refresh token. */
+/** Tells whether a refusal is permanent for this refresh token. Without its key a bound session can't go on. */
 function isFinal(code: ProblemError['code']): boolean {
-  return code === 'invalid_refresh_token' || code === 'refresh_token_reused' || code === 'session_revoked'
+  return (
+    code === 'invalid_refresh_token' ||
+    code === 'refresh_token_reused' ||
+    code === 'session_revoked' ||
+    code === 'invalid_dpop_proof'
+  )
 }
