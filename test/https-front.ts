@@ -5,8 +5,12 @@ import http from 'node:http'
 import https from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { pipeline } from 'node:stream'
 import { type Owner, temporaryFolder } from './harness.ts'
 import { makeCertificate } from './traefik.ts'
+
+/** A side that goes away in the middle takes the other one with it, and nothing else. */
+const ignore = () => {}
 
 /** Finds the port of this machine that answers for a host name. Undefined: none does. */
 export type Route = (host: string) => number | undefined
@@ -28,10 +32,10 @@ export async function startHttpsFront(t: Owner, names: string[], route: Route) {
     const { method = 'GET', url: path } = request
     const passed = http.request({ host: '127.0.0.1', port, method, path, headers }, (answer) => {
       reply.writeHead(answer.statusCode ?? 502, answer.headers)
-      answer.pipe(reply)
+      pipeline(answer, reply, ignore)
     })
     passed.on('error', () => reply.destroy())
-    request.pipe(passed)
+    pipeline(request, passed, ignore)
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')

@@ -29,6 +29,8 @@ export async function startMailbox(t: Owner) {
       })
     }
   })
+  // a product that a test kills cuts its connection off
+  server.on('error', () => {})
   server.listen(0, '127.0.0.1')
   await once(server.server, 'listening')
   t.teardown(() => new Promise<void>((done) => server.close(() => done())))

@@ -1,4 +1,5 @@
 import createFetchClient, { type Client } from 'openapi-fetch'
+import { createFactors, type Factors } from './factors.js'
 import { type Lock, lockFor } from './locks.js'
 import { createCredential, getCredential } from './passkeys.js'
 import { createPkce } from './pkce.js'
@@ -6,6 +7,7 @@ import { type ProblemError, unwrap } from './problems.js'
 import { withProofs } from './proofs.js'
 import { type RetryOptions, type Send, withRetries } from './retries.js'
 import type {
+  Acceptance,
   AddedPasskey,
   CodeExchange,
   EmailChange,
@@ -60,8 +62,10 @@ export type UploadOptions = {
   signal?: AbortSignal
 }
 
+type Calls = Client<paths> & Factors
+
 /** The operations by method and path, as in openapi-fetch, and methods to sign in and out. */
-export type AggiosClient = Client<paths> & {
+export type AggiosClient = Calls & {
   register(registration: RegistrationInput): Promise<Registration>
   /**
    * Throws a `ProblemError` with the code `mfa_required` when the password is right and a second factor is needed. Its
@@ -104,6 +108,16 @@ export type AggiosClient = Client<paths> & {
   startLinking(start: Omit<ProviderSignIn, 'tenant' | 'invitation'>): Promise<ProviderStart>
   /** Links the identity, with the `code` in the query of `redirect_to`, in the session that began. */
   finishLinking(exchange: CodeExchange): Promise<Identity>
+  /**
+   * Unlinks an identity, and ends every other session of the person. Needs a sign-in within the last five minutes. Rejects
+   * with `last_sign_in_method` when the person could not come in otherwise.
+   */
+  unlinkIdentity(id: string): Promise<void>
+  /**
+   * Accepts an invitation with the token of its mail: with `name` and `password` for somebody new, with `password` for
+   * somebody who has an account, or with the token alone for whoever is signed in.
+   */
+  acceptInvitation(acceptance: Acceptance): Promise<TokenReply>
   /** Drops the tokens at once, then ends the session on the server. Rejects when the server can't be reached. */
   signOut(): Promise<void>
   /** Asks for a mail to set a new password. Resolves whether or not somebody has the address. */
@@ -115,6 +129,8 @@ export type AggiosClient = Client<paths> & {
   resetPassword(reset: PasswordReset): Promise<void>
   /** Confirms an address with the token of a mail. Rejects with `link_expired` when the token can't be used. */
   verifyEmail(token: string): Promise<void>
+  /** Asks for the mail after signing up again. */
+  resendVerification(): Promise<void>
   /** Asks for another address. It takes effect when `verifyEmail` was called with the tokens of both mails. */
   changeEmail(change: EmailChange): Promise<void>
   /**
@@ -151,6 +167,7 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
 
   return {
     ...client,
+    ...createFactors(client, anonymous),
     async register(body) {
       const { user, tenant, ...tokens } = await unwrap(anonymous.POST('/api/v1/auth/register', { body }))
       await session.replace(tokens)
@@ -218,6 +235,14 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
     finishLinking(body) {
       return unwrap(client.POST('/api/v1/users/me/identities/confirm', { body }))
     },
+    async unlinkIdentity(id) {
+      await unwrap(client.DELETE('/api/v1/users/me/identities/{id}', { params: { path: { id } } }))
+    },
+    async acceptInvitation(body) {
+      const tokens = await unwrap(client.POST('/api/v1/invitations/accept', { body }))
+      await session.replace(tokens)
+      return tokens
+    },
     async signOut() {
       const tokens = await session.replace(undefined)
       if (!tokens) return
@@ -233,6 +258,9 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
     },
     async verifyEmail(token) {
       await unwrap(anonymous.POST('/api/v1/auth/email/verify', { body: { token } }))
+    },
+    async resendVerification() {
+      await unwrap(client.POST('/api/v1/auth/email/resend'))
     },
     async changeEmail(body) {
       await unwrap(client.POST('/api/v1/users/me/email', { body }))

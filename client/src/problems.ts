@@ -18,6 +18,8 @@ export class ProblemError extends Error {
   readonly factors: NonNullable<Problem['factors']>
   /** Whether the person has to set a second factor up first. */
   readonly enroll: boolean
+  /** The provider by which the person comes in, for `startProviderSignIn`. Undefined unless the code is `provider_required`. */
+  readonly provider: string | undefined
   /** The seconds of Retry-After in the last reply, after the client's own retries. */
   readonly retryAfter: number | undefined
 
@@ -31,6 +33,7 @@ export class ProblemError extends Error {
     this.mfa_token = problem?.mfa_token
     this.factors = problem?.factors ?? []
     this.enroll = problem?.enroll ?? false
+    this.provider = problem?.provider
     this.retryAfter = retryAfter(response)
   }
 }

@@ -1822,6 +1822,15 @@ export interface components {
       factors?: ('totp' | 'passkey')[]
       /** @description There is no second factor yet; only with `mfa_required` */
       enroll?: boolean
+      /** @description Where the person comes in: `GET /api/v1/auth/oauth/{provider}`; only with `provider_required` */
+      provider?: string
+      /** @description What the agency lacks before it can demand a provider; only with `enforcement_not_ready` */
+      missing?: ('proven_domain' | 'owner_sign_in' | 'break_glass_owner')[]
+      /**
+       * @description What DNS has answered; only with `domain_not_proven`
+       * @enum {string}
+       */
+      reason?: 'no_name' | 'no_record' | 'other_records' | 'server_failure' | 'timeout'
     }
     FieldError: {
       path: string

@@ -50,6 +50,7 @@ export async function usage(): Promise<void> {
 export function explain(err: unknown): string {
   if (!(err instanceof ProblemError)) throw err
   exactly<number | undefined>()(err.retryAfter)
+  exactly<string | undefined>()(err.provider)
   exactly<string | undefined>()(err.mfa_token)
   exactly<boolean>()(err.enroll)
   exactly<string | undefined>()(err.errors[0]?.path)

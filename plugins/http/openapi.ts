@@ -4,9 +4,9 @@ import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { proofNonceHeader, proofScheme, withProof } from '../../src/auth/dpop/documentation.ts'
 import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
-import { maxFieldErrors } from '../../src/http/field-errors.ts'
 import { acceptedTypes } from '../../src/http/media-types.ts'
 import { isNullableEnum, splitNullableEnum } from '../../src/http/nullable-enums.ts'
+import { fieldErrorSchema, problemSchema } from '../../src/http/problem-schemas.ts'
 import { catalogue } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
@@ -116,54 +116,6 @@ export default fp(
   },
   { name: 'openapi', dependencies: ['config'] }
 )
-
-const fieldErrorSchema: Schema = {
-  type: 'object',
-  required: ['path', 'message'],
-  properties: { path: { type: 'string' }, message: { type: 'string' } }
-}
-
-const problemSchema: Schema = {
-  type: 'object',
-  description: 'Why a request failed (RFC 9457). Switch on `code`.',
-  required: ['type', 'title', 'status', 'code'],
-  properties: {
-    type: { type: 'string', format: 'uri-reference', description: 'A page that says what it means and what to do' },
-    title: { type: 'string' },
-    status: { type: 'integer', minimum: 400, maximum: 599 },
-    detail: { type: 'string' },
-    code: { type: 'string', enum: [...catalogue.keys()] },
-    request_id: { type: 'string' },
-    errors: {
-      type: 'array',
-      maxItems: maxFieldErrors,
-      description: 'Every failure of validation, with a JSON pointer each; only with `validation_failed`',
-      items: { $ref: '#/components/schemas/FieldError' }
-    },
-    mfa_token: {
-      type: 'string',
-      description: 'Completes the sign-in at `POST /api/v1/auth/mfa`; only with `mfa_required`'
-    },
-    factors: {
-      type: 'array',
-      maxItems: 2,
-      description: 'What completes the sign-in: a code of an app, a passkey, or either; only with `mfa_required`',
-      items: { type: 'string', enum: ['totp', 'passkey'] }
-    },
-    enroll: { type: 'boolean', description: 'There is no second factor yet; only with `mfa_required`' }
-  },
-  examples: [
-    {
-      type: '/api/v1/problems/validation_failed',
-      title: 'Validation failed',
-      status: 400,
-      detail: 'body/email must be an e-mail address',
-      code: 'validation_failed',
-      request_id: '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63',
-      errors: [{ path: '/body/email', message: 'must be an e-mail address' }]
-    }
-  ]
-}
 
 /** One response a status, with its codes in the description. */
 function problemResponses(codes: string[]): Record<number, Schema> {
