@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import t from 'tap'
 import { parse } from 'yaml'
+import { readBackupConfig } from '../src/config/backups.ts'
 import { readConfig, readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import {
@@ -212,12 +213,24 @@ t.test('compose.yaml', async (t) => {
     t.notHas(services.postgres, 'image')
     t.strictSame(networks.data, { internal: true })
     const onTheWay = Object.keys(services).filter((name) => services[name]?.networks?.includes('backup'))
-    t.strictSame(onTheWay, ['postgres', 'backup', 'restore'])
+    t.strictSame(onTheWay, ['postgres', 'backup', 'restore', 'backup-files', 'restore-files'])
     // a base backup is copied under the paths that PostgreSQL names, and must change none of its files
     const data = 'postgres:/var/lib/postgresql/data'
     t.ok(services.postgres.volumes?.includes(data))
     t.ok(services.backup?.volumes?.includes(`${data}:ro`))
     t.ok(services.restore?.volumes?.includes(data))
+    // the jobs that copy files start with what they are given, and have no secret of sign-ins
+    for (const name of ['backup-files', 'restore-files']) {
+      const { result } = interpolate(services[name]?.environment, { ...filledEnv, ...backupSecrets })
+      t.match(readBackupConfig({ ...result, NODE_ENV: 'production' }), {
+        s3Bucket: 'aggios',
+        backupS3Bucket: 'aggios-backups'
+      })
+      t.strictSame(
+        [...variablesOf(services[name])].filter((variable) => variable in secrets),
+        name === 'backup-files' ? ['S3_SECRET_KEY'] : ['S3_SECRET_KEY', 'AGGIOS_APP_PASSWORD']
+      )
+    }
     const { missing } = interpolate(backup, filledEnv)
     t.strictSame(missing, new Set(Object.keys(backupSecrets)))
     for (const version of ['barman', 'boto3', 'psycopg2-binary']) {

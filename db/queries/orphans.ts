@@ -18,7 +18,8 @@ export function findOrphans(gate: TenantGate, objects: readonly StoredObject[]):
 }
 
 /** Returns those of the keys that no row refers to. All keys must be the product's own. */
-async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
+export async function findUnknown(gate: TenantGate, keys: readonly string[]): Promise<string[]> {
+  if (keys.length === 0) return []
   const parts = keys.map((key) => key.split('/') as [string, string, string])
   const known = await gate.query(systemScope, knownObjects, {
     owners: parts.map(([owner]) => owner),

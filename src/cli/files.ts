@@ -1,13 +1,22 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { InvalidArgumentError } from 'commander'
 import { compareFiles } from '../../db/queries/file-comparison.ts'
+import { restoreObjects } from '../../db/queries/object-restore.ts'
 import { acceptStore, checkStoreOwner } from '../../db/queries/store-fence.ts'
-import { openStore } from '../files/store/configured-store.ts'
+import { readBackupConfig } from '../config/backups.ts'
+import { describe } from '../error-text.ts'
+import { backUpObjects, completeUntil, openObjectBackup } from '../files/object-backup.ts'
+import { openBackup, openStore } from '../files/store/configured-store.ts'
 import { createCommand } from './command.ts'
-import { operate, Refusal } from './operator.ts'
+import { end, operate, operateOn, Refusal, readSettings } from './operator.ts'
 
 /** Writes one line per mismatch to stdout. The summary goes to stderr. */
 const say = (line: string) => void process.stdout.write(`${line}\n`)
 
-const command = createCommand('files', 'Compares the store of files with the rows of the database.')
+const command = createCommand(
+  'files',
+  'Compares the store of files with the rows of the database, and copies it to the bucket for backups and back.'
+)
 
 command
   .command('compare')
@@ -28,7 +37,84 @@ command
   )
   .action(() => compare({ repair: false, accept: true }))
 
+command
+  .command('backup')
+  .description(
+    'Copies the objects that the bucket for backups (BACKUP_S3_ENDPOINT and so on) lacks. Objects that the store no longer has stay there for BACKUP_DAYS.'
+  )
+  .option('--every <seconds>', 'repeat it, with that pause, until a signal comes', wholeSeconds)
+  .option('--check <seconds>', 'copy nothing; exit with 1 when the last complete copy is older', wholeSeconds)
+  .action(({ every, check }: { every?: number; check?: number }) =>
+    check === undefined ? backUp(every) : checkBackup(check)
+  )
+
+command
+  .command('restore')
+  .description(
+    'Copies the objects that rows refer to and the store lacks from the bucket for backups. Changes nothing that the store has. Use it after a restore of the database.'
+  )
+  .action(restore)
+
 await command.parseAsync()
+
+function wholeSeconds(given: string): number {
+  if (!/^[1-9]\d{0,6}$/.test(given)) throw new InvalidArgumentError('must be a number of seconds')
+  return Number(given)
+}
+
+async function backUp(every: number | undefined): Promise<void> {
+  const config = readSettings(readBackupConfig)
+  const [store, bucket] = [await openStore(config), await openBackup(config)]
+  const backup = openObjectBackup(bucket)
+  const stopping = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stopping.abort())
+  for (;;) {
+    try {
+      const { copied, bytes, removed, complete_until } = await backUpObjects(
+        store,
+        backup,
+        config.backupDays * 86_400_000
+      )
+      if (every === undefined || copied > 0 || removed > 0)
+        say(
+          `${copied} objects copied (${bytes} bytes), ${removed} removed; complete until ${complete_until.toISOString()}`
+        )
+    } catch (err) {
+      if (every === undefined) return end(1, `failed: ${describe(err)}`)
+      process.stderr.write(`the objects could not be copied, and are tried again: ${describe(err)}\n`)
+    }
+    if (every === undefined || stopping.signal.aborted) break
+    await sleep(every * 1000, undefined, { signal: stopping.signal }).catch(() => {})
+    if (stopping.signal.aborted) break
+  }
+  store.close()
+  bucket.close()
+}
+
+async function checkBackup(seconds: number): Promise<never> {
+  const bucket = await openBackup(readSettings(readBackupConfig))
+  try {
+    const until = await completeUntil(openObjectBackup(bucket))
+    if (until === undefined) return end(1, 'the objects were never copied')
+    const age = Math.round((Date.now() - until.getTime()) / 1000)
+    return end(age > seconds ? 1 : 0, `the copy of the objects is complete until ${until.toISOString()}, ${age} s ago`)
+  } catch (err) {
+    return end(1, `failed: ${describe(err)}`)
+  }
+}
+
+function restore(): Promise<never> {
+  return operateOn(readSettings(readBackupConfig), async (gate, config) => {
+    const [store, bucket] = [await openStore(config), await openBackup(config)]
+    try {
+      const { restored, bytes, unknown } = await restoreObjects(gate, store, openObjectBackup(bucket))
+      return `${restored} objects restored (${bytes} bytes); ${unknown} belong to no row and stay in the backup`
+    } finally {
+      store.close()
+      bucket.close()
+    }
+  })
+}
 
 function compare({ repair, accept = false }: { repair: boolean; accept?: boolean }): Promise<never> {
   return operate(async (gate, config) => {

@@ -7,6 +7,7 @@ import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../db/gate/tables.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
+import type { Environment } from '../config/environment.ts'
 import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
 
@@ -24,8 +25,15 @@ export function end(code: number, line: string): never {
  * Runs an operator's command with the settings of the server. Without DATABASE_URL it uses the embedded PostgreSQL of a
  * running server. Prints the line that `work` resolves to, or the message of its Refusal, and exits the process.
  */
-export async function operate(work: (gate: TenantGate, config: Config) => Promise<string>): Promise<never> {
-  const config = readSettings()
+export function operate(work: (gate: TenantGate, config: Config) => Promise<string>): Promise<never> {
+  return operateOn(readSettings(), work)
+}
+
+/** Like `operate`, with settings that are already read. */
+export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'dataDir'>>(
+  config: Settings,
+  work: (gate: TenantGate, config: Settings) => Promise<string>
+): Promise<never> {
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
   // without prepared statements, and with the timeouts inline in each transaction, so that it works through a pooler
@@ -47,10 +55,12 @@ export async function operate(work: (gate: TenantGate, config: Config) => Promis
 /** The reason why a command can't do its work. Its message is printed as it is. */
 export class Refusal extends Error {}
 
-/** Reads the settings of the server. Exits the process when they are not valid. */
-export function readSettings(): Config {
+/** Reads the settings of the server, or those of a reader of its own. Exits the process when they are not valid. */
+export function readSettings(): Config
+export function readSettings<T>(read: (env: Environment) => T): T
+export function readSettings(read: (env: Environment) => unknown = readConfig): unknown {
   try {
-    return readConfig(readEnvironment())
+    return read(readEnvironment())
   } catch (err) {
     if (err instanceof InvalidConfiguration) end(78, err.message)
     throw err

@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import type { Setting, Settings, settings } from './settings.ts'
+import type { Setting } from './settings.ts'
 import { InvalidValue } from './value-readers.ts'
 
 export type Environment = Record<string, string | undefined>
@@ -10,7 +10,7 @@ export type Environment = Record<string, string | undefined>
  *
  * A setting that can't be read is undefined in `values`, and `problems` says why.
  */
-export function readSettings<K extends keyof Settings>(env: Environment, chosen: Pick<typeof settings, K>) {
+export function readSettings<Chosen extends Record<string, Setting<unknown>>>(env: Environment, chosen: Chosen) {
   const problems: string[] = []
   const values: Record<string, unknown> = {}
   for (const [key, setting] of Object.entries<Setting<unknown>>(chosen)) {
@@ -22,7 +22,7 @@ export function readSettings<K extends keyof Settings>(env: Environment, chosen:
       problems.push(`${setting.name}: ${err.message}`)
     }
   }
-  return { values: values as Pick<Settings, K>, problems }
+  return { values: values as { [K in keyof Chosen]: Chosen[K] extends Setting<infer T> ? T : never }, problems }
 }
 
 /** The text of a setting: from the variable, from the file of a secret, or the default. */

@@ -106,8 +106,6 @@ export type ServiceUrls = Pick<
 export function unencryptedServices(config: ServiceUrls): string[] {
   const { redisUrl, smtpUrl, s3Endpoint, appUrl, breachListUrl } = config
   const problems: string[] = []
-  const isPlain = (url: string | undefined, protocol: string) =>
-    url !== undefined && new URL(url).protocol === protocol && !isNearby(new URL(url).hostname)
   if (isPlain(redisUrl, 'redis:')) problems.push('REDIS_URL: must begin with rediss:// to another host in production')
   // without requireTLS an attacker on the network can remove STARTTLS from the server's answer
   if (isPlain(smtpUrl, 'smtp:') && new URL(smtpUrl as string).searchParams.get('requireTLS') !== 'true') {
@@ -133,6 +131,10 @@ export function unencryptedServices(config: ServiceUrls): string[] {
   }
   return problems
 }
+
+/** Whether a URL leads to another host, outside this container network, by a protocol without encryption. */
+export const isPlain = (url: string | undefined, protocol: string) =>
+  url !== undefined && new URL(url).protocol === protocol && !isNearby(new URL(url).hostname)
 
 /** This machine, or a host name without a dot. Container networks use such names; the public DNS does not. */
 const isNearby = (host: string) => isLoopback(host) || /^[a-z0-9_-]+$/i.test(host)

@@ -30,13 +30,13 @@ export type Setting<T> = {
   read: (text: string) => T
 }
 
-function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
+export function setting<T>(name: string, fallback: string, read: (text: string) => T): Setting<T> {
   return { name, fallback, secret: false, read }
 }
-function optional<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
+export function optional<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
   return { name, fallback: undefined, secret: false, read }
 }
-function secret<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
+export function secret<T>(name: string, read: (text: string) => T): Setting<T | undefined> {
   return { name, fallback: undefined, secret: true, read }
 }
 
