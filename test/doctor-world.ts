@@ -28,7 +28,7 @@ export type World = {
   redis: RedisServer | undefined
   s3: ScriptedS3
   /** How the store and the public addresses behave. A test changes it, and puts it back. */
-  behaviour: { open: boolean; known: boolean; policyStatus: number; server: string; page: string }
+  behaviour: { open: boolean; known: boolean; aclStatus: number; server: string; page: string }
   sound: Environment
   /** A new empty folder. */
   folder(): string
@@ -46,6 +46,7 @@ export type Change = Partial<Omit<Options, 'config' | 'env' | 'limits'>> & {
 /** The embedded PostgreSQL is older than what is sound in production, and the disk is that of the machine of the tests. */
 const holes: readonly Hole[] = knownHoles.filter(({ product }) => product !== 'PostgreSQL')
 const limits: Partial<Limits> = {
+  checkMs: 60_000,
   diskFullShare: 0,
   diskNearlyFullShare: 0,
   descriptors: 1,
@@ -59,7 +60,7 @@ export async function createWorld(t: Test): Promise<World> {
   const folder = () => mkdtempSync(join(home, 'folder-'))
   const redis = needsRedis.skip ? undefined : await startRedis(t)
   const cluster = await startCluster(t, { settings: ['archive_mode=on'] })
-  const behaviour = { open: false, known: true, policyStatus: 403, server: 'MinIO', page: '{"status":"ok"}' }
+  const behaviour = { open: false, known: true, aclStatus: 403, server: 'MinIO', page: '{"status":"ok"}' }
   const s3 = await startScriptedS3(t)
   // like a real store: strangers are refused, and so is a question that the policy of the key does not allow
   s3.fail('', (call) => {
@@ -67,7 +68,7 @@ export async function createWorld(t: Test): Promise<World> {
     reply.setHeader('server', behaviour.server)
     if (!behaviour.known || (request.headers.authorization === undefined && !behaviour.open))
       return refusal(403, 'AccessDenied')(call)
-    if (/[?&]policy=/.test(request.url ?? '')) return refusal(behaviour.policyStatus, 'AccessDenied')(call)
+    if (/[?&]acl=/.test(request.url ?? '')) return refusal(behaviour.aclStatus, 'AccessDenied')(call)
     return call.obey()
   })
   const site = await startSite(t, folder(), () => behaviour.page)

@@ -31,8 +31,8 @@ export type Check = {
 /** Bounds beyond which something is worth a finding. */
 export const limits = {
   checkMs: 5000,
-  slowDatabaseMs: 20,
-  slowRedisMs: 20,
+  slowDatabaseMs: 50,
+  slowRedisMs: 50,
   slowStoreMs: 500,
   clockSkewMs: 5000,
   diskFullShare: 0.02,
