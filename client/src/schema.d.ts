@@ -300,7 +300,7 @@ export interface paths {
     post?: never
     /**
      * End the signed-in identity everywhere
-     * @description Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.
+     * @description Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`. Only somebody whom nothing but the own provider of their single agency lets in sends no `password`: they need a sign-in there within the last five minutes.
      */
     delete: operations['deleteMe']
     options?: never
@@ -2181,7 +2181,7 @@ export interface components {
     }
     Confirmation: {
       /** @example correct horse battery staple */
-      password: string
+      password?: string
     }
     PasswordChange: {
       /** @example correct horse battery staple */
@@ -5674,6 +5674,11 @@ export interface operations {
     }
     requestBody: {
       content: {
+        /**
+         * @example {
+         *       "password": "correct horse battery staple"
+         *     }
+         */
         'application/json': components['schemas']['Confirmation']
       }
     }
@@ -5724,7 +5729,8 @@ export interface operations {
         }
       }
       /**
-       * @description `tenant_mismatch`: The token belongs to another agency
+       * @description `reauthentication_required`: Prove again who you are
+       *     `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
        *     `forbidden`: Your role does not allow this
        */

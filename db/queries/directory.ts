@@ -150,6 +150,17 @@ export const endMyIdentity = statement(
 )
 
 /**
+ * Ends the account of somebody whom only the own provider of the gate's tenant lets in. With nothing changed: `elsewhere`, they
+ * are in another tenant too; `own_way_in`, they can sign in otherwise; `last_owner`.
+ */
+export const endMyConfinedIdentity = statement(
+  'end_my_confined_identity',
+  (_, $: { token_seconds: number }) => sql<{ outcome: 'ended' | 'last_owner' | 'elsewhere' | 'own_way_in' }>`
+  select end_my_confined_identity(make_interval(secs => ${$.token_seconds})) as outcome`,
+  { writes: true }
+)
+
+/**
  * A change that makes issued tokens invalid; processes must remember it for `seconds_left`. `state` depends on the kind.
  * `member`: the role that the user now has, or null for none. `sessions`: `<through>` or `<through> <kept>`, see
  * db/migrations/0009_session_marks.ts. `tenant`: its status.

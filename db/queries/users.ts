@@ -60,13 +60,14 @@ export const replaceHash = statement(
   { writes: true }
 )
 
-/** Writes a new hash. False, without a write, when the password is no longer the one that was checked. */
+/** Writes a new hash, for the gate's user. False, without a write, when the password is no longer the one that was checked. */
 export async function changePassword(
   trx: TenantTransaction,
   userId: string,
   checkedVersion: number,
   hash: PasswordHash
 ): Promise<boolean> {
+  await lockAccount(trx)
   const { numUpdatedRows } = await trx
     .updateTable('users')
     .set({ ...hash, password_version: sql`password_version + 1` })
@@ -97,38 +98,37 @@ export async function endUserSessions(
 }
 
 /**
- * Locks a person against a concurrent password change. False when the password changed since it was checked; all
- * sessions ended then.
+ * Locks the account of the gate's user until the transaction ends, in the order that all transactions keep
+ * (db/migrations/0024_account_locks.ts). Call it before anything of the account is changed or locked.
  */
-export async function lockPerson(trx: TenantTransaction, userId: string, passwordVersion: number): Promise<boolean> {
-  const person = await trx
-    .selectFrom('users')
-    .select('id')
-    .where('id', '=', userId)
-    .where('password_version', '=', passwordVersion)
-    .forShare()
-    .executeTakeFirst()
-  return person !== undefined
+export async function lockAccount(trx: TenantTransaction): Promise<void> {
+  await sql`select lock_my_account()`.execute(trx)
 }
 
 /**
- * Locks the gate's user as it was when it was decided about, for a transaction that changes what belongs to the person. False
- * when the password or the address has changed since, or the person is disabled.
+ * Locks the account of the gate's user, whose password was checked. False when the password has changed since; all sessions
+ * ended then.
  */
-export async function lockPersonForChange(
+export async function lockPerson(trx: TenantTransaction, passwordVersion: number): Promise<boolean> {
+  await lockAccount(trx)
+  const { rows } = await sql`
+    select from users where id = current_user_id() and password_version = ${passwordVersion}`.execute(trx)
+  return rows.length === 1
+}
+
+/**
+ * As `lockPerson`, for somebody who was decided about otherwise: false also when the address has changed since, or the person is
+ * disabled.
+ */
+export async function lockPersonAsDecided(
   trx: TenantTransaction,
-  { id, password_version, email }: { id: string; password_version: number; email: string }
+  { password_version, email }: { password_version: number; email: string }
 ): Promise<boolean> {
-  const person = await trx
-    .selectFrom('users')
-    .select('id')
-    .where('id', '=', id)
-    .where('password_version', '=', password_version)
-    .where('email', '=', email)
-    .where('disabled_at', 'is', null)
-    .forNoKeyUpdate()
-    .executeTakeFirst()
-  return person !== undefined
+  await lockAccount(trx)
+  const { rows } = await sql`
+    select from users where id = current_user_id() and password_version = ${password_version} and email = ${email}
+      and disabled_at is null`.execute(trx)
+  return rows.length === 1
 }
 
 /** Reads the address of the gate's user, from the database and not from the token. */

@@ -67,8 +67,9 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
       const { tenant_id } = request.user
       const { provider_id } = request.body
       const outcome = await request.withTenant(async (trx): Promise<Lack[] | EnforcementRow> => {
-        await requireOwner(trx, request)
+        // providers before memberships, as a sign-in locks them
         const { before, exists } = await lockProviders(trx, tenant_id, provider_id)
+        await requireOwner(trx, request)
         if (!exists) throw notFound()
         const lacks = await findLacks(trx, tenant_id, provider_id)
         if (lacks.length > 0) return lacks
@@ -100,8 +101,8 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { tenant_id } = request.user
       await request.withTenant(async (trx) => {
-        await requireOwner(trx, request)
         const { before } = await lockProviders(trx, tenant_id, null)
+        await requireOwner(trx, request)
         if (before === null) return
         await setEnforced(trx, tenant_id, null)
         await recordAudit(trx, { action: 'enforcement.ended', target_id: before })

@@ -36,7 +36,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.put(
     '/users/me/avatar',
     {
-      config: { access: 'user', reach: 'person', ...upload },
+      config: { access: 'user', reach: 'profile', ...upload },
       schema: {
         operationId: 'setAvatar',
         summary: 'Set the avatar',
@@ -62,7 +62,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/users/me/avatar',
     {
-      config: { access: 'user', reach: 'person' },
+      config: { access: 'user', reach: 'profile' },
       schema: {
         operationId: 'deleteAvatar',
         summary: 'Remove the avatar',

@@ -79,42 +79,47 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   const subject = { tenant_id, user_id: acceptor.id }
   const key_thumbprint = request.keyThumbprint
   const token_seconds = revocationSeconds(app.config)
-  const outcome = await request.withTenant(async (trx) => {
-    const { password_version } = acceptor
-    const proof = { ...acceptor.proof }
-    if (acceptor.code) {
-      const mfa_at = await useFactor(trx, acceptor.code, { actor_id: acceptor.id })
-      if (!mfa_at) return 'code_used'
-      proof.mfa_at = mfa_at
-    }
-    // of several concurrent requests only one goes on from here
-    if (!(await useInvitation(trx, token))) return undefined
-    const released = acceptor.releasesAddress && (await releaseAddress(trx, email))
-    if (acceptor.created) {
-      const { id, created } = acceptor
-      if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
-    } else {
-      if (!(await lockPerson(trx, acceptor.id, password_version))) throw invalidCredentials()
-      await verifyEmail(trx, acceptor.id)
-    }
-    // the throw rolls back, so the invitation can still be used
-    if (!(await insertMember(trx, acceptor.id, role))) throw alreadyAMember()
-    // replaces what was published when the person left the tenant earlier
-    await publishMember(trx, acceptor.id, role, token_seconds)
-    const [admission] = await queryIn(trx, openSession, {
-      ...{ ...subject, ...proof, password_version, token_seconds },
-      ...{ session_seconds: app.config.sessionMaxAge, action: null, key_thumbprint }
+  const outcome = await request
+    .withTenant(async (trx) => {
+      const { password_version } = acceptor
+      const proof = { ...acceptor.proof }
+      // of several concurrent requests only one goes on from here
+      if (!(await useInvitation(trx, token))) return undefined
+      if (acceptor.code) {
+        const mfa_at = await useFactor(trx, acceptor.code, { actor_id: acceptor.id })
+        if (!mfa_at) throw codeUsed
+        proof.mfa_at = mfa_at
+      }
+      const released = acceptor.releasesAddress && (await releaseAddress(trx, email))
+      if (acceptor.created) {
+        const { id, created } = acceptor
+        if (!(await insertUser(trx, { id, email, ...created, email_verified_at: new Date() }))) throw emailTaken()
+      } else {
+        if (!(await lockPerson(trx, password_version))) throw invalidCredentials()
+        await verifyEmail(trx, acceptor.id)
+      }
+      // the throw rolls back, so the invitation can still be used
+      if (!(await insertMember(trx, acceptor.id, role))) throw alreadyAMember()
+      // replaces what was published when the person left the tenant earlier
+      await publishMember(trx, acceptor.id, role, token_seconds)
+      const [admission] = await queryIn(trx, openSession, {
+        ...{ ...subject, ...proof, password_version, token_seconds },
+        ...{ session_seconds: app.config.sessionMaxAge, action: null, key_thumbprint }
+      })
+      const enrolls = admission?.outcome === 'enrollment_required' && !acceptor.byBearer
+      if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission)
+      const session_id = admission.session_id ?? undefined
+      const detail = { role, ...(released && { address_released_by: released }) }
+      await recordAudit(trx, {
+        ...{ action: 'invitation.accepted', target_id: token.id, detail },
+        ...(session_id !== undefined && { session_id })
+      })
+      return { session_id }
+    }, subject)
+    .catch((err: unknown) => {
+      if (err !== codeUsed) throw err
+      return 'code_used' as const
     })
-    const enrolls = admission?.outcome === 'enrollment_required' && !acceptor.byBearer
-    if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission)
-    const session_id = admission.session_id ?? undefined
-    const detail = { role, ...(released && { address_released_by: released }) }
-    await recordAudit(trx, {
-      ...{ action: 'invitation.accepted', target_id: token.id, detail },
-      ...(session_id !== undefined && { session_id })
-    })
-    return { session_id }
-  }, subject)
   if (outcome === 'code_used') throw await app.secondFactors.refuse(request, email)
   if (!outcome) throw invitationExpired()
   await app.revocations.readNow()
@@ -126,6 +131,9 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
   if (acceptor.account) await app.accounts.succeeded(request, acceptor.account)
   return app.tokens.issue({ ...subject, email, role, sid, key_thumbprint }, 0)
 }
+
+/** Rolls an acceptance back whose code was used by another request meanwhile. */
+const codeUsed = new Error('the code was used')
 
 /** The problem of an acceptance that opens no session. Thrown in the transaction, so that nothing changes. */
 function refusalOf(admission: { outcome: string; provider: string | null } | undefined): Problem {

@@ -86,7 +86,7 @@ export async function finishLinking(app: FastifyInstance, request: FastifyReques
     await queueNotice(trx, 'identity_linked')
     return (await queryIn(trx, myIdentities, {})).find(({ id }) => id === identity.id)
   })
-  if (outcome === 'used' || outcome === undefined) throw invalidSignInCode()
+  if (outcome === 'used' || outcome === 'gone' || outcome === undefined) throw invalidSignInCode()
   if (outcome === 'ended') throw sessionRevoked()
   if (outcome === 'unverified') throw forbidden({ detail: notVerified })
   if (outcome === 'taken') throw identityTaken()

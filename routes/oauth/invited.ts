@@ -17,7 +17,7 @@ import {
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
 import { factorsOf } from '../../db/queries/sign-in/second-factors.ts'
-import { insertUser, lockPersonForChange, verifyEmail } from '../../db/queries/users.ts'
+import { insertUser, lockPersonAsDecided, verifyEmail } from '../../db/queries/users.ts'
 import { type FlowCode, markSeconds } from '../../src/auth/oauth-flows.ts'
 import type { OneTimeToken } from '../../src/auth/one-time-tokens.ts'
 import type { Profile } from '../../src/auth/providers/provider.ts'
@@ -157,7 +157,7 @@ async function takePlace(trx: TenantTransaction, acceptor: Acceptor, email: stri
       throw identityNotLinked({ detail: acceptOtherwise })
     return
   }
-  if (!(await lockPersonForChange(trx, { id: user_id, password_version, email }))) throw invalidSignInCode()
+  if (!(await lockPersonAsDecided(trx, { password_version, email }))) throw invalidSignInCode()
   if (identity_id !== undefined && !(await touchIdentity(trx, identity_id, null))) throw invalidSignInCode()
   await verifyEmail(trx, user_id)
 }
@@ -170,7 +170,8 @@ async function link(trx: TenantTransaction, { acceptor, code, email }: Link): Pr
   const { issuer, subject } = profile
   if (!acceptor.created && !(await isLinkable(trx, { email, provider }))) throw identityNotLinked()
   const identity = { id: uuidv7(), provider, own, issuer, subject, email }
-  if ((await linkIdentity(trx, identity)) !== 'linked') throw identityTaken()
+  const linked = await linkIdentity(trx, identity)
+  if (linked !== 'linked') throw linked === 'gone' ? invalidSignInCode() : identityTaken()
   if (acceptor.created) return
   const detail = { provider, by: 'address' }
   await recordAudit(trx, { action: 'user.identity_linked', target_id: acceptor.user_id, detail })

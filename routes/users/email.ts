@@ -33,7 +33,7 @@ const email: FastifyPluginAsyncTypebox = async (app) => {
         throw invalidMembers([{ path: '/body/email', message: 'must differ from the current one' }])
       }
       const requested = await request.withTenant(async (trx) => {
-        if (!(await lockPerson(trx, user_id, checked.password_version))) return false
+        if (!(await lockPerson(trx, checked.password_version))) return false
         await app.mail.requireAllowance(trx, address)
         await requestEmailChange(trx, {
           email: address,

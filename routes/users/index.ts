@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import { queryIn } from '../../db/gate/gate.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
-import { endMyIdentity, endMySessions, mySessionsPage, myTenantsPage } from '../../db/queries/directory.ts'
+import { endMySessions, mySessionsPage, myTenantsPage } from '../../db/queries/directory.ts'
 import { findSessionProvider } from '../../db/queries/sign-in/identities.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
 import { changePassword, endUserSessions, readUser } from '../../db/queries/users.ts'
@@ -11,10 +11,11 @@ import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { matchesTag } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
-import { invalidCredentials, lastOwner, notFound, preconditionFailed, sessionRevoked } from '../../src/http/problems.ts'
+import { invalidCredentials, notFound, preconditionFailed, sessionRevoked } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, NotModified, PageQuery, ReadConditions, User, WriteConditions } from '../schemas.ts'
 import email from './email.ts'
+import { endAccount } from './ending.ts'
 import { lockUser, renameUser } from './queries.ts'
 import { Confirmation, MyTenantPage, PasswordChange, SessionId, SessionPage, UserPatch } from './schemas.ts'
 
@@ -56,7 +57,7 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/me',
     {
-      config: { access, reach: 'person', problems: ['precondition_failed'] },
+      config: { access, reach: 'profile', problems: ['precondition_failed'] },
       schema: {
         operationId: 'updateMe',
         summary: 'Change the signed-in person',
@@ -99,23 +100,24 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access,
-        reach: 'person',
-        problems: ['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited']
+        reach: 'profile',
+        problems: [
+          ...['invalid_credentials', 'last_owner', 'last_break_glass_owner', 'rate_limited'],
+          'reauthentication_required'
+        ]
       },
       schema: {
         operationId: 'deleteMe',
         summary: 'End the signed-in identity everywhere',
         description:
-          'Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`.',
+          'Ends all sessions and memberships, in all agencies. An agency keeps at least one owner. Who has no password sets one first, by `POST /api/v1/auth/password/forgot`. Only somebody whom nothing but the own provider of their single agency lets in sends no `password`: they need a sign-in there within the last five minutes.',
         tags,
         body: Confirmation,
         response: { 204: NoContent }
       }
     },
     async (request, reply) => {
-      await app.credentials.requirePassword(request, reply, request.body.password)
-      const [result] = await request.tenantQuery(endMyIdentity, { token_seconds })
-      if (result?.outcome !== 'ended') throw lastOwner()
+      await endAccount(app, request, reply)
       await app.revocations.readNow()
       reply.code(204)
     }

@@ -1,11 +1,15 @@
-import { Type } from '@sinclair/typebox'
+import { type Static, Type } from '@sinclair/typebox'
 import { Email, Id, Name, NewPassword, Nullable, Page, Password, Role, Slug, Timestamp } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
 export const UserPatch = Type.Object({ name: Type.Optional(Name) }, { ...strict, title: 'UserPatch' })
 
-export const Confirmation = Type.Object({ password: Password }, { ...strict, title: 'Confirmation' })
+export const Confirmation = Type.Object(
+  { password: Type.Optional(Password) },
+  { ...strict, title: 'Confirmation', examples: [{ password: 'correct horse battery staple' }] }
+)
+export type AccountEnding = Static<typeof Confirmation>
 export const PasswordChange = Type.Object(
   { current_password: Password, new_password: { ...NewPassword, examples: ['another correct horse battery'] } },
   { ...strict, title: 'PasswordChange' }

@@ -40,12 +40,17 @@ export type NewIdentity = {
   email: string | null
 }
 
-/** Links an identity to the gate's user. `taken`: somebody has it already. `full`: there is no room for it. */
+export type LinkingOutcome = 'linked' | 'taken' | 'full' | 'gone'
+
+/**
+ * Links an identity to the gate's user. `taken`: somebody has it already. `full`: there is no room for it. `gone`: the tenant's
+ * provider was removed meanwhile, or the person is no member.
+ */
 export async function linkIdentity(
   trx: TenantTransaction,
   { id, provider, own, issuer, subject, email }: NewIdentity
-): Promise<'linked' | 'taken' | 'full'> {
-  const { rows } = await sql<{ outcome: 'linked' | 'taken' | 'full' }>`
+): Promise<LinkingOutcome> {
+  const { rows } = await sql<{ outcome: LinkingOutcome }>`
     select link_my_identity(${id}, ${provider}, ${own}, ${issuer}, ${subject}, ${email}) as outcome`.execute(trx)
   return rows[0]?.outcome ?? 'taken'
 }
@@ -106,6 +111,14 @@ export const findSessionProvider = statement(
   select provider_id from sessions where tenant_id = ${$.tenant_id} and id = ${$.session_id}`
 )
 
+/** As `findSessionProvider`, and whether the gate's user is in another tenant as well. */
+export const findSessionReach = statement(
+  'find_session_reach',
+  (_, $: { tenant_id: string; session_id: string }) => sql<{ provider_id: string | null; elsewhere: boolean }>`
+  select provider_id, provider_id is not null and exists (select from my_tenants() t where t.id <> ${$.tenant_id}) as elsewhere
+  from sessions where tenant_id = ${$.tenant_id} and id = ${$.session_id}`
+)
+
 /**
  * Whether the tenant's own provider may vouch for an address: its domain is proven to be the tenant's, or the tenant demands
  * this provider, so that its guests have no other way in.
@@ -131,7 +144,7 @@ export async function isLinkable(
     select from memberships m join users u on u.id = m.user_id
     where m.tenant_id = current_tenant_id() and m.user_id = current_user_id() and u.email = ${email}
       and u.email_verified_at is not null and u.disabled_at is null
-    for share of u`.execute(trx)
+    for no key update of u`.execute(trx)
   const [verdict] = await queryIn(trx, mayVouchFor, { email, provider })
   return rows.length === 1 && verdict?.allowed === true
 }
