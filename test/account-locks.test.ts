@@ -83,7 +83,8 @@ const opening = async (trx: TenantTransaction, { acme, person }: World, provider
       action: 'session.opened',
       by: null,
       provider_id,
-      authenticated_at: null
+      authenticated_at: null,
+      key_thumbprint: null
     }
   })
 async function linkOf(world: World, purpose: LinkPurpose) {
