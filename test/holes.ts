@@ -53,6 +53,15 @@ export function verifierThatTakes(repair: (token: string, header: Json, claims: 
   })
 }
 
+/** Accepts tokens that are bound to a key although their proof must be refused. */
+export function tokensThatNeedNo(
+  accepts: (bearer: NonNullable<FastifyRequest['bearer']>, proof: unknown) => boolean
+): Hole {
+  return onArrival(({ bearer, headers }) => {
+    if (bearer?.claims?.cnf && bearer.problem && accepts(bearer, headers.dpop)) bearer.problem = undefined
+  })
+}
+
 /** Changes the answer to whether a token is revoked. */
 export function revocationsThat(
   change: (find: FastifyInstance['revocations']['find']) => FastifyInstance['revocations']['find']

@@ -24,10 +24,19 @@ export type Attempt = {
 export type Expected = { status: number; code: string; deniedIn?: Side; like?: object }
 
 /** Details that a problem document may have, because they say the same to everybody. */
-const sameDetails: Record<string, string> = {
-  route_not_found: 'the API is described at /api/v1/docs, and for programs at /api/v1/openapi.json',
-  slug_taken: 'another agency has this slug'
+const sameDetails: Record<string, (string | undefined)[]> = {
+  route_not_found: ['the API is described at /api/v1/docs, and for programs at /api/v1/openapi.json'],
+  slug_taken: ['another agency has this slug'],
+  invalid_token: [undefined, 'send this token as DPoP, with a proof of its key', 'send this token as Bearer'],
+  invalid_dpop_proof: [
+    'the token needs a proof in the DPoP header',
+    'another key has signed than the one that the tokens are bound to',
+    'htu must be the address of the request',
+    // sign-out
+    'the session is bound to a key: send a proof that this key has signed'
+  ]
 }
+const noDetail = [undefined]
 
 /** Thrown to stop at the first failure. */
 export class Enough extends Error {}
@@ -218,7 +227,8 @@ export class Cases {
       return
     }
     const canonical = problemDocument(new Problem(kind, {}), reply.headers['x-request-id'] as string)
-    const plain = kind.code === 'validation_failed' || (detail === sameDetails[kind.code] && errors === undefined)
+    const same = (sameDetails[kind.code] ?? noDetail).includes(detail)
+    const plain = kind.code === 'validation_failed' || (same && errors === undefined)
     if (reply.statusCode !== kind.status || !plain || JSON.stringify(body) !== JSON.stringify(canonical)) {
       this.fail(title, `is not the canonical ${kind.code}: ${reply.body}`)
     }

@@ -4,6 +4,7 @@ import pg from 'pg'
 import type { Test } from 'tap'
 import { v7 as uuidv7 } from 'uuid'
 import { buildApp } from '../src/app.ts'
+import { createProofNonces } from '../src/auth/dpop/nonces.ts'
 import { type LinkPurpose, linkPurposes } from '../src/auth/one-time-tokens.ts'
 import { type Access, type Role, roles } from '../src/auth/roles.ts'
 import { readConfig } from '../src/config/config.ts'
@@ -11,6 +12,7 @@ import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { fresh, type ObjectKind } from './authz-calls.ts'
 import { watchContract } from './contract-check.ts'
+import { createProofKey, makeProof, type ProofKey } from './dpop.ts'
 import { createTestDatabase, jwtSecret, password, testEnvironment } from './harness.ts'
 import { type NameServer, startNameServer } from './name-server.ts'
 import { unknownId } from './requests.ts'
@@ -33,7 +35,16 @@ export type Hole = {
   after?: (world: World) => void
 }
 
-export type Operation = { id: string; method: Method; path: string; access: Access; query: Json[]; body: boolean }
+export type Operation = {
+  id: string
+  method: Method
+  path: string
+  access: Access
+  query: Json[]
+  body: boolean
+  /** Whether it takes a proof without a token. */
+  proof: boolean
+}
 export type Method = 'DELETE' | 'GET' | 'HEAD' | 'PATCH' | 'POST' | 'PUT'
 export const methods: Method[] = ['DELETE', 'GET', 'PATCH', 'POST', 'PUT']
 
@@ -56,6 +67,8 @@ export type World = {
   /** The ids of deleted objects of B. */
   gone: Record<ObjectKind, string>
   wrongTokens: WrongToken[]
+  /** The headers of a person whose session is bound to a key, for one request. */
+  proveAs(person: Person, request: ProvenRequest): Record<string, string>
   plantSide(name: string): Promise<Side>
   plantPerson(side: Side, role: Role): Promise<Person>
   plantMember(side: Side, userId: string, role: Role): Promise<void>
@@ -71,7 +84,16 @@ export type World = {
   close(): Promise<void>
 }
 
-type WrongToken = { id: string; title: string; authorization: string | undefined; status: number; code: string }
+type WrongToken = {
+  id: string
+  title: string
+  authorization: string | undefined
+  status: number
+  code: string
+  /** Makes the proof that is sent with the token. */
+  proof?: (request: ProvenRequest) => string
+}
+type ProvenRequest = { method: string; host: string; url: string }
 
 /** Starts an application on a database of its own, with three agencies. */
 export async function createWorld(t: Test, { plant, before, after }: Hole = {}): Promise<World> {
@@ -136,6 +158,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
     logLines,
     ...({} as Pick<World, 'a' | 'b' | 'c' | 'gone' | 'wrongTokens'>),
     ...(await planters(app, sql)),
+    proveAs: proofsOf(app, config.jwtSecret).proveAs,
     close
   }
   const [a, b, c] = [await world.plantSide('A'), await world.plantSide('B'), await world.plantSide('C')]
@@ -157,7 +180,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   await sql.query('delete from memberships where user_id = $1', [world.gone.member])
   await sql.query('delete from sessions where id = $1', [world.gone.session])
   await sql.query('delete from files where id in ($1, $2)', [world.gone.file, world.gone.upload])
-  world.wrongTokens = await makeWrongTokens(world)
+  world.wrongTokens = [...(await makeWrongTokens(world)), ...(await makeWrongProofs(world, config.jwtSecret))]
   await app.revocations.readNow()
   after?.(world)
   return world
@@ -172,7 +195,8 @@ function operationsOf(app: FastifyInstance): Operation[] {
       path,
       access: operation['x-authz'] as Access,
       query: ((operation.parameters ?? []) as Json[]).filter((parameter) => parameter.in === 'query'),
-      body: bodyOf(operation)?.content['application/json'] !== undefined
+      body: bodyOf(operation)?.content['application/json'] !== undefined,
+      proof: ((operation.parameters ?? []) as Json[]).some(({ name }) => name === 'dpop')
     }))
   )
 }
@@ -401,5 +425,65 @@ async function makeWrongTokens(world: World): Promise<WrongToken[]> {
     refused('N6', 'a disabled person', `Bearer ${disabled.token}`, 'session_revoked'),
     refused('N8', 'somebody who was removed', `Bearer ${removed.token}`, 'session_revoked'),
     refused('N9', 'a role that was lowered', `Bearer ${lowered.token}`, 'token_expired')
+  ]
+}
+
+/** Tokens that are bound to a key, and proofs of it. */
+function proofsOf(app: FastifyInstance, secrets: readonly string[]) {
+  const nonces = createProofNonces(createKeyRing(secrets, 'dpop nonce'))
+  const bind = ({ id: user_id, email, role, sid, token }: Person, { thumbprint: key_thumbprint }: ProofKey) => {
+    const { tenant_id } = decode(token).claims as { tenant_id: string }
+    return app.tokens.issue({ user_id, email, tenant_id, role, sid, key_thumbprint }, 0).access_token
+  }
+  const prove = (key: ProofKey, token: string, { method, host, url }: ProvenRequest, change: Json = {}) =>
+    makeProof(key, { method, url: `http://${host}${url}`, token, nonce: nonces.issue() }, change)
+  const key = createProofKey()
+  return {
+    bind,
+    prove,
+    proveAs(person: Person, request: ProvenRequest) {
+      const token = bind(person, key)
+      return { authorization: `DPoP ${token}`, dpop: prove(key, token, request) }
+    }
+  }
+}
+
+/** A token of an owner of A that is bound to a key, as somebody has it who has stolen it. */
+async function makeWrongProofs(world: World, secrets: readonly string[]): Promise<WrongToken[]> {
+  const { app, a, b } = world
+  const { bind, prove } = proofsOf(app, secrets)
+  const [key, other] = [createProofKey(), createProofKey()]
+  const token = bind(await world.plantPerson(a, 'owner'), key)
+  const invalid = { authorization: `DPoP ${token}`, status: 401, code: 'invalid_dpop_proof' }
+  const unbound = (await world.plantPerson(a, 'owner')).token
+  return [
+    {
+      ...invalid,
+      id: 'D1',
+      title: 'bound, as a bearer token',
+      authorization: `Bearer ${token}`,
+      code: 'invalid_token'
+    },
+    {
+      ...{ ...invalid, id: 'D1', title: 'bound, as a bearer token with a proof', code: 'invalid_token' },
+      ...{ authorization: `Bearer ${token}`, proof: (request) => prove(key, token, request) }
+    },
+    { ...invalid, id: 'D2', title: 'bound, without a proof' },
+    { ...invalid, id: 'D3', title: 'with the proof of another key', proof: (request) => prove(other, token, request) },
+    {
+      ...{ ...invalid, id: 'D4', title: 'with a proof for the host of B' },
+      proof: (request) => prove(key, token, { ...request, host: b.host })
+    },
+    {
+      ...{ ...invalid, id: 'D5', title: 'with a proof from before', code: 'use_dpop_nonce' },
+      proof: (request) => prove(key, token, request, { nonce: undefined })
+    },
+    {
+      ...invalid,
+      id: 'D6',
+      title: 'not bound, as a bound one',
+      authorization: `DPoP ${unbound}`,
+      code: 'invalid_token'
+    }
   ]
 }

@@ -123,6 +123,12 @@ class Matrix extends Cases {
       await this.allow(operation, policy, `X6 ${title}`, await call(this.world))
     }
     const make = () => policy.make(this.world, a, 'owner')
+    const bound = await make()
+    if (bound.caller && policy.access !== 'public') {
+      const proven = this.world.proveAs(bound.caller, attemptOf(operation, bound))
+      const call = { ...bound, headers: { ...bound.headers, ...proven } }
+      await this.allow(operation, policy, 'D0 with a proof of the key of the session', call)
+    }
     await this.allow(operation, policy, 'P0 on the general host', { ...(await make()), side: undefined })
     const claims = claimsOfHeaders(b)
     // one at a time for GET, together for calls that change something
@@ -150,15 +156,25 @@ class Matrix extends Cases {
         await this.expect(operation, `H1 ${host === c.host ? 'suspended' : host}`, { ...attempt, host }, policy.status)
       }
     }
-    for (const { id, title, authorization, status, code } of wrongTokens) {
+    for (const { id, title, authorization, status, code, proof } of wrongTokens) {
       const name = `${id} ${title}`
-      const headers = { ...(authorization !== undefined && { authorization }) }
-      if (policy.bearer === 'ignored' || (policy.bearer === 'costly' && ['N3', 'N5', 'N14'].includes(id))) {
+      const headers = {
+        ...(authorization !== undefined && { authorization }),
+        ...(proof && { dpop: proof(attempt) })
+      }
+      if (operation.proof && ['D4', 'D5'].includes(id)) {
+        await this.refuse(
+          operation,
+          name,
+          { ...attempt, headers: { ...attempt.headers, ...headers } },
+          { status, code }
+        )
+      } else if (policy.bearer === 'ignored' || (policy.bearer === 'costly' && ['N3', 'N5', 'N14'].includes(id))) {
         const next = await policy.make(this.world, a, 'owner')
         await this.allow(operation, policy, name, { ...next, headers: { ...next.headers, ...headers } })
       } else if (policy.bearer === 'looked at' && authorization !== undefined) {
         await this.refuse(operation, name, { ...attempt, headers }, { status, code })
-      } else if (policy.bearer === 'signature' && /unauthenticated|invalid_token/.test(code)) {
+      } else if (policy.bearer === 'signature' && /unauthenticated|invalid_token|dpop/.test(code)) {
         const { payload: _, ...bare } = attempt
         await this.refuse(operation, name, { ...bare, headers }, { status, code })
       }
@@ -174,8 +190,12 @@ class Matrix extends Cases {
     const as = (person: Person, attempt = own) => ({ ...attempt, headers: { ...attempt.headers, ...bearerOf(person) } })
     const mismatch = (side: Side) => ({ status: 403, code: 'tenant_mismatch', deniedIn: side })
 
-    for (const { id, title, authorization, status, code } of wrongTokens) {
-      const headers = { ...own.headers, ...(authorization !== undefined && { authorization }) }
+    for (const { id, title, authorization, status, code, proof } of wrongTokens) {
+      const headers = {
+        ...own.headers,
+        ...(authorization !== undefined && { authorization }),
+        ...(proof && { dpop: proof(own) })
+      }
       await this.refuse(operation, `${id} ${title}`, { ...own, headers }, { status, code })
     }
     const suspended = { status: 403, code: 'tenant_suspended' }

@@ -11,6 +11,7 @@ import {
   revocationsThat,
   settingsThatStay,
   signature,
+  tokensThatNeedNo,
   verifierThatTakes
 } from './holes.ts'
 import { seconds } from './tokens.ts'
@@ -46,6 +47,38 @@ export const mutants: Mutant[] = [
     }),
     only: ['listMembers'],
     found: /X11 x-tenant-id: shows/
+  },
+
+  // the proof of a key
+  {
+    title: 'a bound token is enough as a bearer token',
+    hole: tokensThatNeedNo(({ scheme }) => scheme === 'Bearer'),
+    only: ['getMe'],
+    found: /D1/
+  },
+  {
+    title: 'a bound token is enough without a proof',
+    hole: tokensThatNeedNo((_, proof) => proof === undefined),
+    only: ['getMe'],
+    found: /D[12]/
+  },
+  {
+    title: 'the proof of any key is enough',
+    hole: tokensThatNeedNo(({ problem }, proof) => proof !== undefined && /another key/.test(problem?.message ?? '')),
+    only: ['getMe'],
+    found: /D3/
+  },
+  {
+    title: 'a proof for any host is enough',
+    hole: tokensThatNeedNo(({ problem }, proof) => proof !== undefined && /htu/.test(problem?.message ?? '')),
+    only: ['getMe'],
+    found: /D4/
+  },
+  {
+    title: 'a proof needs no nonce',
+    hole: tokensThatNeedNo(({ problem }) => problem?.kind.code === 'use_dpop_nonce'),
+    only: ['getMe'],
+    found: /D5/
   },
 
   // the token

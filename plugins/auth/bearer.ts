@@ -3,7 +3,7 @@ import fp from 'fastify-plugin'
 import type { Bearer } from '../../src/auth/admission.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createTokenCache, schemeOf, type TokenScheme, tokenIn } from '../../src/auth/token-cache.ts'
-import { Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
+import { invalidToken, Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -66,7 +66,7 @@ export default fp(
       const scheme = schemeOf(authorization)
       try {
         const claims = claimsIn(authorization)
-        return claims && { scheme, claims, problem: app.revocations.find(claims) }
+        return claims && { scheme, claims, problem: app.revocations.find(claims) ?? schemeProblem(scheme, claims) }
       } catch (err) {
         if (!(err instanceof Problem)) throw err
         return { scheme, claims: undefined, problem: err }
@@ -93,9 +93,20 @@ export default fp(
         if (authorization === undefined) return undefined
         const token = tokenIn(authorization)
         if (token === undefined) throw unauthenticated()
-        return app.tokens.verify(token, { expired: 'accepted' })
+        const claims = app.tokens.verify(token, { expired: 'accepted' })
+        const problem = schemeProblem(schemeOf(authorization), claims)
+        if (problem) throw problem
+        return claims
       }
     })
   },
   { name: 'bearer', dependencies: ['tokens', 'revocations', 'metrics'] }
 )
+
+/** The problem of a token with the scheme of the other kind of tokens. A bound token must never be enough alone. */
+function schemeProblem(scheme: TokenScheme, { cnf }: AccessClaims): Problem | undefined {
+  if (scheme === 'Bearer') {
+    return cnf && invalidToken({ detail: 'send this token as DPoP, with a proof of its key' })
+  }
+  return cnf ? undefined : invalidToken({ detail: 'send this token as Bearer' })
+}

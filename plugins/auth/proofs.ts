@@ -3,7 +3,7 @@ import fp from 'fastify-plugin'
 import { createProofNonces, nonceRenewalSeconds } from '../../src/auth/dpop/nonces.ts'
 import { createProofReader } from '../../src/auth/dpop/proofs.ts'
 import { tokenIn } from '../../src/auth/token-cache.ts'
-import { invalidDpopProof, invalidToken, type Problem, useDpopNonce } from '../../src/http/problems.ts'
+import { invalidDpopProof, type Problem, useDpopNonce } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
 import { after } from '../../src/limits/after.ts'
 
@@ -82,18 +82,9 @@ export default fp(
 
     app.addHook('onRequest', (request, reply, done) => {
       const { bearer } = request
-      if (!bearer?.claims) return done()
-      const { claims, scheme } = bearer
-      const key = claims.cnf?.jkt
-      if (key === undefined && scheme === 'Bearer') return done()
+      const key = bearer?.claims?.cnf?.jkt
       // a problem of the token itself is shown before one of its proof
-      if (bearer.problem) return done()
-      if (key === undefined || scheme === 'Bearer') {
-        const detail =
-          key === undefined ? 'send this token as Bearer' : 'send this token as DPoP, with a proof of its key'
-        bearer.problem = invalidToken({ detail })
-        return done()
-      }
+      if (!bearer || key === undefined || bearer.problem) return done()
       const checked = check(request, reply, tokenIn(request.headers.authorization ?? ''), key)
       if (!(checked instanceof Promise)) {
         bearer.problem = checked
