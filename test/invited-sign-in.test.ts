@@ -105,7 +105,12 @@ t.test('an invitation is accepted by a sign-in at a provider for everybody', asy
       { actor_id: claims.user_id, target_id: id, session_id: claims.sid, detail: { role: 'member', by: 'google' } }
     ])
     const again = await exchange(app, searchParams.get('code'), code_verifier)
-    t.match(again.json(), { status: 410, code: 'invitation_expired' }, 'once')
+    t.match(again.json(), { status: 401, code: 'invalid_sign_in_code' }, 'once')
+    t.match(
+      (await acme.with(reply.json().access_token, me)).json(),
+      { code: 'session_revoked' },
+      'somebody else may have the code'
+    )
   })
 
   await t.test('who can sign in there from now on, and the invitation is used up', async (t) => {

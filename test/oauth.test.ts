@@ -146,11 +146,11 @@ t.test('sign-in at a provider for everybody', async (t) => {
     const back = await goThrough('acme')
     const refused = await exchange(app, back.code, back.code_verifier)
     t.match(refused.json(), { status: 401, code: 'mfa_required' })
-    t.equal((await exchange(app, back.code, back.code_verifier)).json().code, 'invalid_sign_in_code')
     const done = await complete(app, refused.json().mfa_token, factor.code())
     t.equal(done.statusCode, 200, done.body)
     const opened = "select detail from audit_events where action = 'session.opened' order by id desc limit 1"
     t.strictSame(await allRows(app.database, opened), [{ detail: { by: 'google' } }])
+    t.equal((await exchange(app, back.code, back.code_verifier)).json().code, 'invalid_sign_in_code')
   })
 
   t.test('the last way in stays, and others can be unlinked by whoever has just signed in', async (t) => {

@@ -201,7 +201,8 @@ t.test(
     await query({ tenant_id: acme.id, user_id: null, request: '' }, endSession, {
       tenant_id: acme.id,
       session_id: sidOf(late),
-      token_seconds: 1000
+      token_seconds: 1000,
+      action: 'session.ended'
     })
     await eventually(() => app.revocations.stats().lag_ms > 5000, 15_000)
     t.ok(lagging < 5000)

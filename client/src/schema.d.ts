@@ -799,7 +799,7 @@ export interface paths {
     put?: never
     /**
      * Complete a sign-in at a provider
-     * @description Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.
+     * @description Tokens for the code with which the person came back. The code is good once: a second request with its verifier is refused, and ends the session of the first one, because somebody else may have the code. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.
      */
     post: operations['exchangeSignInCode']
     delete?: never

@@ -183,10 +183,21 @@ export const rotateSession = statement(
   { writes: true }
 )
 
-/** Signs out: ends the session, publishes and audits it. Does nothing when the session has already ended. */
+/**
+ * Ends the session, publishes it, and audits it as `action`: a person has signed out, or the code that had opened the session
+ * was used again. Does nothing when the session has already ended.
+ */
 export const endSession = statement(
   'end_session',
-  (_, $: { tenant_id: string; session_id: string; token_seconds: number }) => sql<{ user_id: string }>`
+  (
+    _,
+    $: {
+      tenant_id: string
+      session_id: string
+      token_seconds: number
+      action: 'session.ended' | 'session.code_reused'
+    }
+  ) => sql<{ user_id: string }>`
   with ended as (
     update sessions s set revoked_at = now()
     where s.tenant_id = ${$.tenant_id} and s.id = ${$.session_id} and s.revoked_at is null and not exists (
@@ -197,7 +208,7 @@ export const endSession = statement(
     insert into revocations (kind, subject, expires_at)
     select 'session', id, now() + make_interval(secs => ${$.token_seconds}) from ended
   ), audited as (
-    insert into audit_events (action, actor_id, session_id) select 'session.ended', user_id, id from ended
+    insert into audit_events (action, actor_id, session_id) select ${$.action}::text, user_id, id from ended
   )
   select user_id from ended`,
   { writes: true }

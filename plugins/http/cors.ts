@@ -3,6 +3,13 @@ import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { parseHost } from '../../src/http/host-header.ts'
 
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Browsers go there as to a page, and no script may read the reply (RFC 9700, 2.6). */
+    navigation?: true
+  }
+}
+
 const allowedHeaders =
   'Authorization, Content-Type, DPoP, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
 /** The tracing headers of browsers (W3C Trace Context and Baggage, Sentry). */
@@ -60,7 +67,8 @@ export default fp(
           // the guard refuses a malformed request
           preflight: isPreflight && !request.malformed
         }
-        if (origin === undefined || request.malformed) return done(null, { ...options, origin: false })
+        const { navigation } = request.routeOptions.config
+        if (origin === undefined || request.malformed || navigation) return done(null, { ...options, origin: false })
         isAllowed(origin, request).then(
           (allowed) => done(null, { ...options, origin: allowed }),
           // the database is away, so the origin is not allowed; the request is answered with 503 later

@@ -14,7 +14,7 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
   const session = requireSession(app, request)
   await request.tenantQuery(
     endSession,
-    { ...session, token_seconds: revocationSeconds(app.config) },
+    { ...session, token_seconds: revocationSeconds(app.config), action: 'session.ended' },
     { tenant_id: session.tenant_id, user_id: null }
   )
   await app.revocations.readNow()

@@ -8,7 +8,7 @@ import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { conflict, invalidChallenge, invalidMfaToken, type Problem } from '../../src/http/problems.ts'
 import { createCodes } from './factor.ts'
 import type { PasskeyEnrollment } from './schemas.ts'
-import { type MfaRequest, refusalOf, requireFirst, requireNewcomer } from './sign-in-tokens.ts'
+import { type MfaRequest, refusalOf, requireFirst, requireNewcomer, requireUnreplayed } from './sign-in-tokens.ts'
 
 /**
  * Gives a secret to somebody whose password was right, who has no factor, and whose agency demands one. Throws
@@ -60,6 +60,7 @@ export async function completeWithNewPasskey(
       ...{ action: 'session.opened', authenticated_at: null, mfa_at: added.at, by, provider_id, key_thumbprint }
     })
     if (opened?.outcome !== 'opened') throw refusalOf(opened)
+    await requireUnreplayed(trx, token, opened.session_id)
     return opened
   }, person)
   await app.revocations.readNow()

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
+import { noteSessionOfCode } from '../../db/queries/sign-in/identities.ts'
 import { factorsOf, myFactors } from '../../db/queries/sign-in/second-factors.ts'
 import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
 import {
@@ -57,6 +58,14 @@ export async function requireNewcomer(app: FastifyInstance, request: MfaRequest)
 export async function requireFirst(trx: TenantTransaction): Promise<void> {
   const [row] = await queryIn(trx, myFactors, {})
   if (!row || row.passkeys + (row.confirmed ? 1 : 0) !== 1) throw invalidMfaToken()
+}
+
+/**
+ * Throws `invalid_mfa_token`, which rolls back, when the token was got by the code of a provider, and the code was used again
+ * meanwhile. Call it in the transaction that has opened the session: a later use of the code ends it.
+ */
+export async function requireUnreplayed(trx: TenantTransaction, { id, by }: MfaToken, session: string): Promise<void> {
+  if (by !== null && !(await noteSessionOfCode(trx, id, session))) throw invalidMfaToken()
 }
 
 export function refusalOf(admission: { outcome: string; provider: string | null } | undefined): Problem {

@@ -8,7 +8,14 @@ import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { conflict, invalidMfaToken, Problem } from '../../src/http/problems.ts'
 import { checkProof, requireOne, useProof } from './proofs.ts'
 import type { MfaSignIn } from './schemas.ts'
-import { type MfaRequest, refusalOf, requireFirst, requirePerson, requireToken } from './sign-in-tokens.ts'
+import {
+  type MfaRequest,
+  refusalOf,
+  requireFirst,
+  requirePerson,
+  requireToken,
+  requireUnreplayed
+} from './sign-in-tokens.ts'
 
 /**
  * Completes a sign-in whose password was right: with a code or a passkey of the person, or with the first code of an app
@@ -71,6 +78,7 @@ export async function completeSignIn(
     })
     // the throw rolls an enrollment back: its recovery codes would be lost
     if (codes && opened?.outcome !== 'opened') throw refusalOf(opened)
+    if (opened?.outcome === 'opened') await requireUnreplayed(trx, token, opened.session_id)
     return opened
   }, person)
   if (admission === 'used') {

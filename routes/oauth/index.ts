@@ -46,7 +46,11 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider',
     {
-      config: { access: 'public', problems: ['invitation_expired', 'tenant_suspended', ...atProvider] },
+      config: {
+        access: 'public',
+        navigation: true,
+        problems: ['invitation_expired', 'tenant_suspended', ...atProvider]
+      },
       schema: {
         operationId: 'startSignIn',
         summary: 'Sign in at a provider',
@@ -67,7 +71,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/auth/oauth/:provider/link',
     {
-      config: { access: 'public', throttled: true, problems: ['invalid_oauth_state', ...atProvider] },
+      config: { access: 'public', navigation: true, throttled: true, problems: ['invalid_oauth_state', ...atProvider] },
       schema: {
         operationId: 'continueLinking',
         summary: 'Link an identity, in the browser',
@@ -88,7 +92,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
     '/auth/oauth/:provider/callback',
     {
       // a flow that was begun is needed, and is good once, so its begin is counted and its end is not
-      config: { access: 'public', problems: ['invalid_oauth_state'] },
+      config: { access: 'public', navigation: true, problems: ['invalid_oauth_state'] },
       schema: {
         operationId: 'finishAtProvider',
         summary: 'Where a provider sends people back to',
@@ -129,7 +133,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'exchangeSignInCode',
         summary: 'Complete a sign-in at a provider',
         description:
-          "Tokens for the code with which the person came back. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.",
+          "Tokens for the code with which the person came back. The code is good once: a second request with its verifier is refused, and ends the session of the first one, because somebody else may have the code. A person with a second factor, or whose agency demands one, is asked for it as after a password. A session through an agency's own provider is good in that agency only. For a sign-in that began with an `invitation`, this accepts it.",
         tags: ['auth'],
         body: CodeExchange,
         response: { 200: TokenReply }

@@ -13,6 +13,7 @@ import {
   findUserIdentity,
   isLinkable,
   linkIdentity,
+  noteSessionOfCode,
   touchIdentity,
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
@@ -36,6 +37,7 @@ import {
 } from '../../src/http/problems.ts'
 import { readEmail } from '../../src/mail/mailboxes.ts'
 import { mayVouch, newcomerName } from './people.ts'
+import { endReplayed } from './replays.ts'
 
 /** Somebody whom a provider has sent, who holds an invitation. */
 type Arrival = { provider: string; own: boolean; profile: Profile; invitation: OneTimeToken }
@@ -107,6 +109,8 @@ export async function requireAcceptor(request: FastifyRequest, arrival: Arrival)
 export async function acceptThroughProvider(app: FastifyInstance, request: FastifyRequest, code: InvitationCode) {
   const { id, tenant_id, provider: by, own, profile } = code
   const token = { tenant_id, ...code.invitation }
+  // the invitation is used as well then, and would be the reason to refuse
+  if (await endReplayed(app, request, code)) throw invalidSignInCode()
   const acceptor = await requireAcceptor(request, { provider: by, own, profile, invitation: token })
   const { user_id, password_version } = acceptor
   const { email, role } = await requireInvitation(request, token)
@@ -131,17 +135,21 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
     const waits = admission?.outcome === 'mfa_required' || admission?.outcome === 'enrollment_required'
     if (admission?.outcome !== 'opened' && !waits) throw refusalOf(admission)
     const session_id = admission.session_id ?? undefined
+    if (session_id !== undefined) await noteSessionOfCode(trx, id, session_id)
     const event = { action: 'invitation.accepted', target_id: token.id, detail: { role, by } }
     await recordAudit(trx, { ...event, ...(session_id !== undefined && { session_id }) })
     return admission
   }, subject)
-  if (outcome === 'used') throw invalidSignInCode()
+  if (outcome === 'used') {
+    await endReplayed(app, request, code)
+    throw invalidSignInCode()
+  }
   if (outcome === 'expired') throw invitationExpired()
   app.mail.wake()
   await app.revocations.readNow()
   if (outcome.outcome === 'mfa_required' || outcome.outcome === 'enrollment_required') {
     const row = await app.secondFactors.find(request, subject)
-    const waiting = { ...subject, password_version, by, provider_id, key_thumbprint }
+    const waiting = { ...subject, id, password_version, by, provider_id, key_thumbprint }
     throw app.secondFactors.demand(outcome.outcome, waiting, row && factorsOf(row))
   }
   return app.tokens.issue({ ...subject, email, role, sid: outcome.session_id as string, key_thumbprint }, 0)

@@ -9,14 +9,15 @@ import { bytesToUuid, nilUuid, uuidToBytes } from '../uuids.ts'
 export type MfaPurpose = 'sign_in' | 'enrollment'
 
 /**
- * The sign-in that waits for a factor. `password_version` is that of the password that was proved. Only the key with
- * `key_thumbprint` may go on, if there is one.
+ * The sign-in that waits for a factor. `password_version` is that of the password that was proved. `id` is that of the code
+ * of a provider, by which the token was got, else one of its own. Only the key with `key_thumbprint` may go on, if there is
+ * one.
  */
 export type MfaSubject = {
   tenant_id: string
   user_id: string
   password_version: number
-} & Partial<FirstFactor & BoundKey>
+} & Partial<FirstFactor & BoundKey & { id: string }>
 /**
  * What was proved instead of the password: `by` is the provider that said who it is. `provider_id` is set for an own one
  * of the tenant.
@@ -60,11 +61,13 @@ export function createMfaTokens(ring: KeyRing): MfaTokens {
   }
 
   return {
-    issue(purpose, { tenant_id, user_id, password_version, key_thumbprint = null, by = null, provider_id = null }) {
+    issue(purpose, subject) {
+      const { id = uuidv7(), tenant_id, user_id, password_version } = subject
+      const { key_thumbprint = null, by = null, provider_id = null } = subject
       const body = Buffer.alloc(sizeOf({ by, key_thumbprint }))
       let at = body.write(ring.first.id, 0, 'latin1')
       at = body.writeUInt8(purposes.indexOf(purpose), at)
-      for (const uuid of [uuidv7(), tenant_id, user_id]) at += uuidToBytes(uuid).copy(body, at)
+      for (const uuid of [id, tenant_id, user_id]) at += uuidToBytes(uuid).copy(body, at)
       at = body.writeUInt32BE(password_version, at)
       at = body.writeUInt32BE(Math.floor(Date.now() / 1000) + mfaTokenSeconds[purpose], at)
       if (by !== null) {

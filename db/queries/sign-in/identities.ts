@@ -15,6 +15,27 @@ export const useOnce = statement(
   { writes: true }
 )
 
+/**
+ * Notes which session was opened by a code, whose use is marked by its id. False when the code was used again meanwhile: the
+ * transaction must not be committed then. True as well for an id that marks nothing.
+ */
+export async function noteSessionOfCode(trx: TenantTransaction, code: string, session: string): Promise<boolean> {
+  const { rows } = await sql<{ noted: boolean }>`select note_session_of_mark(${code}, ${session}) as noted`.execute(trx)
+  return rows[0]?.noted ?? false
+}
+
+/**
+ * Notes that a used code is used again, so that it opens no session any more. Resolves to the session that it has opened, if
+ * there is one, and to undefined when the code was not used yet.
+ */
+export async function replayCode(
+  trx: TenantTransaction,
+  code: string
+): Promise<{ session_id: string | null } | undefined> {
+  const { rows } = await sql<{ session_id: string | null }>`select session_id from replay_mark(${code})`.execute(trx)
+  return rows[0]
+}
+
 export type IdentityRow = {
   id: string
   user_id: string
