@@ -7,6 +7,7 @@ import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config/config.ts'
+import { problemExamples } from '../src/http/problem-schemas.ts'
 import { catalogue } from '../src/http/problems.ts'
 import { createTestDatabase, send, startApp, testEnvironment } from './harness.ts'
 import type { Json } from './tokens.ts'
@@ -265,12 +266,17 @@ t.test('the document', async (t) => {
       const errors = statuses.filter((status) => !/^[23]\d\d$/.test(status))
       t.ok(errors.includes('400') && errors.includes('500') && errors.includes('503'), `${name} can fail`)
       for (const status of errors) {
+        const { content, description = '' } = operation.responses[status] ?? {}
+        const codes = [...description.matchAll(/`(\w+)`: /g)].map(([, code = '']) => code)
+        const shown = codes.filter((code) => code in problemExamples)
+        const examples = Object.fromEntries(shown.map((code) => [code, { $ref: `#/components/examples/${code}` }]))
+        const schema = { $ref: '#/components/schemas/Problem' }
         t.strictSame(
-          operation.responses[status]?.content,
-          { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
+          content,
+          { 'application/problem+json': { schema, ...(shown.length > 0 && { examples }) } },
           `${name} ${status}`
         )
-        for (const [, code = ''] of operation.responses[status]?.description?.matchAll(/`(\w+)`: /g) ?? []) {
+        for (const code of codes) {
           t.equal(String(catalogue.get(code)?.status), status, `${name} names ${code} under its status`)
         }
       }

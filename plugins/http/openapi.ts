@@ -6,7 +6,7 @@ import { proofNonceHeader, proofScheme, withProof } from '../../src/auth/dpop/do
 import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
 import { acceptedTypes } from '../../src/http/media-types.ts'
 import { isNullableEnum, splitNullableEnum } from '../../src/http/nullable-enums.ts'
-import { fieldErrorSchema, problemSchema } from '../../src/http/problem-schemas.ts'
+import { fieldErrorSchema, problemExamples, problemSchema } from '../../src/http/problem-schemas.ts'
 import { catalogue } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
@@ -81,6 +81,7 @@ export default fp(
         components: {
           securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' }, dpop: proofScheme },
           schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never },
+          examples: problemExamples,
           headers: headers as never
         }
       },
@@ -117,6 +118,13 @@ export default fp(
   { name: 'openapi', dependencies: ['config'] }
 )
 
+/** Examples of the codes whose problems carry more than every problem does. */
+function examplesOf(codes: string[]): Schema {
+  const shown = codes.filter((code) => code in problemExamples)
+  const references = shown.map((code) => [code, { $ref: `#/components/examples/${code}` }])
+  return references.length > 0 ? { examples: Object.fromEntries(references) } : {}
+}
+
 /** One response a status, with its codes in the description. */
 function problemResponses(codes: string[]): Record<number, Schema> {
   const byStatus = new Map<number, string[]>()
@@ -130,7 +138,9 @@ function problemResponses(codes: string[]): Record<number, Schema> {
       status,
       {
         description: each.map((code) => `\`${code}\`: ${catalogue.get(code)?.title}`).join('  \n'),
-        content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } }
+        content: {
+          'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' }, ...examplesOf(each) }
+        }
       }
     ])
   )

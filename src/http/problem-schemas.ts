@@ -5,6 +5,8 @@ import { catalogue } from './problems.ts'
  * Problem documents (RFC 9457) as the OpenAPI document describes them.
  */
 
+const exampleId = '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63'
+
 export const fieldErrorSchema = {
   type: 'object',
   required: ['path', 'message'],
@@ -62,8 +64,25 @@ export const problemSchema = {
       status: 400,
       detail: 'body/email must be an e-mail address',
       code: 'validation_failed',
-      request_id: '7f6c1d5e-2f0b-4a53-9a54-0e3f5f0f3f63',
+      request_id: exampleId,
       errors: [{ path: '/body/email', message: 'must be an e-mail address' }]
     }
   ]
 }
+
+/** Members that a problem of this code has beside those of every problem. */
+const extensions: Record<string, object> = {
+  mfa_required: { mfa_token: 'Gm9v…', factors: ['totp', 'passkey'] },
+  provider_required: { provider: '019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e' },
+  enforcement_not_ready: { missing: ['proven_domain', 'break_glass_owner'] },
+  domain_not_proven: { reason: 'no_record' }
+}
+
+/** What clients go on with after a refusal, as examples of the OpenAPI document. */
+export const problemExamples = Object.fromEntries(
+  Object.entries(extensions).map(([code, members]) => {
+    const { status = 0, title = '' } = catalogue.get(code) ?? {}
+    const value = { type: `/api/v1/problems/${code}`, title, status, code, request_id: exampleId, ...members }
+    return [code, { summary: title, value }]
+  })
+)
