@@ -13,10 +13,10 @@ import { findPostgresTool, findProgram } from './parts.ts'
 
 const barman = findProgram('barman-cloud-backup')
 const controldata = findPostgresTool('pg_controldata')
-const server = s3Servers.find(({ skip }) => skip === false)
+export const s3Server = s3Servers.find(({ skip }) => skip === false)
 
 /** The `skip` option of a test that archives: false, or what is missing. */
-export const archiveSkip = barman.skip || controldata.skip || (server ? false : 'there is no S3 server')
+export const archiveSkip = barman.skip || controldata.skip || (s3Server ? false : 'there is no S3 server')
 
 export const script = join(root, 'db', 'deploy', 'backup.sh')
 
@@ -48,14 +48,14 @@ const atRest = { MINIO_KMS_SECRET_KEY: `backups:${Buffer.alloc(32, 7).toString('
 
 /** An S3 server for backups, apart from that of the product. MinIO encrypts what it stores. */
 export async function startBackupStore(t: Owner): Promise<{ environment: BackupEnvironment; folder: string }> {
-  if (!server) throw new Error('there is no S3 server')
-  const { s3, folder } = server.name === 'MinIO' ? await server.start(t, atRest) : await server.start(t)
+  if (!s3Server) throw new Error('there is no S3 server')
+  const { s3, folder } = s3Server.name === 'MinIO' ? await s3Server.start(t, atRest) : await s3Server.start(t)
   const environment = {
     BACKUP_S3_ENDPOINT: s3.root.endpoint,
     BACKUP_S3_BUCKET: bucket,
     BACKUP_S3_ACCESS_KEY: s3.root.access_key,
     BACKUP_S3_SECRET_KEY: s3.root.secret_key,
-    ...(server.name === 'MinIO' && { BACKUP_ENCRYPTION: 'AES256' })
+    ...(s3Server.name === 'MinIO' && { BACKUP_ENCRYPTION: 'AES256' })
   }
   return { environment, folder }
 }

@@ -11,7 +11,7 @@ import { asRoot, bucket } from './object-stores.ts'
  * Continuous archiving by db/deploy/backup.sh: a base backup and the write-ahead log in a bucket, and a restore to a second of choice.
  */
 
-t.test('continuous archiving', { skip: archiveSkip, timeout: 240_000 }, async (t) => {
+t.test('continuous archiving', { skip: archiveSkip, timeout: 540_000 }, async (t) => {
   const store = await startBackupStore(t)
   const archive = await startArchive(t, store)
   const { cluster, tool } = archive

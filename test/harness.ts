@@ -86,7 +86,8 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     RATE_LIMIT_MAIL_UNVERIFIED: '0',
     RATE_LIMIT_MAIL_TO: '0',
     LOG_LEVEL: 'silent',
-    DATA_DIR: join(process.env.TEST_DIR as string, new URL(database.app).pathname.slice(1)),
+    // outside of a run of tests, as in `npm run faults`, the caller or the system removes it
+    DATA_DIR: join(process.env.TEST_DIR ?? join(tmpdir(), 'aggios-data'), new URL(database.app).pathname.slice(1)),
     DATABASE_URL: database.serving,
     // without pipelined connections, reads by key take connections of the pool
     ...(database.serving !== database.app && { DATABASE_POOLER: 'transaction', DATABASE_POOL: '40' }),

@@ -73,6 +73,8 @@ export const s3Servers = [
   { name: 'SeaweedFS', skip: weed.skip, start: startSeaweed }
 ] as const
 
+export type S3Server = Awaited<ReturnType<typeof startMinio>>
+
 async function startMinio(t: Owner, env: Record<string, string> = {}) {
   const port = await freePort()
   const folder = makeFolder()
