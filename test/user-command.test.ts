@@ -17,7 +17,9 @@ import {
   testEnvironment
 } from './harness.ts'
 import { mailsAreSent, paths, reset, subjectsTo } from './mailed-links.ts'
-import { bearer, login, me } from './requests.ts'
+import { createDevice, originOf, register } from './passkey-device.ts'
+import { addProvider } from './providers.ts'
+import { bearer, login, me, unknownId } from './requests.ts'
 
 /*
  * `npm run user`: what an operator sees and changes of a person's account.
@@ -57,6 +59,7 @@ t.test('npm run user', async (t) => {
     t.equal(help.code, 0)
     for (const name of ['show', 'reset', 'disable', 'enable', 'sign-out', 'remove-factor'])
       t.match(help.stdout, ` ${name} <e-mail>`)
+    t.match(help.stdout, ' unlink <e-mail> <identity-id>')
     t.match(await user('forget', email), { code: 2, stderr: /unknown command 'forget'/ })
     t.match(await user('show'), { code: 2, stderr: /missing required argument/ })
     t.match(await user('show', email, 'now'), { code: 2, stderr: /unknown word 'now'/ })
@@ -80,6 +83,43 @@ t.test('npm run user', async (t) => {
     t.match(text, 'open sessions: 2\n')
     t.notMatch(text, 'argon2')
     t.match(text, 'Phone?[2J')
+  })
+  t.test('lists passkeys and linked sign-ins, and unlinks one', async (t) => {
+    const link = (userId: string, provider: string, agency: string | null) =>
+      allRows(
+        app.database,
+        `insert into user_identities (id, user_id, provider, agency_id, issuer, subject, email)
+         values (gen_random_uuid(), $1::uuid, $2::text, $3, $2::text, $1::uuid::text, 'ada@gmail.example') returning id`,
+        [userId, provider, agency]
+      ).then(([row]) => row.id as string)
+    const provider = await addProvider(acme, 'http://localhost:1')
+    const [google, own] = [await link(id, 'google', null), await link(id, provider, acme.id)]
+    const foreign = await link(other.owner.id, 'google', null)
+    const session = await acme.signIn()
+    const { id: passkey } = await register(acme, session, createDevice(originOf(acme)))
+    const text = await said('show', email)
+    t.match(text, `passkeys: 1\n  ${passkey}: A device, never used\n`)
+    t.match(text, 'linked sign-ins: 2\n')
+    t.match(text, `  ${google}: google, ada@gmail.example, never used\n`)
+    t.match(text, `  ${own}: acme login of acme only, ada@gmail.example, never used\n`)
+
+    for (const wrong of [foreign, unknownId, 'google']) {
+      t.match(await user('unlink', email, wrong), { code: 1, stderr: /has no linked sign-in with this id/ })
+    }
+    const done = `the sign-in of ${email} is unlinked, and they are signed out everywhere\n`
+    t.equal(await said('unlink', email, google), done)
+    t.equal(await said('unlink', email, own), done)
+    t.match(await said('show', email), 'linked sign-ins: 0\n')
+    t.match(await said('show', other.owner.email), 'linked sign-ins: 1\n', 'of nobody else')
+    await eventually(async () => (await acme.with(session.access_token, me)).statusCode === 401, 3000)
+    const unlinked = (by: string) => ({ actor_id: null, target_id: id, detail: { provider: by, by: 'operator' } })
+    t.strictSame(await eventsIn(acme.id, 'user.identity_unlinked'), [unlinked('google'), unlinked(provider)])
+    t.strictSame(await eventsIn(other.id, 'user.identity_unlinked'), [unlinked('google')], 'what concerns it')
+    await allRows(app.database, 'update users set email_verified_at = now() where id = $1', [id])
+    await mailsAreSent(app)
+    t.ok(subjectsTo(app, email).includes('A way to sign in to your account was removed'))
+    await allRows(app.database, 'update users set email_verified_at = null where id = $1', [id])
+    await said('remove-factor', email)
   })
   t.test('sends a mail to set a new password, as whoever forgot it would ask', async (t) => {
     t.equal(await said('reset', email), `a mail to ${email} is queued\n`)

@@ -86,6 +86,7 @@ export const definerFunctions = [
   'note_session_of_mark(uuid,uuid)',
   'notice_new_device(uuid,uuid,boolean)',
   'operate_account(uuid,text,interval)',
+  'operate_identity(uuid,uuid,interval)',
   'peppers_in_use()',
   'prepare_account_mail(uuid,integer,interval,integer,interval,interval)',
   'provider_keys_in_use()',

@@ -13,8 +13,9 @@ import { type Kysely, sql } from 'kysely'
  * 8. `sessions`
  *
  * A transaction skips what it does not need. Rows that it only inserts (`audit_events`, `revocations`, new mails) come whenever
- * they come. `lock_my_account` locks all of 2 to 4. A lock of `users` is taken in its final strength at once: of two
- * transactions that share a row and then both want more, one has to be given up.
+ * they come. `lock_my_account` locks all of 2 to 4. What writes links before mails, as `request_email_change` does, calls it first. A
+ * lock of `users` is taken in its final strength at once: of two transactions that share a row and then both want more, one has to
+ * be given up.
  *
  * Besides: an identity at an agency's own provider is a way into that agency only, and is linked only while the provider and the
  * membership are there. Somebody whose account an agency alone has given them may end it.
@@ -56,35 +57,6 @@ export async function up(db: Kysely<unknown>): Promise<void> {
           and l.password_version = u.password_version and u.disabled_at is null
         returning l.password_version into version;
       return version;
-    end $body$;
-
-    -- As in 0017. Mails come before links, as where a mail is sent.
-    create or replace function request_email_change(new_email text, old_mailbox text, new_mailbox text, agency uuid, life interval)
-      returns void
-      language plpgsql volatile security definer set search_path = public, pg_temp
-    as $body$
-    #variable_conflict use_column
-    begin
-      perform lock_my_account();
-      with links as (
-        insert into account_links as l (user_id, purpose, email, password_version, new_email, expires_at)
-        select u.id, p.purpose, u.email, u.password_version, request_email_change.new_email, now() + life
-        from users u cross join (values ('change_from'), ('change_to')) as p (purpose)
-        where u.id = current_user_id()
-        on conflict (user_id, purpose) do update set id = excluded.id, email = excluded.email,
-          password_version = excluded.password_version, new_email = excluded.new_email, expires_at = excluded.expires_at,
-          used_at = null
-        returning l.id, l.user_id, l.purpose, l.email, l.new_email
-      )
-      insert into account_mails as m (kind, user_id, address, mailbox, agency_id, link_id)
-      select l.purpose, l.user_id, case l.purpose when 'change_from' then l.email else l.new_email end,
-        case l.purpose when 'change_from' then old_mailbox else new_mailbox end, agency, l.id
-      from links l
-      on conflict (user_id, kind) where link_id is not null and user_id is not null and sent_at is null
-          and dropped_at is null and kind in ('change_from', 'change_to')
-        do update set address = excluded.address, mailbox = excluded.mailbox, agency_id = excluded.agency_id,
-          link_id = excluded.link_id, asked_by = excluded.asked_by, revision = m.revision + 1, attempts = 0, due_at = now(),
-          created_at = now();
     end $body$;
 
     -- As in 0015. The factors of the account that gives its address up come before the account.
@@ -256,13 +228,37 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       end if;
     end $body$;
 
+    -- An operator unlinks an identity of a person, and ends all their sessions, because somebody may have signed in by it. Also the
+    -- last way in: the mail for a forgotten password is left. Each agency that had to do with it sees it, without an actor, and the
+    -- person gets a mail. unlinked or unknown.
+    create function operate_identity(person uuid, identity uuid, token_life interval) returns text
+      language plpgsql volatile security definer set search_path = public, pg_temp
+    as $body$
+    declare
+      gone record;
+    begin
+      perform from users u where u.id = person for no key update;
+      perform from memberships m where m.user_id = person order by m.tenant_id for no key update;
+      delete from user_identities i where i.id = identity and i.user_id = person returning i.provider, i.agency_id into gone;
+      if not found then
+        return 'unknown';
+      end if;
+      perform operate_account(person, 'sign_out', token_life);
+      insert into audit_events (tenant_id, action, actor_id, target_id, detail)
+        select m.tenant_id, 'user.identity_unlinked', null, person, jsonb_build_object('provider', gone.provider, 'by', 'operator')
+        from memberships m where m.user_id = person and (gone.agency_id is null or m.tenant_id = gone.agency_id);
+      insert into account_mails (kind, user_id) values ('identity_unlinked', person);
+      return 'unlinked';
+    end $body$;
+
     -- what was left of providers and memberships that went at the same moment
     delete from user_identities i where i.agency_id is not null and (
       not exists (select from identity_providers p where p.tenant_id = i.agency_id and p.id::text = i.provider)
       or not exists (select from memberships m where m.tenant_id = i.agency_id and m.user_id = i.user_id));
 
-    revoke all on function lock_my_account(), end_my_confined_identity(interval) from public;
-    grant execute on function lock_my_account(), end_my_confined_identity(interval) to aggios_app;
+    revoke all on function lock_my_account(), end_my_confined_identity(interval), operate_identity(uuid, uuid, interval) from public;
+    grant execute on function lock_my_account(), end_my_confined_identity(interval), operate_identity(uuid, uuid, interval)
+      to aggios_app;
     reset role;
     revoke create on schema public from aggios_directory;
   `.execute(db)

@@ -1,8 +1,16 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { requestPasswordReset } from '../../db/queries/accounts/mails.ts'
-import { operateAccount } from '../../db/queries/accounts/operation.ts'
-import { type AccountRow, findAccount, mySessionsPage, myTenantsByUse } from '../../db/queries/directory.ts'
+import { operateAccount, operateIdentity } from '../../db/queries/accounts/operation.ts'
+import {
+  type AccountRow,
+  findAccount,
+  type MyTenant,
+  mySessionsPage,
+  myTenantsByUse
+} from '../../db/queries/directory.ts'
+import { type MyIdentity, myIdentities } from '../../db/queries/sign-in/identities.ts'
+import { myPasskeys } from '../../db/queries/sign-in/passkeys.ts'
 import { type FactorRow, factorsOf, myFactors, removeFactors } from '../../db/queries/sign-in/second-factors.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { mailboxOf, normalizeEmail } from '../mail/mailboxes.ts'
@@ -24,7 +32,10 @@ const command = createCommand(
   'Shows and changes the account of a person. A change takes effect in every process within a second.'
 )
 
-command.command('show <e-mail>').description('Shows the account, its agencies and its open sessions.').action(show)
+command
+  .command('show <e-mail>')
+  .description('Shows the account, its ways to sign in, its agencies and its open sessions.')
+  .action(show)
 
 command
   .command('reset <e-mail>')
@@ -51,6 +62,11 @@ command
   .description('Removes the second factors of a person who has lost them, passkeys too, and ends their sessions.')
   .action(removeSecondFactor)
 
+command
+  .command('unlink <e-mail> <identity-id>')
+  .description('Unlinks a sign-in at a provider, which `show` lists, and ends the sessions of the person.')
+  .action(unlink)
+
 await command.parseAsync()
 
 function show(given: string): Promise<never> {
@@ -58,6 +74,8 @@ function show(given: string): Promise<never> {
     const { id, email, ...account } = await requireAccount(gate, given)
     const scope = scopeOf(id)
     const [factor] = await gate.query(scope, myFactors, {})
+    const identities = await gate.query(scope, myIdentities, {})
+    const passkeys = await gate.query(scope, myPasskeys, {})
     const tenants = await gate.query(scope, myTenantsByUse, {})
     const sessions = await gate.query(scope, mySessionsPage, {
       session_id: null,
@@ -72,15 +90,17 @@ function show(given: string): Promise<never> {
       account.disabled_at === null ? 'not disabled' : `disabled since ${account.disabled_at.toISOString()}`,
       `password ${account.password_hash === null ? 'not set' : 'set'}, wrong passwords in a row: ${account.failures}`,
       `second factor ${describeFactors(factor)}`,
+      `passkeys: ${passkeys.length}`,
+      ...passkeys.map(({ id, name, last_used_at }) => `  ${id}: ${printable(name)}, ${lastUsed(last_used_at)}`),
+      `linked sign-ins: ${identities.length}`,
+      ...identities.map((identity) => `  ${describeIdentity(identity, tenants)}`),
       `agencies: ${tenants.length}`,
       ...tenants.map(({ slug, role, status }) => `  ${slug}: ${role}${status === 'active' ? '' : `, ${status}`}`),
       `open sessions: ${more ? `more than ${maxListed}` : sessions.length}`,
       ...sessions
         .slice(0, maxListed)
         .map(({ tenant_slug, last_used_at, ip, user_agent }) =>
-          [`  ${tenant_slug}: last used ${last_used_at.toISOString()}`, ip, printable(user_agent)]
-            .filter(Boolean)
-            .join(', ')
+          [`  ${tenant_slug}: ${lastUsed(last_used_at)}`, ip, printable(user_agent)].filter(Boolean).join(', ')
         )
     ].join('\n')
   })
@@ -113,6 +133,30 @@ function removeSecondFactor(given: string): Promise<never> {
     const removed = await gate.transaction(scopeOf(id), (trx) => removeFactors(trx, { actor_id: null, token_seconds }))
     return `${email} ${removed ? 'has no second factor any more, and is signed out everywhere' : 'has no second factor'}`
   })
+}
+
+function unlink(given: string, identity_id: string): Promise<never> {
+  return operate(async (gate, config) => {
+    const { id, email } = await requireAccount(gate, given)
+    const known = (await gate.query(scopeOf(id), myIdentities, {})).some((identity) => identity.id === identity_id)
+    const values = { user_id: id, identity_id, token_seconds: revocationSeconds(config) }
+    const [result] = known ? await gate.query(systemScope, operateIdentity, values) : []
+    if (result?.outcome !== 'unlinked') throw new Refusal(`${email} has no linked sign-in with this id`)
+    return `the sign-in of ${email} is unlinked, and they are signed out everywhere`
+  })
+}
+
+function lastUsed(at: Date | null): string {
+  return at === null ? 'never used' : `last used ${at.toISOString()}`
+}
+
+function describeIdentity(
+  { id, provider, agency_id, name, email, last_used_at }: MyIdentity,
+  tenants: MyTenant[]
+): string {
+  const agency = tenants.find((tenant) => tenant.id === agency_id)
+  const at = agency_id === null ? provider : `${printable(name)} of ${agency?.slug ?? agency_id} only`
+  return [`${id}: ${at}`, printable(email), lastUsed(last_used_at)].filter(Boolean).join(', ')
 }
 
 function describeFactors(row: FactorRow | undefined): string {

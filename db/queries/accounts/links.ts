@@ -25,7 +25,7 @@ export async function useAccountLink(
 
 /**
  * Makes the two links with which the gate's user changes their address, and the mails that carry them. Does not look
- * whether somebody has the address.
+ * whether somebody has the address. Call `lockPerson` first: it writes links before mails.
  */
 export async function requestEmailChange(
   trx: TenantTransaction,
