@@ -25,7 +25,7 @@ function get(path: string, headers: Record<string, string>): HttpRequest {
 export async function ask(
   server: Server,
   request: HttpRequest
-): Promise<{ status: number; etag: string | undefined; body: unknown }> {
+): Promise<{ status: number; etag: string | undefined; nonce: string | undefined; body: unknown }> {
   return new Promise((resolve, reject) => {
     const { method, path, headers, body } = request
     const outgoing = send({ host: '127.0.0.1', port: server.port, method, path, headers }, (reply) => {
@@ -35,7 +35,9 @@ export async function ask(
       })
       reply.on('end', () => {
         const { statusCode = 0, headers } = reply
-        resolve({ status: statusCode, etag: headers.etag, body: text === '' ? undefined : JSON.parse(text) })
+        const nonce = headers['dpop-nonce'] as string | undefined
+        const body: unknown = text === '' ? undefined : JSON.parse(text)
+        resolve({ status: statusCode, etag: headers.etag, nonce, body })
       })
     })
     outgoing.on('error', reject)

@@ -4,6 +4,7 @@ import { type Dataset, openDatabase } from './database.ts'
 import { describeDisturbance } from './disturbance.ts'
 import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
+import { dpop } from './scenarios/dpop.ts'
 import { hashing } from './scenarios/hashing.ts'
 import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
@@ -40,6 +41,7 @@ const scenarios: Scenario[] = [
   hashing,
   pipeline,
   version,
+  dpop,
   profile
 ]
 

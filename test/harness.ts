@@ -242,15 +242,15 @@ export type Server = {
 
 /**
  * Starts the product as a process of its own. Resolves when it is ready, or at once with `ready: false`. `prefix` is a
- * command that runs the server in its place, such as `prlimit`.
+ * command that runs the server in its place, such as `prlimit`, and `file` the server of other sources.
  */
 export async function startServer(
   t: Owner,
   env: Environment,
-  { ready = true, prefix = [] }: { ready?: boolean; prefix?: string[] } = {}
+  { ready = true, prefix = [], file = serverFile }: { ready?: boolean; prefix?: string[]; file?: string } = {}
 ): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const [command = '', ...args] = [...prefix, process.execPath, ...process.execArgv, serverFile]
+  const [command = '', ...args] = [...prefix, process.execPath, ...process.execArgv, file]
   const child = spawn(command, args, {
     cwd: elsewhere,
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
