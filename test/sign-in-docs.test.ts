@@ -108,12 +108,12 @@ t.test('every flow is drawn, for a web page and for a mobile app', async (t) => 
 })
 
 t.test('every flow has a helper of the client, which sends its requests', async (t) => {
-  const sources = ['client', 'factors'].map((name) => readText(`client/src/${name}.ts`)).join('\n')
+  const sources = ['client', 'factors', 'proofs'].map((name) => readText(`client/src/${name}.ts`)).join('\n')
   const plain = /^(GET|POST|PUT|PATCH|DELETE)$/
   for (const { name, requests, helpers } of flows) {
     t.ok(helpers.length > 0, name)
     for (const helper of helpers.filter((each) => !plain.test(each)))
-      t.match(sources, new RegExp(`^    (async )?${helper}(\\(|: )`, 'm'), `${name}: ${helper}`)
+      t.match(sources, new RegExp(`^(    |export )(async )?(function )?${helper}(\\(|: )`, 'm'), `${name}: ${helper}`)
     if (helpers.every((each) => plain.test(each))) continue
     for (const request of requests) {
       const [method, path = ''] = request.split(' ')
