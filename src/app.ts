@@ -43,6 +43,7 @@ import counters from '../plugins/limits/counters.ts'
 import rates from '../plugins/limits/rates.ts'
 import domainChecks from '../plugins/maintenance/domain-checks.ts'
 import housekeeping from '../plugins/maintenance/housekeeping.ts'
+import jobs from '../plugins/maintenance/jobs.ts'
 import objectSweep from '../plugins/maintenance/object-sweep.ts'
 import storeFence from '../plugins/maintenance/store-fence.ts'
 import health from '../plugins/observability/health.ts'
@@ -151,6 +152,7 @@ export function buildApp(
   app.register(objects)
   app.register(decoders)
   app.register(storeFence)
+  app.register(jobs)
   app.register(idempotency)
   app.register(health)
   app.register(revocations)

@@ -312,6 +312,12 @@ const ofUpkeep = within('database', [
     }
   },
   sql(
+    'a job that does not succeed',
+    'job_late',
+    "insert into job_runs (name, succeeded_at, failed_at, error) values ('object_sweep', now() - interval '1 hour', now(), 'no')",
+    'delete from job_runs'
+  ),
+  sql(
     'mails that nobody sends',
     'mails_late',
     "insert into account_mails (kind, address, due_at) values ('reset', 'x@y.example', now() - interval '1 hour')",

@@ -17,6 +17,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   audit_horizon: { bound: 'one row' },
   audit_retention: { bound: 'one row' },
   object_sweep: { bound: 'one row' },
+  job_runs: { bound: 'a row for each background job' },
   schema_compatibility: { bound: 'one row' },
   kysely_migration: { bound: 'one row a step of the schema' },
   kysely_migration_lock: { bound: 'one row' },

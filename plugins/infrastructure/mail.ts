@@ -47,6 +47,8 @@ declare module 'fastify' {
 }
 
 const intervalMs = 5_000
+/** The outbox is looked into often, and its success is recorded once in this time. */
+const recordIntervalMs = 60_000
 /**
  * One mail a lease. The lease is longer than the timeouts of SMTP, so that no other process sends the same mail
  * meanwhile.
@@ -176,12 +178,19 @@ export default fp(
     }
 
     const sources = [sendOutbox]
+    let recordedAt = performance.now()
     const poller = createPoller({
       intervalMs,
       async work(stopping) {
         for (const sendDue of sources) await sendDue(stopping)
+        if (performance.now() - recordedAt < recordIntervalMs) return
+        recordedAt = performance.now()
+        await app.jobs.record('outbox')
       },
-      onError: (err) => app.log.warn({ err }, 'the outbox could not be worked on')
+      onError(err) {
+        app.log.warn({ err }, 'the outbox could not be worked on')
+        void app.jobs.record('outbox', err)
+      }
     })
     const wake = () => {
       if (enabled) poller.wake()
@@ -209,7 +218,7 @@ export default fp(
       transport?.close()
     })
   },
-  { name: 'mail', dependencies: ['database', 'config', 'metrics'] }
+  { name: 'mail', dependencies: ['database', 'config', 'metrics', 'jobs'] }
 )
 
 /** Nodemailer is loaded only when there is a mail server, which makes a start without one faster. */

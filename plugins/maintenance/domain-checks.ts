@@ -47,14 +47,20 @@ export default fp(
     const poller = createPoller({
       intervalMs,
       async work(stopping) {
-        while (!stopping.aborted) {
+        const failures: unknown[] = []
+        for (let more = true; more && !stopping.aborted; ) {
           const claimed = await app.gate.query(systemScope, claimDomains, { batch, lease_seconds })
           const results = await Promise.allSettled(claimed.map(check))
-          for (const result of results) if (result.status === 'rejected') warn(result.reason)
-          if (claimed.length < batch) return
+          failures.push(...results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : [])))
+          more = claimed.length === batch
         }
+        for (const err of failures) warn(err)
+        await app.jobs.record('domain_checks', failures[0])
       },
-      onError: warn
+      async onError(err) {
+        warn(err)
+        await app.jobs.record('domain_checks', err)
+      }
     })
     function warn(err: unknown): void {
       app.log.warn({ err }, 'domains could not be looked up, and are tried again')
@@ -68,7 +74,7 @@ export default fp(
     app.addHook('preClose', async () => void poller.stop())
     app.addHook('onClose', () => poller.stop())
   },
-  { name: 'domain-checks', dependencies: ['database', 'dns', 'metrics'] }
+  { name: 'domain-checks', dependencies: ['database', 'dns', 'metrics', 'jobs'] }
 )
 
 function outcomeOf(lookup: { outcome: string; texts?: string[] }, value: string): 'found' | 'missing' | 'unknown' {

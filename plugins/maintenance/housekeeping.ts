@@ -117,10 +117,15 @@ export default fp(
       intervalMs,
       /** Runs all jobs, also after one has failed. */
       async work(stopping) {
+        const failures: unknown[] = []
         for (const [job, runJob] of Object.entries(jobs)) {
           if (stopping.aborted) return
-          await runJob(stopping).catch((err) => warn(err, job))
+          await runJob(stopping).catch((err) => {
+            failures.push(err)
+            warn(err, job)
+          })
         }
+        await app.jobs.record('housekeeping', failures[0])
       },
       onError: warn
     })
@@ -135,5 +140,5 @@ export default fp(
     app.addHook('preClose', async () => void poller.stop())
     app.addHook('onClose', () => poller.stop())
   },
-  { name: 'housekeeping', dependencies: ['database'] }
+  { name: 'housekeeping', dependencies: ['database', 'jobs'] }
 )

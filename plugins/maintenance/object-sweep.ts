@@ -106,10 +106,15 @@ export default fp(
     async function sweep(stopping: AbortSignal): Promise<void> {
       if (app.config.sweep === 'off') return
       const before = { ...counts }
+      const failures: unknown[] = []
       for (const step of [removeFiles, removeOrphans]) {
         if (stopping.aborted) return
-        await step(stopping).catch(warn)
+        await step(stopping).catch((err) => {
+          failures.push(err)
+          warn(err)
+        })
       }
+      await app.jobs.record('object_sweep', failures[0])
       const swept = Object.entries(counts).map(([what, count]) => [what, count - before[what as keyof typeof before]])
       if (swept.some(([, count]) => Number(count) > 0))
         app.log.info({ swept: Object.fromEntries(swept) }, 'object store swept')
@@ -125,5 +130,5 @@ export default fp(
     app.addHook('preClose', async () => void poller.stop())
     app.addHook('onClose', () => poller.stop())
   },
-  { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics', 'store-fence'] }
+  { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics', 'store-fence', 'jobs'] }
 )

@@ -1,3 +1,4 @@
+import { createInterface } from 'node:readline/promises'
 import { Command } from 'commander'
 
 /** The exit code for unknown or missing arguments. */
@@ -20,6 +21,7 @@ export function createCommand(name: string, description: string): Command {
       // the hook refuses them and names the first
       .allowExcessArguments()
       .hook('preAction', (_, called) => {
+        if (called.registeredArguments.at(-1)?.variadic) return
         const [unknown] = called.args.slice(called.registeredArguments.length)
         if (unknown !== undefined) called.error(`error: unknown word '${unknown}'`)
       })
@@ -32,4 +34,46 @@ export function readOptions<Options extends object>(command: Command): Options {
     .action(() => {})
     .parse()
     .opts<Options>()
+}
+
+/** How the operator's command that runs was called. It is set before its action begins. */
+export const call = { json: false }
+
+/** What a command ends for somebody, by the options that it was called with. Undefined: nothing. */
+type Consequence = (options: Record<string, unknown>) => string | undefined
+const consequences = new WeakMap<Command, Consequence>()
+
+/** Says what a command ends for somebody. `npm run aggios` then asks first, or demands `--yes`. */
+export function endsSomething(command: Command, consequence: string | Consequence): Command {
+  consequences.set(command, typeof consequence === 'string' ? () => consequence : consequence)
+  return command
+}
+
+/** Creates an operator's command, whose subcommands print JSON with `--json`. */
+export function createOperatorCommand(name: string, description: string): Command {
+  return createCommand(name, description)
+    .option('--json', 'print the result as JSON on standard output', false)
+    .hook('preAction', (_, called) => {
+      call.json = called.optsWithGlobals().json === true
+    })
+}
+
+/** Makes one command of all operator's commands. Each keeps its own name and its own subcommands. */
+export function createProgram(description: string, commands: Record<string, Command>): Command {
+  const program = createOperatorCommand('aggios', description)
+    .option('--yes', 'do not ask before something is ended for somebody', false)
+    .hook('preAction', (_, called) => confirm(called))
+  for (const [name, command] of Object.entries(commands)) program.addCommand(command.name(name))
+  return program
+}
+
+async function confirm(called: Command): Promise<void> {
+  const options = called.optsWithGlobals()
+  const consequence = consequences.get(called)?.(options)
+  if (consequence === undefined || options.yes === true) return
+  if (!process.stdin.isTTY || !process.stderr.isTTY) called.error(`error: this ${consequence}: repeat it with --yes`)
+  const terminal = createInterface({ input: process.stdin, output: process.stderr })
+  const answer = await terminal.question(`This ${consequence}. Go on? [y/N] `)
+  terminal.close()
+  if (!/^y(es)?$/i.test(answer.trim())) called.error('error: nothing was changed')
 }

@@ -7,19 +7,15 @@ import { readBackupConfig } from '../config/backups.ts'
 import { describe } from '../error-text.ts'
 import { backUpObjects, completeUntil, openObjectBackup } from '../files/object-backup.ts'
 import { openBackup, openStore } from '../files/store/configured-store.ts'
-import { createCommand } from './command.ts'
-import { end, operate, operateOn, Refusal, readSettings } from './operator.ts'
+import { createOperatorCommand, endsSomething } from './command.ts'
+import { end, operate, operateOn, Refusal, readSettings, say } from './operator.ts'
 
-/** Writes one line per mismatch to stdout. The summary goes to stderr. */
-const say = (line: string) => void process.stdout.write(`${line}\n`)
-
-const command = createCommand(
+export const command = createOperatorCommand(
   'files',
   'Compares the store of files with the rows of the database, and copies it to the bucket for backups and back.'
 )
 
-command
-  .command('compare')
+endsSomething(command.command('compare'), ({ repair }) => (repair ? 'removes files and objects' : undefined))
   .description(
     'Compares the rows of files with the objects in the store, and prints one line for each mismatch. Use it after a restore of the database or of the store. Servers may run meanwhile.'
   )
@@ -30,8 +26,7 @@ command
   )
   .action(({ repair }: { repair: boolean }) => compare({ repair }))
 
-command
-  .command('accept-store')
+endsSomething(command.command('accept-store'), 'lets the sweep remove objects that no row refers to')
   .description(
     'Compares as well, and then marks the store as the store of this database: the sweep continues and removes the objects without a row. Every other database that uses the store stops sweeping it.'
   )
@@ -55,7 +50,7 @@ command
   )
   .action(restore)
 
-await command.parseAsync()
+if (import.meta.main) await command.parseAsync()
 
 function wholeSeconds(given: string): number {
   if (!/^[1-9]\d{0,6}$/.test(given)) throw new InvalidArgumentError('must be a number of seconds')

@@ -3,8 +3,8 @@ import { readMigrationConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
 import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
-import { createCommand } from './command.ts'
-import { end } from './operator.ts'
+import { call, createOperatorCommand } from './command.ts'
+import { end, say } from './operator.ts'
 
 /*
  * Migrates as a separate job, so that the serving processes need no credentials of the owner.
@@ -21,21 +21,22 @@ Exit codes:
   2   unknown arguments
   78  the environment is not as it should be`
 
-const command = createCommand(
+export const command = createOperatorCommand(
   'migrate',
   'Brings the schema of the database up to date, and names the steps that it applied. Can be repeated, and run several times at once. Older versions of the product go on serving meanwhile. Waits half a minute for a database that is just starting.'
 )
 command.addHelpText('after', help).action(bringUpToDate)
-await command.parseAsync()
+if (import.meta.main) await command.parseAsync()
 
 async function bringUpToDate(): Promise<void> {
   try {
     const config = readMigrationConfig(readEnvironment())
     const applied = await migrate(config.databaseOwnerUrl, (line) => void process.stderr.write(`${line}\n`))
-    for (const step of applied) process.stdout.write(`applied ${step}\n`)
-    process.stdout.write('the schema is up to date\n')
+    for (const step of applied) say(`applied ${step}`)
+    say('the schema is up to date')
     const days = await setAuditRetention(config.databaseOwnerUrl, config.auditRetention)
-    process.stdout.write(`audit events are kept ${days === 0 ? 'for ever' : `for ${days} days`}\n`)
+    say(`audit events are kept ${days === 0 ? 'for ever' : `for ${days} days`}`)
+    if (call.json) end(0, 'the schema is up to date')
   } catch (err) {
     if (err instanceof InvalidConfiguration) end(78, err.message)
     end(1, `the schema could not be brought up to date: ${describe(err)}`)

@@ -10,14 +10,38 @@ import { readEnvironment } from '../config/env-file.ts'
 import type { Environment } from '../config/environment.ts'
 import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
+import { call } from './command.ts'
 
 /** For statements of the directory, which need no tenant. */
 
 const timeouts = { statement_timeout: 10_000, lock_timeout: 5000 }
 
-/** Prints a line on stderr and exits with a code of sysexits.h. */
+/**
+ * What a command has found or done. A text alone is printed on stderr. With `data` it is a list or a record, and the text is
+ * printed on stdout. With `--json` the data are printed, or what was done.
+ */
+export type Result = string | { text: string; data: unknown; onStderr?: true }
+
+const lines: string[] = []
+
+/** Prints one line of a long list while the work goes on. */
+export function say(line: string): void {
+  if (call.json) lines.push(line)
+  else process.stdout.write(`${line}\n`)
+}
+
+/** Prints why a command failed, or that it is done, and exits with a code of sysexits.h. */
 export function end(code: number, line: string): never {
-  process.stderr.write(`${line}\n`)
+  return finish(code, line)
+}
+
+function finish(code: number, result: Result): never {
+  if (call.json) {
+    const said = lines.length > 0 ? { lines } : {}
+    const json = typeof result === 'string' ? { ...said, [code === 0 ? 'done' : 'error']: result } : result.data
+    process.stdout.write(`${JSON.stringify(json, null, 2)}\n`)
+  } else if (typeof result === 'string') process.stderr.write(`${result}\n`)
+  else process[result.onStderr ? 'stderr' : 'stdout'].write(`${result.text}\n`)
   process.exit(code)
 }
 
@@ -25,14 +49,14 @@ export function end(code: number, line: string): never {
  * Runs an operator's command with the settings of the server. Without DATABASE_URL it uses the embedded PostgreSQL of a
  * running server. Prints the line that `work` resolves to, or the message of its Refusal, and exits the process.
  */
-export function operate(work: (gate: TenantGate, config: Config) => Promise<string>): Promise<never> {
+export function operate(work: (gate: TenantGate, config: Config) => Promise<Result>): Promise<never> {
   return operateOn(readSettings(), work)
 }
 
 /** Like `operate`, with settings that are already read. */
 export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'dataDir'>>(
   config: Settings,
-  work: (gate: TenantGate, config: Settings) => Promise<string>
+  work: (gate: TenantGate, config: Settings) => Promise<Result>
 ): Promise<never> {
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
@@ -46,7 +70,7 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
   try {
     const result = await work(gate, config)
     await pool.end()
-    return end(0, result)
+    return finish(0, result)
   } catch (err) {
     return end(1, err instanceof Refusal ? err.message : `failed: ${describe(err)}`)
   }
@@ -65,4 +89,14 @@ export function readSettings(read: (env: Environment) => unknown = readConfig): 
     if (err instanceof InvalidConfiguration) end(78, err.message)
     throw err
   }
+}
+
+/** Says on a terminal how far long work is. */
+export function progress(line: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\u001b[K${line} \u2026`)
+}
+
+/** A text of a client, without characters that a terminal would act on. */
+export function printable(text: string | null): string {
+  return (text ?? '').replaceAll(/[^\x20-\x7e]/g, '?')
 }

@@ -2,7 +2,7 @@ import { InvalidArgumentError } from 'commander'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { listPlans, type PlanLimits, setPlan } from '../../db/queries/plans.ts'
 import { InvalidValue, rate, size } from '../config/value-readers.ts'
-import { createCommand } from './command.ts'
+import { createOperatorCommand } from './command.ts'
 import { operate } from './operator.ts'
 
 type Change = {
@@ -10,7 +10,7 @@ type Change = {
   storage?: Pick<PlanLimits, 'storage_quota'>
 }
 
-const command = createCommand(
+export const command = createOperatorCommand(
   'plan',
   'Lists, creates and changes plans. A change takes effect in every process within a second.'
 )
@@ -24,7 +24,7 @@ command
   .option('--storage <size>', '100GiB; "default" as the settings say', optionParser(quotaOf))
   .action(set)
 
-await command.parseAsync()
+if (import.meta.main) await command.parseAsync()
 
 /** Turns a reader of settings into a parser of command-line options. */
 function optionParser<T>(read: (text: string) => T) {
@@ -49,7 +49,10 @@ function quotaOf(text: string) {
 }
 
 function list(): Promise<never> {
-  return operate(async (gate) => (await gate.query(systemScope, listPlans, {})).map(describe).join('\n'))
+  return operate(async (gate) => {
+    const plans = await gate.query(systemScope, listPlans, {})
+    return { text: plans.map(describe).join('\n'), data: { plans }, onStderr: true }
+  })
 }
 
 function set(name: string, { requests: limit, storage }: Change): Promise<never> {

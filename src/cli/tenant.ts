@@ -1,22 +1,25 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { findTenant } from '../../db/queries/directory.ts'
+import { type Agency, listAgencies } from '../../db/queries/operators.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
-import { createCommand } from './command.ts'
-import { operate, Refusal } from './operator.ts'
+import { createOperatorCommand, endsSomething } from './command.ts'
+import { operate, printable, progress, Refusal } from './operator.ts'
 
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
   resume: { status: 'active', action: 'tenant.resumed' }
 } as const
 
-const command = createCommand('tenant', 'Changes an agency. A change takes effect in every process within a second.')
+export const command = createOperatorCommand(
+  'tenant',
+  'Lists, shows and changes agencies. A change takes effect in every process within a second.'
+)
 
-command
-  .command('suspend <slug>')
+endsSomething(command.command('suspend <slug>'), 'locks everybody out of an agency')
   .description('Suspends an agency: its members get 403, everybody else gets 404.')
   .action((slug: string) => setStatus(slug, 'suspend'))
 
@@ -27,7 +30,65 @@ command
 
 command.command('plan <slug> <plan>').description('Sets the plan of an agency, and with it its limits.').action(setPlan)
 
-await command.parseAsync()
+command
+  .command('restore <slug>')
+  .description('Restores a deleted agency until it is purged. Refuses one that is only suspended.')
+  .action(restore)
+
+command.command('list').description('Lists all agencies, by slug.').action(list)
+
+command.command('show <slug>').description('Shows an agency: its status, plan, people and files.').action(show)
+
+if (import.meta.main) await command.parseAsync()
+
+/** Agencies that are read at once. */
+const batch = 500
+
+function list(): Promise<never> {
+  return operate(async (gate) => {
+    const agencies: Agency[] = []
+    for (let after = '', more = true; more; after = agencies.at(-1)?.slug ?? '') {
+      const page = await gate.query(systemScope, listAgencies, { one: null, after, batch })
+      agencies.push(...page)
+      more = page.length === batch
+      if (more) progress(`${agencies.length} agencies`)
+    }
+    return { text: agencies.map(describe).join('\n'), data: { agencies } }
+  })
+}
+
+const describe = ({ slug, name, status, plan, purge_at, members, bytes }: Agency) =>
+  [
+    `${slug}: ${printable(name)}`,
+    purge_at ? `deleted, purged after ${purge_at.toISOString()}` : status,
+    `plan ${plan}, ${members} people, ${bytes} bytes`
+  ].join(', ')
+
+function show(given: string): Promise<never> {
+  return operate(async (gate) => {
+    const agency = await requireAgency(gate, given)
+    return { text: `id ${agency.id}\n${describe(agency)}\nsince ${agency.created_at.toISOString()}`, data: agency }
+  })
+}
+
+function restore(given: string): Promise<never> {
+  return operate(async (gate, config) => {
+    const { id, slug, purge_at } = await requireAgency(gate, given)
+    if (purge_at === null) throw new Refusal(`${slug} was not deleted`)
+    const { status, action } = acts.resume
+    await gate.transaction(scopeOf({ id }), (trx) =>
+      setTenantStatus(trx, id, { status, action, tokenSeconds: revocationSeconds(config) })
+    )
+    return `${slug} is ${status} again`
+  })
+}
+
+async function requireAgency(gate: TenantGate, given: string): Promise<Agency> {
+  const slug = normalizeSlug(given)
+  const [agency] = await gate.query(systemScope, listAgencies, { one: slug, after: '', batch: 1 })
+  if (!agency) throw new Refusal(`there is no agency called ${slug}`)
+  return agency
+}
 
 function setStatus(slug: string, act: keyof typeof acts): Promise<never> {
   return operate(async (gate, config) => {

@@ -15,8 +15,8 @@ import { type FactorRow, factorsOf, myFactors, removeFactors } from '../../db/qu
 import { revocationSeconds } from '../auth/token-life.ts'
 import { mailboxOf, normalizeEmail } from '../mail/mailboxes.ts'
 import { maxUuid } from '../uuids.ts'
-import { createCommand } from './command.ts'
-import { operate, Refusal } from './operator.ts'
+import { createOperatorCommand, endsSomething } from './command.ts'
+import { operate, printable, Refusal } from './operator.ts'
 
 /** More sessions than this are not listed; their number is shown. */
 const maxListed = 100
@@ -27,7 +27,7 @@ const outcomes = {
   sign_out: { done: (sessions: number) => `is signed out of ${sessions} sessions`, already: 'has no open session' }
 }
 
-const command = createCommand(
+export const command = createOperatorCommand(
   'user',
   'Shows and changes the account of a person. A change takes effect in every process within a second.'
 )
@@ -42,8 +42,7 @@ command
   .description('Sends the person a mail to set a new password. Nobody else sees or sets one.')
   .action(reset)
 
-command
-  .command('disable <e-mail>')
+endsSomething(command.command('disable <e-mail>'), 'ends all tokens of a person')
   .description('Ends the tokens of a person everywhere, and refuses their sign-ins.')
   .action((email: string) => change(email, 'disable'))
 
@@ -52,22 +51,19 @@ command
   .description('Lets a person work again.')
   .action((email: string) => change(email, 'enable'))
 
-command
-  .command('sign-out <e-mail>')
+endsSomething(command.command('sign-out <e-mail>'), 'ends all sessions of a person')
   .description('Ends every session of a person, in every agency.')
   .action((email: string) => change(email, 'sign_out'))
 
-command
-  .command('remove-factor <e-mail>')
+endsSomething(command.command('remove-factor <e-mail>'), 'removes all second factors of a person')
   .description('Removes the second factors of a person who has lost them, passkeys too, and ends their sessions.')
   .action(removeSecondFactor)
 
-command
-  .command('unlink <e-mail> <identity-id>')
+endsSomething(command.command('unlink <e-mail> <identity-id>'), 'unlinks a sign-in of a person')
   .description('Unlinks a sign-in at a provider, which `show` lists, and ends the sessions of the person.')
   .action(unlink)
 
-await command.parseAsync()
+if (import.meta.main) await command.parseAsync()
 
 function show(given: string): Promise<never> {
   return operate(async (gate, config) => {
@@ -84,7 +80,7 @@ function show(given: string): Promise<never> {
       limit: maxListed + 1
     })
     const more = sessions.length > maxListed
-    return [
+    const text = [
       `id ${id}`,
       `e-mail ${email}, ${account.email_verified_at === null ? 'not verified' : 'verified'}`,
       account.disabled_at === null ? 'not disabled' : `disabled since ${account.disabled_at.toISOString()}`,
@@ -103,6 +99,20 @@ function show(given: string): Promise<never> {
           [`  ${tenant_slug}: ${lastUsed(last_used_at)}`, ip, printable(user_agent)].filter(Boolean).join(', ')
         )
     ].join('\n')
+    const { password_hash, email_verified_at, disabled_at, failures } = account
+    const factors = factor ? factorsOf(factor) : []
+    const person = {
+      id,
+      email,
+      email_verified_at,
+      disabled_at,
+      password_set: password_hash !== null,
+      failures,
+      factors,
+      passkeys: passkeys.map(({ id, name, last_used_at }) => ({ id, name, last_used_at })),
+      identities
+    }
+    return { text, data: { ...person, tenants, sessions: sessions.slice(0, maxListed) }, onStderr: true }
   })
 }
 
@@ -177,9 +187,4 @@ async function requireAccount(gate: TenantGate, given: string) {
   const { id, ...account } = row as AccountRow
   if (id === null) throw new Refusal(`nobody has the address ${email}`)
   return { ...account, id, email }
-}
-
-/** A text of a client, without characters that a terminal would act on. */
-function printable(text: string | null): string {
-  return (text ?? '').replaceAll(/[^\x20-\x7e]/g, '?')
 }

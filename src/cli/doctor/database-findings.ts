@@ -161,9 +161,6 @@ export const databaseKinds: Readonly<Record<string, Kind>> = {
     'Look for "housekeeping failed" in the log of the server.',
     manual('the-audit-log')
   ),
-  mails_late: warning(
-    'Mails wait that should have been sent',
-    'Look for "mail could not be sent" in the log of the server.',
-    manual('mail')
-  )
+  job_late: warning('A background job does not succeed', 'npm run aggios -- jobs list', manual('background-jobs')),
+  mails_late: warning('Mails wait that should have been sent', 'npm run aggios -- outbox backlog', manual('mail'))
 }

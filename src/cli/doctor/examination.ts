@@ -45,6 +45,7 @@ export const limits = {
   archiveSeconds: 86_400,
   mailSeconds: 900,
   sealSeconds: 900,
+  jobSeconds: 900,
   replicaMs: 3000,
   certificateDays: 14,
   secretBytes: 16

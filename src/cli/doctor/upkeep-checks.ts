@@ -12,7 +12,8 @@ export const upkeepChecks: readonly Check[] = [
   { name: 'dead rows', run: checkDeadRows },
   { name: 'transaction ids', run: checkTransactionIds },
   { name: 'open transactions', run: checkTransactions },
-  { name: 'waiting work', run: checkWaiting }
+  { name: 'waiting work', run: checkWaiting },
+  { name: 'background jobs', run: checkJobs }
 ]
 
 type Archive = { mode: string; streamed: boolean; failing: boolean; age: number | null; failed: string | null }
@@ -139,5 +140,20 @@ async function checkWaiting(exam: Examination): Promise<void> {
       'audit_not_sealed',
       `the oldest event without a seal is ${Math.round((seal_seconds ?? 0) / 60)} minutes old`
     )
+  }
+}
+
+async function checkJobs(exam: Examination): Promise<void> {
+  const jobs = await exam.database().ask<{ name: string; seconds: number | null; error: string | null }>(
+    `select name, extract(epoch from now() - succeeded_at)::float8 as seconds, error from list_jobs()
+    where succeeded_at is null or succeeded_at < now() - make_interval(secs => $1)`,
+    [exam.limits.jobSeconds]
+  )
+  const { sweep, smtpUrl, nodeEnv } = exam.config
+  const off = [sweep === 'off' && 'object_sweep', smtpUrl === undefined && nodeEnv === 'production' && 'outbox']
+  for (const { name, seconds, error } of jobs) {
+    if (off.includes(name)) continue
+    const since = seconds === null ? 'never succeeded' : `last succeeded ${Math.round(seconds / 60)} minutes ago`
+    exam.found('job_late', `${name} ${since}${error === null ? '' : `; its last failure: ${error}`}`)
   }
 }

@@ -1,0 +1,42 @@
+import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
+import { recordJob } from '../../db/queries/operators.ts'
+import { describe } from '../../src/error-text.ts'
+
+/** The background jobs that are recorded. */
+export type JobName = 'housekeeping' | 'object_sweep' | 'domain_checks' | 'outbox'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    jobs: {
+      /**
+       * Records in the database that a run of a background job has succeeded, or failed with an error, so that operators see
+       * when each last did, in whichever process. Never rejects: a job does not fail because that can't be recorded.
+       */
+      record(job: JobName, failure?: unknown): Promise<void>
+    }
+  }
+}
+
+/** Keeps the time of the last success of each background job, in the database and as a metric of this process. */
+export default fp(
+  async (app) => {
+    const succeeded = new Map<JobName, number>()
+
+    app.decorate('jobs', {
+      async record(job: JobName, failure?: unknown) {
+        if (failure === undefined) succeeded.set(job, Date.now() / 1000)
+        const values = { job, failure: failure === undefined ? null : describe(failure).slice(0, 500) }
+        await app.gate
+          .query(systemScope, recordJob, values)
+          .catch((err) => app.log.warn({ err, job }, 'a run of a job could not be recorded'))
+      }
+    })
+    app.metrics.gauge(
+      'aggios_job_success_timestamp_seconds',
+      'When a background job last succeeded in this process, in seconds since 1970',
+      () => [...succeeded].map(([job, value]) => ({ labels: { job }, value }))
+    )
+  },
+  { name: 'jobs', dependencies: ['database', 'metrics'] }
+)
