@@ -49,6 +49,8 @@ import storeFence from '../plugins/maintenance/store-fence.ts'
 import health from '../plugins/observability/health.ts'
 import metrics from '../plugins/observability/metrics.ts'
 import requestLog from '../plugins/observability/request-log.ts'
+import signIns from '../plugins/observability/sign-ins.ts'
+import upkeep from '../plugins/observability/upkeep.ts'
 import hosts from '../plugins/tenancy/hosts.ts'
 import tenantLookup from '../plugins/tenancy/tenant-lookup.ts'
 import tenants from '../plugins/tenancy/tenants.ts'
@@ -139,6 +141,7 @@ export function buildApp(
   app.register(config, { config: settings })
   app.register(addresses)
   app.register(metrics)
+  app.register(signIns)
   app.register(errors)
   app.register(validation)
   app.register(serialization)
@@ -155,6 +158,7 @@ export function buildApp(
   app.register(jobs)
   app.register(idempotency)
   app.register(health)
+  app.register(upkeep)
   app.register(revocations)
   app.register(tenants)
   app.register(tokens)

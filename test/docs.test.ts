@@ -154,6 +154,7 @@ const notLimits: Record<string, string> = {
   schemas: 'maxPageLimit',
   signals: 'duplicateMs',
   'store-fence': 'freshForMs',
+  upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',
   verification: 'workMs timeoutMs maxPauseMs workedMs'
 }

@@ -3,6 +3,7 @@ import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql 
 import type pg from 'pg'
 import { createKeyedSemaphore } from '../../src/limits/keyed-semaphore.ts'
 import type { Timeouts } from './connection-settings.ts'
+import { createErrorCounts } from './error-counts.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
@@ -49,11 +50,13 @@ export type TenantGate = {
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
   /**
    * The pool's connections and each pipelined one. The outer `waiting` counts keyed reads that are still in the queue.
+   * `errors` counts failed statements and transactions by class, also those that a repetition made good.
    */
   stats(): {
     pool: { total: number; idle: number; waiting: number }
     pipelines: PipelineStats[]
     waiting: number
+    errors: Record<string, number>
   }
 }
 
@@ -123,6 +126,8 @@ export function createTenantGate(
     timeoutMs: semaphoreTimeoutMs
   })
 
+  const errors = createErrorCounts()
+
   function withinSemaphore<T>({ tenant_id, user_id }: GateSettings, work: () => Promise<T>): Promise<T> {
     // the user's key first: a query that waits for its user must not occupy a place of its tenant
     if (user_id !== null) return semaphore.run(tenant_id === null ? [user_id] : [user_id, tenant_id], work)
@@ -145,6 +150,7 @@ export function createTenantGate(
       const answer = (err: Error | null, rows: unknown[]) => {
         if (!err) return resolve(rows)
         if (err instanceof PipelineFull) return resolve(keyedReadOnPool(settings, config))
+        errors.count(err)
         if (classifyFailure(err) !== 'connection') return reject(err)
         losses++
         if (losses === 1) firstAt = performance.now()
@@ -163,6 +169,7 @@ export function createTenantGate(
     try {
       return await onPool(settings, config, inlineTimeouts?.keyed)
     } catch (err) {
+      errors.count(err)
       if (classifyFailure(err) !== 'connection' && !isStalePlan(err)) throw err
       return onPool(settings, { ...config, name: '' }, inlineTimeouts?.keyed)
     }
@@ -176,6 +183,7 @@ export function createTenantGate(
     try {
       return await onPool(settings, config, inlineTimeouts?.all)
     } catch (err) {
+      errors.count(err)
       if (!isStalePlan(err)) throw err
       return onPool(settings, { ...config, name: '' }, inlineTimeouts?.all)
     }
@@ -206,6 +214,7 @@ export function createTenantGate(
             })
           )
         } catch (err) {
+          errors.count(err)
           if (attempt === maxAttempts || classifyFailure(err) !== 'conflict') throw err
           await sleep(Math.random() * 20 * 2 ** attempt)
         }
@@ -215,7 +224,8 @@ export function createTenantGate(
     stats: () => ({
       pool: { total: pool.totalCount, idle: pool.idleCount, waiting: pool.waitingCount },
       pipelines: pipeline?.stats() ?? [],
-      waiting: pipeline?.waiting() ?? 0
+      waiting: pipeline?.waiting() ?? 0,
+      errors: Object.fromEntries(errors.byClass())
     })
   }
 }

@@ -57,7 +57,7 @@ export default fp(
     )
     const poller = createPoller({
       intervalMs: stalePartsIntervalMs,
-      work: store.dropStaleParts,
+      work: metrics.trackJob('stale_parts', stalePartsIntervalMs, () => store.dropStaleParts()),
       onError: (err) => app.log.warn({ err }, 'parts of given up uploads could not be removed')
     })
     app.addHook('onReady', async () => {

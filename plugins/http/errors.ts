@@ -15,19 +15,33 @@ const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_BAD_URL: problems.malformedRequest
 }
 
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** The code of the problem document that the request was answered with. */
+    problemCode: string | undefined
+  }
+}
+
 /** Writes all problem documents. Exceptions of hooks, parsers, validators, handlers and the router end here. */
 export default fp(
   async (app) => {
+    const counts = new Map<string, number>()
+    app.metrics.counter('aggios_problems_total', 'Requests that were answered with a problem document, by code', () =>
+      [...counts].map(([code, value]) => ({ labels: { code }, value }))
+    )
+    app.decorateRequest('problemCode', undefined)
     app.setErrorHandler((err, request, reply) => {
       const problem = toProblem(err, request)
       // every refusal on a suspended tenant's host looks like the one on an unknown host. `tenant_suspended` is shown
       // only after a token of that tenant was verified
       const { status, code } = problem.kind
       const shown = status < 500 && code !== 'tenant_suspended' ? (request.disguise ?? problem) : problem
+      request.problemCode = shown.kind.code
+      counts.set(shown.kind.code, (counts.get(shown.kind.code) ?? 0) + 1)
       return sendProblem(shown, err, request, reply)
     })
   },
-  { name: 'errors', dependencies: ['config'] }
+  { name: 'errors', dependencies: ['config', 'metrics'] }
 )
 
 function toProblem(err: unknown, request: FastifyRequest): Problem {

@@ -154,6 +154,11 @@ function addMetrics({ metrics }: FastifyInstance, gate: TenantGate): void {
     'Keyed reads that wait for a pipelined connection',
     () => gate.stats().waiting
   )
+  metrics.counter(
+    'aggios_database_errors_total',
+    'Statements and transactions that failed, by the class of their SQLSTATE or by what happened',
+    () => Object.entries(gate.stats().errors).map(([name, value]) => ({ labels: { class: name }, value }))
+  )
   const eachPipeline = (read: (stats: PipelineStats) => number) => () =>
     gate.stats().pipelines.map((stats, i) => ({ labels: { pipeline: String(i + 1) }, value: read(stats) }))
   const inFlight = eachPipeline((stats) => stats.in_flight)

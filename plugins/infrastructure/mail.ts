@@ -178,11 +178,15 @@ export default fp(
     }
 
     const sources = [sendOutbox]
+    async function sendAll(stopping: AbortSignal): Promise<void> {
+      for (const sendDue of sources) await sendDue(stopping)
+    }
+    const sendTracked = enabled ? app.metrics.trackJob('send_mails', intervalMs, sendAll) : sendAll
     let recordedAt = performance.now()
     const poller = createPoller({
       intervalMs,
       async work(stopping) {
-        for (const sendDue of sources) await sendDue(stopping)
+        await sendTracked(stopping)
         if (performance.now() - recordedAt < recordIntervalMs) return
         recordedAt = performance.now()
         await app.jobs.record('outbox')

@@ -44,16 +44,23 @@ export default fp(
       })
     }
 
+    /** Resolves to the failures of single domains, which are tried again. */
+    async function checkDue(stopping: AbortSignal): Promise<unknown[]> {
+      const failures: unknown[] = []
+      for (let more = true; more && !stopping.aborted; ) {
+        const claimed = await app.gate.query(systemScope, claimDomains, { batch, lease_seconds })
+        const results = await Promise.allSettled(claimed.map(check))
+        failures.push(...results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : [])))
+        more = claimed.length === batch
+      }
+      return failures
+    }
+    const checkTracked = app.metrics.trackJob('domain_checks', intervalMs, checkDue)
+
     const poller = createPoller({
       intervalMs,
       async work(stopping) {
-        const failures: unknown[] = []
-        for (let more = true; more && !stopping.aborted; ) {
-          const claimed = await app.gate.query(systemScope, claimDomains, { batch, lease_seconds })
-          const results = await Promise.allSettled(claimed.map(check))
-          failures.push(...results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : [])))
-          more = claimed.length === batch
-        }
+        const failures = await checkTracked(stopping)
         for (const err of failures) warn(err)
         await app.jobs.record('domain_checks', failures[0])
       },

@@ -96,8 +96,8 @@ export default fp(
       }
     }
 
-    const jobs = {
-      partitions: () => app.gate.query(systemScope, ensureAuditPartitions, {}),
+    const works = {
+      partitions: async () => void (await app.gate.query(systemScope, ensureAuditPartitions, {})),
       purge,
       seal,
       drop,
@@ -105,12 +105,13 @@ export default fp(
       // an ended session is kept for as long as an unused one
       sessions: inBatches(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
       outbox: inBatches(sweepOutbox, {}),
-      accountMails: inBatches(sweepAccountMails, {}),
+      account_mails: inBatches(sweepAccountMails, {}),
       idempotency: inBatches(sweepIdempotencyKeys, {}),
       invitations: inBatches(sweepInvitations, {}),
-      oneTimeMarks: inBatches(sweepOneTimeMarks, {}),
+      one_time_marks: inBatches(sweepOneTimeMarks, {}),
       failures: inBatches(sweepFailures, {})
     }
+    const jobs = Object.entries(works).map(([job, work]) => [job, app.metrics.trackJob(job, intervalMs, work)] as const)
     const warn = (err: unknown, job?: string) => app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
 
     const poller = createPoller({
@@ -118,7 +119,7 @@ export default fp(
       /** Runs all jobs, also after one has failed. */
       async work(stopping) {
         const failures: unknown[] = []
-        for (const [job, runJob] of Object.entries(jobs)) {
+        for (const [job, runJob] of jobs) {
           if (stopping.aborted) return
           await runJob(stopping).catch((err) => {
             failures.push(err)
@@ -133,12 +134,12 @@ export default fp(
     app.decorate('housekeeping', { run: poller.run })
     app.addHook('onReady', async () => {
       // every change writes an audit event, which needs the partition of the current month
-      await jobs.partitions()
+      await works.partitions()
       poller.start()
     })
     // ends the work early, while the last requests are answered
     app.addHook('preClose', async () => void poller.stop())
     app.addHook('onClose', () => poller.stop())
   },
-  { name: 'housekeeping', dependencies: ['database', 'jobs'] }
+  { name: 'housekeeping', dependencies: ['database', 'metrics', 'jobs'] }
 )

@@ -18,25 +18,17 @@ declare module 'fastify' {
   }
 }
 
-/** Keeps the time of the last success of each background job, in the database and as a metric of this process. */
+/** Keeps the time of the last success of each background job in the database. `metrics.trackJob` keeps that of this process. */
 export default fp(
   async (app) => {
-    const succeeded = new Map<JobName, number>()
-
     app.decorate('jobs', {
       async record(job: JobName, failure?: unknown) {
-        if (failure === undefined) succeeded.set(job, Date.now() / 1000)
         const values = { job, failure: failure === undefined ? null : describe(failure).slice(0, 500) }
         await app.gate
           .query(systemScope, recordJob, values)
           .catch((err) => app.log.warn({ err, job }, 'a run of a job could not be recorded'))
       }
     })
-    app.metrics.gauge(
-      'aggios_job_success_timestamp_seconds',
-      'When a background job last succeeded in this process, in seconds since 1970',
-      () => [...succeeded].map(([job, value]) => ({ labels: { job }, value }))
-    )
   },
-  { name: 'jobs', dependencies: ['database', 'metrics'] }
+  { name: 'jobs', dependencies: ['database'] }
 )

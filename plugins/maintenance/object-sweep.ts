@@ -103,11 +103,18 @@ export default fp(
 
     const warn = (err: unknown) => app.log.warn({ err }, 'the object store could not be swept, and is tried again')
 
+    const steps =
+      app.config.sweep === 'off'
+        ? []
+        : [
+            app.metrics.trackJob('remove_files', intervalMs, removeFiles),
+            app.metrics.trackJob('remove_orphans', intervalMs, removeOrphans)
+          ]
+
     async function sweep(stopping: AbortSignal): Promise<void> {
-      if (app.config.sweep === 'off') return
       const before = { ...counts }
       const failures: unknown[] = []
-      for (const step of [removeFiles, removeOrphans]) {
+      for (const step of steps) {
         if (stopping.aborted) return
         await step(stopping).catch((err) => {
           failures.push(err)

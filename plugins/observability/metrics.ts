@@ -2,6 +2,8 @@ import { constants, PerformanceObserver, performance } from 'node:perf_hooks'
 import type { RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
 import { createHistogram, type Family, type Sample, type Series } from '../../src/metrics.ts'
+import { build } from '../../src/observability/build.ts'
+import { createJobRecords, type JobRecords } from '../../src/observability/job-records.ts'
 import { readProcessMetrics, startProcessMetrics } from '../../src/process-metrics.ts'
 
 /** Reads the value of a metric. It is called when the metrics are collected, and costs nothing until then. */
@@ -14,6 +16,13 @@ declare module 'fastify' {
       gauge(name: string, help: string, read: Read): void
       /** Adds a counter, which only grows while the process lives. Its name ends in `_total`. */
       counter(name: string, help: string, read: Read): void
+      /**
+       * Adds work that is done before each reading of the metrics, for values that have to be asked for. It bounds its own
+       * time. When it rejects, the reading goes on, and the failure is counted.
+       */
+      refresh(work: () => Promise<void>): void
+      /** Returns the work of a background job, with its successes and failures recorded under this name. */
+      trackJob: JobRecords['track']
       /** Counts a reply with this status to bytes that could not be parsed as a request, which no hook sees. */
       unreadable(status: number): void
       /** Reads all metrics of this process. A metric whose reading throws is left out and counted. Never rejects. */
@@ -57,11 +66,16 @@ export default fp(
     }
 
     const unreadable = new Map<number, number>()
+    const refreshers: (() => Promise<void>)[] = []
+    const jobs = createJobRecords()
     app.decorate('metrics', {
       gauge: (name: string, help: string, read: Read) => register('gauge', name, help, read),
       counter: (name: string, help: string, read: Read) => register('counter', name, help, read),
+      refresh: (work: () => Promise<void>) => void refreshers.push(work),
+      trackJob: jobs.track,
       unreadable: (status: number) => void unreadable.set(status, (unreadable.get(status) ?? 0) + 1),
       async collect() {
+        await Promise.all(refreshers.map((work) => work().catch((err) => countFailure(err, 'refresh'))))
         const read = [...families.values()].flatMap(({ family, read }) => {
           try {
             const value = read()
@@ -82,6 +96,18 @@ export default fp(
     app.metrics.counter('http_unreadable_total', 'What could not be read as a request, by the status it got', () =>
       [...unreadable].map(([status, value]) => ({ labels: { status: String(status) }, value }))
     )
+
+    app.metrics.gauge('aggios_build_info', 'Which build runs here; the value is always 1', () => [
+      { labels: build, value: 1 }
+    ])
+    app.metrics.gauge(
+      'aggios_job_last_success_timestamp_seconds',
+      'When a background job last succeeded in this process, 0 if it has not yet',
+      jobs.lastSuccesses
+    )
+    app.metrics.gauge('aggios_job_interval_seconds', 'The pause between the runs of a background job', jobs.intervals)
+    app.metrics.gauge('aggios_job_last_duration_seconds', 'How long its last run took', jobs.lastDurations)
+    app.metrics.counter('aggios_job_failures_total', 'Runs of a background job that failed', jobs.failures)
 
     /** The number of series is bounded: only the server chooses statuses. */
     function seriesOf(observed: Series[], method: string, route: string, status: number): Series {

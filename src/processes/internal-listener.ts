@@ -1,4 +1,3 @@
-import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import Fastify, { type FastifyInstance, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
@@ -11,13 +10,8 @@ import type { Config } from '../config/config.ts'
 import { serializeError } from '../error-log.ts'
 import { unavailable, unknownHost } from '../http/problems.ts'
 import { type Family, render } from '../metrics.ts'
+import { build } from '../observability/build.ts'
 import type { Processes } from './serving.ts'
-
-const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string
-  /** npm's field for the revision of a package. The Dockerfile sets it. */
-  gitHead?: string
-}
 
 /**
  * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of
@@ -65,9 +59,7 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       const workers = answers.map(({ worker, report }) => ({ worker, status: statusOf(report), ...report }))
       const serving = workers.filter(({ status }) => status === 'ok').length
       const report = {
-        version: manifest.version,
-        revision: manifest.gitHead ?? 'unknown',
-        node: process.version,
+        ...build,
         uptime_seconds: Math.round(process.uptime()),
         workers
       }

@@ -4,6 +4,7 @@ import { systemScope } from '../../../db/gate/gate-query.ts'
 import { UnsafeRole } from '../../../db/gate/role-check.ts'
 import type { SharedTables } from '../../../db/gate/tables.ts'
 import { checkSchema, findUnknownSteps, ProgramTooOld } from '../../../db/migrate.ts'
+import { readUpkeep, type Upkeep } from '../../../db/queries/operations/upkeep.ts'
 import { refuseUnsafe } from './database-checks.ts'
 import { askOne, CannotLook, type Check, type Examination, reasonOf } from './examination.ts'
 
@@ -76,12 +77,6 @@ async function checkConnect(exam: Examination): Promise<void> {
 }
 
 async function checkMonths(exam: Examination): Promise<void> {
-  const { missing } = await askOne<{ missing: string[] }>(
-    exam,
-    `select array(select name from (values (0), (1)) as ahead (months),
-        lateral (select 'audit_events_' || to_char((now() at time zone 'utc') + make_interval(months => months), 'yyyy_mm') as name) n
-      where not exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
-        where i.inhparent = 'audit_events'::regclass and c.relname = n.name)) as missing`
-  )
-  if (missing.length > 0) exam.found('audit_months_missing', missing.join(', '))
+  const { months_ahead, months_missing } = await askOne<Upkeep>(exam, readUpkeep.text)
+  if (months_ahead < 1) exam.found('audit_months_missing', months_missing.join(', '))
 }

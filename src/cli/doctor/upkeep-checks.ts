@@ -1,3 +1,4 @@
+import { readUpkeep, type Upkeep } from '../../../db/queries/operations/upkeep.ts'
 import { askOne, CannotLook, type Check, type Examination } from './examination.ts'
 
 /*
@@ -121,25 +122,13 @@ async function checkTransactions(exam: Examination): Promise<void> {
     )
 }
 
-type Waiting = { mails_due: number; mail_seconds: number | null; seal_seconds: number | null }
-
 async function checkWaiting(exam: Examination): Promise<void> {
-  const { mails_due, mail_seconds, seal_seconds } = await askOne<Waiting>(
-    exam,
-    `select mails_due::float8 as mails_due, extract(epoch from now() - mails_due_since)::float8 as mail_seconds,
-      extract(epoch from now() - unsealed_since)::float8 as seal_seconds from upkeep()`
-  )
-  if ((mail_seconds ?? 0) > exam.limits.mailSeconds) {
-    exam.found(
-      'mails_late',
-      `${mails_due} mails are due, the oldest since ${Math.round((mail_seconds ?? 0) / 60)} minutes`
-    )
+  const { mails_due, mail_seconds, seal_seconds } = await askOne<Upkeep>(exam, readUpkeep.text)
+  if (mail_seconds > exam.limits.mailSeconds) {
+    exam.found('mails_late', `${mails_due} mails are due, the oldest since ${Math.round(mail_seconds / 60)} minutes`)
   }
-  if ((seal_seconds ?? 0) > exam.limits.sealSeconds) {
-    exam.found(
-      'audit_not_sealed',
-      `the oldest event without a seal is ${Math.round((seal_seconds ?? 0) / 60)} minutes old`
-    )
+  if (seal_seconds > exam.limits.sealSeconds) {
+    exam.found('audit_not_sealed', `the oldest event without a seal is ${Math.round(seal_seconds / 60)} minutes old`)
   }
 }
 

@@ -1,0 +1,87 @@
+import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
+import { readUpkeep, type Upkeep } from '../../db/queries/operations/upkeep.ts'
+import type { Sample } from '../../src/metrics.ts'
+import type { HealthReport } from './health.ts'
+
+/** Several scrapers, and scrapes in quick succession, share one read. */
+const freshForMs = 5000
+/** Less than the time in which a process must answer the internal listener. */
+const timeoutMs = 2000
+
+/**
+ * The metrics that have to be asked for: whether the services that this process needs answer, and how far the background
+ * jobs are behind. They are read when the metrics are, so nothing is asked where nobody looks. Without a database the
+ * latter are left out.
+ */
+export default fp(
+  async (app) => {
+    let services: HealthReport | undefined
+    let upkeep: Upkeep | undefined
+    let readAt = Number.NEGATIVE_INFINITY
+
+    async function readJobs(): Promise<Upkeep | undefined> {
+      if (upkeep && performance.now() - readAt < freshForMs) return upkeep
+      const [row] = await withTimeout(app.gate.query(systemScope, readUpkeep, {}))
+      readAt = performance.now()
+      return row
+    }
+
+    app.metrics.refresh(async () => {
+      const [report, jobs] = await Promise.allSettled([app.health.report(), readJobs()])
+      services = report.status === 'fulfilled' ? report.value : undefined
+      upkeep = jobs.status === 'fulfilled' ? jobs.value : undefined
+      // without a database there is nothing more to say
+      if (jobs.status === 'rejected' && services?.database.status === 'ok') throw jobs.reason
+    })
+
+    const eachService = (read: (check: HealthReport['database']) => number) => (): Sample[] =>
+      Object.entries(services ?? {}).map(([service, check]) => ({ labels: { service }, value: read(check) }))
+    const behind = (read: (upkeep: Upkeep) => number) => (): Sample[] => (upkeep ? [{ value: read(upkeep) }] : [])
+
+    const { metrics } = app
+    metrics.gauge(
+      'aggios_service_up',
+      'Whether the database, the store of files and Redis answer',
+      eachService(({ status }) => Number(status === 'ok'))
+    )
+    metrics.gauge(
+      'aggios_service_latency_seconds',
+      'How long a service took to answer',
+      eachService(({ latency_ms }) => latency_ms / 1000)
+    )
+    metrics.gauge(
+      'aggios_mails_due',
+      'Mails that should have been sent',
+      behind(({ mails_due }) => mails_due)
+    )
+    metrics.gauge(
+      'aggios_mails_due_age_seconds',
+      'How long the oldest of them has been due',
+      behind(({ mail_seconds }) => mail_seconds)
+    )
+    metrics.gauge(
+      'aggios_audit_unsealed_seconds',
+      'The age of the oldest audit event without a seal',
+      behind(({ seal_seconds }) => seal_seconds)
+    )
+    metrics.gauge(
+      'aggios_audit_months_ahead',
+      'For how many months after this one the audit log has room; below 0 every change fails',
+      behind(({ months_ahead }) => months_ahead)
+    )
+  },
+  { name: 'upkeep', dependencies: ['health', 'database', 'metrics'] }
+)
+
+async function withTimeout<T>(work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error('the database did not tell in time how the jobs are')), timeoutMs)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
