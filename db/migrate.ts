@@ -8,6 +8,8 @@ import { describe } from '../src/error-text.ts'
 import { connectionTo } from './gate/connection-settings.ts'
 import { connectWhenUp } from './gate/start-up.ts'
 import type { SharedTables } from './gate/tables.ts'
+import { buildIndexes, type DeclaredIndexes, type Declaring, declaredIndexes } from './index-builds.ts'
+import { noTimeouts, withOwner } from './owner-connection.ts'
 
 const lockId = '4611686018427387847'
 const lockWaitMs = 60_000
@@ -15,9 +17,8 @@ const lockWaitMs = 60_000
 const lockFailures = ['40P01', '55P03']
 const mostAttempts = 5
 const attemptPauseMs = 200
-/** A migration step takes as long as its rows need, so the role's own timeouts must not apply. */
-const noTimeouts = { statement_timeout: 0, lock_timeout: 0, idle_in_transaction_session_timeout: 0 }
 const migrationFolder = path.join(import.meta.dirname, 'migrations')
+const files = new FileMigrationProvider({ fs, path, migrationFolder })
 
 /** Bounds the wait for the migration lock. Kysely waits an hour; a process that waits that long should rather restart. */
 class BoundedLockAdapter extends PostgresAdapter {
@@ -57,6 +58,8 @@ export class ProgramTooOld extends Error {}
  * Each step is applied exactly once, however many processes start together: the others wait up to a minute for the lock, and
  * then find nothing to do. A step that fails is rolled back. A database that is just starting is waited for.
  *
+ * Then the indexes are built that the steps declare, however long that takes, while other processes serve.
+ *
  * Applied steps of a newer version are ignored, so that an older process can restart beside newer ones. Throws ProgramTooOld
  * when a newer step is declared incompatible with programs as old as this one.
  *
@@ -82,10 +85,18 @@ export async function migrate(ownerUrl: string, progress: (line: string) => void
       const failed = results?.find((result) => result.status === 'Error')?.migrationName
       throw new Error(failed ? `migration ${failed} failed` : 'migration failed', { cause: error })
     }
+    const steps = await listSteps()
+    // with a newer version's steps, its own run decides which indexes there are
+    if (applied.every((name) => steps.includes(name))) await buildIndexes(ownerUrl, await readIndexes(), progress)
     return (results ?? []).map((result) => result.migrationName)
   } finally {
     await db.destroy()
   }
+}
+
+/** The indexes that the steps of this program declare. */
+export async function readIndexes(): Promise<DeclaredIndexes> {
+  return declaredIndexes((await files.getMigrations()) as Record<string, Declaring>)
 }
 
 /**
@@ -93,10 +104,7 @@ export async function migrate(ownerUrl: string, progress: (line: string) => void
  * undefined changes nothing. Resolves to the value now in force.
  */
 export async function setAuditRetention(ownerUrl: string, days: number | undefined): Promise<number> {
-  const client = new pg.Client({ ...connectionTo(ownerUrl, noTimeouts), connectionTimeoutMillis: 5000 })
-  client.on('error', () => {})
-  await client.connect()
-  try {
+  return withOwner(ownerUrl, async (client) => {
     const wanted = days === undefined || days === 0 ? days : Math.max(28, days)
     if (wanted !== undefined) {
       const text = 'update audit_retention set keep_days = $1, changed_at = now() where keep_days <> $1'
@@ -104,9 +112,7 @@ export async function setAuditRetention(ownerUrl: string, days: number | undefin
     }
     const { rows } = await client.query<{ keep_days: number }>('select keep_days from audit_retention')
     return rows[0]?.keep_days ?? 0
-  } finally {
-    await client.end()
-  }
+  })
 }
 
 /**
@@ -129,7 +135,6 @@ async function applySteps(
 }
 
 function createMigrator(db: Kysely<unknown>, applied: readonly string[]): Migrator {
-  const files = new FileMigrationProvider({ fs, path, migrationFolder })
   const provider = {
     /**
      * Adds an empty step for each applied one without a file (a newer version's), which Kysely would otherwise refuse.
@@ -200,15 +205,7 @@ export async function findUnknownSteps(db: Kysely<SharedTables>): Promise<string
 /** Waits until the server accepts connections; reports once that it waits. */
 function waitForServer(url: string, progress: (line: string) => void): Promise<void> {
   return connectWhenUp(
-    async () => {
-      const client = new pg.Client({ ...connectionTo(url, noTimeouts), connectionTimeoutMillis: 5000 })
-      client.on('error', () => {})
-      try {
-        await client.connect()
-      } finally {
-        await client.end().catch(() => {})
-      }
-    },
+    () => withOwner(url, async () => {}),
     (err) => progress(`waiting for the database: ${describe(err)}`)
   )
 }

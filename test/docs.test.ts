@@ -143,8 +143,9 @@ const notLimits: Record<string, string> = {
   provider: 'providerTimeoutMs',
   providers: 'depth',
   mail: 'intervalMs smtpTimeoutMs',
-  migrate:
-    'lockWaitMs attemptPauseMs statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
+  'index-builds': 'catalogueLockMs lockPauseMs lock_timeout nameLimit progressIntervalMs',
+  migrate: 'lockWaitMs attemptPauseMs connectionTimeoutMillis',
+  'owner-connection': 'statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
   'minimum-rate': 'awaitedMs',
   operator: 'statement_timeout lock_timeout',
   postmaster: 'fastShutdownMs immediateShutdownMs pollMs',

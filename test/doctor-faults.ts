@@ -203,6 +203,12 @@ const ofDatabase = within('database', [
     }
   },
   sql(
+    'an index that PostgreSQL left unfinished',
+    'indexes_unbuilt',
+    "update pg_index set indisvalid = false where indexrelid = 'tenants_slug_key'::regclass",
+    "update pg_index set indisvalid = true where indexrelid = 'tenants_slug_key'::regclass"
+  ),
+  sql(
     'a schema that needs a newer version',
     'schema_too_new',
     "update schema_compatibility set required_step = '9999_later'",

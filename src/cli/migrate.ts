@@ -17,13 +17,13 @@ Environment:
 
 Exit codes:
   0   the schema is up to date
-  1   a step failed, and left nothing behind; or the database can't be reached
+  1   a step failed, and left nothing behind; an index could not be built; or the database can't be reached
   2   unknown arguments
   78  the environment is not as it should be`
 
 export const command = createOperatorCommand(
   'migrate',
-  'Brings the schema of the database up to date, and names the steps that it applied. Can be repeated, and run several times at once. Older versions of the product go on serving meanwhile. Waits half a minute for a database that is just starting.'
+  'Brings the schema of the database up to date, and names the steps that it applied. Can be repeated, and run several times at once. Older versions of the product go on serving meanwhile, also while an index on a large table is built. Waits half a minute for a database that is just starting.'
 )
 command.addHelpText('after', help).action(bringUpToDate)
 if (import.meta.main) await command.parseAsync()

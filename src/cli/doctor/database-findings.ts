@@ -74,6 +74,11 @@ export const databaseKinds: Readonly<Record<string, Kind>> = {
     manual('a-read-replica')
   ),
   // the schema and its rights
+  indexes_unbuilt: warning(
+    'An index is missing or unfinished, so statements are slow',
+    'Run `npm run migrate`, or wait until the run that builds it has ended.',
+    'docs/upgrades.md#indexes-on-large-tables'
+  ),
   schema_outdated: error('The schema lacks a step of this version', 'npm run migrate', manual('the-database')),
   schema_too_new: error(
     'The schema needs a newer version of the product',

@@ -3,7 +3,7 @@ import { catalogueChecks } from '../../../db/catalogue/checks.ts'
 import { systemScope } from '../../../db/gate/gate-query.ts'
 import { UnsafeRole } from '../../../db/gate/role-check.ts'
 import type { SharedTables } from '../../../db/gate/tables.ts'
-import { checkSchema, findUnknownSteps, ProgramTooOld } from '../../../db/migrate.ts'
+import { checkSchema, findUnknownSteps, ProgramTooOld, readIndexes } from '../../../db/migrate.ts'
 import { readUpkeep, type Upkeep } from '../../../db/queries/operations/upkeep.ts'
 import { refuseUnsafe } from './database-checks.ts'
 import { askOne, CannotLook, type Check, type Examination, reasonOf } from './examination.ts'
@@ -15,6 +15,7 @@ import { askOne, CannotLook, type Check, type Examination, reasonOf } from './ex
 export const schemaChecks: readonly Check[] = [
   { name: 'role of the server', run: checkRole },
   { name: 'schema', run: checkSteps },
+  { name: 'indexes', run: checkIndexes },
   ...catalogueChecks.map(({ code, text }) => ({
     name: code,
     async run(exam: Examination) {
@@ -52,6 +53,19 @@ async function checkSteps(exam: Examination): Promise<void> {
     if (!/^the schema lacks/.test(reasonOf(err))) throw err
     exam.found('schema_outdated', reasonOf(err))
   })
+}
+
+/** Indexes are built after the steps, which a server does not wait for. */
+async function checkIndexes(exam: Examination): Promise<void> {
+  await refuseUnknownSchema(exam)
+  const { wanted } = await readIndexes()
+  const rows = await exam.database().ask<{ name: string; valid: boolean }>(
+    `select c.relname as name, i.indisvalid as valid from pg_index i join pg_class c on c.oid = i.indexrelid
+     where c.relnamespace = 'public'::regnamespace`
+  )
+  const missing = wanted.filter((index) => !rows.some(({ name }) => name === index.name)).map(({ name }) => name)
+  const unfinished = rows.filter(({ valid }) => !valid).map(({ name }) => `${name} (unfinished)`)
+  if (missing.length + unfinished.length > 0) exam.found('indexes_unbuilt', list([...missing, ...unfinished]))
 }
 
 const unknownSteps = new WeakMap<Examination, Promise<string[]>>()
