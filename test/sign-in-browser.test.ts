@@ -261,6 +261,23 @@ t.test('in a browser, as in production', { skip }, async (t) => {
     t.match(await run(onPortal, whoAmI), { email })
   })
 
+  await t.test('binds a session to a key that stays in the browser', async (t) => {
+    const bound = await open(t, browser, `${portal}/home`)
+    const connect = `import('@aggios/client').then(({ createAggiosClient, localStorageStore, storedProofKey }) => {
+      window.client = createAggiosClient({
+        baseUrl: 'https://acme.aggios.test', store: localStorageStore('bound'), proofKey: storedProofKey() }) })`
+    await run(bound, connect)
+    const tokens = await run(bound, await withCode(await run(bound, signIn(email, newPassword))))
+    t.match(tokens, { token_type: 'DPoP' })
+    await goTo(bound, `${portal}/home`)
+    await run(bound, connect)
+    t.match(await run(bound, whoAmI), { email }, 'also after the page was opened anew')
+    for (const scheme of ['Bearer', 'DPoP']) {
+      const stolen = { host: 'acme.aggios.test', headers: { authorization: `${scheme} ${tokens.access_token}` } }
+      t.equal((await ask(port, '/api/v1/users/me', stolen)).status, 401, scheme)
+    }
+  })
+
   await t.test('demands the provider of the agency: it lets in, and so does breaking the glass', async (t) => {
     const call = (method: string, path: string, options: object = {}) =>
       run(page, `unwrap(client.${method}(${JSON.stringify(`/api/v1${path}`)}, ${JSON.stringify(options)}))`)

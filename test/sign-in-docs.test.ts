@@ -1,7 +1,9 @@
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
 import t from 'tap'
-import { readText } from './harness.ts'
+import { readText, root } from './harness.ts'
 
 /*
  * Each flow of signing in is drawn, has a helper of the client, and has whole examples in the OpenAPI document. The table in
@@ -107,13 +109,18 @@ t.test('every flow is drawn, for a web page and for a mobile app', async (t) => 
   }
 })
 
-t.test('every flow has a helper of the client, which sends its requests', async (t) => {
+t.test('every flow has a helper of the client, which sends its requests and is tried', async (t) => {
+  const tests = readdirSync(join(root, 'test')).filter((name) => /^client-.*\.test\.ts$/.test(name))
+  const tried = tests.map((name) => readText(`test/${name}`)).join('\n')
   const sources = ['client', 'factors', 'proofs'].map((name) => readText(`client/src/${name}.ts`)).join('\n')
   const plain = /^(GET|POST|PUT|PATCH|DELETE)$/
   for (const { name, requests, helpers } of flows) {
     t.ok(helpers.length > 0, name)
-    for (const helper of helpers.filter((each) => !plain.test(each)))
-      t.match(sources, new RegExp(`^(    |export )(async )?(function )?${helper}(\\(|: )`, 'm'), `${name}: ${helper}`)
+    for (const helper of helpers.filter((each) => !plain.test(each))) {
+      const declared = new RegExp(`^(    |export )(async )?(function )?${helper}(\\(|: )`, 'm')
+      t.match(sources, declared, `${name}: ${helper}`)
+      t.match(tried, new RegExp(`\\b${helper}\\(`), `${name}: ${helper} is tried`)
+    }
     if (helpers.every((each) => plain.test(each))) continue
     for (const request of requests) {
       const [method, path = ''] = request.split(' ')

@@ -123,7 +123,17 @@ export async function runFiles(
 /** Files that take longest. They come first, so that none of them is left for the end, when nothing runs beside it. */
 export const longest = [
   ...['browser', 'mutation', 'faults', 'malformed-requests', 'rolling', 'redis-faults', 'start-up', 'replicas'],
-  ...['passwords', 'sign-in-limits', 'workers', 'isolation', 'contributing', 'first-start', 'processes', 'overload'],
+  ...[
+    'passwords',
+    'sign-in-timing',
+    'sign-in-limits',
+    'workers',
+    'isolation',
+    'contributing',
+    'first-start',
+    'processes',
+    'overload'
+  ],
   ...[
     'hasher',
     'stack',
