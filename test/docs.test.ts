@@ -40,7 +40,7 @@ t.test('every file that is named exists', async (t) => {
   // CONTRIBUTING.md also names files that its walk creates; test/contributing.test.ts checks them
   for (const page of pages.filter((each) => each !== 'CONTRIBUTING.md')) {
     for (const [, path = ''] of readText(page).matchAll(
-      /`((?:src|plugins|routes|db|test|bench|client)\/\w[\w./-]*)`/g
+      /`((?:src|plugins|routes|db|deploy|test|bench|client)\/\w[\w./-]*)`/g
     )) {
       t.ok(existsSync(join(root, path)), `${page}: ${path}`)
     }
