@@ -141,7 +141,12 @@ t.test('an agency begins to demand its provider', async (t) => {
     enforced_from: null,
     break_glass_owners: [{ user_id: acme.owner.id, ready: true }]
   })
+  await verifyAll(app)
+  const offered = () => acme.anonymous('/api/v1/auth/providers')
+  t.match((await offered()).json(), { required_provider: null })
   t.match((await enforce(acme, provider)).json(), { provider_id: provider, enforced_from: String })
+  t.match((await offered()).json(), { required_provider: provider })
+  t.match((await enforce(acme, provider)).json(), { provider_id: provider }, 'twice is once')
   t.match((await acme.send(enforcement)).json(), { provider_id: provider, enforced_from: String })
   t.match((await rival.send(enforcement)).json(), { provider_id: null, break_glass_owners: [] })
 
@@ -157,6 +162,18 @@ t.test('an agency begins to demand its provider', async (t) => {
   t.strictSame(
     events.map(({ action }) => action),
     ['member.break_glass_granted', 'enforcement.started', 'enforcement.ended']
+  )
+  const told = await allRows(
+    app.database,
+    "select kind, user_id, detail from account_mails where agency_id = $1 and kind ~ '^provider_demand' order by id",
+    [acme.id]
+  )
+  t.strictSame(
+    told.map(({ kind, user_id, detail }) => `${kind} ${user_id} ${detail.provider}`).sort(),
+    ['provider_demanded', 'provider_demand_ended']
+      .flatMap((kind) => [acme, rival].map(({ owner }) => `${kind} ${owner.id} Login`))
+      .sort(),
+    'each member is told once of each'
   )
 
   await allRows(

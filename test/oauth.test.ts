@@ -49,7 +49,10 @@ t.test('sign-in at a provider for everybody', async (t) => {
 
   t.test('the sign-in page learns what it may offer', async (t) => {
     const reply = await acme.anonymous('/api/v1/auth/providers')
-    t.strictSame(reply.json(), { data: [{ id: 'google', name: 'Google', kind: 'google' }] })
+    t.strictSame(reply.json(), {
+      data: [{ id: 'google', name: 'Google', kind: 'google' }],
+      required_provider: null
+    })
   })
 
   t.test('the request to the provider has a state, a nonce and PKCE, and the verifier stays here', async (t) => {

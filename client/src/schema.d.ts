@@ -717,7 +717,7 @@ export interface paths {
     }
     /**
      * The providers that a sign-in page may offer
-     * @description Those for everybody, and the own ones of the agency of the host, else of `tenant`.
+     * @description Those for everybody, and the own ones of the agency of the host, else of `tenant`. Where `required_provider` is set, everything else is refused but for break-glass owners.
      */
     get: operations['listSignInProviders']
     put?: never
@@ -947,7 +947,7 @@ export interface paths {
     head?: never
     /**
      * Change the agency
-     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`.
+     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it.
      */
     patch: operations['updateTenant']
     trace?: never
@@ -1246,13 +1246,13 @@ export interface paths {
     get: operations['getEnforcement']
     /**
      * Demand that people come in through the agency's own provider
-     * @description From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. Needs a sign-in within the last five minutes.
+     * @description From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail. Needs a sign-in within the last five minutes.
      */
     put: operations['enforceProvider']
     post?: never
     /**
      * Let people come in as they like again
-     * @description Does nothing when no provider is demanded. Needs a sign-in within the last five minutes.
+     * @description Does nothing when no provider is demanded. All members get a mail. Needs a sign-in within the last five minutes.
      */
     delete: operations['endEnforcement']
     options?: never
@@ -2583,6 +2583,11 @@ export interface components {
     }
     OfferedProviders: {
       data: components['schemas']['OfferedProvider'][]
+      /**
+       * @description `id` of the provider that the agency demands. Null: none.
+       * @example null
+       */
+      required_provider: string | null
     }
     CodeExchange: {
       /**

@@ -97,6 +97,7 @@ export const definerFunctions = [
   'provider_keys_in_use()',
   'prune_audit_seals(integer)',
   'purge_tenant()',
+  'queue_agency_news(text,jsonb)',
   'queue_agency_notice(text,jsonb,text[])',
   'queue_notice(text,jsonb)',
   'record_job(text,text)',

@@ -23,13 +23,15 @@ import { createOutboundFetch, OutboundFailure } from '../../src/http/outbound-re
 import { Problem, providerError, providerTimeout } from '../../src/http/problems.ts'
 
 export type OfferedProvider = { id: string; name: string; kind: Provider['kind'] }
+/** `required_provider` is the id of the one through which people have to come in. */
+export type Offer = { data: OfferedProvider[]; required_provider: string | null }
 
 declare module 'fastify' {
   interface FastifyInstance {
     oauth: OauthTokens
     providers: {
       /** The providers that a sign-in page of the tenant may offer. Without a tenant those for everybody. */
-      offer(request: FastifyRequest, tenantId: string | undefined): Promise<OfferedProvider[]>
+      offer(request: FastifyRequest, tenantId: string | undefined): Promise<Offer>
       /** Finds a provider by its key. Agencies have their own, which nobody else finds. */
       find(request: FastifyRequest, key: string, tenantId: string | null): Promise<Provider | undefined>
       /** The address at which the provider asks the person. Throws `provider_error` or `provider_timeout`. */
@@ -131,10 +133,11 @@ export default fp(
         const scope = { tenant_id: tenantId ?? null, user_id: null }
         const own =
           tenantId === undefined ? [] : await request.tenantQuery(listProviders, { tenant_id: tenantId }, scope)
-        return [
+        const data = [
           ...shared.map(({ key, name, kind }) => ({ id: key, name, kind })),
           ...own.map(({ id, name }) => ({ id, name, kind: 'openid' as const }))
         ]
+        return { data, required_provider: own.find(({ enforced }) => enforced)?.id ?? null }
       },
       async find(request: FastifyRequest, key: string, tenantId: string | null) {
         const global = shared.find((each) => each.key === key)

@@ -8,13 +8,16 @@ import {
 } from '../../db/queries/accounts/mails.ts'
 import { type LinkPurpose, linkPurposes, mailedLinkSeconds } from '../../src/auth/one-time-tokens.ts'
 import { type AccountMailKind, accountMail, linkTo } from '../../src/mail/account-mails.ts'
+import { agencyNewsKinds } from '../../src/mail/agency-news.ts'
 import type { Mail } from '../../src/mail/layout.ts'
 import { noticeKinds } from '../../src/mail/notices.ts'
 import { nilUuid } from '../../src/uuids.ts'
 
 /** Longer than the timeouts of SMTP, so that no other process sends the same mail meanwhile. */
 const lease_seconds = 90
-/** The notices that a person gets in a day. A sender's allowance does not hold for them, because nobody asks for them. */
+/** What agencies tell all their members, sent in one round, so that other mails come in between. */
+const newsInRound = 20
+/** The notices that a person gets in a day, and as many from agencies. A sender's allowance does not hold for them, because nobody asks for them. */
 export const maxNotices = 20
 const kinds: readonly string[] = [...linkPurposes, ...noticeKinds]
 
@@ -36,12 +39,19 @@ export default fp(
     }
 
     app.mail.addSource(async (stopping) => {
-      while (!stopping.aborted) {
-        const [due] = await app.gate.query(systemScope, claimAccountMail, { kinds, batch: 1, lease_seconds })
-        if (!due) return
-        await send(due.id)
+      for (let news = 0; !stopping.aborted; ) {
+        const urgent = await claim(kinds)
+        if (urgent === undefined && news++ === newsInRound) return app.mail.wake()
+        const id = urgent ?? (await claim(agencyNewsKinds))
+        if (id === undefined) return
+        await send(id)
       }
     })
+
+    async function claim(of: readonly string[]): Promise<string | undefined> {
+      const [due] = await app.gate.query(systemScope, claimAccountMail, { kinds: of, batch: 1, lease_seconds })
+      return due?.id
+    }
 
     async function send(id: string): Promise<void> {
       const [entry] = await app.gate.query(systemScope, prepareAccountMail, { id, ...limits })
@@ -73,6 +83,8 @@ export default fp(
         at: entry.asked_at,
         person: entry.detail.person,
         domain: entry.detail.domain,
+        provider: entry.detail.provider,
+        from: entry.detail.from === undefined ? undefined : new Date(entry.detail.from),
         ip: entry.detail.ip,
         user_agent: entry.detail.user_agent
       })

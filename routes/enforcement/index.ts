@@ -1,6 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
+import { queueAgencyNews } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { lockRoles } from '../../db/queries/members.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
@@ -57,7 +58,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'enforceProvider',
         summary: "Demand that people come in through the agency's own provider",
         description:
-          'From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. Needs a sign-in within the last five minutes.',
+          'From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail. Needs a sign-in within the last five minutes.',
         tags,
         body: EnforcementInput,
         response: { 200: Enforcement }
@@ -68,20 +69,22 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
       const { provider_id } = request.body
       const outcome = await request.withTenant(async (trx): Promise<Lack[] | EnforcementRow> => {
         // providers before memberships, as a sign-in locks them
-        const { before, exists } = await lockProviders(trx, tenant_id, provider_id)
+        const { before, name } = await lockProviders(trx, tenant_id, provider_id)
         await requireOwner(trx, request)
-        if (!exists) throw notFound()
+        if (name === null) throw notFound()
         const lacks = await findLacks(trx, tenant_id, provider_id)
         if (lacks.length > 0) return lacks
         if (before !== provider_id) {
           await setEnforced(trx, tenant_id, provider_id)
           const detail = { before: { provider_id: before }, after: { provider_id } }
           await recordAudit(trx, { action: 'enforcement.started', target_id: provider_id, detail })
+          await queueAgencyNews(trx, 'provider_demanded', { provider: name })
         }
         const [row] = await queryIn(trx, readEnforcement, { tenant_id })
         return row as EnforcementRow
       })
       if (Array.isArray(outcome)) throw enforcementNotReady({ extensions: { missing: outcome } })
+      app.mail.wake()
       return outcome
     }
   )
@@ -93,7 +96,8 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'endEnforcement',
         summary: 'Let people come in as they like again',
-        description: 'Does nothing when no provider is demanded. Needs a sign-in within the last five minutes.',
+        description:
+          'Does nothing when no provider is demanded. All members get a mail. Needs a sign-in within the last five minutes.',
         tags,
         response: { 204: NoContent }
       }
@@ -101,12 +105,14 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { tenant_id } = request.user
       await request.withTenant(async (trx) => {
-        const { before } = await lockProviders(trx, tenant_id, null)
+        const { before, name } = await lockProviders(trx, tenant_id, null)
         await requireOwner(trx, request)
-        if (before === null) return
+        if (before === null || name === null) return
         await setEnforced(trx, tenant_id, null)
         await recordAudit(trx, { action: 'enforcement.ended', target_id: before })
+        await queueAgencyNews(trx, 'provider_demand_ended', { provider: name })
       })
+      app.mail.wake()
       reply.code(204)
     }
   )

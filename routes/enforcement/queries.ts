@@ -42,21 +42,19 @@ export async function findLacks(trx: TenantTransaction, tenantId: string, provid
 }
 
 /**
- * Locks the providers of the agency until the transaction ends. Resolves to the one that is demanded (`before`), and whether
- * there is the given one.
+ * Locks the providers of the agency until the transaction ends. Resolves to the one that is demanded (`before`), and to the name
+ * of the given one, which is null when there is none. Without a given one it is the name of the one that is demanded.
  */
 export async function lockProviders(
   trx: TenantTransaction,
   tenantId: string,
   providerId: string | null
-): Promise<{ before: string | null; exists: boolean }> {
-  const { rows } = await sql<{ id: string; enforced: boolean }>`
-    select id, enforced_from is not null as enforced from identity_providers
+): Promise<{ before: string | null; name: string | null }> {
+  const { rows } = await sql<{ id: string; name: string; enforced: boolean }>`
+    select id, name, enforced_from is not null as enforced from identity_providers
     where tenant_id = ${tenantId} order by id for no key update`.execute(trx)
-  return {
-    before: rows.find(({ enforced }) => enforced)?.id ?? null,
-    exists: rows.some(({ id }) => id === providerId)
-  }
+  const before = rows.find(({ enforced }) => enforced)?.id ?? null
+  return { before, name: rows.find(({ id }) => id === (providerId ?? before))?.name ?? null }
 }
 
 /** Demands the provider from now on, and no other. Null: none any more. */

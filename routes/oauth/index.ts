@@ -31,7 +31,8 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'listSignInProviders',
         summary: 'The providers that a sign-in page may offer',
-        description: 'Those for everybody, and the own ones of the agency of the host, else of `tenant`.',
+        description:
+          'Those for everybody, and the own ones of the agency of the host, else of `tenant`. Where `required_provider` is set, everything else is refused but for break-glass owners.',
         tags: ['auth'],
         querystring: OfferQuery,
         response: { 200: OfferedProviders }
@@ -39,7 +40,7 @@ const oauth: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request) => {
       const tenant = await findTenant(app, request, request.query.tenant)
-      return { data: await app.providers.offer(request, tenant?.id) }
+      return app.providers.offer(request, tenant?.id)
     }
   )
 

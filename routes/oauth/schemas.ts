@@ -108,6 +108,9 @@ export const OfferedProviders = Type.Object(
         { title: 'OfferedProvider' }
       ),
       { maxItems: 12 }
+    ),
+    required_provider: Nullable(
+      Type.String({ description: '`id` of the provider that the agency demands. Null: none.', examples: [null] })
     )
   },
   { title: 'OfferedProviders' }

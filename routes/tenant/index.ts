@@ -4,6 +4,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { queryIn } from '../../db/gate/gate.ts'
 import type { TenantSettings } from '../../db/gate/tables.ts'
+import { queueAgencyNews } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { transferOwnership } from '../../db/queries/member-acts.ts'
 import { lockRoles } from '../../db/queries/members.ts'
@@ -61,7 +62,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'updateTenant',
         summary: 'Change the agency',
         description:
-          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`.',
+          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it.',
         tags,
         headers: WriteConditions,
         body: TenantPatch,
@@ -88,6 +89,10 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
           await updateTenant(trx, tenant_id, after)
           await recordAudit(trx, { action: 'tenant.updated', target_id: tenant_id, detail: change })
         }
+        if (demand !== before.settings.mfa_required_from) {
+          const kind = demand === undefined ? 'factor_demand_ended' : 'factor_demanded'
+          await queueAgencyNews(trx, kind, demand === undefined ? {} : { from: demand })
+        }
         const [row] = await queryIn(trx, readTenant, request.user)
         return row ?? 'gone'
       })
@@ -95,6 +100,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       if (outcome === 'changed') throw preconditionFailed()
       if (outcome === 'stale') throw reauthenticationRequired()
       if (outcome === 'unenrolled') throw conflict({ detail: 'set up a second factor of your own first' })
+      app.mail.wake()
       await app.revocations.readNow()
       reply.header('etag', tenantTag(outcome)).header('cache-control', 'private, no-cache')
       return presentTenant(outcome, await app.storageQuota(outcome.id))

@@ -1,9 +1,10 @@
 import type { LinkPurpose } from '../auth/one-time-tokens.ts'
 import { nameInMail, nameInSubject } from '../names.ts'
+import { type AgencyNewsKind, agencyNewsTexts } from './agency-news.ts'
 import { type Locale, layOut, type Mail } from './layout.ts'
 import { type AccountTexts, type AccountWords, type NoticeKind, noticeTexts } from './notices.ts'
 
-export type AccountMailKind = LinkPurpose | NoticeKind
+export type AccountMailKind = LinkPurpose | NoticeKind | AgencyNewsKind
 
 /** What a mail about an account says. `agency` is undefined when the person is a member of none. */
 export type AccountMailFacts = {
@@ -22,6 +23,9 @@ export type AccountMailFacts = {
   person: string | undefined
   /** The domain that it is about. */
   domain: string | undefined
+  /** The name of the provider that it is about, and the moment from which something holds. */
+  provider: string | undefined
+  from: Date | undefined
   user_agent: string | undefined
 }
 
@@ -120,6 +124,8 @@ export function accountMail(facts: AccountMailFacts): Mail {
       name: safe(facts.name) || agency,
       domain: facts.domain ?? '',
       person: facts.person ?? '',
+      provider: safe(facts.provider ?? ''),
+      from: facts.from ? momentIn(locale, facts.from) : '',
       moment: momentIn(locale, facts.at),
       device: device || '?'
     }
@@ -137,7 +143,7 @@ export function accountMail(facts: AccountMailFacts): Mail {
       footer: `${goodUntil[locale](momentIn(locale, expires_at))} ${texts.footer}`
     })
   }
-  const texts = noticeTexts[locale][kind]
+  const texts: AccountTexts = { ...noticeTexts[locale], ...agencyNewsTexts[locale] }[kind]
   return layOut({
     ...common,
     subject: texts.subject(wordsOf(nameInSubject)),

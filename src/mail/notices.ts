@@ -1,7 +1,10 @@
 import type { Locale } from './layout.ts'
 
 /** Texts by people, and dates, in the form in which the sentences of a mail contain them. */
-export type AccountWords = Record<'name' | 'agency' | 'domain' | 'person' | 'moment' | 'device', string>
+export type AccountWords = Record<
+  'name' | 'agency' | 'domain' | 'person' | 'provider' | 'from' | 'moment' | 'device',
+  string
+>
 
 export type AccountTexts = {
   subject: (words: AccountWords) => string

@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import type { Role } from '../../../src/auth/roles.ts'
+import type { AgencyNewsKind } from '../../../src/mail/agency-news.ts'
 import type { Locale } from '../../../src/mail/layout.ts'
 import type { NoticeKind } from '../../../src/mail/notices.ts'
 import type { TenantTransaction } from '../../gate/gate.ts'
@@ -43,6 +44,15 @@ export async function queueAgencyNotice(
   await sql`select queue_agency_notice(${kind}, ${JSON.stringify(detail)}::jsonb, ${roles}::text[])`.execute(trx)
 }
 
+/** Tells all members of the gate's tenant what it demands of them from now on, in the transaction of the change. */
+export async function queueAgencyNews(
+  trx: TenantTransaction,
+  kind: AgencyNewsKind,
+  detail: { provider?: string; from?: string }
+): Promise<void> {
+  await sql`select queue_agency_news(${kind}, ${JSON.stringify(detail)}::jsonb)`.execute(trx)
+}
+
 /** Claims the next mails of these kinds, leased to the caller for `lease_seconds`. */
 export const claimAccountMail = statement(
   'claim_account_mail',
@@ -64,7 +74,7 @@ export type AccountMailToSend = {
   expires_at: Date | null
   attempts: number
   revision: number
-  detail: { ip?: string; user_agent?: string; domain?: string; person?: string }
+  detail: { ip?: string; user_agent?: string; domain?: string; person?: string; provider?: string; from?: string }
   asked_at: Date
   /** The limit because of which the mail is not sent. */
   refused: 'recipient' | 'notices' | null

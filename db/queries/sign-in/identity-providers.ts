@@ -30,8 +30,8 @@ const columns = sql`id, name, issuer, client_id, client_secret, key_id, email_cl
 /** Lists the providers of a tenant, at most ten, the oldest first. */
 export const listProviders = statement(
   'list_providers',
-  (_, $: { tenant_id: string }) => sql<ProviderRow>`
-  select ${columns} from identity_providers where tenant_id = ${$.tenant_id} order by id`
+  (_, $: { tenant_id: string }) => sql<ProviderRow & { enforced: boolean }>`
+  select ${columns}, enforced_from is not null as enforced from identity_providers where tenant_id = ${$.tenant_id} order by id`
 )
 
 export const readProvider = statement(
