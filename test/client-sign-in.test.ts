@@ -173,7 +173,10 @@ t.test('the TypeScript client', { skip }, async (t) => {
     await other.finishProviderSignIn(signIn)
     t.match(await me(other), { email })
     t.match(await refusal(other.finishProviderSignIn(signIn)), { code: 'invalid_sign_in_code' })
-    t.match(await me(other), { email }, 'a refusal signs nobody out')
+    t.match(await refusal(me(other)), { code: 'session_revoked' }, 'whoever has the code may have the session too')
+    await other.signIn({ email, password })
+    t.match(await refusal(other.finishProviderSignIn(signIn)), { code: 'invalid_sign_in_code' })
+    t.match(await me(other), { email }, 'a refusal signs nobody out of another session')
 
     await fiveMinutesLater()
     t.match(await refusal(client.unlinkIdentity(identity.id)), { code: 'reauthentication_required', status: 403 })
