@@ -142,7 +142,7 @@ const notLimits: Record<string, string> = {
   'outbound-requests': 'outboundTimeoutMs',
   provider: 'providerTimeoutMs',
   providers: 'depth',
-  mail: 'intervalMs smtpTimeoutMs',
+  mail: 'intervalMs recordIntervalMs smtpTimeoutMs',
   'index-builds': 'catalogueLockMs lockPauseMs lock_timeout nameLimit progressIntervalMs',
   migrate: 'lockWaitMs attemptPauseMs connectionTimeoutMillis',
   'owner-connection': 'statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',

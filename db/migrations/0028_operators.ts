@@ -105,7 +105,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       return;
     end $body$;
 
-    reset role;
+    -- as the owner of the functions: PostgreSQL only warns when anybody else revokes
     do $$
     declare
       name text;
@@ -116,6 +116,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         execute format('grant execute on function %s to aggios_app', name);
       end loop;
     end $$;
+    reset role;
     revoke create on schema public from aggios_directory;
   `.execute(db)
 }
