@@ -1,6 +1,6 @@
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { recordJob } from '../../db/queries/operators.ts'
+import { recordJob } from '../../db/queries/operations/operators.ts'
 import { describe } from '../../src/error-text.ts'
 
 /** The background jobs that are recorded. */

@@ -1,7 +1,7 @@
 import { Argument } from 'commander'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { type JobRun, listJobs } from '../../db/queries/operators.ts'
+import { type JobRun, listJobs } from '../../db/queries/operations/operators.ts'
 import { describe } from '../error-text.ts'
 import { createOperatorCommand } from './command.ts'
 import { end, operate, printable, readSettings } from './operator.ts'

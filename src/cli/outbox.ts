@@ -1,5 +1,5 @@
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { listMails, operateMail, readBacklog, type UnsentMail } from '../../db/queries/operators.ts'
+import { listMails, operateMail, readBacklog, type UnsentMail } from '../../db/queries/operations/operators.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
 import { operate, printable, Refusal } from './operator.ts'
 

@@ -1,7 +1,7 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { findTenant } from '../../db/queries/directory.ts'
-import { endSessionByOperator, listSessions } from '../../db/queries/operators.ts'
+import { endSessionByOperator, listSessions } from '../../db/queries/operations/operators.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'

@@ -1,7 +1,7 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { findTenant } from '../../db/queries/directory.ts'
-import { type Agency, listAgencies } from '../../db/queries/operators.ts'
+import { type Agency, listAgencies } from '../../db/queries/operations/operators.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'

@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import { statement } from '../gate/statement.ts'
+import { statement } from '../../gate/statement.ts'
 
 /*
  * What operators see and change across agencies, and the records of background jobs.
