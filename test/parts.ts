@@ -38,6 +38,12 @@ export function findComposeSchema(): Part {
   return find('the compose schema', [path], constants.R_OK)
 }
 
+/** Finds the JSON schemas of one version of Kubernetes in the package kubernetes-validate. */
+export function findKubernetesSchemas(version: string): Part {
+  const path = join(folder, 'kubernetes_validate', 'kubernetes-json-schema', `v${version}-local-strict`)
+  return find(`the schemas of Kubernetes ${version}`, [path], constants.R_OK)
+}
+
 /** Finds libfaketime, which changes the clock of a process (LD_PRELOAD). */
 export function findFakeClock(): Part {
   const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib', '/usr/local/lib']

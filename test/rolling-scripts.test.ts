@@ -1,11 +1,12 @@
-import { execFile, execFileSync } from 'node:child_process'
-import { chmodSync, mkdirSync, readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, readdirSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import { readText, root, temporaryFolder } from './harness.ts'
 import { findProgram } from './parts.ts'
+import { createStage } from './stage-programs.ts'
 
 /*
  * The scripts in deploy/ that replace one process after another. Docker and systemd are played by small programs that keep what
@@ -13,38 +14,6 @@ import { findProgram } from './parts.ts'
  */
 
 const analyze = findProgram('systemd-analyze', { compiled: true })
-
-/** A folder with programs that take the place of those of the system. */
-function createStage(t: Test, programs: Record<string, string>) {
-  const folder = temporaryFolder(t)
-  mkdirSync(join(folder, 'bin'))
-  mkdirSync(join(folder, 'running'))
-  for (const [name, text] of Object.entries({ ...programs, sleep: 'exit 0' })) {
-    writeFileSync(join(folder, 'bin', name), `#!/bin/sh\ncd "${folder}"\n${text}\n`)
-    chmodSync(join(folder, 'bin', name), 0o755)
-  }
-  writeFileSync(join(folder, 'calls'), '')
-  return {
-    folder,
-    /** What runs: the version of each process, by its name. */
-    running: () =>
-      Object.fromEntries(
-        readdirSync(join(folder, 'running')).map((name) => [name, readFileSync(join(folder, 'running', name), 'utf8')])
-      ),
-    put: (name: string, version: string) => writeFileSync(join(folder, 'running', name), version),
-    calls: () => readFileSync(join(folder, 'calls'), 'utf8').trim().split('\n'),
-    run: (script: string, args: string[], env: Record<string, string>) =>
-      new Promise<{ code: number; output: string }>((resolve) => {
-        const environment = {
-          ...env,
-          PATH: `${join(folder, 'bin')}:${process.env.PATH}`
-        } as unknown as NodeJS.ProcessEnv
-        execFile(join(root, script), args, { env: environment }, (err, stdout, stderr) =>
-          resolve({ code: err ? Number(err.code) : 0, output: stdout + stderr })
-        )
-      })
-  }
-}
 
 const docker = `
 case "$*" in
