@@ -1,6 +1,6 @@
 import { createHash, generateKeyPairSync, randomUUID, sign } from 'node:crypto'
 import type { Bench, Scenario } from '../bench.ts'
-import { type NextRequest, postJson, requireOk, runCallers } from '../callers.ts'
+import { postJson } from '../callers.ts'
 import { ask, pick, readMe } from '../contenders.ts'
 import type { Dataset, SeededUser } from '../database.ts'
 import type { HttpRequest } from '../load.ts'
@@ -9,7 +9,7 @@ import { usageOf } from '../processes.ts'
 import { type Server, startProduct, startRedis } from '../servers.ts'
 import { spreadOf } from '../statistics.ts'
 
-const callers = 32
+const signedIn = 32
 
 /** Signs in, and resolves to what makes signed reads, whose nonce lives longer than a measurement. */
 async function signInWithKey(server: Server, { host, email }: SeededUser, password: string) {
@@ -44,39 +44,39 @@ async function signInWithKey(server: Server, { host, email }: SeededUser, passwo
 
 const encode = (part: object) => Buffer.from(JSON.stringify(part)).toString('base64url')
 
-/** The CPU time of the server for one request, in microseconds. */
-async function cpuOf(server: Server, next: (() => HttpRequest)[], seconds: number): Promise<number> {
-  const requests = next.map(
-    (make): NextRequest =>
-      (last) => {
-        if (last) requireOk(last)
-        return make()
-      }
-  )
-  const before = usageOf(server.pid).cpu_us
-  const { replies } = await runCallers(server, requests, seconds)
-  return (usageOf(server.pid).cpu_us - before) / replies
-}
-
-/** Compares reads with a proof and without, by the same callers. They sign, and their own CPU time is left out. */
+/** Compares reads with a proof and without, on the same connections. The proofs are signed before the time begins. */
 async function compare(bench: Bench, dataset: Dataset, name: string, env: NodeJS.ProcessEnv): Promise<void> {
-  const { pairs, seconds, tries } = bench.conditions()
+  const { pairs, seconds, tries, connections } = bench.conditions()
   const server = await startProduct(bench.database, dataset, env)
-  const people = pick(dataset.users, callers)
-  const bearers = people.map((user) => () => readMe(user))
+  const people = pick(dataset.users, signedIn)
+  const bearers = people.map(readMe)
   const devices = await Promise.all(people.map((user) => signInWithKey(server, user, dataset.password)))
-  const proven = devices.map(({ read }) => read)
-  const samples: [number, number][] = []
-  for (let turn = -1; turn < pairs; turn++) {
+
+  /** The CPU time of the server for one request, in microseconds, and how many requests there were. */
+  async function measure(requests: HttpRequest[]) {
+    const before = usageOf(server.pid).cpu_us
+    const { replies, refused } = await bench.load.drive({ port: server.port, requests, connections, seconds })
+    if (refused > 0) throw new Error(`refused ${refused} of ${replies} requests`)
+    return { cpuUs: (usageOf(server.pid).cpu_us - before) / replies, replies }
+  }
+  // each proof is good once: twice as many as there are requests without one, which cost less
+  let most = 0
+  const readPlain = async () => {
+    const measured = await measure(bearers)
+    most = Math.max(most, measured.replies * 2)
+    return measured
+  }
+  const readProven = async () => {
     await Promise.all(devices.map(({ renew }) => renew()))
-    const sample = await measureBoth(
-      Math.abs(turn),
-      tries,
-      () => cpuOf(server, proven, seconds),
-      () => cpuOf(server, bearers, seconds)
-    )
-    // the first one warms up
-    if (turn >= 0) samples.push(sample)
+    return measure(Array.from({ length: most }, (_, n) => devices[n % devices.length]?.read() as HttpRequest))
+  }
+  await readPlain()
+  await readPlain()
+  await readProven()
+  const samples: [number, number][] = []
+  for (let turn = 0; turn < pairs; turn++) {
+    const [proven, plain] = await measureBoth(turn, tries, readProven, readPlain)
+    samples.push([proven.cpuUs, plain.cpuUs])
   }
   await server.stop()
   const ratio = spreadOf(samples.map(([withProof, without]) => withProof / without))

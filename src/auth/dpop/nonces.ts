@@ -1,4 +1,5 @@
 import { createHmac, timingSafeEqual } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
 import { deriveKey, type KeyRing } from '../../keys.ts'
 import { clockToleranceSeconds } from '../token-life.ts'
 
@@ -26,21 +27,26 @@ export function createProofNonces({ first, byId }: KeyRing): ProofNonces {
   const macKeys = [first, ...[...byId.values()].filter((key) => key !== first)].map(({ secret }) =>
     deriveKey(secret, 'dpop nonce')
   )
-  let newest = { second: -1, nonce: '' }
+  // there are no more seconds than those in which a nonce is good
+  const bySecond = new LRUCache<number, Buffer[]>({ max: nonceSeconds + clockToleranceSeconds + 1 })
 
-  function make(second: number, key: (typeof macKeys)[number] | undefined): string {
+  /** The nonces of one second: one of each key, the signing key's first. */
+  function noncesOf(second: number): Buffer[] {
+    const known = bySecond.get(second)
+    if (known) return known
     const time = Buffer.alloc(sizes.time)
     time.writeUIntBE(second, 0, sizes.time)
-    if (!key) throw new TypeError('a key ring has a key')
-    const mac = createHmac('sha256', key).update(time).digest().subarray(0, sizes.mac)
-    return Buffer.concat([time, mac]).toString('base64url')
+    const made = macKeys.map((key) => {
+      const mac = createHmac('sha256', key).update(time).digest().subarray(0, sizes.mac)
+      return Buffer.from(Buffer.concat([time, mac]).toString('base64url'))
+    })
+    bySecond.set(second, made)
+    return made
   }
 
   return {
     issue(now = Date.now()) {
-      const second = Math.floor(now / 1000)
-      if (newest.second !== second) newest = { second, nonce: make(second, macKeys[0]) }
-      return newest.nonce
+      return String(noncesOf(Math.floor(now / 1000))[0])
     },
     read(nonce, now = Date.now()) {
       if (nonce.length !== nonceLength) return undefined
@@ -48,10 +54,8 @@ export function createProofNonces({ first, byId }: KeyRing): ProofNonces {
       const second = Buffer.from(nonce, 'base64url').readUIntBE(0, sizes.time)
       const age = now / 1000 - second
       if (age >= nonceSeconds || age < -clockToleranceSeconds) return undefined
-      const isOurs = macKeys.some((key) => {
-        const expected = Buffer.from(make(second, key))
-        return expected.length === given.length && timingSafeEqual(expected, given)
-      })
+      // a character of several bytes makes it longer
+      const isOurs = noncesOf(second).some((each) => each.length === given.length && timingSafeEqual(each, given))
       return isOurs ? second : undefined
     }
   }
