@@ -404,7 +404,7 @@ const ofServices = within('services', [
   {
     title: 'a name that nobody has',
     finds: ['api_url_unreachable'],
-    plant: () => ({ env: { API_URL: 'https://api.aggios.invalid' } })
+    plant: () => ({ env: { API_URL: 'https://api.aggios.invalid', EXTRA_HOSTS: 'api.aggios.invalid' } })
   },
   behaviour('another site at the address of the API', ['api_url_unreachable'], { page: '<html>Welcome</html>' }),
   bound('a certificate that expires', 'certificate_expiring', { certificateDays: 60 }),

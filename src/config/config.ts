@@ -1,3 +1,4 @@
+import { generalHosts, parseHost } from '../http/host-header.ts'
 import { deriveKey } from '../keys.ts'
 import { developmentSecret } from './development-secrets.ts'
 import { type Environment, readSettings } from './environment.ts'
@@ -68,6 +69,12 @@ export function readMigrationConfig(env: Environment) {
 
 const nonEmpty = (values: string[] | undefined) => (values && values.length > 0 ? values : undefined)
 
+/** Whether a request for this host gets to the general host: what providers send people back to must not be refused. */
+function isServed(host: string, { baseDomain, extraHosts, nodeEnv }: Settings): boolean {
+  const isGeneral = generalHosts(extraHosts, nodeEnv === 'development')
+  return parseHost(host, baseDomain, isGeneral)?.kind === 'general'
+}
+
 /** Settings that are valid by themselves but not together. */
 function conflictingSettings(config: Settings): string[] {
   const problems: string[] = []
@@ -85,6 +92,11 @@ function conflictingSettings(config: Settings): string[] {
   // every name under the base domain belongs to an agency
   const owned = config.extraHosts?.find((name) => `.${name}`.endsWith(`.${config.baseDomain}`))
   if (owned) problems.push(`EXTRA_HOSTS: ${owned} belongs to BASE_DOMAIN already`)
+  const apiHost = config.apiUrl === undefined ? undefined : new URL(config.apiUrl).host
+  if (apiHost !== undefined && !isServed(apiHost, config)) {
+    const served = 'BASE_DOMAIN, api.<BASE_DOMAIN> or a name of EXTRA_HOSTS'
+    problems.push(`API_URL: ${apiHost} is not a host on which this server serves all agencies: it must be ${served}`)
+  }
   const rpId = config.passkeyRpId ?? config.baseDomain
   const beyond = config.passkeyOrigins?.find((origin) => origin.startsWith('https://') && !isBelow(origin, rpId))
   if (beyond) problems.push(`PASSKEY_ORIGINS: ${beyond} does not belong to ${rpId}, the domain of the passkeys`)
