@@ -139,6 +139,7 @@ const notLimits: Record<string, string> = {
   'internal-listener': 'requestTimeout',
   // docs/providers.md states them, with their operations
   openid: 'rememberMs timeout',
+  'host-lookups': 'hostLookupTimeoutMs otherFamilyMs timeout',
   'outbound-requests': 'outboundTimeoutMs',
   provider: 'providerTimeoutMs',
   providers: 'depth',

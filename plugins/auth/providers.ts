@@ -19,6 +19,7 @@ import {
   providerTimeoutMs
 } from '../../src/auth/providers/provider.ts'
 import { createStoredSecrets, type SealedSecret } from '../../src/auth/stored-secrets.ts'
+import { createHostLookup } from '../../src/http/host-lookups.ts'
 import { createOutboundFetch, OutboundFailure } from '../../src/http/outbound-requests.ts'
 import { Problem, providerError, providerTimeout } from '../../src/http/problems.ts'
 
@@ -68,7 +69,10 @@ export default fp(
     const development = config.nodeEnv === 'development'
     // a server of the operator may stand in a private network; what an owner of an agency names must not
     const operators = createOutboundFetch({ development, privateNetworks: true })
-    const owners = createOutboundFetch({ development })
+    const owners = createOutboundFetch({
+      development,
+      findAddresses: createHostLookup({ servers: config.dnsServers })
+    })
     const protocols = {
       google: createOpenIdProtocol(operators, { development }),
       github: createGithubProtocol(operators, { development }),

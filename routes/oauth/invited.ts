@@ -5,7 +5,6 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { queueNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { findAccount } from '../../db/queries/directory.ts'
-import { findInvitation, type OpenInvitation, useInvitation } from '../../db/queries/invitations.ts'
 import { insertMember } from '../../db/queries/members.ts'
 import { publishMember } from '../../db/queries/revocations.ts'
 import { openSession } from '../../db/queries/sessions.ts'
@@ -17,6 +16,7 @@ import {
   touchIdentity,
   useOnce
 } from '../../db/queries/sign-in/identities.ts'
+import { findInvitation, type OpenInvitation, useInvitation } from '../../db/queries/sign-in/invitations.ts'
 import { factorsOf } from '../../db/queries/sign-in/second-factors.ts'
 import { insertUser, lockPersonAsDecided, verifyEmail } from '../../db/queries/users.ts'
 import { type FlowCode, markSeconds } from '../../src/auth/oauth-flows.ts'

@@ -1,7 +1,7 @@
-import { lookup as resolve } from 'node:dns'
 import { type IncomingMessage, type RequestOptions, request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
 import { BlockList, isIP, type LookupFunction } from 'node:net'
+import { createHostLookup, createSystemLookup, type HostLookup } from './host-lookups.ts'
 
 /** An outbound request that failed. `timeout`: the other side took too long. The message has nothing that it has sent. */
 export class OutboundFailure extends Error {
@@ -69,7 +69,7 @@ const isLoopbackName = (hostname: string) =>
 /**
  * Makes a `fetch` for addresses that a customer has configured, or that an answer of somebody else names. A request goes
  * to https only, and to the public internet only, so that nobody can reach what stands beside this server (SSRF). The
- * host is resolved once, and the address that was checked is the one that is connected to.
+ * host is resolved once, by `findAddresses`, and the address that was checked is the one that is connected to.
  *
  * It follows no redirect, takes at most 1 MiB, and waits 5 seconds for the whole answer. Rejects with OutboundFailure.
  *
@@ -78,20 +78,36 @@ const isLoopbackName = (hostname: string) =>
  */
 export function createOutboundFetch({
   development,
-  privateNetworks = development
+  privateNetworks = development,
+  findAddresses = privateNetworks ? createSystemLookup() : createHostLookup({ servers: [] })
 }: {
   development: boolean
   privateNetworks?: boolean
+  findAddresses?: HostLookup
 }): OutboundFetch {
-  const lookup: LookupFunction = (hostname, options, done) => {
-    resolve(hostname, { ...options, all: true }, (err, addresses) => {
-      if (err) return done(err, [])
-      const allowed = privateNetworks ? addresses : addresses.filter(({ address }) => isPublicAddress(address))
-      const [first] = allowed
-      if (!first) return done(new OutboundFailure('the host has no public address'), [])
-      if (options.all) done(null, allowed)
-      else done(null, first.address, first.family)
+  async function findAllowed(hostname: string) {
+    const addresses = await findAddresses(hostname).catch((cause: unknown) => {
+      const { code } = cause as { code?: string }
+      const timeout = code === 'ETIMEOUT' || code === 'ECANCELLED'
+      throw new OutboundFailure(timeout ? 'the name servers did not answer' : 'the host was not found', {
+        timeout,
+        cause
+      })
     })
+    const allowed = privateNetworks ? addresses : addresses.filter(({ address }) => isPublicAddress(address))
+    if (allowed.length === 0) throw new OutboundFailure('the host has no public address')
+    return allowed
+  }
+
+  const lookup: LookupFunction = (hostname, options, done) => {
+    findAllowed(hostname).then(
+      (allowed) => {
+        const [first] = allowed
+        if (options.all) done(null, allowed)
+        else done(null, first?.address ?? '', first?.family)
+      },
+      (err: NodeJS.ErrnoException) => done(err, [])
+    )
   }
 
   return async (target, { method = 'GET', headers, body, signal } = {}) => {

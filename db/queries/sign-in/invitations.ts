@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
-import type { InvitableRole } from '../../src/auth/roles.ts'
-import type { TenantTransaction } from '../gate/gate.ts'
-import { statement } from '../gate/statement.ts'
-import { inviterMayInvite } from './members.ts'
+import type { InvitableRole } from '../../../src/auth/roles.ts'
+import type { TenantTransaction } from '../../gate/gate.ts'
+import { statement } from '../../gate/statement.ts'
+import { inviterMayInvite } from '../members.ts'
 
 export type OpenInvitation = { email: string; role: InvitableRole; good: boolean; suspended: boolean }
 
