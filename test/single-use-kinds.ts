@@ -29,6 +29,8 @@ export type Kind = {
   title: string
   /** The status of the one success, and that of all others. */
   statuses: [success: number, refusal: number]
+  /** Another status of a refusal: what else the request uses may be found used first. */
+  more?: number
   /** It is marked as used before a provider is asked. So it may be used up without an effect when a process is killed. */
   lossy?: true
   /** A second use takes back what the first one gave: the effect may be gone, and is never there twice. */
@@ -266,6 +268,20 @@ const challenges: Kind[] = [
         effects: () => count(world, 'passkeys where user_id = $1', [tenant.owner.id])
       }
     }
+  },
+  {
+    title: 'the token of a sign-in that adds the first passkey',
+    statuses: [200, 401],
+    async make(world, tenant) {
+      const subject = { tenant_id: tenant.id, user_id: tenant.owner.id, password_version: 1 }
+      const mfa_token = world.app.mfaTokens.issue('enrollment', subject)
+      const options = (await tenant.anonymous(post('/auth/mfa/passkeys/options', { mfa_token }))).json()
+      const made = () => ({ mfa_token, name: 'A device', passkey: createDevice(originOf(tenant)).create(options) })
+      return {
+        redeem: () => ({ path: '/auth/mfa/passkeys', body: made() }),
+        effects: () => count(world, 'passkeys where user_id = $1', [tenant.owner.id])
+      }
+    }
   }
 ]
 
@@ -307,6 +323,25 @@ const flows: Kind[] = [
       return {
         redeem: redeemBy('/auth/oauth/token', { code, code_verifier }),
         effects: sessionsOf(world, tenant, 'revoked_at is null')
+      }
+    }
+  },
+  {
+    title: 'a sign-in code of somebody who is invited',
+    statuses: [200, 401],
+    more: 410,
+    async make(world, tenant) {
+      const email = `grace@${tenant.slug}.example`
+      const { id } = (await tenant.send(post('/invitations', { email, role: 'member' }))).json()
+      const token = world.app.oneTimeTokens.issue('invitation', { tenant_id: tenant.id, id, generation: 1 })
+      const { code_verifier, code_challenge } = createVerifier()
+      const browser = createBrowser(world.app)
+      const started = await browser.get(startUrl('google', tenant.slug, code_challenge, page(tenant.slug), token))
+      const account = { sub: email, email, email_verified: true }
+      const { code } = resultOf(await browser.get(world.google.authorize(String(started.headers.location), account)))
+      return {
+        redeem: redeemBy('/auth/oauth/token', { code, code_verifier }),
+        effects: () => count(world, "memberships where tenant_id = $1 and role = 'member'", [tenant.id])
       }
     }
   },
