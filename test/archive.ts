@@ -22,6 +22,8 @@ export const script = join(root, 'db', 'deploy', 'backup.sh')
 
 export type Archive = {
   cluster: Cluster
+  /** The variables of db/deploy/backup.sh. */
+  env: Record<string, string>
   /** The folder in which the S3 server keeps its data. */
   folder: string
   /** Runs db/deploy/backup.sh, and resolves to all that it prints. Rejects with its error output. */
@@ -75,6 +77,7 @@ export async function startArchive(t: Owner, { environment, folder }: Awaited<Re
   const login = { PGHOST: hostname, PGPORT: port, PGUSER: username, PGPASSWORD: password, PGDATABASE: 'aggios' }
   const archive: Archive = {
     cluster,
+    env: { ...env, ...login },
     folder,
     async tool(...words) {
       const { stdout, stderr } = await run(script, words, { env: { ...env, ...login } })

@@ -21,6 +21,7 @@ export type Service = {
   ports?: string[]
   volumes?: string[]
   networks?: string[]
+  network_mode?: string
   labels?: Record<string, string>
   security_opt?: string[]
   stop_grace_period?: string

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import t from 'tap'
 import { parse } from 'yaml'
-import { readBackupConfig } from '../src/config/backups.ts'
+import { readBackupConfig, readRestoreConfig } from '../src/config/backups.ts'
 import { readConfig, readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import {
@@ -120,7 +120,7 @@ t.test('compose.yaml', async (t) => {
           t.ok(statSync(join(root, source)).isFile(), `${name}: ${source}`)
           t.equal(mode, 'ro', `${name}: ${source} to ${target}`)
         } else if (!source.startsWith('/')) {
-          t.ok(source in { ...seaweedfs.volumes, ...development.volumes }, `${name}: ${source}`)
+          t.ok(source in { ...seaweedfs.volumes, ...development.volumes, ...backup.volumes }, `${name}: ${source}`)
         }
       }
     }
@@ -209,11 +209,11 @@ t.test('compose.yaml', async (t) => {
       ['archive_mode=on', 'archive_command=/backup.sh wal %p', 'archive_timeout=60']
     )
     const image = { context: 'db/deploy', dockerfile: 'postgres.Dockerfile' }
-    for (const name of ['postgres', 'backup', 'restore']) t.strictSame(services[name]?.build, image, name)
+    for (const name of ['postgres', 'backup', 'restore', 'scratch']) t.strictSame(services[name]?.build, image, name)
     t.notHas(services.postgres, 'image')
     t.strictSame(networks.data, { internal: true })
     const onTheWay = Object.keys(services).filter((name) => services[name]?.networks?.includes('backup'))
-    t.strictSame(onTheWay, ['postgres', 'backup', 'restore', 'backup-files', 'restore-files'])
+    t.strictSame(onTheWay, ['postgres', 'backup', 'restore', 'backup-files', 'restore-files', 'scratch'])
     // a base backup is copied under the paths that PostgreSQL names, and must change none of its files
     const data = 'postgres:/var/lib/postgresql/data'
     t.ok(services.postgres.volumes?.includes(data))
@@ -231,6 +231,12 @@ t.test('compose.yaml', async (t) => {
         name === 'backup-files' ? ['S3_SECRET_KEY'] : ['S3_SECRET_KEY', 'AGGIOS_APP_PASSWORD']
       )
     }
+    const { result: ofAgency } = interpolate(services['restore-agency']?.environment, {
+      ...filledEnv,
+      ...backupSecrets
+    })
+    t.match(readRestoreConfig({ ...ofAgency, NODE_ENV: 'production' }), { restoreDatabaseUrl: /@127\.0\.0\.1:5432/ })
+    t.match(services['restore-agency'], { network_mode: 'service:scratch', networks: undefined })
     const { missing } = interpolate(backup, filledEnv)
     t.strictSame(missing, new Set(Object.keys(backupSecrets)))
     for (const version of ['barman', 'boto3', 'psycopg2-binary']) {

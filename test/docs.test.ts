@@ -156,6 +156,7 @@ const notLimits: Record<string, string> = {
   schemas: 'maxPageLimit',
   signals: 'duplicateMs',
   'store-fence': 'freshForMs',
+  'tenant-restore': 'statement_timeout lock_timeout',
   upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',
   verification: 'workMs timeoutMs maxPauseMs workedMs'

@@ -7,6 +7,7 @@
 #   backup.sh list                      lists the base backups
 #   backup.sh check                     ends with 1 and a reason when the backups are not what they should be
 #   backup.sh restore <folder> [time]   fills an empty folder, so that a PostgreSQL started on it recovers to that time, or to the end
+#   backup.sh scratch <folder> [time]   restores unless the folder is filled, and then runs a PostgreSQL on it for this machine only
 #   backup.sh fetch-wal <name> <path>   gets a file of the log back (restore_command)
 #
 # BACKUP_S3_ENDPOINT, _REGION, _BUCKET, _ACCESS_KEY and _SECRET_KEY name the bucket; PGHOST, PGUSER and so on lead to the database.
@@ -147,6 +148,13 @@ print(time.astimezone(datetime.timezone.utc).isoformat(sep=" "))
   echo "$folder is ready: a PostgreSQL that starts on it recovers cluster $cluster to ${time:-the end of its archive}"
 }
 
+# The server archives nothing, so that it leaves no trace in the bucket.
+scratch() {
+  [ -s "$1/PG_VERSION" ] || restore "$@"
+  exec postgres -D "$1" -c archive_mode=off -c listen_addresses=127.0.0.1 -c port="${PGPORT:-5432}" -c unix_socket_directories= \
+    -c hba_file="$1/pg_hba.conf" -c max_connections="${SCRATCH_CONNECTIONS:-200}"
+}
+
 case ${1:-} in
   wal) barman wal-archive --gzip ${BACKUP_ENCRYPTION:+--encryption "$BACKUP_ENCRYPTION"} "$place" "$(own_cluster)" "$2" ;;
   fetch-wal) barman wal-restore "$place" "$(own_cluster)" "$2" "$3" ;;
@@ -155,5 +163,6 @@ case ${1:-} in
   list) barman backup-list "$place" "$(stored_cluster)" ;;
   check) check ;;
   restore) restore "${2:?name the folder}" "${3:-}" ;;
+  scratch) scratch "${2:?name the folder}" "${3:-}" ;;
   *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0" && exit 64 ;;
 esac

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { InvalidArgumentError } from 'commander'
 import { compareFiles } from '../../db/queries/file-comparison.ts'
-import { restoreObjects } from '../../db/queries/object-restore.ts'
+import { restoreObjects } from '../../db/queries/operations/object-restore.ts'
 import { acceptStore, checkStoreOwner } from '../../db/queries/store-fence.ts'
 import { readBackupConfig } from '../config/backups.ts'
 import { describe } from '../error-text.ts'

@@ -1,7 +1,7 @@
 import { Kysely } from 'kysely'
 import pg from 'pg'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
-import { connectionTo } from '../../db/gate/connection-settings.ts'
+import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate/gate.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../db/gate/tables.ts'
@@ -60,13 +60,7 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
 ): Promise<never> {
   const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
   if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
-  // without prepared statements, and with the timeouts inline in each transaction, so that it works through a pooler
-  // too
-  const pool = new pg.Pool({ ...connectionTo(url, undefined), max: 1 })
-  // the pool replaces an idle connection that is lost
-  pool.on('error', () => {})
-  const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
-  const gate = createTenantGate(db, pool, undefined, { all: timeouts, keyed: timeouts })
+  const { gate, pool } = openGate(url, timeouts)
   try {
     const result = await work(gate, config)
     await pool.end()
@@ -74,6 +68,18 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
   } catch (err) {
     return end(1, err instanceof Refusal ? err.message : `failed: ${describe(err)}`)
   }
+}
+
+/**
+ * Opens the gate for a command, on one connection. It prepares no statements and sets the timeouts in each transaction,
+ * so that it works through a pooler too. The caller ends the pool.
+ */
+export function openGate(url: string, limits: Timeouts): { gate: TenantGate; pool: pg.Pool } {
+  const pool = new pg.Pool({ ...connectionTo(url, undefined), max: 1 })
+  // the pool replaces an idle connection that is lost
+  pool.on('error', () => {})
+  const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
+  return { pool, gate: createTenantGate(db, pool, undefined, { all: limits, keyed: limits }) }
 }
 
 /** The reason why a command can't do its work. Its message is printed as it is. */

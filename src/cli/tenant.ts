@@ -8,6 +8,7 @@ import { revocationSeconds } from '../auth/token-life.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
 import { operate, printable, progress, Refusal } from './operator.ts'
+import { restoreTenant } from './tenant-restore.ts'
 
 const acts = {
   suspend: { status: 'suspended', action: 'tenant.suspended' },
@@ -34,6 +35,12 @@ command
   .command('restore <slug>')
   .description('Restores a deleted agency until it is purged. Refuses one that is only suspended.')
   .action(restore)
+
+endsSomething(command.command('rewind <slug>'), 'takes back what an agency has done since that copy')
+  .description(
+    'Brings an agency back to what it was in another database, which was restored from a backup (RESTORE_DATABASE_URL). Every other agency stays as it is. docs/backups.md says how.'
+  )
+  .action((slug: string) => restoreTenant(slug))
 
 command.command('list').description('Lists all agencies, by slug.').action(list)
 

@@ -2,7 +2,7 @@ import { type Environment, readSettings } from './environment.ts'
 import { InvalidConfiguration } from './invalid-configuration.ts'
 import { isPlain, unencryptedDatabases } from './production.ts'
 import { optional, secret, setting, settings } from './settings.ts'
-import { bucketName, httpUrl, integer, text } from './value-readers.ts'
+import { bucketName, httpUrl, integer, postgresUrl, text } from './value-readers.ts'
 
 /** The settings of the jobs that copy files to a bucket for backups and back. The server has none of them. */
 export const backupSettings = {
@@ -70,4 +70,36 @@ export function readBackupConfig(env: Environment) {
   }
   if (problems.length > 0) throw new InvalidConfiguration(problems)
   return { ...values, ...(given as { [K in keyof typeof given]: string }) }
+}
+
+const { databaseOwnerUrl, accessTokenTtl, fileRestoreFor } = settings
+const restoreSettings = {
+  databaseOwnerUrl,
+  accessTokenTtl,
+  fileRestoreFor,
+  restoreDatabaseUrl: secret('RESTORE_DATABASE_URL', postgresUrl)
+}
+
+/**
+ * Reads the settings of the command that restores one agency: those of backups, and two databases as the owner of the
+ * tables.
+ *
+ * Throws InvalidConfiguration.
+ */
+export function readRestoreConfig(env: Environment) {
+  const { values, problems } = readSettings(env, restoreSettings)
+  const urls = { DATABASE_OWNER_URL: values.databaseOwnerUrl, RESTORE_DATABASE_URL: values.restoreDatabaseUrl }
+  for (const [name, url] of Object.entries(urls)) {
+    if (url === undefined && !problems.some((line) => line.startsWith(name))) problems.push(`${name}: must be set`)
+  }
+  if (env.NODE_ENV === 'production') problems.push(...unencryptedDatabases(urls))
+  if (values.databaseOwnerUrl !== undefined && values.databaseOwnerUrl === values.restoreDatabaseUrl) {
+    problems.push('RESTORE_DATABASE_URL: is the database of the product itself')
+  }
+  if (problems.length > 0) throw new InvalidConfiguration(problems)
+  return {
+    ...readBackupConfig(env),
+    ...values,
+    ...(values as { databaseOwnerUrl: string; restoreDatabaseUrl: string })
+  }
 }

@@ -1,7 +1,7 @@
-import { allObjects, copyObject, createBatch, merged, type ObjectBackup } from '../../src/files/object-backup.ts'
-import type { ObjectStore, StoredObject } from '../../src/files/store/object-store.ts'
-import type { TenantGate } from '../gate/gate.ts'
-import { findUnknown } from './orphans.ts'
+import { allObjects, copyObject, createBatch, merged, type ObjectBackup } from '../../../src/files/object-backup.ts'
+import type { ObjectStore, StoredObject } from '../../../src/files/store/object-store.ts'
+import type { TenantGate } from '../../gate/gate.ts'
+import { findUnknown } from '../orphans.ts'
 
 const page = 1000
 
