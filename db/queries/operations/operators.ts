@@ -49,7 +49,7 @@ export const listMails = statement(
 
 /** Counts the mails that are due, and says since when the oldest is. */
 export const readBacklog = statement(
-  'upkeep',
+  'read_backlog',
   (_, __: Record<never, never>) => sql<{ mails_due: number; mails_due_since: Date | null }>`
   select mails_due::float8 as mails_due, mails_due_since from upkeep()`,
   { slow: true }

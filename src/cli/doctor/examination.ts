@@ -30,7 +30,7 @@ export type Check = {
 
 /** Bounds beyond which something is worth a finding. */
 export const limits = {
-  checkMs: 5000,
+  checkMs: 10_000,
   slowDatabaseMs: 50,
   slowRedisMs: 50,
   slowStoreMs: 500,
@@ -68,7 +68,7 @@ export type Options = {
 export class CannotLook extends Error {}
 
 const timeouts = { statement_timeout: 4000, lock_timeout: 1000 }
-const connectMs = 3000
+const connectMs = 8000
 
 export type Examination = ReturnType<typeof startExamination>
 
