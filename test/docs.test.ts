@@ -60,7 +60,9 @@ t.test('the drawing of a request has its parts in the order of src/app.ts', asyn
   const registered = [...readText('src/app.ts').matchAll(/^ {2}app\.register\((\w+)/gm)].map(([, name]) => name)
   const [hooks = ''] = drawing.split('the guard of the route')
   const drawn = [...hooks.matchAll(/^(\w+) {2,}/gm)].map(([, name]) => name).filter((name) => registered.includes(name))
-  t.strictSame(drawn, ['headers', 'requestBody', 'bearer', 'hosts', 'rates', 'concurrency', 'tenantLookup', 'cors'])
+  t.strictSame(drawn, [
+    ...['headers', 'requestBody', 'bearer', 'proofs', 'hosts', 'rates', 'concurrency', 'tenantLookup', 'cors']
+  ])
   t.strictSame(
     drawn,
     registered.filter((name) => drawn.includes(name))

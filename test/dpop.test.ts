@@ -1,7 +1,10 @@
 import t from 'tap'
-import { nonceSeconds } from '../src/auth/dpop/nonces.ts'
+import { maxProofUses } from '../plugins/auth/proof-uses.ts'
+import { rememberedKeys } from '../plugins/auth/proofs.ts'
+import { nonceRenewalSeconds, nonceSeconds } from '../src/auth/dpop/nonces.ts'
+import { maxIdLength, proofAlgorithm } from '../src/auth/dpop/proofs.ts'
 import { createDevice, createProofKey } from './dpop.ts'
-import { createTenant, password, post, send, startApp, type Tokens } from './harness.ts'
+import { createTenant, password, post, readText, send, startApp, type Tokens } from './harness.ts'
 import { bearer, me } from './requests.ts'
 import { sessions } from './session-requests.ts'
 import { decode } from './tokens.ts'
@@ -112,4 +115,16 @@ t.test('a nonce that gets old is replaced in time', async (t) => {
   Date.now = () => now() + nonceSeconds * 1500 + 1000
   t.equal((await phone.send(acme.host, me, tokens)).statusCode, 200)
   t.equal(phone.repeats, 2, 'after a pause the client is asked')
+})
+
+t.test('the page about it says what the server does', async (t) => {
+  const page = readText('docs/dpop.md').replaceAll(/\s+/g, ' ')
+  t.match(
+    page,
+    `It is good for ${nonceSeconds} seconds; after ${nonceRenewalSeconds} seconds a reply brings the next one`
+  )
+  t.match(page, `up to ${maxProofUses.toLocaleString('en')}`)
+  t.match(page, `random, up to ${maxIdLength} characters`)
+  t.match(page, `\`dpop+jwt\`, \`${proofAlgorithm}\``)
+  t.match(page, `the ${rememberedKeys.toLocaleString('en')} keys used last`)
 })

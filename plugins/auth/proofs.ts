@@ -22,7 +22,7 @@ declare module 'fastify' {
 }
 
 /** The keys that are remembered, of some 1 KB each. */
-const rememberedKeys = 5000
+export const rememberedKeys = 5000
 
 /**
  * Checks the proofs of possession of requests (DPoP, RFC 9449). A request without a proof, and with a token that needs none,

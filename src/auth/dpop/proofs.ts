@@ -30,7 +30,7 @@ export type ProofReader = {
 /** The header of a proof with a key takes some 250 characters. */
 const shape = /^([A-Za-z0-9_-]{1,1024})\.([A-Za-z0-9_-]{1,3072})\.([A-Za-z0-9_-]{86})$/
 const maxProofLength = 4096
-const maxIdLength = 128
+export const maxIdLength = 128
 
 const invalid = (detail: string): ProofFault => ({ fault: 'invalid', detail })
 
