@@ -29,8 +29,6 @@ export type Kind = {
   title: string
   /** The status of the one success, and that of all others. */
   statuses: [success: number, refusal: number]
-  /** Another status of a refusal: what else the request uses may be found used first. */
-  more?: number
   /** It is marked as used before a provider is asked. So it may be used up without an effect when a process is killed. */
   lossy?: true
   /** A second use takes back what the first one gave: the effect may be gone, and is never there twice. */
@@ -329,7 +327,6 @@ const flows: Kind[] = [
   {
     title: 'a sign-in code of somebody who is invited',
     statuses: [200, 401],
-    more: 410,
     async make(world, tenant) {
       const email = `grace@${tenant.slug}.example`
       const { id } = (await tenant.send(post('/invitations', { email, role: 'member' }))).json()

@@ -47,7 +47,7 @@ t.test('what is good once', async (t) => {
       t.equal(statuses.filter((status) => status === success).length, 1)
       t.ok(statuses.includes(refusal))
       t.strictSame(
-        statuses.filter((status) => ![success, refusal, busy, kind.more].includes(status)),
+        statuses.filter((status) => status !== success && status !== refusal && status !== busy),
         []
       )
       t.ok((await single.effects()) <= 1)
@@ -80,7 +80,7 @@ t.test('what is good once', async (t) => {
         const known = (statuses[index] as (number | undefined)[]).filter((status) => status !== undefined)
         const successes = known.filter((status) => status === success).length
         t.strictSame(
-          known.filter((status) => ![success, refusal, busy, kind.more].includes(status)),
+          known.filter((status) => status !== success && status !== refusal && status !== busy),
           [],
           kind.title
         )
@@ -88,13 +88,13 @@ t.test('what is good once', async (t) => {
         const before = await single.effects()
         let again = await redeem(living, single.redeem(each))
         for (let n = 0; n < 20 && again === busy; n++) again = await redeem(living, single.redeem(each))
-        t.ok([success, refusal, kind.more].includes(again), `${kind.title}: ${again}`)
+        t.ok(again === success || again === refusal, `${kind.title}: ${again}`)
         t.ok(successes + (again === success ? 1 : 0) <= 1, `${kind.title}: at most one is told of a success`)
         const after = await single.effects()
         if (kind.undone) t.ok(after <= 1, `${kind.title}: what it opened is there once at most`)
         else if (!kind.lossy) t.equal(after, 1, `${kind.title}: it has had its effect once`)
         else t.ok(after <= 1, `${kind.title}: it has had its effect once, or not at all`)
-        if (before === 1) t.not(again, success, `${kind.title}: not again`)
+        if (before === 1) t.equal(again, refusal, `${kind.title}: not again`)
       }
       servers.splice(0, 2, living, await start())
     })

@@ -107,13 +107,15 @@ export async function requireAcceptor(request: FastifyRequest, arrival: Arrival)
  * after a password. Throws `provider_required` where the tenant demands another provider, and the invitation can still be used.
  */
 export async function acceptThroughProvider(app: FastifyInstance, request: FastifyRequest, code: InvitationCode) {
-  const { id, tenant_id, provider: by, own, profile } = code
+  const { id, tenant_id, provider: by, own } = code
   const token = { tenant_id, ...code.invitation }
-  // the invitation is used as well then, and would be the reason to refuse
-  if (await endReplayed(app, request, code)) throw invalidSignInCode()
-  const acceptor = await requireAcceptor(request, { provider: by, own, profile, invitation: token })
+  const decided = await decide(request, code, token).catch(async (err: unknown) => {
+    // the invitation is used as well when the code was, by a request before or at the same moment
+    if (await endReplayed(app, request, code)) throw invalidSignInCode()
+    throw err
+  })
+  const { acceptor, email, role } = decided
   const { user_id, password_version } = acceptor
-  const { email, role } = await requireInvitation(request, token)
   const subject = { tenant_id, user_id }
   const key_thumbprint = request.keyThumbprint
   const provider_id = own ? by : null
@@ -153,6 +155,11 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
     throw app.secondFactors.demand(outcome.outcome, waiting, row && factorsOf(row))
   }
   return app.tokens.issue({ ...subject, email, role, sid: outcome.session_id as string, key_thumbprint }, 0)
+}
+
+async function decide(request: FastifyRequest, { provider, own, profile }: InvitationCode, invitation: OneTimeToken) {
+  const acceptor = await requireAcceptor(request, { provider, own, profile, invitation })
+  return { acceptor, ...(await requireInvitation(request, invitation)) }
 }
 
 /** Creates the account, or locks it as it was when it was decided about. */
