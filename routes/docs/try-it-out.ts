@@ -6,6 +6,7 @@
 type Fields = { getIn(way: string[]): unknown; toJS(): Document }
 type Operation = { parameters?: { name: string; in: string }[] }
 type Document = { paths: Record<string, Record<string, Operation>> }
+type Definitions = { filter(keep: (definition: { has(name: string): boolean }) => boolean): Definitions }
 type System = {
   authSelectors: { authorized(): Fields }
   specSelectors: { specJson(): Fields }
@@ -26,6 +27,8 @@ export const downloadDocument = (system: unknown) => SwaggerUIBundle.plugins.Dow
  * A plugin of Swagger UI that fills the ids in paths with ids of existing objects. It takes them from lists, after
  * sign-in and after each change, and from links in replies. It does not overwrite what the user typed. Without an
  * object the field stays empty, and the page says that the field is required.
+ *
+ * Tokens of bound sessions are not offered, because the page can't sign the proof that each request needs.
  */
 export function tryItOut() {
   const root = '/api/v1'
@@ -132,6 +135,12 @@ export function tryItOut() {
     },
     statePlugins: {
       auth: {
+        wrapSelectors: {
+          definitionsToAuthorize:
+            (original: (...given: unknown[]) => Definitions | null) =>
+            (...given: unknown[]) =>
+              original(...given)?.filter((definition) => !definition.has('dpop'))
+        },
         wrapActions: {
           authorize: (original: Action<[unknown]>, system: System) => (given: unknown) => {
             const done = original(given)
