@@ -158,6 +158,7 @@ const notLimits: Record<string, string> = {
   schemas: 'maxPageLimit',
   signals: 'duplicateMs',
   'store-fence': 'freshForMs',
+  'tenant-import': 'statement_timeout lock_timeout',
   'tenant-restore': 'statement_timeout lock_timeout',
   upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',

@@ -8,6 +8,7 @@ import { revocationSeconds } from '../auth/token-life.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
 import { operate, printable, progress, Refusal } from './operator.ts'
+import { importTenant } from './tenant-import.ts'
 import { restoreTenant } from './tenant-restore.ts'
 
 const acts = {
@@ -41,6 +42,14 @@ endsSomething(command.command('rewind <slug>'), 'takes back what an agency has d
     'Brings an agency back to what it was in another database, which was restored from a backup (RESTORE_DATABASE_URL). Every other agency stays as it is. docs/backups.md says how.'
   )
   .action((slug: string) => restoreTenant(slug))
+
+command
+  .command('import <export> <files>')
+  .description(
+    'Makes an agency from an export of another installation (GET /tenant/export) and a folder with its files, each named by its id. docs/backups.md says how.'
+  )
+  .option('--slug <slug>', 'the address of the agency here, when the one of the export is taken')
+  .action((path: string, folder: string, { slug }: { slug?: string }) => importTenant(path, folder, slug))
 
 command.command('list').description('Lists all agencies, by slug.').action(list)
 

@@ -103,3 +103,22 @@ export function readRestoreConfig(env: Environment) {
     ...(values as { databaseOwnerUrl: string; restoreDatabaseUrl: string })
   }
 }
+
+/**
+ * Reads the settings of the command that imports an agency: the store, and the database as the owner of the tables.
+ *
+ * Throws InvalidConfiguration.
+ */
+export function readImportConfig(env: Environment) {
+  const { values, problems } = readSettings(env, { ...places, databaseOwnerUrl })
+  const url = values.databaseOwnerUrl
+  if (url === undefined && problems.length === 0) problems.push('DATABASE_OWNER_URL: must be set')
+  if (values.nodeEnv === 'production') {
+    problems.push(...unencryptedDatabases({ DATABASE_OWNER_URL: url }))
+    if (isPlain(values.s3Endpoint, 'http:')) {
+      problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
+    }
+  }
+  if (url === undefined || problems.length > 0) throw new InvalidConfiguration(problems)
+  return { ...values, databaseOwnerUrl: url }
+}
