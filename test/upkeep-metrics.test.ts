@@ -28,19 +28,19 @@ t.test('background jobs', async (t) => {
 
   t.test('say when they last succeeded, and how often they run', async (t) => {
     const before = await scrape(app)
-    t.equal(before.sum(at, { job: 'seal' }), 0, 'never, as yet')
+    t.equal(before.sum(at, { task: 'seal' }), 0, 'never, as yet')
     const startedAt = Date.now() / 1000
     await app.housekeeping.run()
     await app.objectSweep.run()
     await app.domainChecks.run()
     const page = await scrape(app)
-    const jobs = page.series.filter(({ name }) => name === at).map(({ labels }) => labels.job as string)
+    const jobs = page.series.filter(({ name }) => name === at).map(({ labels }) => labels.task as string)
     const hourly = ['stale_parts']
     for (const job of jobs.filter((each) => !hourly.includes(each) && each !== 'send_mails')) {
-      t.ok(page.sum(at, { job }) >= Math.floor(startedAt), job)
-      t.equal(page.sum('aggios_job_interval_seconds', { job }), 60, job)
-      t.equal(page.sum('aggios_job_failures_total', { job }), 0, job)
-      t.ok(page.sum('aggios_job_last_duration_seconds', { job }) > 0, job)
+      t.ok(page.sum(at, { task: job }) >= Math.floor(startedAt), job)
+      t.equal(page.sum('aggios_job_interval_seconds', { task: job }), 60, job)
+      t.equal(page.sum('aggios_job_failures_total', { task: job }), 0, job)
+      t.ok(page.sum('aggios_job_last_duration_seconds', { task: job }) > 0, job)
     }
     t.equal(jobs.length, 17)
   })
@@ -50,17 +50,17 @@ t.test('background jobs', async (t) => {
     await asAdmin(app, 'revoke execute on function sweep_invitations(integer) from aggios_app')
     await app.housekeeping.run()
     const page = await scrape(app)
-    t.equal(page.sum('aggios_job_failures_total', { job: 'invitations' }), 1)
+    t.equal(page.sum('aggios_job_failures_total', { task: 'invitations' }), 1)
     t.equal(page.sum('aggios_job_failures_total'), 1)
-    t.equal(page.sum(at, { job: 'invitations' }), before.sum(at, { job: 'invitations' }))
-    t.ok(page.sum(at, { job: 'sessions' }) > before.sum(at, { job: 'sessions' }))
+    t.equal(page.sum(at, { task: 'invitations' }), before.sum(at, { task: 'invitations' }))
+    t.ok(page.sum(at, { task: 'sessions' }) > before.sum(at, { task: 'sessions' }))
     t.equal(page.sum('aggios_database_errors_total', { class: '42' }), 1)
   })
 
   t.test('a job that is off is not there', async (t) => {
     const { has } = await scrape(await startApp(t, { SWEEP: 'off' }))
-    t.notOk(has(at, { job: 'remove_files' }))
-    t.ok(has(at, { job: 'send_mails' }))
+    t.notOk(has(at, { task: 'remove_files' }))
+    t.ok(has(at, { task: 'send_mails' }))
   })
 })
 
@@ -96,17 +96,17 @@ t.test('what waits', async (t) => {
   const blind = await scrape(third)
   t.notOk(blind.has('aggios_mails_due'))
   t.equal(blind.sum('aggios_metric_failures_total'), 1)
-  t.equal(blind.sum('aggios_service_up', { service: 'database' }), 1)
+  t.equal(blind.sum('aggios_dependency_up', { dependency: 'database' }), 1)
 })
 
 t.test('services', async (t) => {
   t.test('that answer are up', async (t) => {
     const app = await startApp(t)
     const page = await scrape(app)
-    t.equal(page.sum('aggios_service_up', { service: 'database' }), 1)
-    t.equal(page.sum('aggios_service_up', { service: 'storage' }), 1)
-    t.notOk(page.has('aggios_service_up', { service: 'redis' }), 'there is none')
-    t.ok(page.sum('aggios_service_latency_seconds', { service: 'database' }) < 2)
+    t.equal(page.sum('aggios_dependency_up', { dependency: 'database' }), 1)
+    t.equal(page.sum('aggios_dependency_up', { dependency: 'storage' }), 1)
+    t.notOk(page.has('aggios_dependency_up', { dependency: 'redis' }), 'there is none')
+    t.ok(page.sum('aggios_dependency_latency_seconds', { dependency: 'database' }) < 2)
     const build = page.series.find(({ name }) => name === 'aggios_build_info')
     const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
     t.match(build, { value: 1, labels: { version, revision: 'unknown', node: process.version } })
@@ -120,8 +120,8 @@ t.test('services', async (t) => {
     }
     const app = await startApp(t, { REDIS_URL: await unusedRedisUrl(), ...s3 })
     const page = await scrape(app)
-    for (const [service, up] of Object.entries({ database: 1, storage: 0, redis: 0 })) {
-      t.equal(page.sum('aggios_service_up', { service }), up, service)
+    for (const [dependency, up] of Object.entries({ database: 1, storage: 0, redis: 0 })) {
+      t.equal(page.sum('aggios_dependency_up', { dependency }), up, dependency)
     }
   })
 })

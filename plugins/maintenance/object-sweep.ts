@@ -112,6 +112,7 @@ export default fp(
           ]
 
     async function sweep(stopping: AbortSignal): Promise<void> {
+      if (steps.length === 0) return
       const before = { ...counts }
       const failures: unknown[] = []
       for (const step of steps) {

@@ -36,18 +36,18 @@ export default fp(
     })
 
     const eachService = (read: (check: HealthReport['database']) => number) => (): Sample[] =>
-      Object.entries(services ?? {}).map(([service, check]) => ({ labels: { service }, value: read(check) }))
+      Object.entries(services ?? {}).map(([dependency, check]) => ({ labels: { dependency }, value: read(check) }))
     const behind = (read: (upkeep: Upkeep) => number) => (): Sample[] => (upkeep ? [{ value: read(upkeep) }] : [])
 
     const { metrics } = app
     metrics.gauge(
-      'aggios_service_up',
+      'aggios_dependency_up',
       'Whether the database, the store of files and Redis answer',
       eachService(({ status }) => Number(status === 'ok'))
     )
     metrics.gauge(
-      'aggios_service_latency_seconds',
-      'How long a service took to answer',
+      'aggios_dependency_latency_seconds',
+      'How long it took to answer',
       eachService(({ latency_ms }) => latency_ms / 1000)
     )
     metrics.gauge(

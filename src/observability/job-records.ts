@@ -8,7 +8,7 @@ export type JobRecords = ReturnType<typeof createJobRecords>
 export function createJobRecords() {
   const records = new Map<string, JobRecord>()
   const eachJob = (read: (record: JobRecord) => number) => (): Sample[] =>
-    [...records].map(([job, record]) => ({ labels: { job }, value: read(record) }))
+    [...records].map(([job, record]) => ({ labels: { task: job }, value: read(record) }))
 
   return {
     /**
