@@ -53,7 +53,7 @@ function checkImages(exam: Examination): void {
   for (const file of files) {
     const text = readFileSync(join(exam.folder, file), 'utf8')
     for (const image of imagesOf(parse(text, { customTags: overrides }))) {
-      const [, name = '', tag = ''] = /^(?:[\w.-]+\.[\w.-]+\/)?([^:@]+)(?::([^@]+))?/.exec(image) ?? []
+      const [, name = '', tag = ''] = /^(?:[^/:@.]+\.[^/:@]*\/)?([^:@]+)(?::([^@]+))?/.exec(image) ?? []
       const product = products[name]
       const version =
         /^v?(\d+\.\d+\.\d+|RELEASE\.\S+)/.exec(tag)?.[1] ??
