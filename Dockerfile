@@ -21,8 +21,12 @@ ENV NODE_ENV=production \
 WORKDIR /app
 COPY --from=packages /app/node_modules node_modules
 COPY package.json ./
-# shown by the internal listener's /health
-RUN npm pkg set gitHead="${REVISION}"
+# gitHead is shown by the internal listener's /health. Then the image loses what could install something: npm and its like, apt and
+# dpkg. The list of Debian's packages stays, for scanners.
+RUN npm pkg set gitHead="${REVISION}" \
+  && rm -rf /usr/local/lib/node_modules /usr/local/bin/npm /usr/local/bin/npx /usr/local/bin/corepack \
+    /usr/local/bin/yarn /usr/local/bin/yarnpkg /opt/yarn-* /root/.npm \
+    /usr/bin/apt* /usr/bin/dpkg* /usr/lib/apt /usr/lib/dpkg /etc/apt /var/lib/apt
 COPY src src
 COPY plugins plugins
 COPY routes routes

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, resolve as resolvePath } from 'node:path'
 import { type Owner, root, temporaryFolder } from './harness.ts'
 
 /*
@@ -32,7 +32,7 @@ export function createStage(t: Owner, programs: Record<string, string>) {
           ...env,
           PATH: `${join(folder, 'bin')}:${process.env.PATH}`
         } as unknown as NodeJS.ProcessEnv
-        execFile(join(root, script), args, { env: environment }, (err, stdout, stderr) =>
+        execFile(resolvePath(root, script), args, { env: environment }, (err, stdout, stderr) =>
           resolve({ code: err ? Number(err.code) : 0, output: stdout + stderr })
         )
       })
