@@ -136,7 +136,7 @@ const notLimits: Record<string, string> = {
   'error-log': 'depth',
   'expected-error': 'stackTraceLimit',
   'folder-lock': 'exitTimeoutMs',
-  health: 'freshForMs timeoutMs',
+  health: 'freshForMs inspectedForMs timeoutMs',
   housekeeping: 'intervalMs',
   'internal-listener': 'requestTimeout',
   // docs/providers.md states them, with their operations

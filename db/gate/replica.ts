@@ -107,6 +107,12 @@ export function createReplica({
       return undefined
     },
 
+    /** `behind_seconds`: how old what it has is at most. Null: nobody knows. */
+    stats(): { usable: boolean; behind_seconds: number | null } {
+      const seconds = Math.round((performance.now() - completeUntil) / 100) / 10
+      return { usable: isUsable(), behind_seconds: Number.isFinite(seconds) ? seconds : null }
+    },
+
     async close(): Promise<void> {
       await poller.stop()
       await pool.end()

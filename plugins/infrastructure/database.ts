@@ -8,7 +8,7 @@ import { createTenantGate, type PipelineStats, type TenantGate, type TenantTrans
 import { prepareGate, type RequestFacts, type Scope, systemScope } from '../../db/gate/gate-query.ts'
 import { createPipeline, keyedTimeouts } from '../../db/gate/pipeline.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
-import { createReplica } from '../../db/gate/replica.ts'
+import { createReplica, type Replica } from '../../db/gate/replica.ts'
 import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
 import { connectWhenUp } from '../../db/gate/start-up.ts'
 import type { Statement } from '../../db/gate/statement.ts'
@@ -22,6 +22,8 @@ declare module 'fastify' {
     db: Kysely<SharedTables>
     /** The tenant gate, for work without a request. Routes use `tenantQuery` and `withTenant` of their request. */
     gate: TenantGate
+    /** The read replica, if there is one. Only its state: reads go there by `tenantQuery`. */
+    replica: Pick<Replica, 'stats'> | undefined
   }
   interface FastifyRequest {
     /**
@@ -115,6 +117,7 @@ export default fp(
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)
+    app.decorate('replica', replica)
     addMetrics(app, gate)
     app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
       const { tenant_id, user_id } = scope

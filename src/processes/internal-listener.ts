@@ -64,7 +64,12 @@ export function buildInternal(config: Config, processes: () => Processes | undef
         workers
       }
       if (serving === 0) throw unavailable({ headers: { 'retry-after': '1' }, extensions: report })
-      const whole = workers.every(({ status, checks }) => status === 'ok' && checks?.storage.status === 'ok')
+      const whole = workers.every(
+        ({ status, checks, conditions = {} }) =>
+          status === 'ok' &&
+          checks?.storage.status === 'ok' &&
+          Object.values(conditions).every((condition) => condition.status === 'ok')
+      )
       return { status: whole ? 'ok' : 'degraded', ...report }
     })
   })

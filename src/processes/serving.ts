@@ -10,13 +10,17 @@ type HealthReport = Awaited<ReturnType<FastifyInstance['health']['report']>>
 type Check = HealthReport['storage']
 /** The check of a store that answers but belongs to another database, so nothing is removed from it. */
 type FencedCheck = { status: 'degraded'; latency_ms: number; reason: string }
+/** With the latency above which a service counts as slow, which changes no status. */
+type Timed<T> = T & { slow_over_ms: number; slow: boolean }
 
 /** The state of a serving process, as operators see it. */
 export type ProcessHealth = {
   pid: number
   uptime_seconds: number
   draining: boolean
-  checks: Omit<HealthReport, 'storage'> & { storage: Check | FencedCheck }
+  checks: { database: Timed<Check>; storage: Timed<Check | FencedCheck>; redis?: Timed<Check> }
+  /** Of the disk, the replica and the backups. */
+  conditions: Awaited<ReturnType<FastifyInstance['health']['inspect']>>
   connections: ReturnType<FastifyInstance['gate']['stats']>
   revocations: ReturnType<FastifyInstance['revocations']['stats']>
 }
@@ -194,7 +198,8 @@ export async function serve(config: Config, onFault: () => void) {
       pid: process.pid,
       uptime_seconds: Math.round(process.uptime()),
       draining: app.health.draining,
-      checks: withFence(await app.health.report(), app.storeFence.reason()),
+      checks: timedChecks(await app.health.report(), app.storeFence.reason()),
+      conditions: await app.health.inspect(),
       connections: app.gate.stats(),
       revocations: app.revocations.stats()
     })
@@ -213,9 +218,18 @@ export async function serve(config: Config, onFault: () => void) {
   return { port, drain, report }
 }
 
-/** Adds to the public health report why nothing is removed from the store; only operators see the reason. */
-function withFence(report: HealthReport, reason: string | undefined): ProcessHealth['checks'] {
-  const { storage } = report
-  if (reason === undefined || storage.status !== 'ok') return report
-  return { ...report, storage: { ...storage, status: 'degraded', reason } }
+/** Above these latencies a service makes requests slow. */
+const slowOverMs = { database: 100, storage: 1000, redis: 50 }
+
+/** Adds to the public health report what only operators see: what is slow, and why nothing is removed from the store. */
+function timedChecks({ database, storage, redis }: HealthReport, reason: string | undefined): ProcessHealth['checks'] {
+  const timed = <T extends { latency_ms: number }>(check: T, slow_over_ms: number): Timed<T> => {
+    return { ...check, slow_over_ms, slow: check.latency_ms > slow_over_ms }
+  }
+  const fenced = reason !== undefined && storage.status === 'ok'
+  return {
+    database: timed(database, slowOverMs.database),
+    storage: timed(fenced ? { ...storage, status: 'degraded', reason } : storage, slowOverMs.storage),
+    ...(redis && { redis: timed(redis, slowOverMs.redis) })
+  }
 }
