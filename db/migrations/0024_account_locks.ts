@@ -18,7 +18,8 @@ import { type Kysely, sql } from 'kysely'
  * be given up.
  *
  * Besides: an identity at an agency's own provider is a way into that agency only, and is linked only while the provider and the
- * membership are there. Somebody whose account an agency alone has given them may end it.
+ * membership are there. Somebody whose account an agency alone has given them may end it. A sign-in that waits for a factor ends
+ * when an identity or the last factor is taken from the account.
  *
  * The version before calls the same functions, and gets the same answers.
  */
@@ -224,6 +225,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         return query select 'last', null::text, null::uuid;
       else
         delete from user_identities i where i.id = identity;
+        -- a sign-in by it that waits for a factor has to begin anew
+        update users u set password_version = u.password_version + 1 where u.id = current_user_id();
         return query select 'unlinked', found_one.provider, found_one.agency_id;
       end if;
     end $body$;
@@ -243,6 +246,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       if not found then
         return 'unknown';
       end if;
+      update users u set password_version = u.password_version + 1 where u.id = person;
       perform operate_account(person, 'sign_out', token_life);
       insert into audit_events (tenant_id, action, actor_id, target_id, detail)
         select m.tenant_id, 'user.identity_unlinked', null, person, jsonb_build_object('provider', gone.provider, 'by', 'operator')
@@ -250,6 +254,19 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       insert into account_mails (kind, user_id) values ('identity_unlinked', person);
       return 'unlinked';
     end $body$;
+
+    reset role;
+    -- Whoever removes the last factor ends the sign-ins that wait for one: their tokens name the version of the password.
+    create function end_waiting_sign_ins() returns trigger language plpgsql
+    as $body$
+    begin
+      new.password_version := old.password_version + 1;
+      return new;
+    end $body$;
+    revoke all on function end_waiting_sign_ins() from public;
+    create trigger end_waiting_sign_ins before update of mfa_enabled_at on users
+      for each row when (old.mfa_enabled_at is not null and new.mfa_enabled_at is null) execute function end_waiting_sign_ins();
+    set role aggios_directory;
 
     -- what was left of providers and memberships that went at the same moment
     delete from user_identities i where i.agency_id is not null and (

@@ -33,9 +33,12 @@ function findSession(app: FastifyInstance, request: SignOutRequest) {
   if (refreshToken === undefined) {
     const claims = app.bearers.findSigned(request)
     if (!claims) throw unauthenticated()
-    const live = claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
+    const key_thumbprint = claims.cnf?.jkt ?? null
+    // a stolen token of a bound session writes nothing to the audit log in the person's name
+    const isProven = key_thumbprint === null || key_thumbprint === request.keyThumbprint
+    const live = isProven && claims.exp * 1000 > Date.now() && !app.revocations.find(claims)
     if (live && request.tenant && request.tenant.id !== claims.tenant_id) request.denied = claims
-    return { tenant_id: claims.tenant_id, session_id: claims.sid, key_thumbprint: claims.cnf?.jkt ?? null }
+    return { tenant_id: claims.tenant_id, session_id: claims.sid, key_thumbprint }
   }
   const token = app.tokens.verifyRefresh(refreshToken)
   if (!token) throw invalidRefreshToken()

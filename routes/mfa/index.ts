@@ -34,7 +34,7 @@ const mfa: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/users/me/mfa',
     {
-      config: { access },
+      config: { access, reach: 'person' },
       schema: {
         operationId: 'getMfa',
         summary: 'The second factors of the signed-in person',
