@@ -75,12 +75,13 @@ export async function startArchive(t: Owner, { environment, folder }: Awaited<Re
   await setArchiveCommand(cluster, `${script} wal %p`)
   const { hostname, port, username, password } = new URL(cluster.url('aggios_backup'))
   const login = { PGHOST: hostname, PGPORT: port, PGUSER: username, PGPASSWORD: password, PGDATABASE: 'aggios' }
+  const variables: Record<string, string> = { ...env, ...login }
   const archive: Archive = {
     cluster,
-    env: { ...env, ...login },
+    env: variables,
     folder,
     async tool(...words) {
-      const { stdout, stderr } = await run(script, words, { env: { ...env, ...login } })
+      const { stdout, stderr } = await run(script, words, { env: variables })
       return stdout + stderr
     },
     async flush() {

@@ -41,6 +41,17 @@ t.test('continuous archiving', { skip: archiveSkip, timeout: 540_000 }, async (t
     t.match(await tool('list'), /^Backup ID/)
   })
 
+  await t.test('a base backup that no restore of the last days needs is removed, with its log', async (t) => {
+    const names = async () => (await tool('list')).split('\n').flatMap((line) => /^\d{8}T\d{6}/.exec(line)?.[0] ?? [])
+    const [first] = await names()
+    archive.env.BACKUP_DAYS = '0'
+    await tool('base')
+    delete archive.env.BACKUP_DAYS
+    const left = await names()
+    t.equal(left.length, 1, 'the newest stays in any case')
+    t.not(left[0], first)
+  })
+
   let between: Date | undefined
   await t.test('what is archived is encrypted at rest, where the server of the bucket can do so', async (t) => {
     await asSuperuser(async (client) => {
@@ -80,12 +91,14 @@ t.test('continuous archiving', { skip: archiveSkip, timeout: 540_000 }, async (t
       await client.query('insert into marks values (null)')
       await client.query('select pg_switch_wal()')
     })
-    await eventually(() =>
-      tool('check').then(
-        () => false,
-        (err) => /archiving fails since/.test(err.message)
+    // asked by SQL, because each check starts several programs
+    await eventually(async () => {
+      const { rows } = await asSuperuser((client) =>
+        client.query('select last_failed_time > last_archived_time as fails from pg_stat_archiver')
       )
-    )
+      return rows[0].fails
+    })
+    await t.rejects(tool('check'), { message: /archiving fails since/ })
     await setArchiveCommand(cluster, `${script} wal %p`)
     await archive.flush()
     t.match(await tool('check'), /the log is archived/)
