@@ -38,7 +38,7 @@ t.test('what only an installation can run names what is there', (t) => {
   const { scripts } = JSON.parse(readText('package.json'))
   const commands = blocksOf(page).filter(onInstallation).join('')
   for (const [, script = ''] of commands.matchAll(/npm run (\S+)/g)) t.ok(script in scripts, script)
-  for (const [, file = ''] of commands.matchAll(/-f (\S+)/g)) t.ok(existsSync(join(root, file)), file)
+  for (const [file] of commands.matchAll(/[\w./-]+\.ya?ml/g)) t.ok(existsSync(join(root, file)), file)
   t.match(readText('compose.backup.yaml'), /"\/backup\.sh", "check"|\/backup\.sh, check/)
   t.end()
 })
