@@ -16,6 +16,8 @@ export type DeclaredIndexes = { wanted: IndexDeclaration[]; retired: string[] }
 /** Differs from the lock of the steps: whoever waits for that one has a snapshot, for which PostgreSQL would wait in turn. */
 const lockId = '4611686018427387848'
 const lockPauseMs = 500
+/** When the first report of a build comes, and then each other one. */
+const firstReportMs = 1000
 const progressIntervalMs = 10_000
 /** How long a change of the catalogue waits for the running writers, while the next ones wait behind it. */
 const catalogueLockMs = 1000
@@ -197,9 +199,8 @@ async function reportProgress(
   signal: AbortSignal
 ): Promise<void> {
   const pid = (client as unknown as { processID: number }).processID
-  const pause = () => sleep(progressIntervalMs, undefined, { signal })
   try {
-    await pause()
+    await sleep(firstReportMs, undefined, { signal })
     await withOwner(ownerUrl, async (watcher) => {
       for (;;) {
         const { rows } = await watcher.query<Report>(
@@ -214,7 +215,7 @@ async function reportProgress(
           const waits = report.waits_for > 0 ? `, for the transaction of process ${report.waits_for} to end` : ''
           progress(`building the index ${name}: ${report.phase}${part}${waits}`)
         }
-        await pause()
+        await sleep(progressIntervalMs, undefined, { signal })
       }
     })
   } catch {

@@ -146,7 +146,7 @@ const notLimits: Record<string, string> = {
   provider: 'providerTimeoutMs',
   providers: 'depth',
   mail: 'intervalMs recordIntervalMs smtpTimeoutMs',
-  'index-builds': 'catalogueLockMs lockPauseMs lock_timeout nameLimit progressIntervalMs',
+  'index-builds': 'catalogueLockMs firstReportMs lockPauseMs lock_timeout nameLimit progressIntervalMs',
   migrate: 'lockWaitMs attemptPauseMs connectionTimeoutMillis',
   'owner-connection': 'statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',
   'minimum-rate': 'awaitedMs',

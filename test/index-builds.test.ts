@@ -33,7 +33,7 @@ async function holdOpen(t: Test, urls: DatabaseUrls) {
   t.teardown(() => client.end())
   await client.query('begin')
   await client.query("update tenants set name = name || '.' where false")
-  return { end: () => client.query('commit') }
+  return { pid: (client as unknown as { processID: number }).processID, end: () => client.query('commit') }
 }
 
 const add = (slug: string) => `insert into tenants (id, slug, name) values (uuid_v7(), '${slug}', 'The ${slug} agency')`
@@ -55,10 +55,13 @@ t.test('an index is built while others write, and a second run finds nothing to 
     await writer.query(add('acme'))
   })
   t.equal(await stateOf(urls, 'tenants_by_name'), 'invalid', 'it is still being built')
+  await eventually(() => lines.length > 1)
+  t.match(lines[1], new RegExp(`: waiting for writers.*, for the transaction of process ${held.pid} to end$`))
   await held.end()
   await built
   t.equal(await stateOf(urls, 'tenants_by_name'), 'valid')
-  t.match(lines, [/^building the index tenants_by_name: tenants has \d+ kB/, 'built the index tenants_by_name'])
+  t.match(lines[0], /^building the index tenants_by_name: tenants has \d+ kB/)
+  t.equal(lines.at(-1), 'built the index tenants_by_name')
   const found = await withClient(urls.postgres, async (client) => {
     await client.query('set enable_seqscan = off')
     return client.query("select slug from tenants where name = 'The acme agency'")
