@@ -1,9 +1,11 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Ajv } from 'ajv'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { parseAllDocuments } from 'yaml'
 import { pipelineCount } from '../plugins/infrastructure/database.ts'
+import type { Examination } from '../src/cli/doctor/examination.ts'
+import { checkProxies } from '../src/cli/doctor/settings-checks.ts'
 import { readConfig, readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
 import { readText, root, startApp } from './harness.ts'
@@ -16,7 +18,7 @@ import { otherStrongSecret, strongSecret } from './tokens.ts'
  * script that rolls them out, with a kubectl that is played.
  */
 
-type Env = { name: string; value: string }[]
+type Env = { name: string; value?: string; valueFrom?: object }[]
 type Probe = { httpGet: { path: string; port: string } }
 type Pod = {
   metadata: { labels: object; annotations?: Record<string, string> }
@@ -124,6 +126,17 @@ t.test('the settings of the pods', async (t) => {
     t.match(config, { nodeEnv: 'production', host: '0.0.0.0', port: portOf('http'), metricsPort: portOf('internal') })
     const owner = 'postgres://aggios_owner:secret@db.example/aggios?sslmode=verify-full'
     t.match(readMigrationConfig({ NODE_ENV: 'production', DATABASE_OWNER_URL: owner }), { databaseOwnerUrl: owner })
+    const found: string[] = []
+    const note = (code: string, subject: string) => found.push(`${code} ${subject}`)
+    checkProxies({ config, found: note } as unknown as Examination)
+    t.strictSame(found, [], 'the doctor says nothing of the proxies')
+  })
+
+  t.test('the retention of the audit log is read by the job, and by no pod that serves', async (t) => {
+    const key = { name: 'aggios-settings', key: 'AUDIT_RETENTION', optional: true }
+    const find = (pod: Pod) => container(pod).env.find(({ name }) => name === key.key)
+    t.strictSame(find(job), { name: key.key, valueFrom: { configMapKeyRef: key } })
+    t.strictSame(find(backend), { name: key.key, value: '' }, 'the map is given to it as a whole')
   })
 
   t.test('the pods that serve have no credentials of the owner', async (t) => {
@@ -230,33 +243,62 @@ t.test('the network is closed but for what is named', async (t) => {
 const kubectl = `
 case "$*" in
   'delete job aggios-migrate '*) echo delete >> calls ;;
-  'apply --filename -')
-    cat > applied
-    grep -q 'kind: Job' applied && name=migrate || name=api
-    grep 'image: ' applied | sed "s/ *image: */$name /" >> calls ;;
+  'create --filename - --output jsonpath={.metadata.uid}')
+    sed -n 's/ *image: */migrate /p' >> calls
+    printf uid-1 ;;
+  'apply --filename -') sed -n 's/ *image: */api /p' >> calls ;;
   'get job aggios-migrate '*)
-    if [ -n "$MIGRATION_FAILS" ]; then printf 'FailureTarget Failed '
-    elif [ -e asked ]; then printf 'SuccessCriteriaMet Complete '
-    else : > asked; fi ;;
+    # the first question comes before the job is made
+    if ! grep -q '^migrate' calls; then printf %s "$JOB_BEFORE"
+    elif [ -n "$REPLACED" ]; then printf 'uid-2 Complete '
+    elif [ -n "$MIGRATION_FAILS" ]; then printf 'uid-1 FailureTarget Failed '
+    elif [ -e asked ]; then printf 'uid-1 SuccessCriteriaMet Complete '
+    else : > asked; printf 'uid-1 '; fi ;;
+  'get deployment aggios-api '*) printf %s "$REVISION" ;;
   'rollout status '*) echo status >> calls; test -z "$NEVER_READY" ;;
-  'rollout undo '*) echo undo >> calls ;;
+  'rollout undo '*) echo "undo $7" >> calls; test -z "$UNDO_FAILS" ;;
   'logs '*) echo 'the log' ;;
   *) echo "kubectl $* is not known" >&2; exit 9 ;;
 esac`
 
-t.test('roll.sh migrates first, and goes back when the new pods are not ready', async (t) => {
+t.test('roll.sh of Kubernetes', async (t) => {
   const image = 'registry.example:5000/aggios-api:0.2.0'
-  const roll = async (env: Record<string, string>) => {
+  const roll = async (t: Test, env: Record<string, string>) => {
     const stage = createStage(t, { kubectl })
-    const { code, output } = await stage.run(`${folder}/roll.sh`, [image], env)
+    const { code, output } = await stage.run(`${folder}/roll.sh`, [image], {
+      JOB_BEFORE: 'uid-0 Complete ',
+      REVISION: '7',
+      ...env
+    })
     return { code, output, calls: stage.calls() }
   }
   const migrated = ['delete', `migrate ${image}`]
-  t.match(await roll({}), { code: 0, calls: [...migrated, `api ${image}`, 'status'] })
-  const late = await roll({ NEVER_READY: '1' })
-  t.match(late, { code: 1, output: /the log.*the pods before serve on/s })
-  t.strictSame(late.calls, [...migrated, `api ${image}`, 'status', 'undo'])
-  const failed = await roll({ MIGRATION_FAILS: '1' })
-  t.match(failed, { code: 1, output: /could not be brought up to date/ })
-  t.strictSame(failed.calls, migrated)
+  const rolled = [...migrated, `api ${image}`, 'status']
+
+  t.test('migrates first', async (t) => {
+    t.match(await roll(t, {}), { code: 0, calls: rolled })
+    t.match(await roll(t, { JOB_BEFORE: '', REVISION: '' }), { code: 0, calls: rolled })
+    t.match(await roll(t, { JOB_BEFORE: 'uid-0 FailureTarget Failed ' }), { code: 0, calls: rolled })
+    const failed = await roll(t, { MIGRATION_FAILS: '1' })
+    t.match(failed, { code: 1, output: /could not be brought up to date/ })
+    t.strictSame(failed.calls, migrated)
+  })
+  t.test('goes back to the revision before when the new pods are not ready', async (t) => {
+    const late = await roll(t, { NEVER_READY: '1' })
+    t.match(late, { code: 1, output: /the log.*the pods before serve on/s })
+    t.strictSame(late.calls, [...rolled, 'undo 7'])
+    const stuck = await roll(t, { NEVER_READY: '1', UNDO_FAILS: '1' })
+    t.match(stuck, { code: 1, output: /could not be taken back/ })
+    const first = await roll(t, { NEVER_READY: '1', REVISION: '' })
+    t.match(first, { code: 1, output: /there were none before/ })
+    t.strictSame(first.calls, rolled, 'the first version has nothing to go back to')
+  })
+  t.test('leaves the job of another run alone, and does not take it for its own', async (t) => {
+    const second = await roll(t, { JOB_BEFORE: 'uid-0 ' })
+    t.match(second, { code: 1, output: /still works/ })
+    t.strictSame(second.calls, [''])
+    const beaten = await roll(t, { REPLACED: '1' })
+    t.match(beaten, { code: 1, output: /another run has replaced the job/ })
+    t.strictSame(beaten.calls, migrated)
+  })
 })

@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, readdirSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readlinkSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { parseEnv } from 'node:util'
 import t, { type Test } from 'tap'
 import { readMigrationConfig } from '../src/config/config.ts'
 import { settings } from '../src/config/settings.ts'
@@ -18,11 +19,16 @@ const analyze = findProgram('systemd-analyze', { compiled: true })
 const docker = `
 case "$*" in
   'compose ps --quiet backend') ls running ;;
-  'compose build migrate backend') echo build >> calls ;;
+  'compose --profile restore config --services')
+    echo backend
+    if [ -n "$BACKUPS" ]; then printf '%s\\n' backup backup-files restore restore-files restore-agency; fi ;;
+  'compose build migrate backend'*) echo "build\${*#compose build migrate backend}" >> calls ;;
+  'compose ps --quiet backup-files') test "$BACKUPS" = stopped || echo container ;;
+  'compose up --detach --no-deps backup-files') echo 'replace backup-files' >> calls ;;
   'compose run --rm --no-deps migrate') echo migrate >> calls; test -z "$MIGRATION_FAILS" ;;
   'compose up --detach --no-deps --no-recreate --scale backend='*)
     wanted=$(echo "$*" | sed 's/.*backend=\\([0-9]*\\) backend/\\1/')
-    while [ "$(ls running | wc -l)" -lt "$wanted" ]; do
+    while [ -z "$ENDS_AT_ONCE" ] && [ "$(ls running | wc -l)" -lt "$wanted" ]; do
       new=new$(grep -c '^add' calls)
       printf new > "running/$new"
       echo "add $new" >> calls
@@ -59,6 +65,21 @@ t.test('with compose, a replica is added before one ends', async (t) => {
     t.match(await stage.run(script, [], env), { code: 1, output: /the log of the new one.*serve on/s })
     t.strictSame(stage.running(), { old1: 'old', old2: 'old' })
   })
+  t.test('when the new version ends at once', async (t) => {
+    const stage = start(t)
+    t.match(await stage.run(script, [], { ENDS_AT_ONCE: '1' }), { code: 1, output: /ended at once.*serve on/ })
+    t.strictSame(stage.running(), { old1: 'old', old2: 'old' })
+  })
+  t.test('with backups, what copies files is replaced too, and what restores is built', async (t) => {
+    const stage = start(t)
+    t.match(await stage.run(script, [], { BACKUPS: 'running' }), { code: 0 })
+    const [build, ...others] = stage.calls()
+    t.equal(build, 'build backup-files restore-files restore-agency')
+    t.equal(others.at(-1), 'replace backup-files')
+    const stopped = start(t)
+    t.match(await stopped.run(script, [], { BACKUPS: 'stopped' }), { code: 0 })
+    t.equal(stopped.calls().at(-1), 'stop old2', 'what was stopped stays so')
+  })
   t.test('when the schema cannot be brought up to date', async (t) => {
     const stage = start(t)
     t.not((await stage.run(script, [], { MIGRATION_FAILS: '1' })).code, 0)
@@ -73,7 +94,8 @@ t.test('with compose, a replica is added before one ends', async (t) => {
 
 const systemctl = `
 case "$*" in
-  'list-units --plain --no-legend --state=active aggios@*.service')
+  'list-units --plain --no-legend --state=active,activating,reloading aggios@*.service')
+    if [ -n "$NO_BUS" ]; then echo 'Failed to connect to bus' >&2; exit 1; fi
     for name in $(ls running); do echo "$name loaded active running Aggios API"; done ;;
   'start aggios-migrate@'*) echo "$2" >> calls; test -z "$MIGRATION_FAILS" ;;
   'restart '*) version=$(readlink current); printf %s "\${version#releases/}" > "running/$2"; echo "restart $2" >> calls ;;
@@ -121,6 +143,14 @@ t.test('with systemd, one process after another is started with the new version'
     t.match(await roll('0.3.0'), { code: 1, output: /there is no .*0\.3\.0/ })
     t.strictSame([running(), current()], [both('0.1.0'), 'releases/0.1.0'])
   })
+  t.test('when nothing runs, or systemd does not answer', async (t) => {
+    const { roll, calls, current, folder } = start(t)
+    t.match(await roll('0.2.0', { NO_BUS: '1' }), { code: 1, output: /Failed to connect to bus/ })
+    rmSync(join(folder, 'running'), { recursive: true })
+    mkdirSync(join(folder, 'running'))
+    t.match(await roll('0.2.0'), { code: 1, output: /systemctl enable --now aggios@8081/ })
+    t.strictSame([calls(), current()], [[''], 'releases/0.1.0'], 'nothing is migrated, and nothing switched')
+  })
 })
 
 t.test('the units of systemd', async (t) => {
@@ -153,6 +183,29 @@ t.test('the units of systemd', async (t) => {
     t.match(readMigrationConfig(env), { databaseOwnerUrl: /verify-full/ })
   })
 
+  t.test('decide what the file of settings must not change', async (t) => {
+    const file = { ...parseEnv(readText('.env.example')), AUDIT_RETENTION: '90' }
+    t.match(file, { NODE_ENV: 'development', PORT: '8080', TRUST_PROXY: '' })
+    /** The environment of the program, where the file wins over Environment=, as systemd.exec(5) says. */
+    const given = (unit: string) => {
+      const text = textOf(unit).replaceAll('\\\n', '')
+      t.match(text, /^EnvironmentFile=\/etc\/aggios\/aggios\.env$/m)
+      const [program = '', ...words] = (/^ExecStart=(.*)$/m.exec(text)?.[1] ?? '').replaceAll('%i', '8081').split(/ +/)
+      const [node = '', source = ''] = words.slice(-2)
+      for (const path of [node.replace(/^\/opt\/aggios\/(current|releases\/8081)/, root), join(root, source)])
+        t.ok(existsSync(path), path)
+      const args = [...words.slice(0, -2), process.execPath, '-p', 'JSON.stringify(process.env)']
+      const env = { ...environmentOf(unit), ...file } as unknown as NodeJS.ProcessEnv
+      return JSON.parse(execFileSync(program, args, { env, encoding: 'utf8' }))
+    }
+    const serving = { NODE_ENV: 'production', HOST: '127.0.0.1', PORT: '8081', TRUST_PROXY: '127.0.0.1' }
+    t.match(given('aggios@.service'), { ...serving, AUDIT_RETENTION: '' })
+    const { DATABASE_OWNER_URL_FILE: _, ...migrating } = given('aggios-migrate@.service')
+    const owner = 'postgres://aggios_owner:secret@db.example/aggios?sslmode=verify-full'
+    const config = readMigrationConfig({ ...migrating, DATABASE_OWNER_URL: owner })
+    t.match(config, { nodeEnv: 'production', auditRetention: 90 })
+  })
+
   t.test('give a stop its time, and no second start to what a start cannot mend', async (t) => {
     const text = textOf('aggios@.service')
     t.ok(Number(/^TimeoutStopSec=(\d+)$/m.exec(text)?.[1]) > Number(settings.shutdownTimeout.fallback))
@@ -171,7 +224,7 @@ t.test('the units of systemd', async (t) => {
       t.match(security.toString(), /Overall exposure level for .*: 1\.\d OK/)
     }
     const broken = join(folder, 'broken@.service')
-    writeFileSync(broken, textOf('aggios@.service').replace('/opt/aggios/current', '/nowhere'))
+    writeFileSync(broken, textOf('aggios@.service').replace('/usr/bin/env', '/nowhere'))
     t.throws(() => execFileSync(analyze.path, ['verify', broken], { stdio: 'pipe' }), 'it does look')
   })
 })

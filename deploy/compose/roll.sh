@@ -25,14 +25,22 @@ if [ -z "$old" ]; then
 fi
 count=$(echo "$old" | wc -l)
 
-docker compose build migrate backend
+services=$(docker compose --profile restore config --services)
+# with backups there are other services that run the product
+others=$(echo "$services" | grep --line-regexp --extended-regexp 'backup-files|restore-files|restore-agency' || true)
+# shellcheck disable=SC2086
+docker compose build migrate backend $others
 # the version before serves on with the new schema; without the new schema nothing is replaced
 docker compose run --rm --no-deps migrate
 
 for replaced in $old; do
   before=$(docker compose ps --quiet backend)
   docker compose up --detach --no-deps --no-recreate --scale backend=$((count + 1)) backend
-  new=$(docker compose ps --quiet backend | grep --invert-match --line-regexp --fixed-strings "$before")
+  now=$(docker compose ps --quiet backend)
+  if ! new=$(echo "$now" | grep --invert-match --line-regexp --fixed-strings "$before"); then
+    echo 'the new replica ended at once: the replicas that are left serve on' >&2
+    exit 1
+  fi
 
   waited=0
   until is_ready "$new"; do
@@ -52,4 +60,11 @@ for replaced in $old; do
   docker stop "$replaced"
   docker rm "$replaced"
 done
+
+case "$others" in
+  *backup-files*)
+    copying=$(docker compose ps --quiet backup-files)
+    [ -z "$copying" ] || docker compose up --detach --no-deps backup-files
+    ;;
+esac
 echo "$count replicas were replaced"

@@ -35,7 +35,13 @@ if [ ! -d "$home/releases/$version" ]; then
   exit 1
 fi
 before=$(readlink "$home/current")
-units=$(systemctl list-units --plain --no-legend --state=active 'aggios@*.service' | awk '{ print $1 }')
+# also processes that are just starting, or that systemd starts again and again
+listed=$(systemctl list-units --plain --no-legend --state=active,activating,reloading 'aggios@*.service')
+units=$(echo "$listed" | awk '{ print $1 }')
+if [ -z "$units" ]; then
+  echo 'no process runs: systemctl enable --now aggios@8081 starts the first one' >&2
+  exit 1
+fi
 
 # the version before serves on with the new schema; without the new schema nothing is replaced
 systemctl start "aggios-migrate@$version.service"

@@ -89,7 +89,7 @@ export const kinds: ReadonlyMap<string, Kind> = new Map(
     ),
     image_outdated: error(
       'An image of compose.yaml has a known hole',
-      'Write the fixed version into the file, and run `docker compose up -d`.',
+      'Write the fixed version into the file, and run `docker compose up -d --build` for its service.',
       'docs/doctor.md#known-holes'
     ),
     ...databaseKinds,

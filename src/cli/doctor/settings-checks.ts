@@ -84,7 +84,7 @@ function checkEncryption(exam: Examination): void {
 /** Networks that are larger than those of a content delivery network. */
 const widest = { 4: 12, 6: 28 }
 
-function checkProxies(exam: Examination): void {
+export function checkProxies(exam: Examination): void {
   const { trustProxy } = exam.config
   // in production a proxy ends TLS, because the server itself speaks plain HTTP
   if (isProduction(exam) && trustProxy.length === 0) exam.found('trust_proxy_missing', 'TRUST_PROXY is empty')
