@@ -7128,6 +7128,7 @@ export interface operations {
       /**
        * @description `tenant_mismatch`: The token belongs to another agency
        *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
        */
       403: {
         headers: {
