@@ -6,9 +6,16 @@ import { v7 as uuidv7 } from 'uuid'
 import { queryIn, type TenantTransaction } from '../db/gate/gate.ts'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { confirmEmailChange, requestEmailChange, useAccountLink } from '../db/queries/accounts/links.ts'
-import { prepareAccountMail, requestPasswordReset, requestVerification } from '../db/queries/accounts/mails.ts'
+import {
+  prepareAccountMail,
+  queueAgencyNews,
+  queueAgencyNotice,
+  requestPasswordReset,
+  requestVerification
+} from '../db/queries/accounts/mails.ts'
 import { operateAccount } from '../db/queries/accounts/operation.ts'
-import { deleteMember } from '../db/queries/members.ts'
+import { endMyIdentity } from '../db/queries/directory.ts'
+import { deleteMember, lockRoles } from '../db/queries/members.ts'
 import { openSession } from '../db/queries/sessions.ts'
 import { isLinkable, linkIdentity, touchIdentity, unlinkIdentity } from '../db/queries/sign-in/identities.ts'
 import { addPasskey, myPasskeys, removePasskey } from '../db/queries/sign-in/passkeys.ts'
@@ -126,6 +133,14 @@ const join = (world: World) =>
     world.person
   ])
 
+/** Its people are told, after the memberships of all owners were locked. */
+const tell = (world: World) =>
+  inScope(world, async (trx) => {
+    await lockRoles(trx, [world.acme.owner.id])
+    await queueAgencyNews(trx, 'provider_demanded', { provider: 'Login' })
+    await queueAgencyNotice(trx, 'domain_lost', { domain: 'x.example' }, ['owner', 'member'])
+  })
+
 /** What routes do in their transactions, by the functions that they do it by. */
 const acts: Record<string, (world: World) => Promise<unknown>> = {
   async 'a mail is sent'(world) {
@@ -202,6 +217,7 @@ const acts: Record<string, (world: World) => Promise<unknown>> = {
       const [passkey] = await queryIn(trx, myPasskeys, {})
       await removePasskey(trx, passkey?.id ?? randomUUID(), { actor_id: world.person, token_seconds })
     }),
+  'an agency tells its people': tell,
   async 'a member leaves'(world) {
     await inScope(world, (trx) => deleteMember(trx, world.person))
     await join(world)
@@ -254,6 +270,35 @@ t.test('each pair of what changes an account runs at once without a deadlock', a
     }
   }
   t.equal(await deadlocksIn(world.app), 0)
+})
+
+t.test('an agency tells its people while the account of an owner ends', async (t) => {
+  const world = await start(t)
+  const { app, acme, person, email } = world
+  const rounds = 12
+  for (let round = 0; round < rounds; round++) {
+    await rowsOf(
+      world,
+      `with someone as (
+         insert into users (id, email, name, email_verified_at) values ($1, $2, 'Somebody', now()) on conflict do nothing)
+       insert into memberships (tenant_id, user_id, role) values ($3, $1, 'owner')
+       on conflict (tenant_id, user_id) do update set role = 'owner'`,
+      [person, email, acme.id]
+    )
+    await rowsOf(world, 'delete from memberships where user_id = $1 and tenant_id <> $2', [person, acme.id])
+    const runs = [
+      inScope(world, (trx) => queryIn(trx, endMyIdentity, { token_seconds })),
+      ...[0, 3, 6, 9].map(async (ms) => {
+        await sleep(ms)
+        await tell(world)
+      })
+    ]
+    for (const { reason } of (await Promise.allSettled(runs)) as { reason?: unknown }[]) {
+      if (reason !== undefined) t.fail(`round ${round}: ${reason}`)
+    }
+    t.strictSame(await rowsOf(world, 'select id from users where id = $1', [person]), [], 'the account has ended')
+  }
+  t.equal(await deadlocksIn(app), 0)
 })
 
 t.test('a deadlock would be counted', async (t) => {

@@ -1,7 +1,9 @@
 import t from 'tap'
+import { queueAgencyNotice } from '../db/queries/accounts/mails.ts'
 import { agencyNewsKinds } from '../src/mail/agency-news.ts'
+import { withClient } from './databases.ts'
 import { enroll } from './factors.ts'
-import { addMember, allRows, createTenant, mailsTo, startApp, type Tenant } from './harness.ts'
+import { addMember, allRows, createTenant, mailsTo, startApp, type Tenant, type TestApp } from './harness.ts'
 import { forgot, mailsAreSent, subjectsTo, verifyAll } from './mailed-links.ts'
 
 /*
@@ -11,6 +13,27 @@ import { forgot, mailsAreSent, subjectsTo, verifyAll } from './mailed-links.ts'
 const demand = (tenant: Tenant, mfa_required_from: string | null) =>
   tenant.send({ method: 'PATCH', url: '/api/v1/tenant', payload: { settings: { mfa_required_from } } })
 const demands = 'acme agency demands a second factor'
+
+/** While the mail server is away. */
+async function held(app: TestApp, work: () => Promise<void>): Promise<void> {
+  const hold = `create function hold() returns trigger language plpgsql as $$ begin
+      new.due_at := now() + interval '1 hour'; return new; end $$;
+    create trigger hold before insert on account_mails for each row execute function hold()`
+  await allRows(app.database, hold)
+  await work()
+  await allRows(app.database, 'drop trigger hold on account_mails; drop function hold()')
+}
+async function sendHeld(app: TestApp): Promise<void> {
+  await allRows(app.database, 'update account_mails set due_at = now() where sent_at is null')
+  await mailsAreSent(app)
+}
+const queue = (app: TestApp, kind: string, user_id: string, agency: Tenant) =>
+  allRows(app.database, 'insert into account_mails (kind, user_id, agency_id, detail) values ($1, $2, $3, $4)', [
+    ...[kind, user_id, agency.id],
+    '{"provider": "Login", "from": "2031-01-01T00:00:00Z", "person": "a@b.example", "domain": "b.example"}'
+  ])
+/** What an agency tells about itself. */
+const fromAgency = [...agencyNewsKinds, 'break_glass_used', 'domain_lost']
 
 t.test('a demand of a second factor is told to all members', async (t) => {
   const app = await startApp(t, { LOG_LEVEL: 'info' })
@@ -42,19 +65,23 @@ t.test('a demand of a second factor is told to all members', async (t) => {
   t.equal(news(email).length, 1, 'nothing has changed')
 
   // while the mail server is away
-  const later = "update account_mails set due_at = now() + interval '1 hour' where sent_at is null"
-  const hold = `create function hold() returns trigger language plpgsql as $$ begin
-      new.due_at := now() + interval '1 hour'; return new; end $$;
-    create trigger hold before insert on account_mails for each row execute function hold()`
-  await allRows(app.database, later)
-  await allRows(app.database, hold)
-  for (const from of ['2032-01-01T00:00:00Z', '2033-01-01T00:00:00Z', null]) await demand(acme, from)
-  await allRows(app.database, 'drop trigger hold on account_mails')
+  await held(app, async () => {
+    for (const from of ['2032-01-01T00:00:00Z', '2033-01-01T00:00:00Z', null]) await demand(acme, from)
+  })
+  const waiting = 'select kind from account_mails where user_id = $1 and sent_at is null'
+  const kinds = await allRows(app.database, waiting, [member.owner.id])
+  t.strictSame(kinds, [{ kind: 'factor_demand_ended' }], 'what is out of date does not wait')
   await allRows(app.database, 'delete from memberships where user_id = $1 and tenant_id = $2', [
     ...[former.owner.id, acme.id]
   ])
-  await allRows(app.database, 'update account_mails set due_at = now() where sent_at is null')
-  await mailsAreSent(app)
+  // one that was tried before there was a newer one
+  await allRows(
+    app.database,
+    `insert into account_mails (id, kind, user_id, agency_id, detail, attempts)
+     values ('01800000-0000-7000-8000-000000000000', 'factor_demanded', $1, $2, '{"from": "2032-01-01T00:00:00Z"}', 1)`,
+    [member.owner.id, acme.id]
+  )
+  await sendHeld(app)
   t.strictSame(
     news(email).slice(1),
     ['The acme agency no longer demands a second factor'],
@@ -75,32 +102,42 @@ t.test(
     const acme = await createTenant(app, 'acme')
     await verifyAll(app)
     const { id, email } = acme.owner
-    const sent = (kind: string) =>
+    const sent = (kind: string, agency_id: string | null = null) =>
       allRows(
         app.database,
         `insert into account_mails (kind, user_id, agency_id, sent_at)
-       select $1, $2, gen_random_uuid(), now() from generate_series(1, 20)`,
-        [kind, id]
+       select $1, $2, $3, now() from generate_series(1, 20)`,
+        [kind, id, agency_id]
       )
-    const queue = (kind: string) =>
-      allRows(app.database, 'insert into account_mails (kind, user_id, agency_id, detail) values ($1, $2, $3, $4)', [
-        ...[kind, id, acme.id, '{"provider": "Acme login", "from": "2031-01-01T00:00:00Z"}']
-      ])
     await sent('password_changed')
-    for (const kind of agencyNewsKinds) {
+    for (const kind of fromAgency) {
       const count = subjectsTo(app, email).length
-      await queue(kind)
-      await queue('totp_removed')
+      await queue(app, kind, id, acme)
+      await queue(app, 'totp_removed', id, acme)
       await mailsAreSent(app)
       t.equal(subjectsTo(app, email).length, count + 1, `${kind} is sent, and a notice that is one too many is not`)
     }
-    await allRows(app.database, 'delete from account_mails')
-    await sent('factor_demanded')
-    const count = subjectsTo(app, email).length
-    await queue('provider_demanded')
-    await queue('totp_removed')
-    await mailsAreSent(app)
-    t.strictSame(subjectsTo(app, email).slice(count), ['The authenticator app of your account was removed'])
+    const rival = await createTenant(app, 'rival')
+    await addMember(app, rival, id, 'owner')
+    for (const [many, one, other] of [
+      ['factor_demanded', 'provider_demanded', 'domain_lost'],
+      ['break_glass_used', 'domain_lost', 'provider_demanded']
+    ] as const) {
+      await allRows(app.database, 'delete from account_mails')
+      await sent(many, acme.id)
+      const count = subjectsTo(app, email).length
+      await queue(app, one, id, acme)
+      await mailsAreSent(app)
+      t.equal(subjectsTo(app, email).length, count, `${one} is one too many after twenty of ${many}`)
+      await queue(app, other, id, acme)
+      await queue(app, one, id, rival)
+      await queue(app, 'totp_removed', id, acme)
+      await mailsAreSent(app)
+      const subjects = subjectsTo(app, email).slice(count)
+      t.equal(subjects.length, 3, 'of other kinds it is not, nor of another agency')
+      t.ok(subjects.includes('The authenticator app of your account was removed'))
+      t.ok(subjects.some((subject) => subject.includes('rival agency')))
+    }
 
     await allRows(app.database, 'delete from account_mails')
     const before = app.logLines.length
@@ -124,3 +161,66 @@ t.test(
     t.match(mails[0], /^Set a new password/, 'who waits for a mail does not wait for thirty others')
   }
 )
+
+t.test('what an agency tells goes out in no name but its own', async (t) => {
+  const app = await startApp(t, { LOG_LEVEL: 'info' })
+  const rival = await createTenant(app, 'rival')
+  const acme = await createTenant(app, 'acme')
+  const { id, email } = acme.owner
+  await addMember(app, rival, id, 'owner')
+  await verifyAll(app)
+  await enroll(app, rival)
+  await mailsAreSent(app)
+  const count = subjectsTo(app, email).length
+  await held(app, async () => {
+    t.equal((await demand(rival, '2031-01-01T00:00:00Z')).statusCode, 200)
+    for (const kind of fromAgency.filter((kind) => kind !== 'factor_demanded')) await queue(app, kind, id, rival)
+    await queue(app, 'password_changed', id, rival)
+  })
+  const ended = await rival.send({ method: 'DELETE', url: '/api/v1/tenant', payload: { slug: 'rival' } })
+  t.equal(ended.statusCode, 202)
+  await sendHeld(app)
+  t.strictSame(subjectsTo(app, email).slice(count), ['Your password was changed'], 'only what concerns the account')
+})
+
+t.test('an agency demands something ten times a day at most, and may always end it', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const rival = await createTenant(app, 'rival')
+  await enroll(app, acme)
+  await enroll(app, rival)
+  for (let year = 2031; year < 2041; year++) {
+    t.equal((await demand(acme, `${year}-01-01T00:00:00Z`)).statusCode, 200)
+  }
+  t.match((await demand(acme, '2041-01-01T00:00:00Z')).json(), { status: 429, code: 'rate_limited' })
+  t.equal((await demand(acme, '2040-01-01T00:00:00Z')).statusCode, 200, 'nothing has changed')
+  t.equal((await demand(acme, null)).statusCode, 200)
+  t.equal((await demand(rival, '2031-01-01T00:00:00Z')).statusCode, 200, 'another agency')
+})
+
+t.test('telling people waits for no account that is about to end', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const leaver = await createTenant(app, 'leaver')
+  const stays = await createTenant(app, 'stays')
+  await addMember(app, acme, leaver.owner.id, 'member')
+  await addMember(app, acme, stays.owner.id, 'member')
+  await verifyAll(app)
+  await enroll(app, acme)
+  const told = async (kind: string) => {
+    const text = 'select user_id from account_mails where kind = $1 and agency_id = $2 order by user_id'
+    return (await allRows(app.database, text, [kind, acme.id])).map(({ user_id }) => user_id)
+  }
+  await withClient(app.database.postgres, async (client) => {
+    await client.query('begin')
+    await client.query('select from users where id = $1 for update', [leaver.owner.id])
+    t.equal((await demand(acme, '2031-01-01T00:00:00Z')).statusCode, 200)
+    await app.gate.transaction({ tenant_id: acme.id, user_id: acme.owner.id, request: '' }, (trx) =>
+      queueAgencyNotice(trx, 'domain_lost', { domain: 'acme.example' }, ['owner', 'member'])
+    )
+    await client.query('rollback')
+  })
+  const others = [acme.owner.id, stays.owner.id].sort()
+  t.strictSame(await told('factor_demanded'), others, 'the members whose account is not locked')
+  t.strictSame(await told('domain_lost'), others)
+})

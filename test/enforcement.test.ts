@@ -419,6 +419,20 @@ t.test('the last break-glass owner stays one', async (t) => {
   t.equal((await acme.with(access_token, removal)).statusCode, 204)
 })
 
+t.test('an agency demands its provider ten times a day at most, and may always end it', async (t) => {
+  const app = await startApp(t)
+  const { tenant: acme, provider, start } = await createEnforced(app, 'acme')
+  for (let n = 0; n < 10; n++) {
+    await start()
+    t.equal((await end(acme)).statusCode, 204)
+  }
+  t.match((await enforce(acme, provider)).json(), { status: 429, code: 'rate_limited' })
+  t.equal((await acme.send(enforcement)).json().provider_id, null, 'nothing has changed')
+  const payload = { settings: { mfa_required_from: '2031-01-01T00:00:00Z' } }
+  const demanded = await acme.send({ method: 'PATCH', url: '/api/v1/tenant', payload })
+  t.match(demanded.json(), { status: 429, code: 'rate_limited' }, 'a second factor is counted with it')
+})
+
 t.test('an agency that demands its provider can be deleted and purged', async (t) => {
   const app = await startApp(t, { TENANT_PURGE_AFTER: '0' })
   const { tenant: acme, start } = await createEnforced(app, 'acme')

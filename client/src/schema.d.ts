@@ -947,7 +947,7 @@ export interface paths {
     head?: never
     /**
      * Change the agency
-     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it.
+     * @description JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it, so an agency may set it and demand a provider ten times a day in all: `rate_limited`. Ending it is not limited.
      */
     patch: operations['updateTenant']
     trace?: never
@@ -1246,7 +1246,7 @@ export interface paths {
     get: operations['getEnforcement']
     /**
      * Demand that people come in through the agency's own provider
-     * @description From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail. Needs a sign-in within the last five minutes.
+     * @description From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail, so an agency may demand a provider and a second factor ten times a day in all: `rate_limited`. Needs a sign-in within the last five minutes.
      */
     put: operations['enforceProvider']
     post?: never

@@ -15,19 +15,47 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       language sql immutable parallel safe
       return kind in ('factor_demanded', 'factor_demand_ended', 'provider_demanded', 'provider_demand_ended');
 
-    -- Tells the members of the agency in app.tenant_id what it demands from now on. Only verified addresses get notices.
+    -- What an agency tells people about itself: news, and notices to those who run it. Everything else is about a person's account.
+    create function is_from_agency(kind text) returns boolean
+      language sql immutable parallel safe
+      return is_agency_news(kind) or kind in ('break_glass_used', 'domain_lost');
+
+    -- Tells the members of the agency in app.tenant_id what it demands from now on. Only verified addresses get notices. What waits
+    -- to say something older of the kind, and was never tried, is deleted. The order of locks (0024) would have users and mails
+    -- before the rows that the caller has locked, so this waits for no lock: somebody whose account is about to end, or whose
+    -- address is just being changed, is not told. A mail that is being prepared stays, and is sent or dropped.
     create function queue_agency_news(kind text, detail jsonb) returns void
       language sql volatile security definer
     begin atomic
+      delete from account_mails o where o.id in (
+        select w.id from account_mails w
+        where w.user_id in (select m.user_id from memberships m where m.tenant_id = (select current_tenant_id()))
+          and w.agency_id = (select current_tenant_id()) and w.sent_at is null and w.dropped_at is null and w.attempts = 0
+          and is_agency_news(w.kind) and split_part(w.kind, '_', 1) = split_part(queue_agency_news.kind, '_', 1)
+        for update skip locked);
       insert into account_mails (kind, user_id, agency_id, detail)
       select queue_agency_news.kind, m.user_id, m.tenant_id, queue_agency_news.detail
       from memberships m join users u on u.id = m.user_id
       where m.tenant_id = (select current_tenant_id()) and u.email_verified_at is not null and u.disabled_at is null
-        and is_agency_news(queue_agency_news.kind);
+        and is_agency_news(queue_agency_news.kind)
+      for key share of u skip locked;
     end;
 
-    -- As in 0017, but what agencies tell has a count of its own, so that no agency keeps a person from learning what happened to
-    -- their account. It is dropped when there is something newer of the kind, and for whoever has left the agency.
+    -- As in 0021, and waits for no lock: a sign-in and the check of a domain hold what comes after users in the order of locks.
+    create or replace function queue_agency_notice(kind text, detail jsonb, roles text[]) returns void
+      language sql volatile security definer
+    begin atomic
+      insert into account_mails (kind, user_id, agency_id, detail)
+      select queue_agency_notice.kind, m.user_id, m.tenant_id, queue_agency_notice.detail
+      from memberships m join users u on u.id = m.user_id
+      where m.tenant_id = (select current_tenant_id()) and m.role = any (roles)
+      order by m.user_id limit 100
+      for key share of u skip locked;
+    end;
+
+    -- As in 0017, but what an agency tells has counts of its own, so that no agency keeps a person from learning what happened to
+    -- their account, or what another agency tells. It goes out in the name of that agency only: it is dropped when the agency is not
+    -- active. News is dropped when there is something newer of the kind, and for whoever has left the agency.
     create or replace function prepare_account_mail(mail uuid, most integer, in_window interval, most_notices integer, reset_life interval,
         verification_life interval)
       returns table (kind text, address text, name text, agency_id uuid, agency text, slug text, locale text, link_id uuid,
@@ -78,6 +106,10 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         from memberships m join tenants t on t.id = m.tenant_id
         where m.user_id = person.id and t.status = 'active'
         order by (t.id = waiting.agency_id) desc nulls last, m.last_used_at desc nulls last, t.id limit 1;
+      if is_from_agency(waiting.kind) and home.id is distinct from waiting.agency_id then
+        perform drop_account_mail(mail);
+        return;
+      end if;
 
       if waiting.kind in ('reset', 'verification', 'change_from', 'change_to') then
         life := case waiting.kind when 'verification' then verification_life else reset_life end;
@@ -139,7 +171,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         end if;
       elsif waiting.address is null and most_notices <= (select count(*) from account_mails m
         where m.user_id = person.id and m.address is null and m.sent_at > now() - interval '1 day'
-          and is_agency_news(m.kind) = is_agency_news(waiting.kind)) then
+          and is_agency_news(m.kind) = is_agency_news(waiting.kind) and is_from_agency(m.kind) = is_from_agency(waiting.kind)
+          and (m.agency_id = waiting.agency_id or not is_from_agency(waiting.kind))) then
         refusal := 'notices';
       end if;
       if refusal is not null then

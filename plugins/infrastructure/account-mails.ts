@@ -17,7 +17,7 @@ import { nilUuid } from '../../src/uuids.ts'
 const lease_seconds = 90
 /** What agencies tell all their members, sent in one round, so that other mails come in between. */
 const newsInRound = 20
-/** The notices that a person gets in a day, and as many from agencies. A sender's allowance does not hold for them, because nobody asks for them. */
+/** The notices that a person gets in a day, and as many of each kind from each agency. A sender's allowance does not hold for them, because nobody asks for them. */
 export const maxNotices = 20
 const kinds: readonly string[] = [...linkPurposes, ...noticeKinds]
 

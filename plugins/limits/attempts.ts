@@ -24,6 +24,12 @@ declare module 'fastify' {
        * nothing else can refuse the request. A retried transaction is counted once. Throws `rate_limited`.
        */
       countTenant(request: FastifyRequest, reply: FastifyReply): Promise<void>
+      /**
+       * Counts that the caller's agency demands something of its members, because all of them get a mail. Call it
+       * within the transaction, when nothing else can refuse the request. A retried transaction is counted once. That a
+       * demand ends is not counted, so that it never waits. Throws `rate_limited`.
+       */
+      countDemand(request: FastifyRequest, reply: FastifyReply): Promise<void>
     }
   }
   interface FastifyContextConfig {
@@ -39,11 +45,13 @@ declare module 'fastify' {
 export const maxKeys = 20_000
 /** The people behind one address. The limit of created tenants is so many times the limit of one person. */
 const foundersPerAddress = 4
+/** Each may begin and end, so a member gets all these mails within the limit of twenty from one agency in a day. */
+const demandsPerDay = 10
 const dayMs = 86_400_000
 
 /**
- * Limits expensive and security-relevant attempts: sign-ins by address and by account, created tenants, throttled
- * routes.
+ * Limits expensive and security-relevant attempts: sign-ins by address and by account, created tenants, demands of
+ * agencies, throttled routes.
  */
 export default fp(
   async (app) => {
@@ -52,7 +60,8 @@ export default fp(
     const byAddress = app.createAttemptCounter('address', maxKeys)
     const byAccount = app.createAttemptCounter('account', maxKeys)
     const byFounder = app.createAttemptCounter('founder', maxKeys)
-    const founders = new WeakMap<FastifyRequest, Promise<void>>()
+    const byAgency = app.createAttemptCounter('agency', maxKeys)
+    const counts = new WeakMap<FastifyRequest, Promise<void>>()
 
     async function count(
       request: FastifyRequest,
@@ -66,6 +75,13 @@ export default fp(
       if (!request.disguise) appendHeaders(reply, counted)
       const exceeded = findExceeded([counted], detail)
       if (exceeded) throw exceeded
+    }
+
+    /** A transaction that is retried gets the count of its first run. */
+    function countOnce(request: FastifyRequest, start: () => Promise<void>): Promise<void> {
+      const counting = counts.get(request) ?? start()
+      counts.set(request, counting)
+      return counting
     }
 
     const attempts = {
@@ -86,10 +102,14 @@ export default fp(
       countTenant(request: FastifyRequest, reply: FastifyReply) {
         const max = tenantsPerDay * foundersPerAddress
         const detail = `${max} agencies a day may be made from one address`
-        const counted =
-          founders.get(request) ?? count(request, reply, byFounder(request.network, { max, window_ms: dayMs }), detail)
-        founders.set(request, counted)
-        return counted
+        return countOnce(request, () =>
+          count(request, reply, byFounder(request.network, { max, window_ms: dayMs }), detail)
+        )
+      },
+      countDemand(request: FastifyRequest, reply: FastifyReply) {
+        const detail = `an agency may change what it demands of its members ${demandsPerDay} times a day`
+        const rate = { max: demandsPerDay, window_ms: dayMs }
+        return countOnce(request, () => count(request, reply, byAgency(request.user.tenant_id, rate), detail))
       }
     }
     app.decorate('attempts', attempts)

@@ -58,13 +58,13 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'enforceProvider',
         summary: "Demand that people come in through the agency's own provider",
         description:
-          'From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail. Needs a sign-in within the last five minutes.',
+          'From now on every other way in is closed for everybody but the break-glass owners: 403 `provider_required`. Sessions that were opened otherwise are not renewed. It needs a proven domain, an owner who came in through the provider within a day, and a break-glass owner with a password and a second factor: `missing` of `enforcement_not_ready` lists what there is not. All members get a mail, so an agency may demand a provider and a second factor ten times a day in all: `rate_limited`. Needs a sign-in within the last five minutes.',
         tags,
         body: EnforcementInput,
         response: { 200: Enforcement }
       }
     },
-    async (request) => {
+    async (request, reply) => {
       const { tenant_id } = request.user
       const { provider_id } = request.body
       const outcome = await request.withTenant(async (trx): Promise<Lack[] | EnforcementRow> => {
@@ -75,6 +75,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
         const lacks = await findLacks(trx, tenant_id, provider_id)
         if (lacks.length > 0) return lacks
         if (before !== provider_id) {
+          await app.attempts.countDemand(request, reply)
           await setEnforced(trx, tenant_id, provider_id)
           const detail = { before: { provider_id: before }, after: { provider_id } }
           await recordAudit(trx, { action: 'enforcement.started', target_id: provider_id, detail })

@@ -62,7 +62,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         operationId: 'updateTenant',
         summary: 'Change the agency',
         description:
-          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it.',
+          'JSON merge patch, also for `settings`. `If-Match` refuses the change when the agency has changed since it was read. A change of `mfa_required_from` needs a sign-in within the last five minutes, and setting it a second factor of your own: `conflict`. All members get a mail about it, so an agency may set it and demand a provider ten times a day in all: `rate_limited`. Ending it is not limited.',
         tags,
         headers: WriteConditions,
         body: TenantPatch,
@@ -83,6 +83,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
           if (!(await isFresh(trx, request.user))) return 'stale'
           // so that nobody locks themselves out, and everybody else with them
           if (demand !== undefined && !(await hasFactor(trx, request.user.user_id))) return 'unenrolled'
+          if (demand !== undefined) await app.attempts.countDemand(request, reply)
         }
         const change = { before: { name: before.name, settings: before.settings }, after }
         if (!isDeepStrictEqual(change.before, change.after)) {
