@@ -16,6 +16,7 @@ import providers from '../plugins/auth/providers.ts'
 import revocations from '../plugins/auth/revocations.ts'
 import secondFactors from '../plugins/auth/second-factors.ts'
 import sessionReach from '../plugins/auth/session-reach.ts'
+import spentProofs from '../plugins/auth/spent-proofs.ts'
 import tokens from '../plugins/auth/tokens.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
@@ -171,6 +172,7 @@ export function buildApp(
   app.register(rates)
   app.register(concurrency)
   app.register(tenantLookup)
+  app.register(spentProofs)
   // these decide by the facts
   app.register(deniedAttempts)
   app.register(guard)

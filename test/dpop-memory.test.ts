@@ -76,6 +76,21 @@ t.test('a process that has just started takes no nonce from before', async (t) =
   t.equal(uses.use(id(), start, start * 1000), 'first')
 })
 
+t.test('a memory that others have lost', async (t) => {
+  const uses = createProofUses(100, start * 1000)
+  const now = (start + 10) * 1000
+  const [used, unused] = [id(), id()]
+  t.equal(uses.use(used, start + 10, now), 'first')
+  t.equal(uses.find(used, start + 10, now), 'repeated')
+  t.equal(uses.find(unused, start + 10, now), 'first', 'a look uses nothing up')
+  t.equal(uses.find(unused, start + 10, now), 'first')
+  uses.forgetAll(now)
+  t.equal(uses.size(), 0)
+  for (const proof of [used, unused]) t.equal(uses.find(proof, start + 10, now), 'outdated')
+  t.equal(uses.oldestSecond(), start + 11, 'the nonce that is issued then is of the next second')
+  t.equal(uses.use(id(), uses.oldestSecond(), now), 'first')
+})
+
 t.test('the keys of strangers leave nothing behind', async (t) => {
   const nonces = createProofNonces(createKeyRing(['a secret of this test that is long enough'], 'dpop nonce'))
   const reader = createProofReader(nonces, { keys: 100 })

@@ -9,6 +9,7 @@ import {
   createTenant,
   password,
   post,
+  readText,
   root,
   startApp,
   startServer,
@@ -92,6 +93,12 @@ t.test(
         const refused = { status: 401, body: { code: 'invalid_refresh_token' } }
         t.match(await ask(path, {}, { refresh_token }), refused, path)
       }
+      // the client deletes its tokens then
+      t.match(
+        readText('docs/dpop.md'),
+        /answer a refresh with 401 `invalid_refresh_token`, which ends the session at the client/
+      )
+      t.match(readText('docs/upgrades.md'), /Set it only when all processes are new/)
       t.strictSame(await row(), before, 'and the session is as it was')
       t.equal((await phone.send(acme.host, me, tokens)).statusCode, 200)
     })

@@ -2,6 +2,7 @@ import t, { type Test } from 'tap'
 import { createDevice, makeProof } from './dpop.ts'
 import {
   createTenant,
+  eventually,
   password,
   post,
   type Server,
@@ -56,7 +57,7 @@ const used = { status: 401, body: { code: 'invalid_dpop_proof', detail: 'the pro
 t.test('two processes with one Redis', { ...needsRedis }, async (t) => {
   const redis = await startRedis(t)
   const { servers, start, proof, use, renew } = await startTwo(t, { REDIS_URL: redis.url })
-  const [one, two] = servers as [Server, Server]
+  let [one, two] = servers as [Server, Server]
   // the youngest process takes no nonce from before its start, and the older ones take its own
   await renew(two)
   await renew(one)
@@ -77,10 +78,10 @@ t.test('two processes with one Redis', { ...needsRedis }, async (t) => {
     t.equal((await use(one, dpop)).status, 200)
     one.child.kill('SIGKILL')
     await one.exited
-    const again = await start()
-    t.match(await use(again, dpop), { status: 401 })
-    await renew(again)
-    t.equal((await use(again, proof())).status, 200)
+    one = await start()
+    t.match(await use(one, dpop), { status: 401 })
+    await renew(one)
+    t.equal((await use(one, proof())).status, 200)
   })
   await t.test('while Redis is away each remembers its own, and nobody is refused', async (t) => {
     redis.signal('SIGSTOP')
@@ -90,5 +91,18 @@ t.test('two processes with one Redis', { ...needsRedis }, async (t) => {
       t.match(await use(two, dpop), used)
     }
     redis.signal('SIGCONT')
+  })
+  await t.test('a Redis that was started again, empty, makes no proof good at another process', async (t) => {
+    const before = proof()
+    t.equal((await use(one, before)).status, 200)
+    await redis.restart()
+    // two connections of each of the processes, of which the test is one
+    const connected = async () => String(await redis.admin.client('LIST')).split('user=aggios').length - 1 === 6
+    await eventually(connected)
+    t.match(await use(two, before), { status: 401, body: { code: 'use_dpop_nonce' } })
+    // one nonce more, and not one a process
+    await renew(two)
+    t.equal((await use(two, proof())).status, 200)
+    t.equal((await use(one, proof())).status, 200)
   })
 })

@@ -20,6 +20,8 @@ export class ProblemError extends Error {
   readonly enroll: boolean
   /** The provider by which the person comes in, for `startProviderSignIn`. Undefined unless the code is `provider_required`. */
   readonly provider: string | undefined
+  /** What DNS has answered, with `domain_not_proven`. `another_key` with `invalid_dpop_proof`: the session has another key. */
+  readonly reason: Problem['reason']
   /** The seconds of Retry-After in the last reply, after the client's own retries. */
   readonly retryAfter: number | undefined
 
@@ -34,6 +36,7 @@ export class ProblemError extends Error {
     this.factors = problem?.factors ?? []
     this.enroll = problem?.enroll ?? false
     this.provider = problem?.provider
+    this.reason = problem?.reason
     this.retryAfter = retryAfter(response)
   }
 }

@@ -1827,10 +1827,10 @@ export interface components {
       /** @description What the agency lacks before it can demand a provider; only with `enforcement_not_ready` */
       missing?: ('proven_domain' | 'owner_sign_in' | 'break_glass_owner')[]
       /**
-       * @description What DNS has answered; only with `domain_not_proven`
+       * @description What DNS has answered, with `domain_not_proven`. `another_key`, with `invalid_dpop_proof`: the proof is by a key that can never do, so sign in again.
        * @enum {string}
        */
-      reason?: 'no_name' | 'no_record' | 'other_records' | 'server_failure' | 'timeout'
+      reason?: 'no_name' | 'no_record' | 'other_records' | 'server_failure' | 'timeout' | 'another_key'
     }
     FieldError: {
       path: string

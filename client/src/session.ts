@@ -59,9 +59,12 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     if (current.access_token !== old.access_token) return current
     // the reply may have been lost: a second use of the same refresh token gives the same new tokens
     const attempt = () => refresh(current.refresh_token)
-    const { response, tokens } = await attempt().catch(attempt)
+    const first = await attempt().catch(attempt)
+    // a proxy may have sent the request twice, and used the proof up: a new proof gives the same new tokens
+    const isUnproven = (await codeOf(first.response)) === 'invalid_dpop_proof'
+    const { response, tokens } = isUnproven ? await attempt().catch(() => first) : first
     if (tokens) await store.write({ ...tokens, ...(current.signIn && { signIn: current.signIn }) })
-    else if (isFinal(await codeOf(response))) await end(current, response)
+    else if (isFinal(await problemOf(response))) await end(current, response)
     return tokens ?? response
   }
 
@@ -81,7 +84,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
   async function end(tokens: TokenReply, response: Response): Promise<void> {
     if ((await store.read())?.access_token !== tokens.access_token) return
     await store.write(undefined)
-    onSignedOut(new ProblemError(response, await response.clone().json()))
+    onSignedOut(await problemOf(response))
   }
 
   return {
@@ -103,12 +106,25 @@ function withToken(request: Request, { access_token, token_type }: TokenReply): 
   return copy
 }
 
-/** Tells whether a refusal is permanent for this refresh token. Without its key a bound session can't go on. */
-function isFinal(code: ProblemError['code']): boolean {
+/** Reads the problem of an error reply. The body stays readable. */
+const problemOf = async (response: Response) =>
+  new ProblemError(
+    response,
+    await response
+      .clone()
+      .json()
+      .catch(() => undefined)
+  )
+
+/**
+ * Tells whether a refusal is permanent for this refresh token. Of the refusals of a proof only one is: the session is bound to
+ * another key. The others may be the fault of a proxy, and must not sign anybody out.
+ */
+function isFinal({ code, reason }: ProblemError): boolean {
   return (
     code === 'invalid_refresh_token' ||
     code === 'refresh_token_reused' ||
     code === 'session_revoked' ||
-    code === 'invalid_dpop_proof'
+    (code === 'invalid_dpop_proof' && reason === 'another_key')
   )
 }

@@ -1,23 +1,44 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { createProofNonces, nonceRenewalSeconds } from '../../src/auth/dpop/nonces.ts'
-import { createProofReader } from '../../src/auth/dpop/proofs.ts'
+import { createProofReader, type Proof } from '../../src/auth/dpop/proofs.ts'
+import { anotherKey, boundSession, keyRefusal } from '../../src/auth/dpop/refusals.ts'
+import type { ProofUse } from '../../src/auth/dpop/uses.ts'
 import { tokenIn } from '../../src/auth/token-cache.ts'
 import { invalidDpopProof, type Problem, useDpopNonce } from '../../src/http/problems.ts'
 import { createKeyRing } from '../../src/keys.ts'
 import { after } from '../../src/limits/after.ts'
 
 declare module 'fastify' {
+  interface FastifyInstance {
+    proofs: {
+      /**
+       * Uses up the proof that was read with the token of a request, and keeps its key. Returns the problem if there is one.
+       */
+      spend(request: FastifyRequest, reply: FastifyReply): Problem | undefined | Promise<Problem | undefined>
+      /**
+       * Reads the proof of a request whose token was found in its body, and throws unless the key of that token has signed it.
+       * Null: any key will do, or none. Call it only after the token was verified, and compared with the host: whoever has
+       * such a token knows its agency, so the problem is shown on the host of a suspended one too.
+       */
+      requireKey(request: FastifyRequest, reply: FastifyReply, key_thumbprint: string | null): Promise<void>
+    }
+  }
   interface FastifyRequest {
     /**
      * The thumbprint of the key that has signed the proof of this request: of every request with a token that needs one, and of
      * routes with `takesProof`. Null without a proof. A session that the request opens is bound to this key.
      */
     keyThumbprint: string | null
+    /** The valid proof of the request, from when it was read until it is used up. */
+    unspentProof: Proof | undefined
   }
   interface FastifyContextConfig {
-    /** The route reads the proof of a request without a token too: it opens, renews or ends sessions. */
-    takesProof?: true
+    /**
+     * The route reads the proof of a request without a token too: it opens, renews or ends sessions. `after_token`: the handler
+     * does it with `requireKey`.
+     */
+    takesProof?: true | 'after_token'
   }
 }
 
@@ -28,9 +49,10 @@ export const rememberedKeys = 5000
  * Checks the proofs of possession of requests (DPoP, RFC 9449). A request without a proof, and with a token that needs none,
  * costs nothing.
  *
- * The proof of a token is a fact about that token, and is there before requests are counted: whoever has stolen a token
- * counts for their own address, and not for the person. The proof of a request without a token is checked after the guard,
- * so that nobody over a limit has signatures checked.
+ * The proof of a token is a fact about that token, and is read before requests are counted: whoever has stolen a token
+ * counts for their own address, and not for the person. It is used up after that (`spent-proofs`), so that nobody over a
+ * limit fills the memory of proofs. The proof of a request without a token is checked after the guard, so that nobody over a
+ * limit has signatures checked. Routes that anybody may call, and that take no proof, read none.
  */
 export default fp(
   async (app) => {
@@ -46,69 +68,100 @@ export default fp(
     const originOf = (request: FastifyRequest) =>
       nodeEnv === 'production' ? `https://${request.headers.host}` : request.origin
 
-    function refuse(detail: string): Problem {
+    /** A nonce that this process takes. It may have forgotten the proofs of this very second. */
+    const issueNonce = () => nonces.issue(Math.max(Date.now(), app.proofUses.oldestSecond() * 1000))
+
+    function refuse(problem: Problem): Problem {
       outcomes.refused++
-      return invalidDpopProof({ detail })
+      return problem
     }
 
-    function demandNonce(): Problem {
+    function refuseUse(use: Exclude<ProofUse, 'first'>): Problem {
+      if (use === 'repeated') return refuse(invalidDpopProof({ detail: 'the proof was used before' }))
       outcomes.outdated++
-      return useDpopNonce({ headers: { 'dpop-nonce': nonces.issue() } })
+      return useDpopNonce({ headers: { 'dpop-nonce': issueNonce() } })
     }
 
-    /** Uses up the proof of a request, and keeps its key. Returns the problem if there is one. */
-    function check(
-      request: FastifyRequest,
-      reply: FastifyReply,
-      token: string | undefined,
-      key?: string
-    ): Problem | undefined | Promise<Problem | undefined> {
+    /** Reads the proof of a request, and keeps it. Returns the problem if there is one. */
+    function read(request: FastifyRequest, token: string | undefined, key?: string): Problem | undefined {
       const header = request.headers.dpop
-      if (typeof header !== 'string') return refuse('the token needs a proof in the DPoP header')
+      if (typeof header !== 'string') return refuse(needsProof())
       const { method, originalUrl: url } = request
       const proof = reader.read(header, { method, origin: originOf(request), url, token }, key)
-      if ('fault' in proof) return proof.fault === 'nonce' ? demandNonce() : refuse(proof.detail)
-      return after(app.useProof(proof), (use) => {
-        if (use === 'repeated') return refuse('the proof was used before')
-        if (use === 'outdated') return demandNonce()
+      if ('fault' in proof) {
+        if (proof.fault === 'nonce') return refuseUse('outdated')
+        const { fault, detail } = proof
+        return refuse(fault === 'key' ? anotherKey(detail) : invalidDpopProof({ detail }))
+      }
+      // somebody who shows a used proof has none, and must not count for the person
+      const use = app.proofUses.find(proof)
+      if (use !== 'first') return refuseUse(use)
+      request.unspentProof = proof
+      return undefined
+    }
+
+    function spend(request: FastifyRequest, reply: FastifyReply): Problem | undefined | Promise<Problem | undefined> {
+      const { unspentProof: proof } = request
+      if (!proof) return undefined
+      request.unspentProof = undefined
+      return after(app.proofUses.use(proof), (use) => {
+        if (use !== 'first') return refuseUse(use)
         outcomes.accepted++
-        if (proof.second + nonceRenewalSeconds <= Date.now() / 1000) reply.header('dpop-nonce', nonces.issue())
+        if (proof.second + nonceRenewalSeconds <= Date.now() / 1000) reply.header('dpop-nonce', issueNonce())
         request.keyThumbprint = proof.key_thumbprint
         return undefined
       })
     }
 
-    app.decorateRequest('keyThumbprint', null)
+    /** Reads and uses up the proof of a request that was not read with its token. Returns the problem if there is one. */
+    async function check(request: FastifyRequest, reply: FastifyReply): Promise<Problem | undefined> {
+      const { headers, keyThumbprint } = request
+      if (headers.dpop === undefined || keyThumbprint !== null) return undefined
+      const { authorization = '' } = headers
+      const token = /^dpop /i.test(authorization) ? tokenIn(authorization) : undefined
+      return read(request, token) ?? (await spend(request, reply))
+    }
 
-    app.addHook('onRequest', (request, reply, done) => {
+    app.decorateRequest('keyThumbprint', null)
+    app.decorateRequest('unspentProof', undefined)
+
+    app.addHook('onRequest', (request, _reply, done) => {
       const { bearer } = request
       const key = bearer?.claims?.cnf?.jkt
       // a problem of the token itself is shown before one of its proof
       if (!bearer || key === undefined || bearer.problem) return done()
-      const checked = check(request, reply, tokenIn(request.headers.authorization ?? ''), key)
-      if (!(checked instanceof Promise)) {
-        bearer.problem = checked
-        return done()
-      }
-      checked.then((problem) => {
-        bearer.problem = problem
-        done()
-      }, done)
+      const { access, takesProof } = request.routeOptions.config ?? {}
+      if (access === 'public' && !takesProof) bearer.problem = needsProof()
+      else bearer.problem = read(request, tokenIn(request.headers.authorization ?? ''), key)
+      done()
     })
 
     app.addHook('onRoute', (route) => {
-      if (!route.config?.takesProof) return
+      if (route.config?.takesProof !== true) return
       const hook = async (request: FastifyRequest, reply: FastifyReply) => {
-        const { headers, keyThumbprint } = request
-        if (headers.dpop === undefined || keyThumbprint !== null) return
-        const { authorization = '' } = headers
-        const token = /^dpop /i.test(authorization) ? tokenIn(authorization) : undefined
-        const problem = await check(request, reply, token)
+        const problem = await check(request, reply)
         if (problem) throw problem
       }
       // after the guard
       route.onRequest = [...[route.onRequest ?? []].flat(), hook]
     })
+
+    app.decorate('proofs', {
+      spend,
+      async requireKey(request: FastifyRequest, reply: FastifyReply, key_thumbprint: string | null) {
+        const problem = (await check(request, reply)) ?? keyProblem(key_thumbprint, request)
+        if (!problem) return
+        request.disguise = undefined
+        throw problem
+      }
+    })
   },
   { name: 'proofs', dependencies: ['bearer', 'proof-uses', 'config', 'metrics'] }
 )
+
+const needsProof = () => invalidDpopProof({ detail: 'the token needs a proof in the DPoP header' })
+
+function keyProblem(key_thumbprint: string | null, { keyThumbprint }: FastifyRequest): Problem | undefined {
+  if (key_thumbprint === null || key_thumbprint === keyThumbprint) return undefined
+  return keyRefusal(keyThumbprint, boundSession)
+}

@@ -18,6 +18,8 @@ declare module 'fastify' {
       /** Calls the listeners of all processes, of this one too. Delivery is not guaranteed. Never throws. */
       announce(topic: string): void
       onAnnounced(topic: string, listener: () => void): void
+      /** Calls the listener whenever Redis is reached again. What was stored before may be lost then. */
+      onConnected(listener: () => void): void
       /** Rejects when Redis does not answer. Undefined without REDIS_URL. */
       check: (() => Promise<unknown>) | undefined
     }
@@ -50,7 +52,8 @@ export default fp(
       if (nodeEnv === 'production' && webConcurrency === 1) {
         app.log.warn('there is no REDIS_URL: limits are counted by each process for itself')
       }
-      app.decorate('shared', { quotas: undefined, markUsed: undefined, announce() {}, onAnnounced, check: undefined })
+      const none = { quotas: undefined, markUsed: undefined, check: undefined }
+      app.decorate('shared', { ...none, announce() {}, onAnnounced, onConnected() {} })
       return
     }
 
@@ -113,6 +116,7 @@ export default fp(
         attempt(() => redis.publish(prefix + topic, '')).catch(() => {})
       },
       onAnnounced,
+      onConnected: (listener: () => void) => void client.on('ready', listener),
       check: () => attempt(() => redis.ping())
     })
 

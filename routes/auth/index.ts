@@ -64,7 +64,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         host: 'suspended',
-        takesProof: true,
+        takesProof: 'after_token',
         problems: [
           'invalid_refresh_token',
           'refresh_token_reused',
@@ -92,7 +92,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       config: {
         access: 'public',
         host: 'suspended',
-        takesProof: true,
+        takesProof: 'after_token',
         problems: ['unauthenticated', 'invalid_token', 'invalid_refresh_token', 'tenant_mismatch']
       },
       schema: {
@@ -107,7 +107,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
       }
     },
     async (request, reply) => {
-      await signOut(app, request)
+      await signOut(app, request, reply)
       reply.code(204)
     }
   )

@@ -1,8 +1,8 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { type Rotation, rotateSession } from '../../db/queries/sessions.ts'
+import { boundSession, keyRefusal } from '../../src/auth/dpop/refusals.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import {
-  invalidDpopProof,
   invalidRefreshToken,
   type Problem,
   refreshTokenReused,
@@ -12,9 +12,7 @@ import {
 } from '../../src/http/problems.ts'
 import type { Refresh } from './schemas.ts'
 
-export const anotherKey = 'the session is bound to a key: send a proof that this key has signed'
-
-const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () => Problem> = {
+const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated' | 'another_key'>, () => Problem> = {
   reused: refreshTokenReused,
   revoked: sessionRevoked,
   disabled: sessionRevoked,
@@ -22,8 +20,7 @@ const refusals: Record<Exclude<Rotation['outcome'], 'rotated' | 'repeated'>, () 
   provider_required: () => sessionRevoked({ detail: 'this agency demands its own provider: sign in through it' }),
   suspended: tenantSuspended,
   expired: invalidRefreshToken,
-  ahead: invalidRefreshToken,
-  another_key: () => invalidDpopProof({ detail: anotherKey })
+  ahead: invalidRefreshToken
 }
 
 /**
@@ -39,10 +36,10 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
     throw invalidRefreshToken()
   }
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
-  const { keyThumbprint: key_thumbprint } = request
-  if (token.key_thumbprint !== null && token.key_thumbprint !== key_thumbprint) throw refusals.another_key()
+  await app.proofs.requireKey(request, reply, token.key_thumbprint)
   await app.attempts.countAccount(request, reply, `refresh ${token.family}`)
 
+  const { keyThumbprint: key_thumbprint } = request
   const { refreshGrace, refreshTokenTtl } = app.config
   const [rotation] = await request.tenantQuery(
     rotateSession,
@@ -64,5 +61,5 @@ export async function refresh(app: FastifyInstance, request: FastifyRequest<{ Bo
   }
   // the transaction has committed the revocation, so this process can read it now
   if (outcome === 'reused') await app.revocations.readNow()
-  throw refusals[outcome]()
+  throw outcome === 'another_key' ? keyRefusal(key_thumbprint, boundSession) : refusals[outcome]()
 }

@@ -1,8 +1,7 @@
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { endSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { invalidDpopProof, invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
-import { anotherKey } from './refresh.ts'
+import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
 
 type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }>
 
@@ -10,8 +9,8 @@ type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }
  * Ends the session of the refresh token or of the bearer token. An expired or revoked bearer token is accepted too. The
  * tokens of a bound session need a proof of its key, so that a stolen one alone can't end it.
  */
-export async function signOut(app: FastifyInstance, request: SignOutRequest): Promise<void> {
-  const session = requireSession(app, request)
+export async function signOut(app: FastifyInstance, request: SignOutRequest, reply: FastifyReply): Promise<void> {
+  const session = await requireSession(app, request, reply)
   await request.tenantQuery(
     endSession,
     { ...session, token_seconds: revocationSeconds(app.config), action: 'session.ended' },
@@ -20,11 +19,10 @@ export async function signOut(app: FastifyInstance, request: SignOutRequest): Pr
   await app.revocations.readNow()
 }
 
-function requireSession(app: FastifyInstance, request: SignOutRequest) {
+async function requireSession(app: FastifyInstance, request: SignOutRequest, reply: FastifyReply) {
   const { key_thumbprint, ...session } = findSession(app, request)
   if (request.tenant && request.tenant.id !== session.tenant_id) throw tenantMismatch()
-  if (key_thumbprint !== null && key_thumbprint !== request.keyThumbprint)
-    throw invalidDpopProof({ detail: anotherKey })
+  await app.proofs.requireKey(request, reply, key_thumbprint)
   return session
 }
 

@@ -2,9 +2,9 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import { noteSessionOfCode } from '../../db/queries/sign-in/identities.ts'
 import { factorsOf, myFactors } from '../../db/queries/sign-in/second-factors.ts'
+import { keyRefusal } from '../../src/auth/dpop/refusals.ts'
 import type { MfaToken } from '../../src/auth/mfa-tokens.ts'
 import {
-  invalidDpopProof,
   invalidMfaToken,
   type Problem,
   providerRequired,
@@ -26,7 +26,7 @@ export function requireToken(app: FastifyInstance, request: MfaRequest): MfaToke
   if (request.tenant && request.tenant.id !== token.tenant_id) throw tenantMismatch()
   // whoever has stolen the token must not bind the session to another key, or to none
   if (token.key_thumbprint !== null && token.key_thumbprint !== request.keyThumbprint) {
-    throw invalidDpopProof({ detail: 'the sign-in began with a key: send a proof that this key has signed' })
+    throw keyRefusal(request.keyThumbprint, 'the sign-in began with a key: send a proof that this key has signed')
   }
   return token
 }

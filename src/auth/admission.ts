@@ -90,8 +90,11 @@ function authenticate({ bearer, tenant }: Facts): Decision {
   return tenant?.status === 'suspended' ? { refusal: tenantSuspended() } : { caller: claims }
 }
 
+/** What is said of a member's token on the host of a suspended tenant. A proof is a matter of the client, not of the person. */
+const memberCodes: ReadonlySet<string> = new Set(['tenant_suspended', 'invalid_dpop_proof', 'use_dpop_nonce'])
+
 /** Only members of a suspended tenant may learn that it exists. No other tenant's audit log may show it either. */
 function disguiseOf(facts: Facts): Problem {
   const { refusal } = authenticate(facts)
-  return refusal?.kind.code === 'tenant_suspended' ? refusal : tenantNotFound()
+  return refusal && memberCodes.has(refusal.kind.code) ? tenantSuspended() : tenantNotFound()
 }

@@ -53,8 +53,9 @@ export const problemSchema = {
     },
     reason: {
       type: 'string',
-      enum: ['no_name', 'no_record', 'other_records', 'server_failure', 'timeout'],
-      description: 'What DNS has answered; only with `domain_not_proven`'
+      enum: ['no_name', 'no_record', 'other_records', 'server_failure', 'timeout', 'another_key'],
+      description:
+        'What DNS has answered, with `domain_not_proven`. `another_key`, with `invalid_dpop_proof`: the proof is by a key that can never do, so sign in again.'
     }
   },
   examples: [

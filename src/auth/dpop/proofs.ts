@@ -19,8 +19,11 @@ export type ProvenRequest = {
 
 /** `id` names the proof among all proofs of all keys, and `second` is when its nonce was issued. */
 export type Proof = { key_thumbprint: string; id: string; second: number }
-/** What is wrong with a proof, for the developer of the client. `nonce`: it needs a nonce, or a newer one. */
-export type ProofFault = { fault: 'nonce' } | { fault: 'invalid'; detail: string }
+/**
+ * What is wrong with a proof, for the developer of the client. `nonce`: it needs a nonce, or a newer one. `key`: another key
+ * has signed.
+ */
+export type ProofFault = { fault: 'nonce' } | { fault: 'key' | 'invalid'; detail: string }
 
 export type ProofReader = {
   /** Checks everything but whether the proof was used before. With `key_thumbprint` only that key may have signed. */
@@ -53,7 +56,7 @@ export function createProofReader(nonces: ProofNonces, { keys }: { keys: number 
       const key = known.get(head) ?? readHead(head)
       if (!key) return invalid('the header must have typ dpop+jwt, alg ES256 and a public key of P-256 as jwk')
       if (key_thumbprint !== undefined && key.thumbprint !== key_thumbprint) {
-        return invalid('another key has signed than the one that the tokens are bound to')
+        return { fault: 'key', detail: 'another key has signed than the one that the tokens are bound to' }
       }
       const claims = parse(body)
       const detail = claims ? claimsFault(claims, request) : 'the content must be a JSON object'

@@ -4,8 +4,14 @@ import { nonceSeconds } from './nonces.ts'
 export type ProofUse = 'first' | 'repeated' | 'outdated'
 
 export type ProofUses = {
-  /** Uses a proof up. `second` is when its nonce was issued. */
+  /** Tells what a use of a proof would be now, and uses nothing up. `second` is when its nonce was issued. */
+  find(id: string, second: number, now?: number): ProofUse
+  /** Uses a proof up. */
   use(id: string, second: number, now?: number): ProofUse
+  /** Forgets all proofs, and refuses the nonces of all seconds up to this one. */
+  forgetAll(now?: number): void
+  /** The oldest second whose nonces are taken. It may be one to come. */
+  oldestSecond(): number
   size(): number
 }
 
@@ -28,24 +34,33 @@ export function createProofUses(max: number, startedAt = Date.now()): ProofUses 
     forgottenThrough = Math.max(forgottenThrough, second)
   }
 
+  function forgetThrough(through: number): void {
+    for (const second of [...bySecond.keys()]) if (second <= through) forget(second)
+  }
+
   function sweep(now: number): void {
     const through = Math.floor(now / 1000) - nonceSeconds
     if (sweptAt === through) return
     sweptAt = through
-    for (const second of [...bySecond.keys()]) if (second <= through) forget(second)
+    forgetThrough(through)
+  }
+
+  function find(id: string, second: number, now = Date.now()): ProofUse {
+    sweep(now)
+    if (second <= forgottenThrough) return 'outdated'
+    return bySecond.get(second)?.has(id) ? 'repeated' : 'first'
   }
 
   return {
+    find,
     use(id, second, now = Date.now()) {
-      sweep(now)
-      if (second <= forgottenThrough) return 'outdated'
-      let used = bySecond.get(second)
-      if (used?.has(id)) return 'repeated'
+      const found = find(id, second, now)
+      if (found !== 'first') return found
       if (size >= max) {
         forget(Math.min(...bySecond.keys()))
         if (second <= forgottenThrough) return 'outdated'
-        used = bySecond.get(second)
       }
+      let used = bySecond.get(second)
       if (!used) {
         used = new Set()
         bySecond.set(second, used)
@@ -54,6 +69,12 @@ export function createProofUses(max: number, startedAt = Date.now()): ProofUses 
       size++
       return 'first'
     },
+    forgetAll(now = Date.now()) {
+      const through = Math.floor(now / 1000)
+      forgetThrough(through)
+      forgottenThrough = Math.max(forgottenThrough, through)
+    },
+    oldestSecond: () => forgottenThrough + 1,
     size: () => size
   }
 }
