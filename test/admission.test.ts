@@ -2,12 +2,14 @@ import t from 'tap'
 import { decide, type Entrance, type Facts } from '../src/auth/admission.ts'
 import type { AccessClaims } from '../src/auth/claims.ts'
 import {
+  invalidDpopProof,
   malformedRequest,
   rateLimited,
   sessionRevoked,
   tenantNotFound,
   tokenExpired,
-  unknownHost
+  unknownHost,
+  useDpopNonce
 } from '../src/http/problems.ts'
 
 const claims = { tenant_id: 'acme', user_id: 'ada', role: 'member' } as AccessClaims
@@ -88,6 +90,14 @@ t.test('a suspended tenant exists for its members only', async (t) => {
     t.strictSame(outcome({ access }, { tenant: suspended, bearer: good }), {
       refusal: 'tenant_suspended',
       disguise: 'tenant_suspended'
+    })
+    for (const problem of [useDpopNonce(), invalidDpopProof()]) {
+      const { refusal } = outcome({ access }, { tenant: suspended, bearer: { claims, problem } })
+      t.equal(refusal, 'tenant_suspended', 'also for those whose client has no nonce yet')
+    }
+    t.strictSame(outcome({ access }, { tenant: suspended, bearer: { ...stranger, problem: useDpopNonce() } }), {
+      refusal: 'tenant_not_found',
+      disguise: 'tenant_not_found'
     })
   }
   t.strictSame(

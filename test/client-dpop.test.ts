@@ -17,6 +17,9 @@ const unbuilt =
 const chromium = findProgram('chromium')
 const email = 'ada@acme.example'
 
+/** What fetch needs to send a request to another address. */
+const copyOf = ({ method, headers, body }: Request) => ({ method, headers, body, duplex: 'half' }) as RequestInit
+
 t.test('the TypeScript client', { skip: unbuilt }, async (t) => {
   const server = await startServer(t, testEnvironment(await createTestDatabase(t)))
   const { createAggiosClient, createProofKey, memoryStore } = await import(built)
@@ -72,6 +75,31 @@ t.test('the TypeScript client', { skip: unbuilt }, async (t) => {
       t.match(await thief.GET(me), { error: { code: 'invalid_dpop_proof' } })
     }
     t.equal((await client.GET(me)).response.status, 200)
+  })
+  await t.test('stays signed in when a refresh is refused because of its proof', async (t) => {
+    /** A client whose refreshes pass a proxy, and whose access token is not valid any more. */
+    const behind = async (proxy: (request: Request) => Promise<Response>) => {
+      const { access_token, ...tokens } = await store.read()
+      await store.write({ ...tokens, access_token: `${access_token.slice(0, -4)}AAAA` })
+      const pass = (request: Request) => (request.url.endsWith('/auth/refresh') ? proxy(request) : fetch(request))
+      return createAggiosClient({ baseUrl: server.url, store, fetch: pass, proofKey, onSignedOut })
+    }
+    let refreshes = 0
+    // fetch fails after a repetition like that of a proxy, so only the last reply arrives
+    const twice = await behind(async (request) => {
+      refreshes++
+      const copy = request.clone()
+      const reply = await fetch(request)
+      return reply.ok && refreshes <= 2 ? fetch(copy) : reply
+    })
+    t.equal((await twice.GET(me)).response.status, 200, 'a proxy has sent it twice')
+
+    const wrongHost = await behind((request) => fetch(request.url.replace('127.0.0.1', 'localhost'), copyOf(request)))
+    t.match(await wrongHost.GET(me), { error: { code: 'invalid_dpop_proof', detail: /htu/ } })
+    t.hasProp(await store.read(), 'refresh_token', 'a proxy has changed its address for some minutes')
+    t.strictSame(reasons, [])
+    t.equal((await client.GET(me)).response.status, 200, 'and later all is well')
+    sent.length = 0
   })
   await t.test('signs out when its key is lost, and says why', async (t) => {
     const { access_token, ...tokens } = await store.read()

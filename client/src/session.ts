@@ -61,7 +61,7 @@ export function createSession({ baseUrl, store, lock, send, onSignedOut }: Sessi
     const attempt = () => refresh(current.refresh_token)
     const first = await attempt().catch(attempt)
     // a proxy may have sent the request twice, and used the proof up: a new proof gives the same new tokens
-    const isUnproven = (await codeOf(first.response)) === 'invalid_dpop_proof'
+    const isUnproven = !first.tokens && (await codeOf(first.response)) === 'invalid_dpop_proof'
     const { response, tokens } = isUnproven ? await attempt().catch(() => first) : first
     if (tokens) await store.write({ ...tokens, ...(current.signIn && { signIn: current.signIn }) })
     else if (isFinal(await problemOf(response))) await end(current, response)
