@@ -3,6 +3,7 @@ import { type Role as RoleName, roles } from '../src/auth/roles.ts'
 import { messageKeyword, notOneLine } from '../src/http/field-errors.ts'
 import { locales } from '../src/mail/layout.ts'
 import { slugPattern } from '../src/tenancy/slugs.ts'
+import { uuidPattern } from '../src/uuids.ts'
 
 /** A string `enum`. Client generators make an enum of it; a union of literals would become separate constants. */
 export function StringEnum<const T extends readonly string[]>(values: T, options: object = {}) {
@@ -31,7 +32,7 @@ export function Line(options: StringOptions) {
 /** A UUID in lower case. The pattern is needed because the format also accepts upper case and `urn:uuid:`. */
 export const Id = Type.String({
   format: 'uuid',
-  pattern: '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
+  pattern: uuidPattern,
   [messageKeyword]: 'must be a UUID in lower case',
   examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
 })

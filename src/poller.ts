@@ -1,4 +1,4 @@
-export type Poller = ReturnType<typeof createPoller>
+export type Poller = ReturnType<typeof createPoller<void>>
 
 /**
  * Runs `work` again and again, `intervalMs` after the end of the last run. One run is in progress at a time. The timer
@@ -7,20 +7,20 @@ export type Poller = ReturnType<typeof createPoller>
  * A failed run is reported to `onError` once, and the next run comes after the same interval. `work` gets a signal that
  * is aborted when the poller stops, so that a long run can end early.
  */
-export function createPoller({
+export function createPoller<Result = void>({
   intervalMs,
   work,
   onError
 }: {
   intervalMs: number
-  work: (stopping: AbortSignal) => Promise<void>
+  work: (stopping: AbortSignal) => Promise<Result>
   onError: (err: unknown) => void
 }) {
   const stopping = new AbortController()
   const { signal } = stopping
   let timer: NodeJS.Timeout | undefined
-  let running: Promise<void> | undefined
-  let next: Promise<void> | undefined
+  let running: Promise<Result> | undefined
+  let next: Promise<Result | undefined> | undefined
   let started = false
 
   function schedule(): void {
@@ -29,8 +29,8 @@ export function createPoller({
     timer.unref()
   }
 
-  function begin(): Promise<void> {
-    if (signal.aborted) return Promise.resolve()
+  function begin(): Promise<Result | undefined> {
+    if (signal.aborted) return Promise.resolve(undefined)
     clearTimeout(timer)
     running = work(signal)
       .catch((err) => {
@@ -46,10 +46,10 @@ export function createPoller({
 
   /**
    * Runs the work now, or after the run in progress; all callers that wait share the next run. So what was true when
-   * `run` was called is seen by the run that it waits for. Rejects when that run fails. Does nothing when the poller is
-   * stopped.
+   * `run` was called is seen by the run that it waits for. Resolves to what the work resolves to, and rejects when that
+   * run fails. Does nothing, and resolves to undefined, when the poller is stopped.
    */
-  function run(): Promise<void> {
+  function run(): Promise<Result | undefined> {
     if (next) return next
     if (!running) return begin()
     next = running

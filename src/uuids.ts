@@ -9,6 +9,13 @@
 export const nilUuid = '00000000-0000-0000-0000-000000000000'
 export const maxUuid = 'ffffffff-ffff-ffff-ffff-ffffffffffff'
 
+/** Matches a UUID in lower case, as the product writes ids. */
+export const uuidPattern = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+const uuid = new RegExp(uuidPattern)
+
+/** Tells whether a text is a UUID in lower case. */
+export const isUuid = (text: string): boolean => uuid.test(text)
+
 /** Returns the 16 bytes of a UUID, for tokens that contain one. */
 export function uuidToBytes(uuid: string): Buffer {
   return Buffer.from(uuid.replaceAll('-', ''), 'hex')

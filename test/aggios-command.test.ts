@@ -63,6 +63,14 @@ t.test('npm run aggios', async (t) => {
     const refused = await run('tenants', 'show', 'nobody', '--json')
     t.equal(refused.code, 1)
     t.strictSame(JSON.parse(refused.stdout), { error: 'there is no agency called nobody' })
+    for (const [words, error] of [
+      ['tenants forget --json', /^unknown command 'forget'/],
+      ['--json tenants suspend rival', /^this locks everybody out of an agency: repeat it with --yes$/]
+    ] as const) {
+      const { code, stdout, stderr } = await run(...words.split(' '))
+      t.strictSame([code, stderr], [2, ''], words)
+      t.match(JSON.parse(stdout), { error })
+    }
   })
 
   t.test('lists, shows, suspends and restores agencies', async (t) => {
@@ -185,6 +193,15 @@ t.test('npm run aggios', async (t) => {
     }
     await app.jobs.record('object_sweep', new Error('no store'))
     t.match((await run('jobs', 'list')).stdout, /^object_sweep: succeeded 20\S+, failed 20\S+: no store$/m)
+  })
+
+  t.test('a job that is run says how this run has ended, and not another one', async (t) => {
+    // a failure of another process, by a clock that is ahead
+    await allRows(app.database, "update job_runs set failed_at = now() + interval '1 hour' where name = 'object_sweep'")
+    t.match(await run('jobs', 'run', 'object_sweep'), { code: 0, stderr: /object_sweep has run\n$/ })
+    env.SWEEP = 'off'
+    t.match(await run('jobs', 'run', 'object_sweep'), { code: 1, stderr: /object_sweep was not run: SWEEP is off\n$/ })
+    env.SWEEP = undefined
   })
 
   t.test('has the commands that there were, as they were', async (t) => {

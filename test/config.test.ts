@@ -239,6 +239,12 @@ t.test('no complaint repeats the text of a secret', async (t) => {
     ...refusals({ ...production, JWT_SECRET: `${canary}-example`, PASSWORD_PEPPER: `${canary},${canary}` }),
     ...refusals({ ...production, DATABASE_URL: `postgres://aggios_app:${canary}@db.${canary}.example/aggios` })
   ]
+  // an error of a request would print the whole URL
+  for (const name of ['BREACH_LIST_URL', 'APP_URL', 'API_URL', 'GITHUB_URL', 'GOOGLE_ISSUER', 'S3_ENDPOINT']) {
+    const said = refusals({ JWT_SECRET: strongSecret, [name]: `https://mirror:${canary}@service.example/` })
+    t.match(said.join('\n'), `${name}: `)
+    messages.push(...said)
+  }
   t.ok(messages.length >= 6)
   t.notMatch(messages.join('\n'), canary)
 })

@@ -102,7 +102,7 @@ t.test('a stop waits for the run in progress, and no other run follows', async (
 t.test('the work learns that the poller stops', async (t) => {
   const poller = createPoller({
     intervalMs: never,
-    work: (stopping) => new Promise((done) => stopping.addEventListener('abort', () => done())),
+    work: (stopping) => new Promise<void>((done) => stopping.addEventListener('abort', () => done())),
     onError: (err) => t.fail(String(err))
   })
   const running = poller.run()

@@ -22,6 +22,7 @@ import { createStoredSecrets, type SealedSecret } from '../../src/auth/stored-se
 import { createHostLookup } from '../../src/http/host-lookups.ts'
 import { createOutboundFetch, OutboundFailure } from '../../src/http/outbound-requests.ts'
 import { Problem, providerError, providerTimeout } from '../../src/http/problems.ts'
+import { isUuid } from '../../src/uuids.ts'
 
 export type OfferedProvider = { id: string; name: string; kind: Provider['kind'] }
 /** `required_provider` is the id of the one through which people have to come in. */
@@ -145,7 +146,7 @@ export default fp(
       },
       async find(request: FastifyRequest, key: string, tenantId: string | null) {
         const global = shared.find((each) => each.key === key)
-        if (global || tenantId === null || !isUuid.test(key)) return global
+        if (global || tenantId === null || !isUuid(key)) return global
         const scope = { tenant_id: tenantId, user_id: null }
         const [row] = await request.tenantQuery(readProvider, { tenant_id: tenantId, id: key }, scope)
         return row && open(request, tenantId, row)
@@ -162,8 +163,6 @@ export default fp(
   },
   { name: 'providers', dependencies: ['config', 'database', 'metrics'] }
 )
-
-const isUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 
 /** Why a step failed, without what the provider has sent: causes of other errors have whole answers. */
 function describe(err: unknown): { timeout: boolean; reason: string } {

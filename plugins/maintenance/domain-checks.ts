@@ -5,12 +5,13 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { type ClaimedDomain, claimDomains, settleDomain } from '../../db/queries/sign-in/domains.ts'
 import { createPoller } from '../../src/poller.ts'
 import { domainRecord } from '../../src/tenancy/domain-names.ts'
+import type { JobResult } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     domainChecks: {
-      /** Looks all domains up that are due. Otherwise they are looked for once a minute. */
-      run(): Promise<void>
+      /** Looks all domains up that are due. Otherwise they are looked for once a minute. Rejects when that can't be done. */
+      run(): Promise<JobResult | undefined>
     }
   }
 }
@@ -62,7 +63,7 @@ export default fp(
       async work(stopping) {
         const failures = await checkTracked(stopping)
         for (const err of failures) warn(err)
-        await app.jobs.record('domain_checks', failures[0])
+        return app.jobs.record('domain_checks', failures[0])
       },
       async onError(err) {
         warn(err)

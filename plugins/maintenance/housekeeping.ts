@@ -22,12 +22,13 @@ import {
 } from '../../db/queries/directory.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
 import { createPoller } from '../../src/poller.ts'
+import type { JobResult } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     housekeeping: {
-      /** Runs all jobs once. Otherwise they run once a minute. */
-      run(): Promise<void>
+      /** Runs all jobs once. Otherwise they run once a minute. Resolves to undefined when they were stopped. */
+      run(): Promise<JobResult | undefined>
     }
   }
 }
@@ -117,7 +118,7 @@ export default fp(
     const poller = createPoller({
       intervalMs,
       /** Runs all jobs, also after one has failed. */
-      async work(stopping) {
+      async work(stopping): Promise<JobResult | undefined> {
         const failures: unknown[] = []
         for (const [job, runJob] of jobs) {
           if (stopping.aborted) return
@@ -126,7 +127,7 @@ export default fp(
             warn(err, job)
           })
         }
-        await app.jobs.record('housekeeping', failures[0])
+        return app.jobs.record('housekeeping', failures[0])
       },
       onError: warn
     })

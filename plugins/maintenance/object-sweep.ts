@@ -12,14 +12,15 @@ import { findOrphans } from '../../db/queries/orphans.ts'
 import { fileKey, uploadKey } from '../../src/files/store/keys.ts'
 import { StoreFailure } from '../../src/files/store/object-store.ts'
 import { createPoller } from '../../src/poller.ts'
+import type { JobResult } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     objectSweep: {
       /** Starts a sweep now and not only after the interval. Returns at once. */
       wake(): void
-      /** Sweeps once, and resolves when the sweep has ended. */
-      run(): Promise<void>
+      /** Sweeps once, and resolves when the sweep has ended. Resolves to undefined when it was stopped. */
+      run(): Promise<JobResult | undefined>
       stats(): { pending: number; deleted: number; orphans: number }
     }
   }
@@ -111,8 +112,8 @@ export default fp(
             app.metrics.trackJob('remove_orphans', intervalMs, removeOrphans)
           ]
 
-    async function sweep(stopping: AbortSignal): Promise<void> {
-      if (steps.length === 0) return
+    async function sweep(stopping: AbortSignal): Promise<JobResult | undefined> {
+      if (steps.length === 0) return { outcome: 'off', reason: 'SWEEP is off' }
       const before = { ...counts }
       const failures: unknown[] = []
       for (const step of steps) {
@@ -122,10 +123,12 @@ export default fp(
           warn(err)
         })
       }
-      await app.jobs.record('object_sweep', failures[0])
+      const result = await app.jobs.record('object_sweep', failures[0])
       const swept = Object.entries(counts).map(([what, count]) => [what, count - before[what as keyof typeof before]])
       if (swept.some(([, count]) => Number(count) > 0))
         app.log.info({ swept: Object.fromEntries(swept) }, 'object store swept')
+      const reason = app.storeFence.reason()
+      return reason !== undefined && result.outcome === 'succeeded' ? { outcome: 'off', reason } : result
     }
 
     const poller = createPoller({ intervalMs, work: sweep, onError: warn })

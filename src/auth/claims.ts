@@ -1,18 +1,17 @@
 import { type Static, Type } from '@sinclair/typebox'
+import { uuidPattern } from '../uuids.ts'
 import { type Role, roles } from './roles.ts'
-
-const uuid = '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
 
 /** A key thumbprint (RFC 7638): a SHA-256 in base64url. */
 const thumbprint = '^[A-Za-z0-9_-]{43}$'
 
 /** The claims of an access token. Every one of them is required but `cnf`. */
 export const AccessClaims = Type.Object({
-  user_id: Type.String({ pattern: uuid }),
+  user_id: Type.String({ pattern: uuidPattern }),
   email: Type.String(),
-  tenant_id: Type.String({ pattern: uuid }),
+  tenant_id: Type.String({ pattern: uuidPattern }),
   role: Type.Unsafe<Role>({ ...Type.Union(roles.map((role) => Type.Literal(role))) }),
-  sid: Type.String({ pattern: uuid }),
+  sid: Type.String({ pattern: uuidPattern }),
   iss: Type.String(),
   aud: Type.String(),
   iat: Type.Integer(),

@@ -16,7 +16,7 @@ export function createCommand(name: string, description: string): Command {
       .helpCommand(false)
       .exitOverride((err) => process.exit(err.exitCode === 0 ? 0 : exitUsage))
       .configureOutput({
-        outputError: (text, write) => write(`${text.trim().replaceAll('\n', ' ')}; --help says what there is\n`)
+        outputError: (text, write) => write(`${oneLine(text)}; --help says what there is\n`)
       })
       // the hook refuses them and names the first
       .allowExcessArguments()
@@ -27,6 +27,8 @@ export function createCommand(name: string, description: string): Command {
       })
   )
 }
+
+const oneLine = (text: string) => text.trim().replaceAll('\n', ' ')
 
 /** Parses the options of a command without subcommands and without an action of its own. */
 export function readOptions<Options extends object>(command: Command): Options {
@@ -49,9 +51,21 @@ export function endsSomething(command: Command, consequence: string | Consequenc
   return command
 }
 
+/** Prints why a command was refused before it began: with `--json` as JSON on standard output, as any other failure. */
+function refuse(text: string, write: (line: string) => void): void {
+  // the options may be what could not be read, so the words themselves are looked at
+  const words = process.argv.slice(2)
+  const options = words.includes('--') ? words.slice(0, words.indexOf('--')) : words
+  if (options.includes('--json')) {
+    const error = oneLine(text).replace(/^error: /, '')
+    process.stdout.write(`${JSON.stringify({ error }, null, 2)}\n`)
+  } else write(`${oneLine(text)}; --help says what there is\n`)
+}
+
 /** Creates an operator's command, whose subcommands print JSON with `--json`. */
 export function createOperatorCommand(name: string, description: string): Command {
   return createCommand(name, description)
+    .configureOutput({ outputError: refuse })
     .option('--json', 'print the result as JSON on standard output', false)
     .hook('preAction', (_, called) => {
       call.json = called.optsWithGlobals().json === true

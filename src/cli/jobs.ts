@@ -62,12 +62,11 @@ async function runJob(job: Runnable): Promise<never> {
   )
   try {
     await app.ready()
-    const startedAt = new Date()
-    await app[runners[job]].run()
-    const [run] = (await app.gate.query(systemScope, listJobs, {})).filter(({ name }) => name === job)
+    const result = await app[runners[job]].run()
     await app.close()
-    const failed = run?.failed_at && run.failed_at >= startedAt ? run.error : undefined
-    return failed ? end(1, `${job} failed: ${printable(failed)}`) : end(0, `${job} has run`)
+    if (result?.outcome === 'succeeded') return end(0, `${job} has run`)
+    if (result?.outcome === 'failed') return end(1, `${job} failed: ${printable(describe(result.failure))}`)
+    return end(1, `${job} was not run: ${result?.reason ?? 'it was stopped'}`)
   } catch (err) {
     await app.close().catch(() => {})
     return end(1, `${job} failed: ${describe(err)}`)

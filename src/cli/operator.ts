@@ -3,16 +3,17 @@ import pg from 'pg'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate/gate.ts'
+import { systemScope } from '../../db/gate/gate-query.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../db/gate/tables.ts'
+import { findTenant } from '../../db/queries/directory.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import { readEnvironment } from '../config/env-file.ts'
 import type { Environment } from '../config/environment.ts'
 import { InvalidConfiguration } from '../config/invalid-configuration.ts'
 import { describe } from '../error-text.ts'
+import { normalizeSlug } from '../tenancy/slugs.ts'
 import { call } from './command.ts'
-
-/** For statements of the directory, which need no tenant. */
 
 const timeouts = { statement_timeout: 10_000, lock_timeout: 5000 }
 
@@ -96,6 +97,17 @@ export function readSettings(read: (env: Environment) => unknown = readConfig): 
     throw err
   }
 }
+
+/** Finds the agency that a command was called with. */
+export async function requireTenant(gate: TenantGate, given: string) {
+  const slug = normalizeSlug(given)
+  const [tenant] = await gate.query(systemScope, findTenant, { slug })
+  if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
+  return tenant
+}
+
+/** The scope of an operator who acts on an agency, as nobody of its people. */
+export const tenantScope = (tenant_id: string) => ({ tenant_id, user_id: null, request: '' })
 
 /** Says on a terminal how far long work is. */
 export function progress(line: string): void {

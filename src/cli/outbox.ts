@@ -1,5 +1,6 @@
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { listMails, operateMail, readBacklog, type UnsentMail } from '../../db/queries/operations/operators.ts'
+import { isUuid } from '../uuids.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
 import { operate, printable, Refusal } from './operator.ts'
 
@@ -61,8 +62,7 @@ function act(ids: string[], what: keyof typeof outcomes): Promise<never> {
     const changed: string[] = []
     const unknown: string[] = []
     for (const id of ids) {
-      const isId = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)
-      const [mail] = isId ? await gate.query(systemScope, operateMail, { id, act: what }) : []
+      const [mail] = isUuid(id.toLowerCase()) ? await gate.query(systemScope, operateMail, { id, act: what }) : []
       ;(mail ? changed : unknown).push(id)
     }
     if (unknown.length > 0) {

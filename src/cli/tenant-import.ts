@@ -14,10 +14,10 @@ import { openStore } from '../files/store/configured-store.ts'
 import { fileKey } from '../files/store/keys.ts'
 import { writeObject } from '../files/store/object-writer.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
+import { isUuid } from '../uuids.ts'
 import { end, openGate, readSettings, say } from './operator.ts'
 
 const limits = { statement_timeout: 600_000, lock_timeout: 30_000 }
-const id = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 
 /**
  * Imports an agency. First every file is compared with its digest, then the bytes are written, then the rows in one
@@ -63,7 +63,7 @@ function readExport(text: string): ExportedAgency {
     }
   }
   const [tenant] = tables.tenant as ExportedAgency['tenant'][]
-  if (!tenant || !id.test(tenant.id)) throw new Unimportable('the export has no agency')
+  if (!tenant || !isUuid(tenant.id)) throw new Unimportable('the export has no agency')
   return {
     tenant,
     members: tables.member,
@@ -76,7 +76,7 @@ function readExport(text: string): ExportedAgency {
 /** Rejects when the bytes of a file are not those that the export says. */
 async function requireWhole(folder: string, file: ExportedFile): Promise<void> {
   // the name of a path comes from the export
-  if (!id.test(file.id)) throw new Unimportable(`${JSON.stringify(file.id)} is no id of a file`)
+  if (!isUuid(file.id)) throw new Unimportable(`${JSON.stringify(file.id)} is no id of a file`)
   const hash = createHash('sha256')
   try {
     for await (const chunk of createReadStream(join(folder, file.id))) hash.update(chunk as Buffer)

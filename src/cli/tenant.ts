@@ -1,13 +1,12 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { findTenant } from '../../db/queries/directory.ts'
 import { type Agency, listAgencies } from '../../db/queries/operations/operators.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
-import { operate, printable, progress, Refusal } from './operator.ts'
+import { operate, printable, progress, Refusal, requireTenant, tenantScope } from './operator.ts'
 import { importTenant } from './tenant-import.ts'
 import { restoreTenant } from './tenant-restore.ts'
 
@@ -92,7 +91,7 @@ function restore(given: string): Promise<never> {
     const { id, slug, purge_at } = await requireAgency(gate, given)
     if (purge_at === null) throw new Refusal(`${slug} was not deleted`)
     const { status, action } = acts.resume
-    await gate.transaction(scopeOf({ id }), (trx) =>
+    await gate.transaction(tenantScope(id), (trx) =>
       setTenantStatus(trx, id, { status, action, tokenSeconds: revocationSeconds(config) })
     )
     return `${slug} is ${status} again`
@@ -110,7 +109,7 @@ function setStatus(slug: string, act: keyof typeof acts): Promise<never> {
   return operate(async (gate, config) => {
     const tenant = await requireTenant(gate, slug)
     const { status, action } = acts[act]
-    await gate.transaction(scopeOf(tenant), (trx) =>
+    await gate.transaction(tenantScope(tenant.id), (trx) =>
       setTenantStatus(trx, tenant.id, { status, action, tokenSeconds: revocationSeconds(config) })
     )
     return `${slug} is ${status}`
@@ -125,18 +124,7 @@ function setPlan(slug: string, name: string): Promise<never> {
     if (!chosen) {
       throw new Refusal(`there is no plan called ${name}; there are ${plans.map((plan) => plan.name).join(', ')}`)
     }
-    await gate.transaction(scopeOf(tenant), (trx) => changePlan(trx, tenant.id, chosen.name))
+    await gate.transaction(tenantScope(tenant.id), (trx) => changePlan(trx, tenant.id, chosen.name))
     return `${slug} has the plan ${chosen.name}`
   })
-}
-
-async function requireTenant(gate: TenantGate, given: string) {
-  const slug = normalizeSlug(given)
-  const [tenant] = await gate.query(systemScope, findTenant, { slug })
-  if (!tenant) throw new Refusal(`there is no agency called ${slug}`)
-  return tenant
-}
-
-function scopeOf({ id }: { id: string }) {
-  return { tenant_id: id, user_id: null, request: '' }
 }

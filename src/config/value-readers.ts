@@ -73,6 +73,7 @@ export function appUrl(value: string): string {
   if (!/^https?:\/\//.test(example) || !URL.canParse(example) || new URL(example).search || new URL(example).hash) {
     throw new InvalidValue('must be a URL such as https://{slug}.example.com')
   }
+  refuseCredentials(new URL(example))
   return value.replace(/\/+$/, '')
 }
 
@@ -189,10 +190,19 @@ export function redisUrl(value: string): string {
   return value
 }
 
+/**
+ * Refuses a URL with a name or a password before its host. A request to such a URL always fails, with an error that has the
+ * whole URL in its text.
+ */
+function refuseCredentials(url: URL): void {
+  if (url.username !== '' || url.password !== '') throw new InvalidValue('must have no user name and no password')
+}
+
 export function httpUrl(value: string): string {
   if (!URL.canParse(value) || !/^https?:$/.test(new URL(value).protocol) || new URL(value).pathname !== '/') {
     throw new InvalidValue('must be a URL such as https://storage.example.com, without a path')
   }
+  refuseCredentials(new URL(value))
   return value.replace(/\/$/, '')
 }
 
@@ -202,6 +212,7 @@ export function prefixUrl(value: string): string {
   if (!url || !/^https?:$/.test(url.protocol) || !value.endsWith('/') || url.search !== '' || url.hash !== '') {
     throw new InvalidValue('must be a URL that ends with a slash, such as https://api.pwnedpasswords.com/range/')
   }
+  refuseCredentials(url)
   return value
 }
 
