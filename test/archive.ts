@@ -28,10 +28,14 @@ export type Archive = {
   folder: string
   /** Runs db/deploy/backup.sh, and resolves to all that it prints. Rejects with its error output. */
   tool(...words: string[]): Promise<string>
-  /** Resolves when everything that was committed before the call is in the archive. */
-  flush(): Promise<void>
-  /** Restores to a new folder, and resolves to the server there once it takes writes. It does not archive. */
-  restore(folder: string, time?: Date): Promise<Cluster>
+  /** Like `tool`, with other variables. */
+  toolWith(more: Record<string, string>, ...words: string[]): Promise<string>
+  /** Resolves when everything that was committed before the call is in the archive: of this server, or of a restored one. */
+  flush(server?: Cluster): Promise<void>
+  /**
+   * Restores to a new folder, and resolves to the server there once it takes writes. It does not archive, unless it should.
+   */
+  restore(folder: string, time?: Date, how?: { timeline?: string; archives?: boolean }): Promise<Cluster>
 }
 
 /** Sets how the server archives its log. No start of the server is needed for it. */
@@ -80,12 +84,13 @@ export async function startArchive(t: Owner, { environment, folder }: Awaited<Re
     cluster,
     env: variables,
     folder,
-    async tool(...words) {
-      const { stdout, stderr } = await run(script, words, { env: variables })
+    tool: (...words) => archive.toolWith({}, ...words),
+    async toolWith(more, ...words) {
+      const { stdout, stderr } = await run(script, words, { env: { ...variables, ...more } })
       return stdout + stderr
     },
-    async flush() {
-      await withClient(cluster.url('postgres'), async (client) => {
+    async flush(server = cluster) {
+      await withClient(server.url('postgres'), async (client) => {
         const { rows } = await client.query('select pg_walfile_name(pg_switch_wal()) as name')
         await eventually(async () => {
           const { rows: done } = await client.query('select last_archived_wal as name from pg_stat_archiver')
@@ -93,10 +98,11 @@ export async function startArchive(t: Owner, { environment, folder }: Awaited<Re
         }, 60_000)
       })
     },
-    async restore(folder, time) {
+    async restore(folder, time, { timeline = '', archives = false } = {}) {
       mkdirSync(folder, { recursive: true })
-      await archive.tool('restore', folder, ...(time ? [time.toISOString()] : []))
-      const restored = await openCluster(t, folder, cluster.url, { env, settings: ['archive_mode=off'] })
+      await archive.toolWith({ BACKUP_TIMELINE: timeline }, 'restore', folder, ...(time ? [time.toISOString()] : []))
+      const settings = [archives ? 'archive_mode=on' : 'archive_mode=off']
+      const restored = await openCluster(t, folder, cluster.url, { env, settings })
       await restored.start()
       await eventually(async () => {
         await sleep(50)

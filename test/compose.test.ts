@@ -208,7 +208,7 @@ t.test('compose.yaml', async (t) => {
     t.strictSame(after.slice(0, before.length), before)
     t.strictSame(
       after.slice(before.length).filter((word) => word !== '-c'),
-      ['archive_mode=on', 'archive_command=/backup.sh wal %p', 'archive_timeout=60']
+      [`archive_mode=\${BACKUP_ARCHIVE_MODE:-on}`, 'archive_command=/backup.sh wal %p', 'archive_timeout=60']
     )
     const image = { context: 'db/deploy', dockerfile: 'postgres.Dockerfile' }
     for (const name of ['postgres', 'backup', 'restore', 'scratch']) t.strictSame(services[name]?.build, image, name)
@@ -224,7 +224,8 @@ t.test('compose.yaml', async (t) => {
     // the jobs that copy files start with what they are given, and have no secret of sign-ins
     for (const name of ['backup-files', 'restore-files']) {
       const { result } = interpolate(services[name]?.environment, { ...filledEnv, ...backupSecrets })
-      t.match(readBackupConfig({ ...result, NODE_ENV: 'production' }), {
+      t.match(readBackupConfig({ ...result }), {
+        nodeEnv: 'production',
         s3Bucket: 'aggios',
         backupS3Bucket: 'aggios-backups'
       })
@@ -237,7 +238,17 @@ t.test('compose.yaml', async (t) => {
       ...filledEnv,
       ...backupSecrets
     })
-    t.match(readRestoreConfig({ ...ofAgency, NODE_ENV: 'production' }), { restoreDatabaseUrl: /@127\.0\.0\.1:5432/ })
+    t.match(readRestoreConfig({ ...ofAgency }), { restoreDatabaseUrl: /@127\.0\.0\.1:5432/, nodeEnv: 'production' })
+    for (const name of ['backup-files', 'restore-files', 'restore-agency']) {
+      const env = {
+        ...filledEnv,
+        ...backupSecrets,
+        NODE_ENV: 'development',
+        BACKUP_S3_ENDPOINT: 'http://backups.example'
+      }
+      const plain = interpolate(services[name]?.environment, env).result
+      t.throws(() => readBackupConfig({ ...plain }), /BACKUP_S3_ENDPOINT: must begin with https/, name)
+    }
     t.match(services['restore-agency'], { network_mode: 'service:scratch', networks: undefined })
     const { missing } = interpolate(backup, filledEnv)
     t.strictSame(missing, new Set(Object.keys(backupSecrets)))
