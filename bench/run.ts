@@ -10,6 +10,7 @@ import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, refusals, replies, tenants } from './scenarios/reads.ts'
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
+import { traces } from './scenarios/traces.ts'
 import { version } from './scenarios/version.ts'
 import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
@@ -42,6 +43,7 @@ const scenarios: Scenario[] = [
   pipeline,
   version,
   dpop,
+  traces,
   profile
 ]
 

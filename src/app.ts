@@ -142,6 +142,8 @@ export function buildApp(
   app.register(config, { config: settings })
   app.register(addresses)
   app.register(metrics)
+  // loaded only where it is on, with the packages of OpenTelemetry
+  if (settings.otlpEndpoint ?? settings.sentryDsn) app.register(import('../plugins/observability/traces.ts'))
   app.register(signIns)
   app.register(errors)
   app.register(validation)

@@ -101,6 +101,8 @@ const contract: Record<string, string | undefined> = {
   LOG_LEVEL: 'info',
   SENTRY_DSN: undefined,
   OTEL_EXPORTER_OTLP_ENDPOINT: undefined,
+  OTEL_EXPORTER_OTLP_HEADERS: undefined,
+  OTEL_TRACES_SAMPLER_ARG: '0.1',
   SHUTDOWN_TIMEOUT: '15'
 }
 
@@ -203,6 +205,10 @@ t.test('everything that is wrong is said at once, each by its name', async (t) =
     JWT_SECRET: 'short',
     PASSWORD_MIN_LENGTH: '7',
     BREACH_LIST_URL: 'https://breaches.example/range',
+    OTEL_EXPORTER_OTLP_ENDPOINT: 'https://collector.example/?key=1',
+    OTEL_EXPORTER_OTLP_HEADERS: 'no value',
+    OTEL_TRACES_SAMPLER_ARG: '1.5',
+    SENTRY_DSN: 'https://sentry.example/42',
     ACCESS_TOKEN_TTL: '-1',
     REFRESH_TOKEN_TTL: '1d',
     REFRESH_GRACE: '3601',
@@ -385,6 +391,7 @@ t.test('production', async (t) => {
       ['SMTP_URL', 'smtp://user:pass@mail.example', {}],
       ['SMTP_URL', 'smtp://mail.example?requireTLS=false', {}],
       ['BREACH_LIST_URL', 'http://breaches.example/range/', {}],
+      ['OTEL_EXPORTER_OTLP_ENDPOINT', 'http://collector.example:4318', {}],
       ['S3_ENDPOINT', 'http://s3.example', s3]
     ]
     for (const [name, value, more] of plain) {

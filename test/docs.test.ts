@@ -160,6 +160,7 @@ const notLimits: Record<string, string> = {
   'store-fence': 'freshForMs',
   'tenant-import': 'statement_timeout lock_timeout',
   'tenant-restore': 'statement_timeout lock_timeout',
+  tracing: 'concurrencyLimit exportTimeoutMillis shutdownTimeoutMs',
   upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',
   verification: 'workMs timeoutMs maxPauseMs workedMs'

@@ -5,6 +5,8 @@ export type ProductionSettings = {
   databaseReplicaUrl: string | undefined
   redisUrl: string | undefined
   smtpUrl: string | undefined
+  otlpEndpoint: string | undefined
+  sentryDsn: { endpoint: string } | undefined
   s3Endpoint: string | undefined
   appUrl: string | undefined
   apiUrl: string | undefined
@@ -96,7 +98,16 @@ function isPrivateDatabase(url: URL): boolean {
 /** What `unencryptedServices` looks at. */
 export type ServiceUrls = Pick<
   ProductionSettings,
-  'redisUrl' | 'smtpUrl' | 's3Endpoint' | 'appUrl' | 'breachListUrl' | 'apiUrl' | 'googleIssuer' | 'githubUrl'
+  | 'redisUrl'
+  | 'smtpUrl'
+  | 'otlpEndpoint'
+  | 'sentryDsn'
+  | 's3Endpoint'
+  | 'appUrl'
+  | 'breachListUrl'
+  | 'apiUrl'
+  | 'googleIssuer'
+  | 'githubUrl'
 >
 
 /**
@@ -112,6 +123,13 @@ export function unencryptedServices(config: ServiceUrls): string[] {
     problems.push('SMTP_URL: must begin with smtps://, or end with ?requireTLS=true, to another host in production')
   }
   if (isPlain(s3Endpoint, 'http:')) problems.push('S3_ENDPOINT: must begin with https:// to another host in production')
+  // traces name agencies and people
+  if (isPlain(config.otlpEndpoint, 'http:')) {
+    problems.push('OTEL_EXPORTER_OTLP_ENDPOINT: must begin with https:// to another host in production')
+  }
+  if (isPlain(config.sentryDsn?.endpoint, 'http:')) {
+    problems.push('SENTRY_DSN: must begin with https:// to another host in production')
+  }
   // whoever is between could let bad passwords pass
   if (isPlain(breachListUrl, 'http:')) {
     problems.push('BREACH_LIST_URL: must begin with https:// to another host in production')

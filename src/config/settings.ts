@@ -1,8 +1,10 @@
 import {
   appRedirects,
   appUrl,
+  baseUrl,
   bucketName,
   domain,
+  headers,
   hostNames,
   httpUrl,
   integer,
@@ -17,6 +19,8 @@ import {
   prefixUrl,
   rate,
   redisUrl,
+  sentryDsn,
+  share,
   size,
   smtpUrl,
   text
@@ -104,6 +108,10 @@ export const settings = {
   rateLimitMailUnverified: setting('RATE_LIMIT_MAIL_UNVERIFIED', '20/24h', rate),
   rateLimitMailTo: setting('RATE_LIMIT_MAIL_TO', '3/24h', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
+  otlpEndpoint: optional('OTEL_EXPORTER_OTLP_ENDPOINT', baseUrl),
+  otlpHeaders: secret('OTEL_EXPORTER_OTLP_HEADERS', headers),
+  sentryDsn: secret('SENTRY_DSN', sentryDsn),
+  tracesSampled: setting('OTEL_TRACES_SAMPLER_ARG', '0.1', share),
   shutdownTimeout: setting('SHUTDOWN_TIMEOUT', '15', integer(1, 3600))
 }
 

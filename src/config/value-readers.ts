@@ -206,6 +206,44 @@ export function httpUrl(value: string): string {
   return value.replace(/\/$/, '')
 }
 
+/** A URL without a slash at its end, to which a path is appended. */
+export function baseUrl(value: string): string {
+  const url = URL.canParse(value) ? new URL(value) : undefined
+  if (!url || !/^https?:$/.test(url.protocol) || url.username !== '' || url.search !== '' || url.hash !== '') {
+    throw new InvalidValue('must be a URL such as https://collector.example.com:4318')
+  }
+  return value.replace(/\/$/, '')
+}
+
+/** Headers of HTTP, as OpenTelemetry writes them: `name=value,name=value`, percent-encoded. */
+export function headers(value: string): Record<string, string> {
+  const pairs = list(value).map((pair) => /^([\w-]+)=(.+)$/.exec(pair))
+  if (pairs.length === 0 || pairs.some((pair) => !pair || !/^(?:[^%]|%[0-9a-fA-F]{2})*$/.test(pair[2] as string))) {
+    throw new InvalidValue('must be headers such as api-key=secret,x-team=backend')
+  }
+  return Object.fromEntries(pairs.map((pair) => [pair?.[1] ?? '', decodeURIComponent(pair?.[2] ?? '')]))
+}
+
+/** Reads the address that Sentry shows for a project, and makes of it where Sentry takes OTLP. */
+export function sentryDsn(value: string): { endpoint: string; headers: Record<string, string> } {
+  const { protocol, username, host, pathname } = URL.canParse(value) ? new URL(value) : new URL('none:')
+  const [, prefix = '', project] = /^(.*)\/(\d+)$/.exec(pathname) ?? []
+  if (!/^https?:$/.test(protocol) || username === '' || project === undefined) {
+    throw new InvalidValue('must be the DSN of a project, such as https://key@o1.ingest.sentry.io/42')
+  }
+  return {
+    endpoint: `${protocol}//${host}${prefix}/api/${project}/integration/otlp`,
+    headers: { 'x-sentry-auth': `sentry sentry_key=${username}` }
+  }
+}
+
+/** A share, from 0 to 1. */
+export function share(value: string): number {
+  const number = /^(?:0|1|[01]?\.\d{1,6})$/.test(value) ? Number(value) : Number.NaN
+  if (!(number >= 0 && number <= 1)) throw new InvalidValue('must be a number from 0 to 1, such as 0.1')
+  return number
+}
+
 /** A URL that something is appended to. */
 export function prefixUrl(value: string): string {
   const url = URL.canParse(value) ? new URL(value) : undefined
