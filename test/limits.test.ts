@@ -18,6 +18,7 @@ import * as uploads from '../plugins/files/objects.ts'
 import { maxNotices } from '../plugins/infrastructure/account-mails.ts'
 import * as pool from '../plugins/infrastructure/database.ts'
 import * as redis from '../plugins/infrastructure/redis.ts'
+import { demandsPerDay } from '../plugins/limits/attempts.ts'
 import * as requests from '../plugins/limits/rates.ts'
 import * as tenants from '../plugins/tenancy/tenants.ts'
 import * as resumable from '../routes/files/appending.ts'
@@ -238,6 +239,9 @@ t.test('how often anybody may ask is a setting', async (t) => {
 
 t.test('how many notices a person gets', async (t) => {
   t.match(rowAbout('notices about an account'), { value: String(maxNotices), over: 'not sent' })
+  const demands = rowAbout('demands of a second factor')
+  t.match(demands, { value: String(demandsPerDay), over: '429 `rate_limited`' })
+  t.ok(demandsPerDay * 2 <= maxNotices, 'each may begin and end, and is told')
 })
 
 t.test('the share of one agency', async (t) => {

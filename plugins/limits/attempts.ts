@@ -46,7 +46,7 @@ export const maxKeys = 20_000
 /** The people behind one address. The limit of created tenants is so many times the limit of one person. */
 const foundersPerAddress = 4
 /** Each may begin and end, so a member gets all these mails within the limit of twenty from one agency in a day. */
-const demandsPerDay = 10
+export const demandsPerDay = 10
 const dayMs = 86_400_000
 
 /**
