@@ -37,6 +37,11 @@ const sameDetails: Record<string, (string | undefined)[]> = {
   ]
 }
 const noDetail = [undefined]
+/** The details of refusals that name their reason where another key has signed. */
+const ofAnotherKey = [
+  'another key has signed than the one that the tokens are bound to',
+  'the session is bound to a key: send a proof that this key has signed'
+]
 
 /** Thrown to stop at the first failure. */
 export class Enough extends Error {}
@@ -226,7 +231,9 @@ export class Cases {
       this.fail(title, `${reply.statusCode} ${body.code}, not ${codes}`)
       return
     }
-    const canonical = problemDocument(new Problem(kind, {}), reply.headers['x-request-id'] as string)
+    const hasReason = kind.code === 'invalid_dpop_proof' && 'reason' in body && ofAnotherKey.includes(detail)
+    const options = hasReason ? { extensions: { reason: 'another_key' } } : {}
+    const canonical = problemDocument(new Problem(kind, options), reply.headers['x-request-id'] as string)
     const same = (sameDetails[kind.code] ?? noDetail).includes(detail)
     const plain = kind.code === 'validation_failed' || (same && errors === undefined)
     if (reply.statusCode !== kind.status || !plain || JSON.stringify(body) !== JSON.stringify(canonical)) {
