@@ -224,8 +224,14 @@ t.test('continuous archiving', { skip: archiveSkip, timeout: 540_000 }, async (t
       const again = await archive.restore(join(folder, 'again'), later, { timeline: '1' })
       t.strictSame(await marksOf(again), ['kept', 'too late'], 'a later second, which the restored server has left out')
       await again.kill('SIGQUIT')
-      const newest = await archive.restore(join(folder, 'newest'), undefined, { timeline: '2' })
-      t.strictSame(await marksOf(newest), ['kept', 'afterwards'], 'from the base backup of the timeline before')
+      const newest = join(folder, 'none')
+      t.match(await toolWith({ BACKUP_TIMELINE: '2' }, 'restore', newest), /recovers timeline 2 /)
+      t.match(
+        readFileSync(join(newest, 'backup_label'), 'utf8'),
+        /START TIMELINE: 1\n/,
+        'there is no other base backup'
+      )
+      t.match(readFileSync(join(newest, 'postgresql.auto.conf'), 'utf8'), /recovery_target_timeline = '2'/)
     }
   )
 

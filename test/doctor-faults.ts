@@ -267,6 +267,29 @@ const ofUpkeep = within('database', [
       return {}
     }
   },
+  {
+    title: 'an archive that never ends, which PostgreSQL does not count as failing',
+    finds: ['archiving_failing'],
+    async plant({ admin }, owner) {
+      const archived = async () =>
+        (await admin('select archived_count::int as count from pg_stat_archiver'))[0]?.count as number
+      const fill = "select pg_create_restore_point('doctor'), pg_switch_wal()"
+      // from a file that was archived PostgreSQL counts those that wait
+      const before = await archived()
+      await admin(fill)
+      await eventually(async () => (await archived()) > before, 90_000)
+      owner.teardown(async () => {
+        const stuck = await archived()
+        await admin("alter system set archive_command = 'true'")
+        await admin('select pg_reload_conf()')
+        await eventually(async () => (await archived()) > stuck + 2, 90_000)
+      })
+      await admin("alter system set archive_command = 'kill -9 $$'")
+      await admin('select pg_reload_conf()')
+      for (let file = 0; file < 3; file++) await admin(fill)
+      return { limits: { archiveLateSeconds: -1 } }
+    }
+  },
   bound('an archive that is old', 'archiving_late', { archiveSeconds: -1 }),
   {
     ...sql(

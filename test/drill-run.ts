@@ -3,12 +3,13 @@ import { once } from 'node:events'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { readStoreInstallation } from '../db/queries/store-fence.ts'
 import { buildApp } from '../src/app.ts'
 import { readBackupConfig } from '../src/config/backups.ts'
 import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { completeUntil, openObjectBackup } from '../src/files/object-backup.ts'
-import { openBackup } from '../src/files/store/configured-store.ts'
+import { openBackup, openStore } from '../src/files/store/configured-store.ts'
 import { createS3Store } from '../src/files/store/s3.ts'
 import { s3Server, startArchive, startBackupStore } from './archive.ts'
 import { age } from './audit-log.ts'
@@ -195,12 +196,15 @@ function startCopying(owner: Owner, env: Environment) {
     child,
     exited,
     async untilComplete(at: Date): Promise<void> {
-      const bucket = await openBackup(readBackupConfig(env))
+      const config = readBackupConfig(env)
+      const [source, bucket] = [await openStore(config), await openBackup(config)]
       await eventually(async () => {
         await sleep(200)
-        const until = await completeUntil(openObjectBackup(bucket))
-        return until !== undefined && until > at
+        const installation = await readStoreInstallation(source)
+        const until = installation && (await completeUntil(openObjectBackup(bucket, installation)))
+        return Boolean(until && until > at)
       }, 120_000)
+      source.close()
       bucket.close()
     }
   }

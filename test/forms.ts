@@ -1,6 +1,6 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { markKey } from '../src/files/store/keys.ts'
+import { copyMarkKey, markKey } from '../src/files/store/keys.ts'
 import { allRows, type Tenant, type TestApp } from './harness.ts'
 
 export type FormPart = { name: string; filename?: string; type?: string; content: Buffer | string }
@@ -65,7 +65,7 @@ export function storedObjects(app: TestApp): { objects: Map<string, number>; unf
     if (!entry.isFile()) continue
     const path = join(entry.parentPath, entry.name)
     const key = path.slice(join(folder, 'objects').length + 1)
-    if (key !== markKey) objects.set(key, statSync(path).size)
+    if (key !== markKey && key !== copyMarkKey) objects.set(key, statSync(path).size)
   }
   const unfinished = readdirSync(folder).includes('unfinished') ? readdirSync(join(folder, 'unfinished')) : []
   return { objects, unfinished }

@@ -1,17 +1,20 @@
 import { execFile } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { v4 as randomUuid } from 'uuid'
+import { readStoreInstallation } from '../db/queries/store-fence.ts'
 import { readBackupConfig } from '../src/config/backups.ts'
 import type { Environment } from '../src/config/environment.ts'
-import { backUpObjects, openObjectBackup } from '../src/files/object-backup.ts'
+import { allObjects, backUpObjects, completeUntil, createBatch, openObjectBackup } from '../src/files/object-backup.ts'
 import { openBackup, openStore } from '../src/files/store/configured-store.ts'
-import { fileKey } from '../src/files/store/keys.ts'
+import { fileKey, markKey } from '../src/files/store/keys.ts'
+import type { ObjectStore } from '../src/files/store/object-store.ts'
 import { archiveSkip, startBackupStore } from './archive.ts'
-import { createFile, storedObjects } from './forms.ts'
-import { commandFile, createTenant, elsewhere, startApp, testEnvironment } from './harness.ts'
+import { createFile, storedObjects, sweep } from './forms.ts'
+import { commandFile, createTenant, elsewhere, startApp, temporaryFolder, testEnvironment } from './harness.ts'
 
 /*
  * The copy of the store's objects in the bucket for backups: `npm run files -- backup` and `restore`.
@@ -35,6 +38,9 @@ t.test('the copy of the objects', { skip: archiveSkip }, async (t) => {
   const [one, two] = [await createFile(acme, 'one'), await createFile(acme, 'two')]
 
   await t.test('has every object, each copied once', async (t) => {
+    for (const words of [['backup'], ['backup', '--check', '60']])
+      t.match(await command(words), { code: 1, said: /the store has no mark of an installation/ })
+    await sweep(app)
     t.match(await command(['backup', '--check', '60']), { code: 1, said: /never copied/ })
     t.match(await command(['backup']), { code: 0, said: /^2 objects copied \(6 bytes\), 0 removed; complete until 20/ })
     await createFile(acme, 'three')
@@ -45,7 +51,52 @@ t.test('the copy of the objects', { skip: archiveSkip }, async (t) => {
   const config = readBackupConfig(env)
   const [store, bucket] = [await openStore(config), await openBackup(config)]
   t.teardown(() => bucket.close())
-  const backup = openObjectBackup(bucket)
+  const installation = (await readStoreInstallation(store)) as string
+  const backup = openObjectBackup(bucket, installation)
+  const mark = (of: string) => Buffer.from(JSON.stringify({ installation: of, database: 'any', generation: 1 }))
+  const keysOf = async (folder: ObjectStore) => {
+    const keys: string[] = []
+    for await (const { key } of allObjects(folder)) keys.push(key)
+    return keys
+  }
+
+  await t.test('of another installation in the same bucket is another copy', async (t) => {
+    const others = { DATA_DIR: temporaryFolder(t) }
+    const other = await openStore({ ...config, dataDir: others.DATA_DIR })
+    const [id, key] = [randomUuid(), fileKey(randomUuid(), randomUuid())]
+    await other.put(markKey, mark(id))
+    await other.put(key, Buffer.from('theirs'))
+    t.match(await command(['backup'], others), { code: 0, said: /^1 objects copied \(6 bytes\), 0 removed/ })
+    t.match(await command(['backup']), { code: 0, said: /^0 objects copied \(0 bytes\), 0 removed/ })
+    t.strictSame(await keysOf(openObjectBackup(bucket, id).objects), [key])
+    t.equal((await keysOf(backup.objects)).length, 3)
+    t.strictSame([...(await keysOf(backup.gone)), ...(await keysOf(openObjectBackup(bucket, id).gone))], [])
+  })
+
+  await t.test('loses nothing to a store that is empty, or the wrong one', async (t) => {
+    const wrong = { DATA_DIR: temporaryFolder(t) }
+    const other = await openStore({ ...config, dataDir: wrong.DATA_DIR })
+    const before = await completeUntil(backup)
+    t.match(await command(['backup'], wrong), { code: 1, said: /it may be the wrong one/ })
+    // a server marks an empty store as its own, and then people upload files
+    await other.put(markKey, mark(installation))
+    const key = fileKey(acme.id, randomUuid())
+    await other.put(key, Buffer.from('new'))
+    t.match(await command(['backup'], wrong), { code: 1, said: /is not the one that was copied before/ })
+    await t.rejects(backUpObjects(other, backup, -1000), { message: /is not the one/ })
+    t.equal(await backup.objects.size(key), 3, 'new objects are copied all the same')
+    t.strictSame(await keysOf(backup.gone), [])
+    t.strictSame(await completeUntil(backup), before, 'and the check becomes red')
+    await backup.objects.remove(key)
+  })
+
+  await t.test('waits for all copies, and then fails with the first failure', async (t) => {
+    const batch = createBatch()
+    await batch.add(() => Promise.reject(new Error('the bucket is full')))
+    // a failure that nobody handles for so long would end the process
+    await sleep(10)
+    await t.rejects(batch.settle(), { message: 'the bucket is full' })
+  })
 
   await t.test('brings back what rows refer to, and nothing else', async (t) => {
     await acme.send({ method: 'DELETE', url: `/api/v1/files/${two.id}` })
@@ -78,6 +129,8 @@ t.test('the copy of the objects', { skip: archiveSkip }, async (t) => {
   })
 
   await t.test('says why it can not be made', async (t) => {
+    // that of the removed store was removed with it
+    await store.put(markKey, mark(installation))
     const wrong = await command(['backup'], { BACKUP_S3_SECRET_KEY: 'another' })
     t.match(wrong, { code: 1, said: /^failed: the object store is refused/ })
     t.match(await command(['backup'], { BACKUP_S3_BUCKET: '' }), { code: 78, said: /BACKUP_S3_BUCKET: must be set/ })

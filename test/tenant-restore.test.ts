@@ -101,6 +101,7 @@ t.test('one agency is restored', { skip: archiveSkip || dump.skip || restore.ski
   const invited = (await acme.send(post('/invitations', { email: 'guest@acme.example', role: 'viewer' }))).json()
   await seal(app)
   const then = await copyDatabase(t, app.database)
+  await sweep(app)
   t.match(await start('files', ['backup']), { stdout: /^4 objects copied/ })
 
   // and what happens afterwards

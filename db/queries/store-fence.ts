@@ -81,6 +81,17 @@ export async function judgeStoreOwner(
   return { verdict: mark.generation > own.generation ? 'older database' : 'ours' }
 }
 
+/** The installation to which the store belongs by its mark. Undefined when it has no mark that can be read. */
+export async function readStoreInstallation(store: ObjectStore): Promise<string | undefined> {
+  const mark = await readMark(store)
+  return typeof mark === 'object' ? mark.installation : undefined
+}
+
+/** The installation to which the database belongs. */
+export async function readInstallation(gate: TenantGate): Promise<string> {
+  return (await readDatabaseMark(gate)).installation
+}
+
 /** Increases the generation. Call it only when the store is ours. */
 export async function advanceStore(gate: TenantGate, store: ObjectStore): Promise<void> {
   const own = await readDatabaseMark(gate)

@@ -5,7 +5,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { ping } from '../../db/queries/directory.ts'
-import { readArchive } from '../../db/queries/operations/archive.ts'
+import { archiveLateSeconds, isArchiveStuck, readArchive } from '../../db/queries/operations/archive.ts'
 
 export type CheckStatus = 'ok' | 'down'
 export type Check = { status: CheckStatus; latency_ms: number }
@@ -113,6 +113,7 @@ async function inspectArchive(app: FastifyInstance): Promise<Inspection['backup'
   const archived_seconds = Math.round(archive.archived_seconds)
   const reason =
     (archive.failing && 'PostgreSQL cannot archive its log') ||
+    (isArchiveStuck(archive, archiveLateSeconds) && 'full parts of the log wait, and none is archived') ||
     (archived_seconds > maxArchiveSeconds && `nothing was archived for more than ${maxArchiveSeconds} s`)
   return { ...conditionOf(reason), archived_seconds }
 }

@@ -2,11 +2,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { InvalidArgumentError } from 'commander'
 import { compareFiles } from '../../db/queries/file-comparison.ts'
 import { restoreObjects } from '../../db/queries/operations/object-restore.ts'
-import { acceptStore, checkStoreOwner } from '../../db/queries/store-fence.ts'
+import { acceptStore, checkStoreOwner, readInstallation, readStoreInstallation } from '../../db/queries/store-fence.ts'
 import { readBackupConfig } from '../config/backups.ts'
 import { describe } from '../error-text.ts'
 import { backUpObjects, completeUntil, openObjectBackup } from '../files/object-backup.ts'
 import { openBackup, openStore } from '../files/store/configured-store.ts'
+import type { ObjectStore } from '../files/store/object-store.ts'
 import { createOperatorCommand, endsSomething } from './command.ts'
 import { end, operate, operateOn, Refusal, readSettings, say } from './operator.ts'
 
@@ -60,14 +61,13 @@ function wholeSeconds(given: string): number {
 async function backUp(every: number | undefined): Promise<void> {
   const config = readSettings(readBackupConfig)
   const [store, bucket] = [await openStore(config), await openBackup(config)]
-  const backup = openObjectBackup(bucket)
   const stopping = new AbortController()
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => stopping.abort())
   for (;;) {
     try {
       const { copied, bytes, removed, complete_until } = await backUpObjects(
         store,
-        backup,
+        await openCopy(store, bucket),
         config.backupDays * 86_400_000
       )
       if (every === undefined || copied > 0 || removed > 0)
@@ -86,10 +86,20 @@ async function backUp(every: number | undefined): Promise<void> {
   bucket.close()
 }
 
+/** The copy of the installation that the mark of the store names. So no installation touches the copy of another one. */
+async function openCopy(store: ObjectStore, bucket: ObjectStore) {
+  const installation = await readStoreInstallation(store)
+  if (installation !== undefined) return openObjectBackup(bucket, installation)
+  throw new Error(
+    'the store has no mark of an installation, so it may be the wrong one; the server marks an empty one, and npm run files -- accept-store any other'
+  )
+}
+
 async function checkBackup(seconds: number): Promise<never> {
-  const bucket = await openBackup(readSettings(readBackupConfig))
+  const config = readSettings(readBackupConfig)
+  const [store, bucket] = [await openStore(config), await openBackup(config)]
   try {
-    const until = await completeUntil(openObjectBackup(bucket))
+    const until = await completeUntil(await openCopy(store, bucket))
     if (until === undefined) return end(1, 'the objects were never copied')
     const age = Math.round((Date.now() - until.getTime()) / 1000)
     return end(age > seconds ? 1 : 0, `the copy of the objects is complete until ${until.toISOString()}, ${age} s ago`)
@@ -102,7 +112,11 @@ function restore(): Promise<never> {
   return operateOn(readSettings(readBackupConfig), async (gate, config) => {
     const [store, bucket] = [await openStore(config), await openBackup(config)]
     try {
-      const { restored, bytes, unknown } = await restoreObjects(gate, store, openObjectBackup(bucket))
+      const { restored, bytes, unknown } = await restoreObjects(
+        gate,
+        store,
+        openObjectBackup(bucket, await readInstallation(gate))
+      )
       return `${restored} objects restored (${bytes} bytes); ${unknown} belong to no row and stay in the backup`
     } finally {
       store.close()

@@ -1,5 +1,6 @@
 import { migrate } from '../../db/migrate.ts'
 import { type AgencyCopy, readAgency, restoreAgency, Unrestorable } from '../../db/queries/operations/tenant-restore.ts'
+import { readStoreInstallation } from '../../db/queries/store-fence.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { readRestoreConfig } from '../config/backups.ts'
 import { describe } from '../error-text.ts'
@@ -28,7 +29,9 @@ export async function restoreTenant(given: string): Promise<never> {
     const { id, copiedAt } = await findCopy(source.pool, slug)
     const copy = id === undefined ? undefined : await readAgency(source.gate, id)
     if (id === undefined || copy === undefined) return end(1, `the copy of the database has no agency called ${slug}`)
-    const objects = await restoreObjects(store, openObjectBackup(bucket).objects, id, copy)
+    const installation = await readStoreInstallation(store)
+    if (installation === undefined) return end(1, 'nothing is restored: the store has no mark of an installation')
+    const objects = await restoreObjects(store, openObjectBackup(bucket, installation).objects, id, copy)
     const { members, files, invitations } = await restoreAgency(target.gate, id, copy, {
       copiedAt,
       restoreForSeconds: config.fileRestoreFor,

@@ -1,4 +1,11 @@
-import { allObjects, copyObject, createBatch, merged, type ObjectBackup } from '../../../src/files/object-backup.ts'
+import {
+  adoptStore,
+  allObjects,
+  copyObject,
+  createBatch,
+  merged,
+  type ObjectBackup
+} from '../../../src/files/object-backup.ts'
 import type { ObjectStore, StoredObject } from '../../../src/files/store/object-store.ts'
 import type { TenantGate } from '../../gate/gate.ts'
 import { findUnknown } from '../orphans.ts'
@@ -7,7 +14,7 @@ const page = 1000
 
 /**
  * Copies the objects that rows of the database refer to and the store lacks from the backup into the store. Nothing that the store
- * has is changed. Objects that belong to no row stay in the backup.
+ * has is changed. Objects that belong to no row stay in the backup. Then the store is the one that is copied to this backup.
  */
 export async function restoreObjects(gate: TenantGate, store: ObjectStore, backup: ObjectBackup) {
   const counts = { restored: 0, bytes: 0, unknown: 0 }
@@ -41,5 +48,6 @@ export async function restoreObjects(gate: TenantGate, store: ObjectStore, backu
   }
   await restore(missing)
   await copies.settle()
+  await adoptStore(store, backup)
   return counts
 }

@@ -6,6 +6,7 @@ import { createTenantGate, type TenantGate } from '../../../db/gate/gate.ts'
 import { gateStatement, systemScope } from '../../../db/gate/gate-query.ts'
 import { PoolDialect } from '../../../db/gate/pool-dialect.ts'
 import type { TenantTables } from '../../../db/gate/tables.ts'
+import { archiveLateSeconds } from '../../../db/queries/operations/archive.ts'
 import type { Config } from '../../config/config.ts'
 import type { Environment } from '../../config/environment.ts'
 import { describe } from '../../error-text.ts'
@@ -43,6 +44,7 @@ export const limits = {
   heldTransactions: 1_000_000,
   openTransactionSeconds: 60,
   archiveSeconds: 86_400,
+  archiveLateSeconds,
   mailSeconds: 900,
   sealSeconds: 900,
   jobSeconds: 900,

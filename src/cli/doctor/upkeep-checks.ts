@@ -1,3 +1,4 @@
+import { type Archive, isArchiveStuck, readArchive } from '../../../db/queries/operations/archive.ts'
 import { readUpkeep, type Upkeep } from '../../../db/queries/operations/upkeep.ts'
 import { askOne, CannotLook, type Check, type Examination } from './examination.ts'
 
@@ -17,18 +18,15 @@ export const upkeepChecks: readonly Check[] = [
   { name: 'background jobs', run: checkJobs }
 ]
 
-type Archive = { mode: string; streamed: boolean; failing: boolean; age: number | null; failed: string | null }
-
 async function checkArchive(exam: Examination): Promise<void> {
-  const { mode, streamed, failing, age, failed } = await askOne<Archive>(
+  const archive = await askOne<Archive>(exam, readArchive.text)
+  const { streamed, failed } = await askOne<{ streamed: boolean; failed: string | null }>(
     exam,
-    `select current_setting('archive_mode') as mode,
-      exists (select from pg_replication_slots s where s.active and s.slot_type = 'physical') as streamed,
-      failed_count > 0 and last_failed_time > coalesce(last_archived_time, '-infinity') as failing,
-      extract(epoch from now() - coalesce(last_archived_time, stats_reset))::float8 as age, last_failed_wal as failed
+    `select last_failed_wal as failed,
+      exists (select from pg_replication_slots s where s.active and s.slot_type = 'physical') as streamed
     from pg_stat_archiver`
   )
-  if (mode === 'off') {
+  if (!archive.archiving) {
     const seen = 'archive_mode is off'
     if (streamed) throw new CannotLook(`${seen}; a replication slot is in use, and whether for a backup can't be seen`)
     if (exam.config.nodeEnv !== 'production') throw new CannotLook(`${seen}, as it is on a laptop`)
@@ -37,10 +35,16 @@ async function checkArchive(exam: Examination): Promise<void> {
       `${seen}, and nothing streams the log; a backup of the disk can't be seen from here`
     )
   }
-  exam.learned('backup', { archived_seconds_ago: Math.round(age ?? 0) })
-  if (failing) exam.found('archiving_failing', `${failed} could not be archived`)
-  else if ((age ?? 0) > exam.limits.archiveSeconds) {
-    exam.found('archiving_late', `the last archived part of the log is ${((age ?? 0) / 3600).toFixed(1)} hours old`)
+  const { archived_seconds: age, waiting_files: waiting } = archive
+  exam.learned('backup', { archived_seconds_ago: Math.round(age) })
+  if (archive.failing) exam.found('archiving_failing', `${failed} could not be archived`)
+  else if (isArchiveStuck(archive, exam.limits.archiveLateSeconds)) {
+    exam.found(
+      'archiving_failing',
+      `${waiting} full files of the log wait, and none was archived for ${Math.round(age / 60)} minutes`
+    )
+  } else if (age > exam.limits.archiveSeconds) {
+    exam.found('archiving_late', `the last archived part of the log is ${(age / 3600).toFixed(1)} hours old`)
   }
 }
 

@@ -4,7 +4,7 @@ import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from '
 import { dirname, join } from 'node:path'
 import { type ObjectStore, type StoredObject, StoreFailure, wrapStoredStream } from './object-store.ts'
 
-const keyPattern = /^(?:[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}|installation)$/
+const keyPattern = /^(?:[0-9a-f-]{36}(\/[a-z]+)?\/[0-9a-f-]{36}|installation(?:-copy)?)$/
 
 /** Age of parts that no upload will complete any more: longer than the server keeps any unfinished upload. */
 const forgottenAfterMs = 2 * 86_400_000

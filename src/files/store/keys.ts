@@ -18,3 +18,6 @@ export const isOurKey = (key: string) =>
  * last.
  */
 export const markKey = 'installation'
+
+/** The key of the object that names the store for its copy in the bucket for backups (src/files/object-backup.ts). */
+export const copyMarkKey = 'installation-copy'
