@@ -1,8 +1,9 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join, relative } from 'node:path'
 import t from 'tap'
 import { catalogue } from '../src/http/problems.ts'
-import { readText, root } from './harness.ts'
+import { readText, root, temporaryFolder } from './harness.ts'
 
 /*
  * What the pages name exists: files, headings, commands, settings. The drawing of a request agrees with src/app.ts, and the table
@@ -46,6 +47,28 @@ t.test('every file that is named exists', async (t) => {
     }
   }
 })
+
+t.test(
+  'the old files of an emergency are kept by each attempt, and never mixed with those of another one',
+  async (t) => {
+    const [, words = ''] = /-v aggios_postgres:.*?\n {2}sh -c '(.*?)'/s.exec(readText('docs/backups.md')) ?? []
+    const [from, to] = [temporaryFolder(t), temporaryFolder(t)]
+    const keep = () => execFileSync('sh', ['-c', words.replaceAll('/from', from).replaceAll('/to', to)])
+    writeFileSync(join(from, 'rows'), 'the original')
+    keep()
+    t.equal(readFileSync(join(to, 'rows'), 'utf8'), 'the original')
+    t.strictSame(readdirSync(from), [], 'a restore needs an empty folder')
+    writeFileSync(join(from, 'rows'), 'restored too early')
+    t.throws(keep)
+    t.equal(readFileSync(join(to, 'rows'), 'utf8'), 'the original')
+    t.equal(readFileSync(join(from, 'rows'), 'utf8'), 'restored too early')
+    t.match(
+      readText('docs/backups.md'),
+      /-v "aggios_postgres_\$\(date -u .*\):\/to"/,
+      'so each has a volume of its own'
+    )
+  }
+)
 
 t.test('every script that is named exists', async (t) => {
   const { scripts } = JSON.parse(readText('package.json')) as { scripts: Record<string, string> }
