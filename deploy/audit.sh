@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 status=0
 report=$(npm audit --omit=dev --audit-level=high --loglevel=warn 2>&1) || status=$?
 if echo "$report" | grep -qE 'audit endpoint returned an error|ENOAUDIT|ECONN|ENOTFOUND|ETIMEDOUT|EAI_AGAIN'; then
-  echo 'the registry does not say which packages have holes: set npm_config_registry=https://registry.npmjs.org' >&2
+  echo 'the registry does not say which packages have holes: name one that does in npm_config_registry' >&2
   exit 75
 fi
 echo "$report"

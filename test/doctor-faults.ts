@@ -126,7 +126,7 @@ const ofMachine = within('machine', [
     plant({ folder }) {
       const dir = folder()
       const text =
-        'services:\n  a: { image: "docker.io/traefik:v3.6.18" }\n  b: { image: "redis:7.4-bookworm", ports: !override [] }\n'
+        'services:\n  a: { image: "images.example/traefik:v3.6.18" }\n  b: { image: "redis:7.4-bookworm", ports: !override [] }\n'
       writeFileSync(join(dir, 'compose.yaml'), text)
       return { folder: dir }
     }
