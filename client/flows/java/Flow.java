@@ -35,26 +35,26 @@ public class Flow {
 
     RegistrationInputTenant tenant = new RegistrationInputTenant().name("Java").slug("java");
     var registration =
-        auth.register(new RegistrationInput().tenant(tenant).name("Ada").email(email).password(password));
+        auth.register(new RegistrationInput().tenant(tenant).name("Ada").email(email).password(password), null);
     show("register", registration.getTenant().getSlug() + " " + registration.getUser().getRole());
 
     SignIn wrong = new SignIn().email(email).password("incorrect horse battery");
-    show("wrong password", codeOfRefusal(() -> auth.login(wrong)));
+    show("wrong password", codeOfRefusal(() -> auth.login(wrong, null)));
 
-    var tokens = auth.login(new SignIn().email(email).password(password));
+    var tokens = auth.login(new SignIn().email(email).password(password), null);
     accessToken.set(tokens.getAccessToken());
     show("login", tokens.getTokenType());
     show("me", me.getMe(null).getEmail());
 
-    var refreshed = auth.refresh(new Refresh().refreshToken(tokens.getRefreshToken()));
+    var refreshed = auth.refresh(new Refresh().refreshToken(tokens.getRefreshToken()), null);
     accessToken.set(refreshed.getAccessToken());
     show("refresh", refreshed.getRefreshToken().equals(tokens.getRefreshToken()) ? "the same" : "rotated");
     show("me", me.getMe(null).getEmail());
 
-    auth.logout(new SignOut().refreshToken(refreshed.getRefreshToken()));
+    auth.logout(null, new SignOut().refreshToken(refreshed.getRefreshToken()));
     show("logout", "done");
     show("me", codeOfRefusal(() -> me.getMe(null)));
-    show("refresh", codeOfRefusal(() -> auth.refresh(new Refresh().refreshToken(refreshed.getRefreshToken()))));
+    show("refresh", codeOfRefusal(() -> auth.refresh(new Refresh().refreshToken(refreshed.getRefreshToken()), null)));
   }
 
   static Object codeOfRefusal(Call call) throws Exception {

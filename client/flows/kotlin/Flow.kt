@@ -39,7 +39,7 @@ fun main(args: Array<String>) {
     show("refresh", if (refreshed.refreshToken != tokens.refreshToken) "rotated" else "the same")
     show("me", me.getMe().email)
 
-    auth.logout(SignOut(refreshed.refreshToken))
+    auth.logout(signOut = SignOut(refreshed.refreshToken))
     show("logout", "done")
     show("me", codeOfRefusal { me.getMe() })
     show("refresh", codeOfRefusal { auth.refresh(Refresh(refreshed.refreshToken)) })

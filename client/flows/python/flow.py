@@ -53,7 +53,7 @@ configuration.access_token = refreshed.access_token
 show("refresh", "rotated" if refreshed.refresh_token != tokens.refresh_token else "the same")
 show("me", me.get_me().email)
 
-auth.logout(SignOut(refresh_token=refreshed.refresh_token))
+auth.logout(sign_out=SignOut(refresh_token=refreshed.refresh_token))
 show("logout", "done")
 show("me", code_of_refusal(me.get_me))
 show("refresh", code_of_refusal(lambda: auth.refresh(Refresh(refresh_token=refreshed.refresh_token))))
