@@ -223,12 +223,19 @@ t.test('.env', async (t) => {
   t.test('is read by the server and by every command; what is set already wins', async (t) => {
     const cwd = inFolder('# mine\n\nexport DATABASE_POOL="many"\nLOG_LEVEL=loud # for now\nDATA_DIR=data\n')
     for (const { name, file } of commands) {
-      if (name === 'openapi' || name === 'migrate') continue
-      const words = { tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'], user: ['show', 'x'] }[name] ?? []
+      if (name === 'openapi' || name === 'migrate' || name === 'doctor') continue
+      const given = {
+        ...{ tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'], user: ['show', 'x'] },
+        aggios: ['tenants', 'list']
+      }
+      const words = (given as Record<string, string[]>)[name] ?? []
       const { code, stderr } = await run(file, words, { cwd })
       t.equal(code, 78, `${name}: ${stderr}`)
       t.match(stderr, /DATABASE_POOL: must.*\n.*LOG_LEVEL: must/, name)
     }
+    // what is wrong with the settings is what the doctor has to say
+    const report = await run(commandFile('doctor'), [], { cwd })
+    t.match(report, { code: 4, stdout: /DATABASE_POOL: must[^]*LOG_LEVEL: must/ })
     const again = await run(commandFile('plan'), ['list'], { cwd, env: { LOG_LEVEL: 'info' } })
     t.match(again.stderr, 'DATABASE_POOL: must')
     t.notMatch(again.stderr, 'LOG_LEVEL')
