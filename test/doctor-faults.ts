@@ -1,6 +1,7 @@
 import { chmodSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import type { Part } from '../src/cli/doctor/doctor.ts'
 import type { Change, World } from './doctor-world.ts'
@@ -261,9 +262,13 @@ const ofUpkeep = within('database', [
         await eventually(async () => !(await isFailing()), 90_000)
       })
       await admin("alter system set archive_command = 'false'")
-      // a log to which nothing was written is not switched
-      await admin("select pg_reload_conf(), pg_create_restore_point('doctor'), pg_switch_wal()")
-      await eventually(isFailing, 30_000)
+      await admin('select pg_reload_conf()')
+      // the archiver reads its settings a moment later, and a log to which nothing was written is not switched
+      await eventually(async () => {
+        await admin("select pg_create_restore_point('doctor'), pg_switch_wal()")
+        await sleep(500)
+        return isFailing()
+      }, 60_000)
       return {}
     }
   },

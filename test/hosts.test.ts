@@ -23,10 +23,13 @@ import { decode, fingerprint, makeToken, rawRequest, sendRaw, singleSecret } fro
 /** Every operation of the document that needs a token, with its path filled in. */
 async function signedInOperations(app: TestApp): Promise<{ method: Method; url: string }[]> {
   const { paths } = (await send(app, 'localhost', '/api/v1/openapi.json')).json()
-  return Object.entries(paths as Record<string, Record<string, { security?: unknown[] }>>).flatMap(
+  return Object.entries(paths as Record<string, Record<string, { security?: object[] }>>).flatMap(
     ([path, operations]) =>
       Object.entries(operations)
-        .filter(([, operation]) => operation.security && operation.security.length === 1)
+        .filter(
+          ([, operation]) =>
+            operation.security?.every((scheme) => Object.keys(scheme).length > 0) && operation.security.length > 0
+        )
         .map(([method]) => ({
           method: method.toUpperCase() as Method,
           url: path.replaceAll(/\{[^}]+\}/g, '019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e')

@@ -93,11 +93,10 @@ function show(given: string): Promise<never> {
       `agencies: ${tenants.length}`,
       ...tenants.map(({ slug, role, status }) => `  ${slug}: ${role}${status === 'active' ? '' : `, ${status}`}`),
       `open sessions: ${more ? `more than ${maxListed}` : sessions.length}`,
-      ...sessions
-        .slice(0, maxListed)
-        .map(({ tenant_slug, last_used_at, ip, user_agent }) =>
-          [`  ${tenant_slug}: ${lastUsed(last_used_at)}`, ip, printable(user_agent)].filter(Boolean).join(', ')
-        )
+      ...sessions.slice(0, maxListed).map((session) => {
+        const when = `  ${session.tenant_slug}: ${lastUsed(session.last_used_at)}`
+        return [when, session.ip, printable(session.user_agent)].filter(Boolean).join(', ')
+      })
     ].join('\n')
     const { password_hash, email_verified_at, disabled_at, failures } = account
     const factors = factor ? factorsOf(factor) : []
