@@ -10,7 +10,10 @@ import type { Json } from './tokens.ts'
 type Document = {
   info: Json
   paths: Record<string, Record<string, { responses: Json }>>
-  components: { schemas: Record<string, { properties: Record<string, Json> }> }
+  components: {
+    schemas: Record<string, { properties: Record<string, Json> }>
+    examples?: Record<string, { value: unknown }>
+  }
 }
 
 const readDocument = (): Document => JSON.parse(readFileSync(join(clientFolder, 'openapi.json'), 'utf8'))
@@ -89,7 +92,11 @@ async function lint(t: Test, change: (document: Document) => void): Promise<{ co
 }
 
 /** Every example in the document, with a reference to its schema. */
-function* examplesOf(node: unknown, way: string[] = []): Generator<{ schema: Json; example: unknown; at: string }> {
+function* examplesOf(
+  node: unknown,
+  way: string[] = [],
+  root = node as Document
+): Generator<{ schema: Json; example: unknown; at: string }> {
   if (node === null || typeof node !== 'object') return
   const { schema, example, examples } = node as Json
   const at = way.map((part) => part.replaceAll('~', '~0').replaceAll('/', '~1')).join('/')
@@ -97,11 +104,13 @@ function* examplesOf(node: unknown, way: string[] = []): Generator<{ schema: Jso
   // the examples of a parameter and of a media type stand beside the schema, those of a schema in it
   if (schema && example !== undefined) yield { schema: refer(`${at}/schema`), example, at }
   if (schema && examples)
-    for (const { value } of Object.values(examples as Record<string, { value: unknown }>))
-      yield { schema: refer(`${at}/schema`), example: value, at }
+    for (const { value, $ref } of Object.values(examples as Record<string, { value?: unknown; $ref?: string }>)) {
+      const named = $ref === undefined ? undefined : root.components.examples?.[$ref.split('/').at(-1) as string]
+      yield { schema: refer(`${at}/schema`), example: named === undefined ? value : named.value, at }
+    }
   const isMember = way.at(-1) === 'properties'
   if (!isMember && Array.isArray(examples)) for (const each of examples) yield { schema: refer(at), example: each, at }
   for (const [key, value] of Object.entries(node)) {
-    if (key !== 'example' && (key !== 'examples' || isMember)) yield* examplesOf(value, [...way, key])
+    if (key !== 'example' && (key !== 'examples' || isMember)) yield* examplesOf(value, [...way, key], root)
   }
 }
