@@ -352,6 +352,8 @@ t.test('what needs no token keeps nobody at the same address from anything else'
     ['options for a passkey', 5, () => put('/auth/passkeys/options', {})],
     ['options for a second factor', 5, () => put('/auth/mfa/passkey/options', { mfa_token: 'x' })],
     ['a new factor', 5, () => put('/auth/mfa/totp', { mfa_token: 'x' })],
+    ['options for a new passkey', 5, () => put('/auth/mfa/passkeys/options', { mfa_token: 'x' })],
+    ['a new passkey', 5, () => put('/auth/mfa/passkeys', {})],
     ['a mail for a new password', 5, (i) => put('/auth/password/forgot', { email: `nobody-${i}@acme.example` })],
     ['a new password', 5, () => put('/auth/password/reset', { token: 'x', password })],
     ['a confirmed address', 5, () => put('/auth/email/verify', { token: 'x' })],
