@@ -215,6 +215,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     declare
       found_one record;
     begin
+      perform from second_factors f where f.user_id = current_user_id() for update;
       perform from users u where u.id = current_user_id() for no key update;
       perform from memberships m where m.user_id = current_user_id() order by m.tenant_id for no key update;
       select i.provider, i.agency_id into found_one from user_identities i
@@ -240,6 +241,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     declare
       gone record;
     begin
+      perform from second_factors f where f.user_id = person for update;
       perform from users u where u.id = person for no key update;
       perform from memberships m where m.user_id = person order by m.tenant_id for no key update;
       delete from user_identities i where i.id = identity and i.user_id = person returning i.provider, i.agency_id into gone;
