@@ -44,6 +44,8 @@ async function startWorld(t: Test) {
   const [database, pages, mailbox, dns, port] = await Promise.all([
     ...([createTestDatabase(t), servePage(t), startMailbox(t), startNameServer(t), freePort()] as const)
   ])
+  // the address of test/public-network.ts, which no name server but ours is asked for
+  dns.hosts.set(agencyHost, { a: ['11.22.33.44'] })
   const google = await startOpenIdProvider(t, [callback('google')], `https://${googleHost}`)
   const portOf = (url: string) => Number(new URL(url).port)
   const ports = new Map([[googleHost, portOf(google.url)]])
