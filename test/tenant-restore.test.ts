@@ -193,7 +193,8 @@ t.test('one agency is restored', { skip: archiveSkip || dump.skip || restore.ski
     const done = await start('tenant', ['rewind', 'acme'], { RESTORE_DATABASE_URL: then.owner })
     t.match(done.stdout, /members: 2 added/)
     t.equal(done.code, undefined)
-    // a process remembers for a second whose the address was
+    // a process remembers for a second whose the address was, and for half of one that the agency was suspended
+    await app.revocations.readNow()
     await eventually(async () => (await acme.signIn()).access_token !== undefined)
     const { access_token } = await acme.signIn()
     const reply = await acme.with(access_token, `/api/v1/files/${kept.id}/content`)
