@@ -183,7 +183,8 @@ t.test('probes ask what the product answers, on any host name', async (t) => {
     t.equal(reply.statusCode, 200, httpGet.path)
   }
   t.match(livenessProbe.httpGet.path, /live$/, 'a database that is away restarts no pod')
-  t.match(readinessProbe.httpGet.path, /ready$/)
+  t.match(readinessProbe.httpGet.path, /live$/, 'nor does it take all pods out of the service')
+  t.match(startupProbe.httpGet.path, /ready$/, 'a new pod gets no requests before it can serve')
   const annotations = backend.metadata.annotations ?? {}
   t.equal(annotations['prometheus.io/port'], String(portOf('internal')))
 })

@@ -6,7 +6,9 @@ import { promisify } from 'node:util'
 import t from 'tap'
 import { v4 as randomUuid } from 'uuid'
 import { readStoreInstallation } from '../db/queries/store-fence.ts'
+import { examine } from '../src/cli/doctor/doctor.ts'
 import { readBackupConfig } from '../src/config/backups.ts'
+import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { allObjects, backUpObjects, completeUntil, createBatch, openObjectBackup } from '../src/files/object-backup.ts'
 import { openBackup, openStore } from '../src/files/store/configured-store.ts'
@@ -88,6 +90,22 @@ t.test('the copy of the objects', { skip: archiveSkip }, async (t) => {
     t.strictSame(await keysOf(backup.gone), [])
     t.strictSame(await completeUntil(backup), before, 'and the check becomes red')
     await backup.objects.remove(key)
+  })
+
+  await t.test('whose age the doctor sees', async (t) => {
+    const config = readConfig(env)
+    const look = async (more: Environment = {}, now = Date.now()) => {
+      const options = { config, env: { ...env, ...more }, databaseUrl: app.database.serving, now: () => now }
+      const { findings, not_checked, facts } = await examine(options, { only: ['store'] })
+      return { seen: findings.map(({ code, seen }) => `${code}: ${seen}`), not_checked, facts }
+    }
+    const sound = await look()
+    t.strictSame([sound.seen, sound.not_checked], [[], []])
+    t.type(sound.facts.store?.copied_seconds_ago, 'number')
+    t.match((await look({}, Date.now() + 7_200_000)).seen, [/^files_not_copied: the copy is complete until 20/])
+    t.match((await look({ BACKUP_S3_SECRET_KEY: 'another' })).seen, [/^files_not_copied: the object store is refused/])
+    const { seen, not_checked } = await look({ BACKUP_S3_ENDPOINT: undefined })
+    t.match([seen, not_checked], [[], [{ check: 'copy of the files', reason: /^BACKUP_S3_ENDPOINT is not set here/ }]])
   })
 
   await t.test('waits for all copies, and then fails with the first failure', async (t) => {

@@ -45,6 +45,7 @@ export const limits = {
   openTransactionSeconds: 60,
   archiveSeconds: 86_400,
   archiveLateSeconds,
+  copySeconds: 3600,
   mailSeconds: 900,
   sealSeconds: 900,
   jobSeconds: 900,

@@ -147,6 +147,11 @@ export const kinds: ReadonlyMap<string, Kind> = new Map(
       'npm run files -- compare, then accept-store',
       manual('files-after-a-restore')
     ),
+    files_not_copied: warning(
+      'The copy of the files in the bucket for backups is old',
+      'Look at the log of `npm run files -- backup --every 60`.',
+      'docs/backups.md#watching-them'
+    ),
     // other services
     app_url_unreachable: warning(
       'The links in mails lead nowhere',

@@ -2,7 +2,10 @@ import { constants, existsSync } from 'node:fs'
 import { access } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AwsClient } from 'aws4fetch'
-import { judgeStoreOwner } from '../../../db/queries/store-fence.ts'
+import { judgeStoreOwner, readStoreInstallation } from '../../../db/queries/store-fence.ts'
+import { readBackupConfig } from '../../config/backups.ts'
+import { completeUntil, openObjectBackup } from '../../files/object-backup.ts'
+import { openBackup } from '../../files/store/configured-store.ts'
 import { markKey } from '../../files/store/keys.ts'
 import { StoreFailure } from '../../files/store/object-store.ts'
 import { reportSkew } from './database-checks.ts'
@@ -17,7 +20,8 @@ export const storeChecks: readonly Check[] = [
   { name: 'store', run: checkReachable },
   { name: 'bucket', run: checkStrangers },
   { name: 'key of the store', run: checkKey },
-  { name: 'fence of the store', run: checkFence }
+  { name: 'fence of the store', run: checkFence },
+  { name: 'copy of the files', run: checkCopy, atStart: false }
 ]
 
 const requestMs = 3000
@@ -117,4 +121,27 @@ async function checkFence(exam: Examination): Promise<void> {
   const store = await openWorking(exam)
   const { verdict } = await judgeStoreOwner(exam.database().gate(), store)
   if (verdict !== 'ours') exam.found('store_fenced', verdict)
+}
+
+/** How old the copy of the objects in the bucket for backups is. */
+async function checkCopy(exam: Examination): Promise<void> {
+  if (exam.env.BACKUP_S3_ENDPOINT === undefined) {
+    throw new CannotLook('BACKUP_S3_ENDPOINT is not set here, so a copy of the files cannot be seen')
+  }
+  const config = readBackupConfig(exam.env)
+  const installation = await readStoreInstallation(await openWorking(exam))
+  if (installation === undefined) throw new CannotLook('the store has no mark of an installation')
+  const bucket = await openBackup(config)
+  try {
+    const until = await completeUntil(openObjectBackup(bucket, installation))
+    if (until === undefined) return exam.found('files_not_copied', 'the files were never copied')
+    const age = Math.round((exam.now() - until.getTime()) / 1000)
+    exam.learned('store', { copied_seconds_ago: age })
+    if (age > exam.limits.copySeconds)
+      exam.found('files_not_copied', `the copy is complete until ${until.toISOString()}`)
+  } catch (err) {
+    exam.found('files_not_copied', reasonOf(err))
+  } finally {
+    bucket.close()
+  }
 }
