@@ -73,10 +73,10 @@ import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
 import type { Config } from './config/config.ts'
-import { serializeError } from './error-log.ts'
 import { createProxyTrust } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './http/problems.ts'
+import { logging } from './observability/log-format.ts'
 import { findPendingReply } from './processes/idle-connections.ts'
 
 /** The paths without a version that the first clients use. They stay aliases of the canonical paths for ever. */
@@ -104,11 +104,7 @@ export function buildApp(
 ): FastifyInstance {
   const app = Fastify({
     bodyLimit,
-    logger: {
-      level: settings.logLevel,
-      serializers: { err: (err: unknown) => serializeError(err) },
-      ...(logStream && { stream: logStream })
-    },
+    ...logging(settings, logStream),
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     trustProxy: settings.trustProxy.length > 0 ? createProxyTrust(settings.trustProxy) : false,
     genReqId: requestId,

@@ -98,6 +98,7 @@ const contract: Record<string, string | undefined> = {
   SMTP_URL: undefined,
   MAIL_FROM: undefined,
   LOG_LEVEL: 'info',
+  LOG_FORMAT: undefined,
   SENTRY_DSN: undefined,
   OTEL_EXPORTER_OTLP_ENDPOINT: undefined,
   OTEL_EXPORTER_OTLP_HEADERS: undefined,

@@ -5,7 +5,6 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
-import pretty from 'pino-pretty'
 import { readEnvironment } from '../src/config/env-file.ts'
 
 /*
@@ -13,8 +12,6 @@ import { readEnvironment } from '../src/config/env-file.ts'
  * as its recipient would read it. Unless APP_URL names a front end, its link leads to a page of this process with a form
  * that does what the link is for.
  */
-
-type MailLine = { to: string; subject: string; text: string }
 
 const root = join(import.meta.dirname, '..')
 const watched = ['src', 'plugins', 'routes', 'db', 'package.json'].map((name) => join(root, name))
@@ -42,21 +39,14 @@ const pageOf = ({ title, fields }: { title: string; fields: string }) => `<!doct
 `
 
 const settings = readSettings()
+if (settings.LOG_FORMAT === undefined) process.env.LOG_FORMAT = 'pretty'
 if (settings.APP_URL === undefined) process.env.APP_URL = await serveForms(settings.PORT ?? '8080')
 
 const paths = [...watched, ...['.env'].filter((name) => existsSync(name))].map((path) => `--watch-path=${path}`)
 const server = spawn(
   process.execPath,
   [...paths, '--watch-preserve-output', join(root, 'src', 'server.ts'), ...process.argv.slice(2)],
-  { stdio: ['inherit', 'pipe', 'inherit'] }
-)
-server.stdout.pipe(
-  pretty({
-    ignore: 'pid,hostname',
-    translateTime: 'SYS:HH:MM:ss.l',
-    customPrettifiers: { mail: (mail) => printMail(mail as unknown as MailLine) },
-    destination: process.stdout
-  })
+  { stdio: 'inherit' }
 )
 // Ctrl-C in a terminal reaches the server by itself; a `kill` of this process is passed on
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => server.kill(signal))
@@ -70,10 +60,6 @@ function readSettings(): NodeJS.ProcessEnv {
   } catch {
     return process.env
   }
-}
-
-function printMail({ to, subject, text }: MailLine): string {
-  return `\nTo: ${to}\nSubject: ${subject}\n\n${text.trimEnd()}`
 }
 
 /** Serves the forms in place of a front end. Resolves to the origin of the pages. */

@@ -26,7 +26,9 @@ export default fp(
             method: request.method,
             url: loggedPath(request),
             host: request.headers.host,
+            ip: request.address,
             status: reply.statusCode,
+            code: request.problemCode,
             ms: Math.round(reply.elapsedTime * 10) / 10,
             tenant_id: request.user?.tenant_id ?? request.tenant?.id,
             user_id: request.user?.user_id
@@ -37,5 +39,5 @@ export default fp(
       done()
     })
   },
-  { name: 'request-log' }
+  { name: 'request-log', dependencies: ['addresses', 'errors'] }
 )

@@ -2,6 +2,7 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { ClientRequest, IncomingMessage } from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { traceMembers } from '../../src/observability/log-format.ts'
 import { errorType, startTracing, type Tracing, traceParentOf } from '../../src/observability/tracing.ts'
 
 type Span = NonNullable<ReturnType<Tracing['beginRequest']>>
@@ -44,7 +45,7 @@ function traceRequests(app: FastifyInstance, tracing: Tracing): void {
     const span = tracing.beginRequest(typeof traceparent === 'string' ? traceparent : undefined)
     if (!span) return done()
     request.traced = span
-    request.log = request.log.child({ trace_id: span.span.spanContext().traceId })
+    request.log = request.log.child(traceMembers(app.config.logFormat, span.span.spanContext()))
     tracing.within(span, done)
   })
   // the body arrives in events of the connection, which belong to no request

@@ -18,8 +18,8 @@ import metrics from '../../plugins/observability/metrics.ts'
 import tenants from '../../plugins/tenancy/tenants.ts'
 import type { PasswordHash } from '../auth/passwords.ts'
 import type { Config } from '../config/config.ts'
-import { serializeError } from '../error-log.ts'
 import { describe } from '../error-text.ts'
+import { logging } from '../observability/log-format.ts'
 import { onSignals } from '../signals.ts'
 import { createCommand, readOptions } from './command.ts'
 import { end, readSettings } from './operator.ts'
@@ -129,7 +129,7 @@ async function findDatabase(config: Config): Promise<{ url: string; embedded?: E
 
 /** Loads the plugins of the server that sign, hash and query, without those that work in the background. */
 async function openProduct(config: Config): Promise<FastifyInstance> {
-  const app = Fastify({ logger: { level: 'warn', serializers: { err: (err: unknown) => serializeError(err) } } })
+  const app = Fastify(logging({ ...config, logLevel: 'warn' }))
   app.register(configPlugin, { config })
   app.register(addresses)
   app.register(metrics)

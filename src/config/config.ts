@@ -8,13 +8,14 @@ import { type Settings, settings } from './settings.ts'
 import { isBelow } from './value-readers.ts'
 
 /** The configuration of a process. Secrets are always present; `databaseUrl` is set once a database server is known. */
-export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'apiUrl' | 'mailFrom'> & {
+export type Config = Omit<Settings, 'jwtSecret' | 'passwordPepper' | 'appUrl' | 'apiUrl' | 'mailFrom' | 'logFormat'> & {
   jwtSecret: string[]
   passwordPepper: string[]
   appUrl: string
   /** The origin of the general host, where providers send people back to. */
   apiUrl: string
   mailFrom: string
+  logFormat: NonNullable<Settings['logFormat']>
 }
 
 /**
@@ -36,7 +37,8 @@ export function readConfig(env: Environment): Config {
     passwordPepper,
     appUrl: config.appUrl ?? defaultAppUrl(config),
     apiUrl: config.apiUrl ?? defaultApiUrl(config),
-    mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`
+    mailFrom: config.mailFrom ?? `Aggios <no-reply@${config.baseDomain}>`,
+    logFormat: config.logFormat ?? (config.nodeEnv === 'development' && process.stdout.isTTY ? 'pretty' : 'json')
   }
 }
 

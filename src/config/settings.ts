@@ -108,6 +108,7 @@ export const settings = {
   rateLimitMailUnverified: setting('RATE_LIMIT_MAIL_UNVERIFIED', '20/24h', rate),
   rateLimitMailTo: setting('RATE_LIMIT_MAIL_TO', '3/24h', rate),
   logLevel: setting('LOG_LEVEL', 'info', oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent')),
+  logFormat: optional('LOG_FORMAT', oneOf('pretty', 'json', 'ecs', 'otel')),
   otlpEndpoint: optional('OTEL_EXPORTER_OTLP_ENDPOINT', baseUrl),
   otlpHeaders: secret('OTEL_EXPORTER_OTLP_HEADERS', headers),
   sentryDsn: secret('SENTRY_DSN', sentryDsn),

@@ -7,10 +7,10 @@ import methods from '../../plugins/http/methods.ts'
 import configPlugin from '../../plugins/infrastructure/config.ts'
 import metrics from '../../plugins/observability/metrics.ts'
 import type { Config } from '../config/config.ts'
-import { serializeError } from '../error-log.ts'
 import { unavailable, unknownHost } from '../http/problems.ts'
 import { type Family, render } from '../metrics.ts'
 import { build } from '../observability/build.ts'
+import { logging } from '../observability/log-format.ts'
 import type { Processes } from './serving.ts'
 
 /**
@@ -20,7 +20,7 @@ import type { Processes } from './serving.ts'
  */
 export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
   const app = Fastify({
-    logger: { level: config.logLevel, serializers: { err: (err: unknown) => serializeError(err) } },
+    ...logging(config),
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUuid(),
     requestTimeout: 10_000,
