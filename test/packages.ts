@@ -67,7 +67,10 @@ const fileOf = (specifier: string) => `node_modules/${specifier.replaceAll(/\W/g
  * Maps the imports of our own files: of a package to its bundle, and of a source to its path, as it is written. A package
  * that is not bundled finds its dependencies as usual.
  */
-const preloadSource = `import { registerHooks } from 'node:module'
+const preloadSource = `import { enableCompileCache, registerHooks } from 'node:module'
+import { fileURLToPath } from 'node:url'
+// each process loads the same sources: compiled once, they cost half the CPU time
+enableCompileCache(fileURLToPath(new URL('../../compiled', import.meta.url)))
 const files = new Map(${JSON.stringify(bundled.map((each) => [each, fileOf(each)]))})
 registerHooks({
   resolve(specifier, context, next) {

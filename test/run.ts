@@ -43,8 +43,6 @@ const urls: DatabaseUrls = {
   serving: pooler?.through(app) ?? app
 }
 process.env.TEST_DIR = join(dir, 'data')
-// each file of tests is a process that loads the same sources; compiled once, they cost half the CPU time
-process.env.NODE_COMPILE_CACHE = join(import.meta.dirname, '..', 'node_modules', '.cache', 'compiled')
 process.env.TEST_POSTGRES = JSON.stringify(urls)
 await createDatabase(templateDatabase, 'template1')
 await migrate(urls.owner.replace('DATABASE', templateDatabase))

@@ -17,7 +17,10 @@ const curl = findProgram('curl')
 
 async function startStack(t: Test) {
   const args = ['test/stack.ts', '--processes', '2', '--port', String(await freePort())]
-  const child = spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(process.execPath, [...process.execArgv, ...args], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', 'pipe']
+  })
   let text = ''
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding('utf8').on('data', (chunk: string) => {

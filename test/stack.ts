@@ -129,7 +129,10 @@ function watch(name: string, child: ReturnType<typeof spawn>): void {
 
 async function startProcess(name: string, environment: Environment): Promise<string> {
   const port = await freePort()
-  const child = run(name, [process.execPath, join(root, 'src', 'server.ts')], { ...environment, PORT: String(port) })
+  const child = run(name, [process.execPath, ...process.execArgv, join(root, 'src', 'server.ts')], {
+    ...environment,
+    PORT: String(port)
+  })
   const url = `http://127.0.0.1:${port}`
   await reach(name, child, async () => (await fetch(`${url}/api/v1/health/ready`)).ok)
   return url

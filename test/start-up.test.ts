@@ -43,7 +43,7 @@ type Place = { cwd?: string; env?: Environment; prefix?: string[] }
 
 /** Runs a file of the product until it ends. */
 function run(file: string, args: string[] = [], { cwd = elsewhere, env = {}, prefix = [] }: Place = {}) {
-  const [program = '', ...words] = [...prefix, process.execPath, file, ...args]
+  const [program = '', ...words] = [...prefix, process.execPath, ...process.execArgv, file, ...args]
   const options = { cwd, env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env } as NodeJS.ProcessEnv }
   return new Promise<Ended>((resolve) =>
     execFile(program, words, { ...options, timeout: 60_000 }, (err, stdout, stderr) =>
