@@ -1,6 +1,11 @@
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import addFormats from 'ajv-formats'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, RouteOptions } from 'fastify'
+
+const root = join(import.meta.dirname, '..')
 
 type Media = { schema?: unknown }
 type Validate = ReturnType<Ajv2020['compile']>
@@ -18,18 +23,43 @@ const limitHeaders = ['RateLimit', 'RateLimit-Policy']
 
 /** The schemas of a document, by their JSON pointer. Each is compiled once, when the first reply needs it. */
 type Schemas = (pointer: string) => Validate
+type Contract = { document: Document; schemaAt: Schemas }
 
-/** The last document of this process: most files start the same application again and again. */
-let last: { text: string; schemas: Schemas } | undefined
+/** The documents of this process, by what their routes declare: most files start the same application again and again. */
+const contracts = new Map<string, Contract>()
 
-function schemasOf(document: Document): Schemas {
-  const text = JSON.stringify(document)
-  if (last?.text !== text) last = { text, schemas: compileLazily(document) }
-  return last.schemas
+function contractOf(app: FastifyInstance, routes: RouteOptions[]): Contract {
+  const declared = routes.map(({ method, url, schema, config }) => [method, url, schema, config])
+  const key = createHash('sha256')
+    .update(JSON.stringify([root, declared]))
+    .digest('hex')
+  let contract = contracts.get(key)
+  if (!contract) {
+    const document = documentOf(app, key)
+    contract = { document, schemaAt: compileLazily(document) }
+    contracts.set(key, contract)
+  }
+  return contract
+}
+
+/** Generates the document, unless another process of this run of tests has done so. */
+function documentOf(app: FastifyInstance, key: string): Document {
+  const generate = () => app.swagger() as unknown as Document
+  if (process.env.TEST_DIR === undefined) return generate()
+  const folder = join(process.env.TEST_DIR, 'contracts')
+  const file = join(folder, `${key}.json`)
+  if (existsSync(file)) return JSON.parse(readFileSync(file, 'utf8'))
+  const document = generate()
+  mkdirSync(folder, { recursive: true })
+  const unfinished = `${file}.${process.pid}`
+  writeFileSync(unfinished, JSON.stringify(document))
+  renameSync(unfinished, file)
+  return document
 }
 
 function compileLazily(document: Document): Schemas {
-  const ajv = new Ajv2020({ strict: false, allErrors: true })
+  // test/openapi.test.ts checks the schemas themselves, which in each process would cost more than all other work on them
+  const ajv = new Ajv2020({ strict: false, allErrors: true, validateSchema: false })
   addFormats.default(ajv).addFormat('web-origin', true)
   ajv.addSchema(document, 'openapi')
   const compiled = new Map<string, Validate>()
@@ -50,11 +80,11 @@ const errorsText = ({ errors }: Validate) => (errors ?? []).map((e) => `${e.inst
  */
 export function watchContract(app: FastifyInstance): string[] {
   const faults: string[] = []
+  const routes: RouteOptions[] = []
   let check: ReturnType<typeof prepare> | undefined
 
   function prepare() {
-    const document = app.swagger() as unknown as Document
-    const schemaAt = schemasOf(document)
+    const { document, schemaAt } = contractOf(app, routes)
     const problemSchema = schemaAt('components/schemas/Problem')
     const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
 
@@ -85,6 +115,7 @@ export function watchContract(app: FastifyInstance): string[] {
     }
   }
 
+  app.addHook('onRoute', (route) => void routes.push(route))
   app.addHook('onSend', async (request, reply, payload) => {
     if (request.method === 'HEAD' || request.method === 'OPTIONS' || typeof payload === 'object') return
     const { url, schema } = request.routeOptions as { url?: string; schema?: { hide?: boolean } }

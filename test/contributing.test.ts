@@ -55,7 +55,7 @@ async function runThere(folder: string, args: string[], env: NodeJS.ProcessEnv =
   const { PATH, HOME, TEST_DIR, TEST_POSTGRES, TAP_TIMEOUT } = process.env
   const options = { cwd: folder, env: { PATH, HOME, TEST_DIR, TEST_POSTGRES, TAP_TIMEOUT, ...env }, maxBuffer: 2 ** 26 }
   try {
-    return (await promisify(execFile)(process.execPath, args, options)).stdout
+    return (await promisify(execFile)(process.execPath, [...process.execArgv, ...args], options)).stdout
   } catch (err) {
     const { stdout, stderr } = err as { stdout: string; stderr: string }
     throw new Error(`${args.join(' ')}:\n${stdout.slice(-4000)}\n${stderr.slice(-4000)}`)
