@@ -24,6 +24,8 @@ const backtracksPerCharacter = 64
 const stickyCharacters = 16
 
 const limitedCopies = new Map<string, RegExp>()
+/** The copies of an expression by their budget: to ask it for its source costs more than to search with it. */
+const copiesOf = new WeakMap<RegExp, Map<number, RegExp>>()
 const { exec } = RegExp.prototype
 const { slice } = String.prototype
 
@@ -47,17 +49,24 @@ function goesBackTooOften(regExp: RegExp, text: string): boolean {
   // a short text can't cause many
   if (text.length < 16) return false
   const budget = backtracksPerCharacter * 2 ** Math.ceil(Math.log2(text.length + 64))
-  const key = `${budget} ${regExp.flags} ${regExp.source}`
-  let copy = limitedCopies.get(key)
-  if (!copy) {
-    // the copy matches every text, so no match means that it gave up. A sticky expression is tried at one place only
-    const source = withGroups(regExp)
-    const found = regExp.sticky ? `(?:${source})` : `[^]*?(?:${source})`
-    const flags = [...regExp.flags].filter((flag) => !'gyd'.includes(flag)).join('')
-    copy = limitedRegExp(`^(?:${found}|[^]*)`, flags, budget)
-    limitedCopies.set(key, copy)
-  }
+  const copies = copiesOf.get(regExp) ?? new Map<number, RegExp>()
+  const copy = copies.get(budget) ?? limitedCopy(regExp, budget)
+  if (copies.size === 0) copiesOf.set(regExp, copies)
+  copies.set(budget, copy)
   return exec.call(copy, text) === null
+}
+
+/** A copy that matches every text, so no match means that it gave up. A sticky expression is tried at one place only. */
+function limitedCopy(regExp: RegExp, budget: number): RegExp {
+  const key = `${budget} ${regExp.flags} ${regExp.source}`
+  const known = limitedCopies.get(key)
+  if (known) return known
+  const source = withGroups(regExp)
+  const found = regExp.sticky ? `(?:${source})` : `[^]*?(?:${source})`
+  const flags = [...regExp.flags].filter((flag) => !'gyd'.includes(flag)).join('')
+  const copy = limitedRegExp(`^(?:${found}|[^]*)`, flags, budget)
+  limitedCopies.set(key, copy)
+  return copy
 }
 
 /** The cost of `normalize`: the length, and the square of each run of combining marks. */
@@ -91,9 +100,9 @@ export function countSteps(work: () => unknown, most: number): number {
   const undo: (() => void)[] = []
   let counting = true
 
-  function count(cost: () => number): void {
-    counting = false
-    steps += cost()
+  /** Adds a cost, which was found out while nothing was counted. */
+  function add(cost: number): void {
+    steps += cost
     counting = true
     if (steps > most) throw new RangeError('too many steps')
   }
@@ -104,7 +113,8 @@ export function countSteps(work: () => unknown, most: number): number {
     if (typeof original !== 'function' || name === 'constructor') return
     ;(holder as Holder)[name] = function (this: unknown, ...given: unknown[]) {
       if (!counting) return original.apply(this, given)
-      count(() => cost(this, given))
+      counting = false
+      add(cost(this, given))
       return original.apply(this, given)
     }
     undo.push(() => Object.defineProperty(holder, name, descriptor as PropertyDescriptor))
@@ -129,12 +139,14 @@ export function countSteps(work: () => unknown, most: number): number {
 
   RegExp.prototype.exec = function (this: RegExp, text: string) {
     if (!counting) return exec.call(this, text)
-    const from = this.global || this.sticky ? this.lastIndex : 0
+    counting = false
+    const { sticky } = this
+    const from = sticky || this.global ? this.lastIndex : 0
     // a sticky expression starts at one place only, and `split` starts one at each place
-    const rest = slice.call(text, from, this.sticky ? from + stickyCharacters : text.length)
-    count(() => (goesBackTooOften(this, rest) ? Number.POSITIVE_INFINITY : 1))
+    const rest = slice.call(text, from, sticky ? from + stickyCharacters : text.length)
+    if (goesBackTooOften(this, rest)) add(Number.POSITIVE_INFINITY)
     const match = exec.call(this, text)
-    count(() => (match ? match.index + (match[0] as string).length - from : this.sticky ? 1 : rest.length))
+    add(1 + (match ? match.index + (match[0] as string).length - from : sticky ? 1 : rest.length))
     return match
   }
   undo.push(() => {
