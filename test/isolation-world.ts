@@ -12,6 +12,7 @@ import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { fresh, type ObjectKind } from './authz-calls.ts'
 import { watchContract } from './contract-check.ts'
+import type { DatabaseUrls } from './databases.ts'
 import { createProofKey, makeProof, type ProofKey } from './dpop.ts'
 import { createTestDatabase, jwtSecret, password, testEnvironment } from './harness.ts'
 import { type NameServer, startNameServer } from './name-server.ts'
@@ -30,6 +31,8 @@ export type Side = { id: string; slug: string; host: string; canary: string; peo
  * A hole that a test makes: by SQL (`plant`), in the application before it is ready, or in its decorators afterwards.
  */
 export type Hole = {
+  /** Settings beside those of the world. */
+  env?: Record<string, string>
   plant?: string
   before?: (app: FastifyInstance) => void
   after?: (world: World) => void
@@ -50,6 +53,7 @@ export const methods: Method[] = ['DELETE', 'GET', 'PATCH', 'POST', 'PUT']
 
 export type World = {
   app: FastifyInstance
+  database: DatabaseUrls
   /** A connection of the superuser, who sees all rows. */
   sql: pg.Client
   /** The name server that the application asks. */
@@ -96,14 +100,14 @@ type WrongToken = {
 type ProvenRequest = { method: string; host: string; url: string }
 
 /** Starts an application on a database of its own, with three agencies. */
-export async function createWorld(t: Test, { plant, before, after }: Hole = {}): Promise<World> {
+export async function createWorld(t: Test, { env, plant, before, after }: Hole = {}): Promise<World> {
   const database = await createTestDatabase(t)
   const logLines: string[] = []
   // one connection for all requests: settings that one leaves behind would reach the next
   const dns = await startNameServer(t)
   // GitHub is there to begin with, and is never reached
   const github = { GITHUB_CLIENT_ID: 'aggios', GITHUB_CLIENT_SECRET: 'a secret' }
-  const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address, ...github }
+  const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address, ...github, ...env }
   const config = readConfig(testEnvironment(database, settings))
   const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
   const routes: string[] = []
@@ -138,6 +142,7 @@ export async function createWorld(t: Test, { plant, before, after }: Hole = {}):
   const named = documented.map(({ method, path }) => `${method} ${path}`)
   const world: World = {
     app,
+    database,
     sql,
     dns,
     operations: documented,

@@ -1,12 +1,18 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 
+/** A part of a path that may be a token: long, of many kinds of characters, and no id. */
+const likeToken = /[\w.~-]{24,}/g
+const isUuid = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i
+
 /**
  * The path for the log. A route with a token in its path is logged as its pattern: the token is a secret while it is
- * valid.
+ * valid. So is what looks like one in a path that leads nowhere, such as a link that was copied with a stroke too many.
  */
-function loggedPath({ url, routeOptions }: FastifyRequest): string | undefined {
-  return routeOptions.url?.includes(':token') ? routeOptions.url : url.split('?', 1)[0]
+function loggedPath({ url, is404, routeOptions }: FastifyRequest): string | undefined {
+  if (routeOptions.url?.includes(':token')) return routeOptions.url
+  const [path = ''] = url.split('?', 1)
+  return is404 ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…')) : path
 }
 
 /**

@@ -54,7 +54,7 @@ const ecsVersion = '8.11.0'
 export function logging({ logLevel, logFormat, nodeEnv }: LogSettings, stream?: LogStream) {
   const options = {
     level: logLevel,
-    serializers: { err: (err: unknown) => serializeError(err) },
+    serializers: { err: (err: unknown) => serializeError(err), busboyOptions: () => undefined },
     ...(stream && { stream })
   }
   switch (logFormat) {
@@ -143,8 +143,11 @@ const attribute = Symbol('attributes of the log')
 const otelChild: Child = (logger, { request_id }, options) =>
   Object.assign(logger.child({}, options), { [attribute]: { request_id } })
 
-/** Members of the framework's own lines, which have serializers under these names. */
-const frameworks = new Set(['req', 'res'])
+/**
+ * Members of lines of the framework, which have serializers under these names: `busboyOptions` has the headers of a form
+ * with its token, and is left out.
+ */
+const frameworks = new Set(['req', 'res', 'busboyOptions'])
 
 function renamed(members: Fields, names: Names): Fields {
   const others: Fields = {}
