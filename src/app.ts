@@ -37,6 +37,7 @@ import config from '../plugins/infrastructure/config.ts'
 import database from '../plugins/infrastructure/database.ts'
 import dns from '../plugins/infrastructure/dns.ts'
 import mail from '../plugins/infrastructure/mail.ts'
+import readMemory from '../plugins/infrastructure/read-memory.ts'
 import redis from '../plugins/infrastructure/redis.ts'
 import attempts from '../plugins/limits/attempts.ts'
 import concurrency from '../plugins/limits/concurrency.ts'
@@ -150,6 +151,7 @@ export function buildApp(
   app.register(forms)
   app.register(requestLog)
   app.register(redis)
+  app.register(readMemory)
   app.register(database)
   app.register(objects)
   app.register(decoders)

@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { FolderInUse } from '../db/folder-lock.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
-import { type Config, readConfig } from './config/config.ts'
+import { type Config, readConfig, remembersReads } from './config/config.ts'
 import { readEnvironment } from './config/env-file.ts'
 import { InvalidConfiguration } from './config/invalid-configuration.ts'
 import { refuseTakenPorts } from './config/ports.ts'
@@ -64,6 +64,9 @@ async function start(settings: Config): Promise<void> {
 function startSeveral(settings: Config, { log }: FastifyInstance): Processes {
   if (settings.redisUrl === undefined) {
     log.warn('WEB_CONCURRENCY is more than 1 without REDIS_URL: each process counts attempts and limits for itself')
+  }
+  if (!remembersReads(settings) && settings.readMemory === 'auto') {
+    log.warn('reads are not remembered: a process would learn of the changes of another one half a second later')
   }
   return startWorkers(settings, log, fail)
 }

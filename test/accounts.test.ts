@@ -124,7 +124,7 @@ t.test('whoever is disabled has no good token, on any process, until they are en
   t.match((await acme.send(me)).json(), { code: 'session_revoked' })
   await allRows(app.database, 'update users set disabled_at = null')
   await eventually(async () => (await statuses()).every((status) => status === 200))
-  const living = await allRows(app.database, "select state from revocations where kind = 'member'")
+  const living = await allRows(app.database, "select state from changes where kind = 'member'")
   t.strictSame(living, [{ state: 'owner' }, { state: 'owner' }], 'nothing is left that could count again later')
 })
 

@@ -77,10 +77,10 @@ const defects: Record<string, readonly Defect[]> = {
     },
     {
       title: 'a setting that is compared as it stands',
-      plant: `drop policy tenant_isolation on revocations;
-        create policy tenant_isolation on revocations using (tenant_id = current_setting('app.tenant_id')::uuid)
+      plant: `drop policy tenant_isolation on changes;
+        create policy tenant_isolation on changes using (tenant_id = current_setting('app.tenant_id')::uuid)
           with check (tenant_id = (select current_tenant_id()))`,
-      finds: 'revocations.tenant_isolation'
+      finds: 'changes.tenant_isolation'
     }
   ],
   'C4 of users and tenants': [
@@ -182,6 +182,29 @@ const defects: Record<string, readonly Defect[]> = {
         begin atomic select * from tenants t where t.id = find_tenant.id; end`,
       finds: 'find_tenant(uuid)'
     }
+  ],
+  C13: [
+    { title: 'a trigger that was dropped', plant: 'drop trigger note_updates on users', finds: 'users.name' },
+    {
+      title: 'a trigger that was switched off',
+      plant: 'alter table storage_usage disable trigger note_rows',
+      finds: 'storage_usage: insert'
+    },
+    {
+      title: 'a trigger that sessions of replication skip',
+      plant: 'alter table tenants enable trigger note_rows',
+      finds: 'tenants: delete'
+    },
+    {
+      title: 'a column that was left out',
+      plant: `drop trigger note_updates on memberships;
+        create trigger note_updates after update on memberships for each row
+          when ((old.tenant_id, old.user_id, old.updated_at, old.version) is distinct from
+            (new.tenant_id, new.user_id, new.updated_at, new.version)) execute function note_changes();
+        alter table memberships enable always trigger note_updates`,
+      finds: 'memberships.role'
+    },
+    { title: 'rows that go together', plant: 'drop trigger note_truncation on users', finds: 'users: truncate' }
   ],
   ...keyAndPrivilegeDefects
 }

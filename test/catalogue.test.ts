@@ -1,6 +1,9 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import { rememberedColumns } from '../db/catalogue/change-checks.ts'
 import { definerFunctions } from '../db/catalogue/reviewed.ts'
+import { readTenant } from '../db/queries/tenants.ts'
+import { readUser } from '../db/queries/users.ts'
 import { checks } from './catalogue-checks.ts'
 import { withClient } from './databases.ts'
 import { createTestDatabase } from './harness.ts'
@@ -34,6 +37,30 @@ t.test('the catalogue of the migrated database', async (t) => {
     const names = await findings(`select p.oid::regprocedure::text as name from pg_proc p
       where p.prosecdef and p.pronamespace = 'public'::regnamespace and has_function_privilege('aggios_app', p.oid, 'execute')`)
     t.strictSame(names.sort(), definerFunctions)
+  })
+
+  t.test('remembered statements read the columns whose changes are noted, and no others', async (t) => {
+    const found: Record<string, Set<string>> = {}
+    for (const { name, text, remembered } of [readUser, readTenant]) {
+      const shown: string[] = []
+      await client.query('begin')
+      // a view depends on every column that its query names
+      await client.query(`create temporary view asked as ${text.replaceAll(/\$\d+/g, 'null')}`)
+      const { rows } = await client.query<{ relation: string; attribute: string }>(`
+        select distinct d.refobjid::regclass::text as relation, a.attname as attribute
+        from pg_rewrite r join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where r.ev_class = 'asked'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class`)
+      await client.query('rollback')
+      for (const { relation, attribute } of rows) {
+        shown.push(relation)
+        found[relation] = (found[relation] ?? new Set()).add(attribute)
+      }
+      t.strictSame([...remembered.reads].sort(), [...new Set(shown)].sort(), name)
+    }
+    const columns = Object.entries(found).map(([relation, names]) => [relation, [...names].sort()])
+    const listed = Object.entries(rememberedColumns).map(([relation, { columns }]) => [relation, columns])
+    t.strictSame(Object.fromEntries(columns), Object.fromEntries(listed))
   })
 
   t.test('nobody can sign in as the directory', async (t) => {

@@ -48,6 +48,7 @@ const contract: Record<string, string | undefined> = {
   DATABASE_POOLER: 'none',
   DATABASE_POOL: '10',
   REDIS_URL: undefined,
+  READ_MEMORY: 'auto',
   S3_ENDPOINT: undefined,
   S3_REGION: undefined,
   S3_BUCKET: undefined,

@@ -137,7 +137,9 @@ const notLimits: Record<string, string> = {
   replica: 'intervalMs',
   'start-up': 'firstPauseMs longestPauseMs',
   redis: 'maxReconnectMs',
-  revocations: 'intervalMs',
+  revocations: 'intervalMs announceMs',
+  // an older answer comes from the database
+  memory: 'freshMs',
   tenants: 'unknownSlugMs',
   objects: 'stalePartsIntervalMs',
   'object-sweep': 'intervalMs',

@@ -57,8 +57,8 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
       values ($1, gen_random_uuid(), $2, now() - interval '1 day')`,
     left: 'expires_at < now()'
   },
-  revocations: {
-    swept: `insert into revocations (tenant_id, kind, subject, expires_at)
+  changes: {
+    swept: `insert into changes (tenant_id, kind, subject, expires_at)
       values ($1, 'session', $2, now() - interval '1 day')`,
     left: 'expires_at < now()'
   },

@@ -207,7 +207,7 @@ export function setStatus(app: TestApp, tenant: Tenant, status: 'active' | 'susp
   return asOwner(app.database, tenant.id, tenant.owner.id, [
     ['update tenants set status = $1 where id = $2', [status, tenant.id]],
     [
-      "insert into revocations (kind, subject, state, expires_at) values ('tenant', $1, $2, now() + interval '1 day')",
+      "insert into changes (kind, subject, state, expires_at) values ('tenant', $1, $2, now() + interval '1 day')",
       [tenant.id, status]
     ]
   ])

@@ -309,7 +309,7 @@ export class Cases {
 const lasting: Record<string, string> = {
   audit_seals: 'false',
   audit_signatures: 'false',
-  revocations: "expires_at > now() + interval '1 hour'"
+  changes: "expires_at > now() + interval '1 hour'"
 }
 
 export const bearerOf = (person: Person) => ({ authorization: `Bearer ${person.token}` })

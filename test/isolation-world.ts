@@ -353,7 +353,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
 /** Publishes a revocation, as an operator's command or another process does. */
 async function publish(world: World, side: Side, kind: string, subject: string, state: string | null): Promise<void> {
   await world.sql.query(
-    `insert into revocations (tenant_id, kind, subject, state, expires_at) values ($1, $2, $3, $4, now() + interval '1 day')`,
+    `insert into changes (tenant_id, kind, subject, state, expires_at) values ($1, $2, $3, $4, now() + interval '1 day')`,
     [side.id, kind, subject, state]
   )
 }

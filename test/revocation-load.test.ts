@@ -42,13 +42,13 @@ t.test(`a process starts with ${count} living revocations`, async (t) => {
     const state = { session: 'null', member: "'viewer'", sessions: 'session_mark(clock_ms())::text' }[kind]
     await asOwner(first.database, acme.id, acme.owner.id, [
       // no two of these have one subject
-      ['alter table revocations disable trigger replace_revocation', []],
+      ['alter table changes disable trigger replace_revocation', []],
       [
-        `insert into revocations (kind, subject, state, expires_at)
+        `insert into changes (kind, subject, state, expires_at)
          select '${kind}', ${subject}, ${state}, now() + interval '1 hour' from generate_series(1, $1::int)`,
         [Math.round(count * part)]
       ],
-      ['alter table revocations enable trigger replace_revocation', []]
+      ['alter table changes enable trigger replace_revocation', []]
     ])
   }
   await allRows(first.database, 'analyze revocations')
@@ -67,8 +67,8 @@ t.test(`a process starts with ${count} living revocations`, async (t) => {
   let pages = 0
   let failures = 0
   app.gate.query = (scope, statement, values) => {
-    if (statement.name === 'revocations_unseen' && failures++ === 0) return Promise.reject(new Error('terminated'))
-    if (statement.name === 'revocations_page') pages++
+    if (statement.name === 'changes_unseen' && failures++ === 0) return Promise.reject(new Error('terminated'))
+    if (statement.name === 'changes_page') pages++
     return query(scope, statement, values)
   }
   await eventually(() => pages > count / 10_000, 60_000)

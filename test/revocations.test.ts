@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
-import { revocationsUnseen } from '../db/queries/directory.ts'
+import { changesUnseen } from '../db/queries/directory.ts'
 import { changePlan, setPlan } from '../db/queries/plans.ts'
 import { endSession } from '../db/queries/sessions.ts'
 import { changeTenant, setTenantStatus } from '../db/queries/tenant-status.ts'
@@ -35,7 +35,7 @@ function onRead(app: TestApp, act: <T>(read: () => Promise<T>) => Promise<T>): v
   const { query } = app.gate
   app.gate.query = (scope, statement, values) => {
     const read = () => query(scope, statement, values)
-    return statement.name.startsWith('revocations_') ? act(read) : read()
+    return statement.name.startsWith('changes_') ? act(read) : read()
   }
 }
 
@@ -44,11 +44,11 @@ t.test('what a failover has undone is not believed', async (t) => {
   const acme = await createTenant(app, 'acme')
   const status = async () => (await acme.send(me)).statusCode
   const published =
-    "insert into revocations (kind, subject, state, expires_at) values ('member', $1, 'viewer', now() + '1 day')"
+    "insert into changes (kind, subject, state, expires_at) values ('member', $1, 'viewer', now() + '1 day')"
   await asOwner(app.database, acme.id, acme.owner.id, [[published, [acme.owner.id]]])
   await eventually(async () => (await status()) === 401)
 
-  await allRows(app.database, 'delete from revocations')
+  await allRows(app.database, 'delete from changes')
   await app.revocations.readNow()
   t.equal(await status(), 401, 'nothing was noticed')
   let failures = 0
@@ -71,10 +71,7 @@ t.test('a process that was halted has missed nothing', async (t) => {
   await eventually(() => app.revocations.stats().lag_ms > 1000)
   await asOwner(app.database, acme.id, acme.owner.id, [
     ["update tenants set slug = 'other' where id = $1", [acme.id]],
-    [
-      "insert into revocations (kind, subject, state, expires_at) values ('tenant', $1, 'active', now() + '1 s')",
-      [acme.id]
-    ]
+    ["insert into changes (kind, subject, state, expires_at) values ('tenant', $1, 'active', now() + '1 s')", [acme.id]]
   ])
   t.equal((await acme.anonymous(me)).statusCode, 401, 'as it is remembered')
   await eventually(async () => (await send(app, 'acme.localhost', me)).statusCode === 404, 15_000)
@@ -106,7 +103,7 @@ t.test('of two plans that change at once neither change is missed', async (t) =>
 t.test('one subject has one living entry, which lives for as long as any of them would', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
-  const entry = 'insert into revocations (kind, subject, state, expires_at) values ($1, $2, $3, now() + $4::interval)'
+  const entry = 'insert into changes (kind, subject, state, expires_at) values ($1, $2, $3, now() + $4::interval)'
   const roles = Array.from({ length: 300 }, (_, index) => (index % 2 === 0 ? 'viewer' : 'owner'))
   await asOwner(app.database, acme.id, acme.owner.id, [
     [entry, ['member', acme.owner.id, 'viewer', '1 day']],
@@ -115,7 +112,7 @@ t.test('one subject has one living entry, which lives for as long as any of them
   ])
   const rows = await allRows(
     app.database,
-    "select kind, state, expires_at > now() + interval '23 hours' as long from revocations order by id"
+    "select kind, state, expires_at > now() + interval '23 hours' as long from changes where kind <> 'agency' order by id"
   )
   t.strictSame(rows, [
     { kind: 'member', state: 'owner', long: true },
@@ -131,21 +128,21 @@ t.test('a transaction that stays open makes nothing be read twice, and is read w
   const many = 100_000
   let seen = ''
   const read = async () => {
-    const rows = await app.gate.query(systemScope, revocationsUnseen, { seen })
+    const rows = await app.gate.query(systemScope, changesUnseen, { seen })
     seen = rows[0]?.snapshot ?? ''
     return rows.length - 1
   }
   await withClient(app.database.postgres, async (client) => {
     await client.query('begin')
     await client.query(
-      `insert into revocations (tenant_id, kind, subject, state, expires_at)
+      `insert into changes (tenant_id, kind, subject, state, expires_at)
        values ($1, 'member', $2, 'viewer', now() + interval '1 hour')`,
       [acme.id, acme.owner.id]
     )
     seen = (await allRows(app.database, 'select pg_current_snapshot()::text as seen'))[0].seen
     await asOwner(app.database, acme.id, acme.owner.id, [
       [
-        `insert into revocations (kind, subject, expires_at)
+        `insert into changes (kind, subject, expires_at)
          select 'session', gen_random_uuid(), now() + interval '1 hour' from generate_series(1, $1::int)`,
         [many]
       ]
@@ -154,8 +151,8 @@ t.test('a transaction that stays open makes nothing be read twice, and is read w
     for (let polls = 0; polls < 3; polls++) t.equal(await read(), 0)
     const scanned = await allRows(
       app.database,
-      `with read as materialized (select count(*) as n from revocations_unseen('${seen}'))
-       select n::int, (select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relname = 'revocations')::int as rows
+      `with read as materialized (select count(*) as n from changes_unseen('${seen}'))
+       select n::int, (select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relname = 'changes')::int as rows
        from read`
     )
     t.strictSame(scanned, [{ n: 1, rows: 0 }], 'nor looked at')
@@ -177,7 +174,7 @@ t.test(
     await signOut(kept.refresh_token)
     await signOut(undone.refresh_token)
     // as if a failover had lost it
-    await allRows(app.database, 'delete from revocations where id = (select max(id) from revocations)')
+    await allRows(app.database, 'delete from changes where id = (select max(id) from changes)')
 
     let failing = true
     let whole = () => {}
@@ -186,10 +183,10 @@ t.test(
     })
     const { query } = app.gate
     app.gate.query = async (scope, statement, values) => {
-      if (failing && statement.name === 'revocations_unseen') throw new Error('Connection terminated')
+      if (failing && statement.name === 'changes_unseen') throw new Error('Connection terminated')
       const rows = await query(scope, statement, values)
       // one that is published after its page was read
-      if (statement.name === 'revocations_page') await gap
+      if (statement.name === 'changes_page') await gap
       return rows
     }
     await app.revocations.readNow()
@@ -251,7 +248,7 @@ t.test('a plan or a name that changes beside a suspension leaves the agency susp
     t.match((await acme.send(me)).json(), { status: 403, code: 'tenant_suspended' })
     const rows = await allRows(
       app.database,
-      "select state, expires_at > now() + interval '10 minutes' as long from revocations where kind = 'tenant'"
+      "select state, expires_at > now() + interval '10 minutes' as long from changes where kind = 'tenant'"
     )
     t.strictSame(rows, [{ state: 'suspended', long: true }])
   }
@@ -306,7 +303,7 @@ t.test('what ends a session is felt on every replica within a second', async (t)
       asOwner(database, acme.id, rival.owner.id, [
         ["update memberships set role = 'viewer' where user_id = $1", [rival.owner.id]],
         [
-          "insert into revocations (kind, subject, state, expires_at) values ('member', $1, 'viewer', now() + interval '1 day')",
+          "insert into changes (kind, subject, state, expires_at) values ('member', $1, 'viewer', now() + interval '1 day')",
           [rival.owner.id]
         ]
       ])
@@ -326,7 +323,7 @@ t.test('what ends a session is felt on every replica within a second', async (t)
       asOwner(database, acme.id, rival.owner.id, [
         ['delete from memberships where user_id = $1', [rival.owner.id]],
         [
-          "insert into revocations (kind, subject, state, expires_at) values ('member', $1, null, now() + interval '1 day')",
+          "insert into changes (kind, subject, state, expires_at) values ('member', $1, null, now() + interval '1 day')",
           [rival.owner.id]
         ]
       ])

@@ -2,6 +2,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { definerFunctions } from '../db/catalogue/reviewed.ts'
+import { maxBytes, maxEntries, maxPerTenant, maxPerUser } from '../db/gate/memory.ts'
 import { cachedTokens } from '../plugins/auth/bearer.ts'
 import { maxPerOwner, maxUploads } from '../plugins/files/objects.ts'
 import { pipelineCount, replicaPool } from '../plugins/infrastructure/database.ts'
@@ -110,6 +111,10 @@ const numbers: [says: string, value: number][] = [
   ['batches of a #th', 1 / maxPrefetchShare],
   ['| #; 20,000 a process |', maxTenants],
   ['150,000; # a process', cachedTokens],
+  ['| # and 16 MiB a process; 5,000', maxEntries],
+  ['20,000 and # MiB a process', maxBytes / 2 ** 20],
+  ['16 MiB a process; # of an agency', maxPerTenant],
+  ['of an agency, # of a person', maxPerUser],
   ['| # revocations, sessions', batch],
   ['hashes at once x # MiB', parameters.memoryCost / 1024]
 ]

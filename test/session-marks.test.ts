@@ -65,7 +65,7 @@ async function allOver(t: Test, app: TestApp, tenant: Tenant, tokens: Tokens[]):
 
 /** The number of rows of each table that were made or changed after the transaction `since`. */
 async function written(app: TestApp, since: string): Promise<Record<string, number>> {
-  const tables = ['sessions', 'memberships', 'revocations', 'audit_events']
+  const tables = ['sessions', 'memberships', 'changes', 'audit_events']
   const rows = await Promise.all(
     tables.map((table) => count(app, `${table} where xmin::text::bigint >= ${since}::bigint`))
   )
@@ -164,7 +164,7 @@ t.test('20,000 sessions end at once, by rows that can be counted', async (t) => 
       t.equal((await acme.with(current.access_token, request)).statusCode, 204)
       const { sessions = 0, audit_events = 0, ...rest } = await written(app, since)
       t.ok(sessions <= most && audit_events <= 2, `${sessions} sessions and ${audit_events} events were written`)
-      t.strictSame(rest, { memberships: 1, revocations: 1 })
+      t.strictSame(rest, { memberships: 1, changes: 1 })
       await allOver(
         t,
         app,
@@ -201,7 +201,7 @@ t.test('20,000 sessions end at once, by rows that can be counted', async (t) => 
       t.ok((await count(app, left, [acme.id, guest.id])) >= 2 * many - 1000 - 2 * most, 'removal removes a thousand')
       await addMember(app, acme, guest.id, 'member')
       const entry =
-        "insert into revocations (kind, subject, state, expires_at) values ('member', $1, 'member', now() + interval '1 day')"
+        "insert into changes (kind, subject, state, expires_at) values ('member', $1, 'member', now() + interval '1 day')"
       await asOwner(app.database, acme.id, guest.id, [[entry, [guest.id]]])
       await app.revocations.readNow()
       await allOver(t, app, acme, tokens)
@@ -215,7 +215,7 @@ t.test('20,000 sessions end at once, by rows that can be counted', async (t) => 
     const ended =
       'sessions s left join memberships m using (tenant_id, user_id) where s.revoked_at is not null or session_is_over(s.id, m.ended_through, m.kept_session)'
     t.ok((await count(app, ended)) > 3 * many)
-    await allRows(app.database, "update revocations set expires_at = now() - interval '1 second'")
+    await allRows(app.database, "update changes set expires_at = now() - interval '1 second'")
     await allRows(app.database, "update sessions set revoked_at = revoked_at - interval '1 year'")
     await withClient(app.database.app, async (client) => {
       for (const text of ['sweep(10000)', "sweep_sessions(10000, '7 days')"]) {

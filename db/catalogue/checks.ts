@@ -1,3 +1,4 @@
+import { changeChecks } from './change-checks.ts'
 import { privilegeChecks } from './privilege-checks.ts'
 import {
   appMay,
@@ -95,5 +96,6 @@ export const catalogueChecks: readonly CatalogueCheck[] = [
     text: `select p.oid::regprocedure::text as name from pg_proc p
       where p.prosecdef and ${ours('p.pronamespace')} and p.oid::regprocedure::text <> all (${list([...definerFunctions, ...triggerFunctions])})`
   },
-  ...privilegeChecks
+  ...privilegeChecks,
+  ...changeChecks
 ]

@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { ConnectFailure } from './failures.ts'
+import type { ReadChange } from './memory.ts'
 import { socketOf } from './pg-internals.ts'
 
 /**
@@ -33,4 +34,30 @@ export class TimeoutClosingClient extends Connection {
     }
     return result as never
   }
+}
+
+/** The code of the messages by which `note_change` tells the connection of its changes. */
+const noteCode = 'AG001'
+
+/**
+ * Calls `onChange` with each change that a connection of the pool has written and that remembered rows can show: after the
+ * commit, when the connection is released, before the caller goes on. Also for changes that were rolled back.
+ *
+ * PostgreSQL tells of them by messages beside the results (db/migrations/0030_changes.ts), which cost no round trip.
+ */
+export function tellChanges(pool: pg.Pool, onChange: (change: ReadChange) => void): void {
+  const written = new WeakMap<pg.ClientBase, ReadChange[]>()
+  pool.on('connect', (client) => {
+    client.on('notice', (notice) => {
+      if (notice.code !== noteCode) return
+      const [kind, tenant_id, subject] = String(notice.message).split(' ') as [ReadChange['kind'], string, string]
+      written.set(client, [...(written.get(client) ?? []), { kind, tenant_id, subject }])
+    })
+  })
+  pool.on('release', (_err, client) => {
+    const changes = written.get(client)
+    if (!changes) return
+    written.delete(client)
+    for (const change of changes) onChange(change)
+  })
 }

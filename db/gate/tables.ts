@@ -70,7 +70,7 @@ export type SessionsTable = {
   key_thumbprint: ColumnType<string | null, never, never>
 }
 
-export type RevocationsTable = {
+export type ChangesTable = {
   kind: ColumnType<never, 'session' | 'sessions' | 'member' | 'tenant', never>
   subject: ColumnType<never, string, never>
   state: ColumnType<never, string | null, never>
@@ -146,7 +146,7 @@ export type TenantTables = {
   users: UsersTable
   memberships: MembershipsTable
   sessions: SessionsTable
-  revocations: RevocationsTable
+  changes: ChangesTable
   audit_events: AuditEventsTable
   invitations: InvitationsTable
   outbox: OutboxTable

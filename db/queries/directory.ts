@@ -1,5 +1,6 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { Role } from '../../src/auth/roles.ts'
+import type { ReadChange } from '../gate/memory.ts'
 import { statement } from '../gate/statement.ts'
 import type { TenantSettings, TenantStatus } from '../gate/tables.ts'
 import type { PlanLimits } from './plans.ts'
@@ -163,7 +164,7 @@ export const endMyConfinedIdentity = statement(
 /**
  * A change that makes issued tokens invalid; processes must remember it for `seconds_left`. `state` depends on the kind.
  * `member`: the role that the user now has, or null for none. `sessions`: `<through>` or `<through> <kept>`, see
- * db/migrations/0009_session_marks.ts. `tenant`: its status.
+ * db/migrations/0009_session_marks.ts. `tenant`: its status. A `plan` makes no token invalid.
  */
 export type Revocation = {
   tenant_id: string
@@ -174,11 +175,11 @@ export type Revocation = {
 }
 
 /**
- * Reads the current snapshot. Call it before reading all unexpired revocations (`revocationsPage`). Every revocation that is
- * visible in the snapshot is then known, so later reads ask for the rest only (`revocationsUnseen`).
+ * Reads the current snapshot. Call it before reading all unexpired revocations (`changesPage`). Every change that is visible
+ * in the snapshot is then known, so later reads ask for the rest only (`changesUnseen`).
  */
-export const revocationsSnapshot = statement(
-  'revocations_snapshot',
+export const changesSnapshot = statement(
+  'changes_snapshot',
   (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
 )
 
@@ -186,8 +187,8 @@ export const revocationsSnapshot = statement(
  * A page of the unexpired revocations, ordered by tenant and id. `entries` has one line each: kind, tenant, subject, seconds
  * left and state, separated by spaces. A missing state means null.
  */
-export const revocationsPage = statement(
-  'revocations_page',
+export const changesPage = statement(
+  'changes_page',
   (_, $: { after_tenant: string; after_id: number; limit: number }) => sql<{
     found: number
     last_tenant: string
@@ -195,15 +196,15 @@ export const revocationsPage = statement(
     entries: string
   }>`
   select found, last_tenant, last_id::float8 as last_id, entries
-  from revocations_page(${$.after_tenant}, ${$.after_id}::bigint, ${$.limit}::int)`,
+  from changes_page(${$.after_tenant}, ${$.after_id}::bigint, ${$.limit}::int)`,
   { slow: true }
 )
 
-/** Returns the snapshot of this read first, then each revocation that was not visible in the snapshot `seen`. */
-export const revocationsUnseen = statement(
-  'revocations_unseen',
-  (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & Revocation)>`
-  select snapshot, tenant_id, kind, subject, state, seconds_left from revocations_unseen(${$.seen}::text::pg_snapshot)`
+/** Returns the snapshot of this read first, then each change that was not visible in the snapshot `seen`. */
+export const changesUnseen = statement(
+  'changes_unseen',
+  (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & (Revocation | ReadChange))>`
+  select snapshot, tenant_id, kind, subject, state, seconds_left from changes_unseen(${$.seen}::text::pg_snapshot)`
 )
 
 export const peppersInUse = statement(

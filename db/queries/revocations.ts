@@ -15,7 +15,7 @@ export async function publishMember(
   tokenSeconds: number
 ): Promise<void> {
   await sql`
-    insert into revocations (kind, subject, state, expires_at)
+    insert into changes (kind, subject, state, expires_at)
     select 'member', ${userId}::uuid,
       case when not exists (select from users where id = ${userId} and disabled_at is not null) then ${state}::text end,
       now() + make_interval(secs => ${tokenSeconds})`.execute(trx)
@@ -30,7 +30,7 @@ export async function endMemberSessions(trx: TenantTransaction, userId: string, 
     with over as materialized (
       select ended, state from end_sessions(current_tenant_id(), ${userId}, null)
     ), published as (
-      insert into revocations (kind, subject, state, expires_at)
+      insert into changes (kind, subject, state, expires_at)
       select 'sessions', ${userId}::uuid, state, now() + make_interval(secs => ${tokenSeconds}) from over
     )
     select ended::int as ended from over`.execute(trx)

@@ -205,7 +205,7 @@ export const endSession = statement(
         and session_is_over(s.id, m.ended_through, m.kept_session))
     returning s.id, s.user_id
   ), published as (
-    insert into revocations (kind, subject, expires_at)
+    insert into changes (kind, subject, expires_at)
     select 'session', id, now() + make_interval(secs => ${$.token_seconds}) from ended
   ), audited as (
     insert into audit_events (action, actor_id, session_id) select ${$.action}::text, user_id, id from ended

@@ -24,7 +24,7 @@ export async function changeTenant(
       update tenants set ${columns}, version = version + 1, updated_at = now() where id = ${tenantId}
       returning id, status
     )
-    insert into revocations (kind, subject, state, expires_at)
+    insert into changes (kind, subject, state, expires_at)
     select 'tenant', id, status, now() + make_interval(secs => ${seconds}) from changed`.execute(trx)
 }
 

@@ -1,28 +1,32 @@
 import { sql } from 'kysely'
+import { tenantTag } from '../../src/http/etags.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
 /** Reads a tenant as its members see it. */
-export const readTenant = statement('read_tenant', (db, $: { tenant_id: string }) =>
-  db
-    .selectFrom('tenants as t')
-    .where('t.id', '=', $.tenant_id)
-    .select([
-      't.id',
-      't.name',
-      't.slug',
-      't.status',
-      't.plan',
-      't.settings',
-      't.logo_url',
-      't.created_at',
-      't.updated_at',
-      't.version',
-      sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members'),
-      sql<number>`coalesce((select u.bytes from storage_usage u where u.tenant_id = t.id), 0)::float8`.as(
-        'storage_bytes'
-      )
-    ])
+export const readTenant = statement(
+  'read_tenant',
+  (db, $: { tenant_id: string }) =>
+    db
+      .selectFrom('tenants as t')
+      .where('t.id', '=', $.tenant_id)
+      .select([
+        't.id',
+        't.name',
+        't.slug',
+        't.status',
+        't.plan',
+        't.settings',
+        't.logo_url',
+        't.created_at',
+        't.updated_at',
+        't.version',
+        sql<number>`(select count(*)::int from memberships m where m.tenant_id = t.id)`.as('members'),
+        sql<number>`coalesce((select u.bytes from storage_usage u where u.tenant_id = t.id), 0)::float8`.as(
+          'storage_bytes'
+        )
+      ]),
+  { remembered: { reads: ['memberships', 'storage_usage', 'tenants'], tag: tenantTag } }
 )
 
 /**

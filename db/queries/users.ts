@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import type { PasswordHash } from '../../src/auth/passwords.ts'
+import { userTag } from '../../src/http/etags.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { statement } from '../gate/statement.ts'
 
@@ -7,26 +8,29 @@ import { statement } from '../gate/statement.ts'
  * Reads a user as a member of one tenant. The two versions form the ETag: `version` counts changes of the user,
  * `membership_version` those of the membership.
  */
-export const readUser = statement('read_user', (db, $: { tenant_id: string; user_id: string }) =>
-  db
-    .selectFrom('memberships as m')
-    .innerJoin('users as u', 'u.id', 'm.user_id')
-    .where('m.tenant_id', '=', $.tenant_id)
-    .where('m.user_id', '=', $.user_id)
-    .select([
-      'u.id',
-      'u.email',
-      'u.name',
-      'u.avatar_url',
-      sql<boolean>`u.email_verified_at is not null`.as('email_verified'),
-      sql<boolean>`u.mfa_enabled_at is not null`.as('mfa_enabled'),
-      'm.tenant_id',
-      'm.role',
-      'u.created_at',
-      sql<Date>`greatest(u.updated_at, m.updated_at)`.as('updated_at'),
-      'u.version',
-      'm.version as membership_version'
-    ])
+export const readUser = statement(
+  'read_user',
+  (db, $: { tenant_id: string; user_id: string }) =>
+    db
+      .selectFrom('memberships as m')
+      .innerJoin('users as u', 'u.id', 'm.user_id')
+      .where('m.tenant_id', '=', $.tenant_id)
+      .where('m.user_id', '=', $.user_id)
+      .select([
+        'u.id',
+        'u.email',
+        'u.name',
+        'u.avatar_url',
+        sql<boolean>`u.email_verified_at is not null`.as('email_verified'),
+        sql<boolean>`u.mfa_enabled_at is not null`.as('mfa_enabled'),
+        'm.tenant_id',
+        'm.role',
+        'u.created_at',
+        sql<Date>`greatest(u.updated_at, m.updated_at)`.as('updated_at'),
+        'u.version',
+        'm.version as membership_version'
+      ]),
+  { remembered: { reads: ['memberships', 'users'], tag: userTag } }
 )
 
 /** Somebody who signs in at a provider. */

@@ -1,7 +1,7 @@
 import { setImmediate as yieldToEventLoop } from 'node:timers/promises'
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { revocationsPage, revocationsSnapshot, revocationsUnseen } from '../../db/queries/directory.ts'
+import { changesPage, changesSnapshot, changesUnseen } from '../../db/queries/directory.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createRevocationList } from '../../src/auth/revocation-list.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../../src/http/problems.ts'
@@ -34,6 +34,8 @@ declare module 'fastify' {
 const intervalMs = 500
 export const staleAfterMs = 5000
 const topic = 'revocations'
+/** How often a process announces at most that it has written what others may remember. */
+const announceMs = 50
 const never = -2 * staleAfterMs
 const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: tenantSuspended }
 
@@ -41,8 +43,8 @@ const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: t
 const pageRows = 10_000
 
 /**
- * Remembers which issued tokens must be refused. A revocation is a row, which is written by the transaction that causes
- * it.
+ * Reads the change feed, and remembers which issued tokens must be refused. A change is a row, which is written by the
+ * transaction that causes it. The caches of tenants and of reads forget what has changed.
  *
  * Every process reads the new rows twice a second: the rows that were not visible in the snapshot of its last read. So
  * a transaction that commits late is not missed, and no row is read twice. An announcement through Redis only makes a
@@ -63,6 +65,11 @@ export default fp(
       for (const listener of listeners) listener(tenantId)
     }
 
+    function forgetAll(): void {
+      app.readMemory.forgetAll()
+      notify(undefined)
+    }
+
     async function read(): Promise<void> {
       memory.prune()
       // a process that was halted for so long may have missed revocations that have expired since
@@ -76,7 +83,7 @@ export default fp(
       } catch (err) {
         // after a failover, transaction ids may be used again, and a revocation may be gone by the next read
         seen = undefined
-        notify(undefined)
+        forgetAll()
         throw err
       }
     }
@@ -94,10 +101,10 @@ export default fp(
         lastRead = never
         memory.clear()
       }
-      const [now] = await app.gate.query(systemScope, revocationsSnapshot, {})
+      const [now] = await app.gate.query(systemScope, changesSnapshot, {})
       if (!now) throw new Error('the database gave no snapshot')
       const readPage = (after_tenant: string, after_id: number) =>
-        app.gate.query(systemScope, revocationsPage, { after_tenant, after_id, limit: pageRows })
+        app.gate.query(systemScope, changesPage, { after_tenant, after_id, limit: pageRows })
       let page: ReturnType<typeof readPage> | undefined = readPage(nilUuid, 0)
       while (page) {
         const [read]: Awaited<typeof page> = await page
@@ -106,14 +113,14 @@ export default fp(
         page = read.found === pageRows ? readPage(read.last_tenant, read.last_id) : undefined
         if (read.found > 0) memory.rememberLines(read.entries)
       }
-      await readUnseen(now.snapshot)
-      notify(undefined)
+      await readUnseen(now.snapshot, forgetAll)
       for (const _ of memory.endReread()) await yieldToEventLoop()
     }
 
-    async function readUnseen(before: string): Promise<void> {
-      const startedAt = performance.now()
-      const rows = await app.gate.query(systemScope, revocationsUnseen, { seen: before })
+    /** Calls `onRead` before what was remembered earlier counts as known again. */
+    async function readUnseen(before: string, onRead = () => {}): Promise<void> {
+      const startedAt = { now: performance.now(), wall: Date.now() }
+      const rows = await app.gate.query(systemScope, changesUnseen, { seen: before })
       const changed = new Set<string | undefined>()
       let snapshot = before
       for (const [index, row] of rows.entries()) {
@@ -122,14 +129,25 @@ export default fp(
           snapshot = row.snapshot
           continue
         }
-        memory.remember(row)
-        // forget all tenants and not only those of the plan: two concurrent changes of plans have no order
-        if (row.kind === 'plan') changed.add(undefined)
-        else if (row.kind === 'tenant') changed.add(row.subject)
+        switch (row.kind) {
+          case 'user':
+          case 'agency':
+          case 'usage':
+          case 'swept':
+            app.readMemory.forget(row)
+            break
+          default:
+            memory.remember(row)
+            // forget all tenants and not only those of the plan: two concurrent changes of plans have no order
+            if (row.kind === 'plan') changed.add(undefined)
+            else if (row.kind === 'tenant') changed.add(row.subject)
+        }
       }
       for (const tenantId of changed) notify(tenantId)
+      onRead()
       seen = snapshot
-      lastRead = startedAt
+      lastRead = startedAt.now
+      app.readMemory.feedRead(startedAt)
     }
 
     const poller = createPoller({
@@ -159,6 +177,20 @@ export default fp(
     app.metrics.gauge('aggios_revocations', 'Revocations that are remembered', () => stats().entries)
     app.metrics.gauge('aggios_revocation_lag_seconds', 'Since revocations were read', () => stats().lag_ms / 1000)
 
+    let announcing: NodeJS.Timeout | undefined
+    let announceAgain = false
+    function announce(): void {
+      announceAgain = announcing !== undefined
+      if (announceAgain) return
+      app.shared.announce(topic)
+      announcing = setTimeout(() => {
+        announcing = undefined
+        if (announceAgain) announce()
+      }, announceMs)
+      announcing.unref()
+    }
+    app.readMemory.onWrite(announce)
+
     // an announcement carries no content; the database has it
     app.shared.onAnnounced(topic, poller.wake)
     app.addHook('onReady', async () => {
@@ -166,7 +198,10 @@ export default fp(
       poller.start()
     })
     // not in preClose: the requests in progress still need the revocations
-    app.addHook('onClose', () => poller.stop())
+    app.addHook('onClose', () => {
+      clearTimeout(announcing)
+      return poller.stop()
+    })
   },
-  { name: 'revocations', dependencies: ['database', 'redis', 'metrics'] }
+  { name: 'revocations', dependencies: ['database', 'redis', 'metrics', 'read-memory'] }
 )

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { TimeoutClosingClient } from '../../db/gate/connection.ts'
+import { TimeoutClosingClient, tellChanges } from '../../db/gate/connection.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
 import { prepareGate, type RequestFacts, type Scope, systemScope } from '../../db/gate/gate-query.ts'
@@ -11,7 +11,7 @@ import { PoolDialect } from '../../db/gate/pool-dialect.ts'
 import { createReplica, type Replica } from '../../db/gate/replica.ts'
 import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
 import { connectWhenUp } from '../../db/gate/start-up.ts'
-import type { Statement } from '../../db/gate/statement.ts'
+import { isRemembered, type RememberedStatement, type Statement } from '../../db/gate/statement.ts'
 import type { SharedTables, TenantTables } from '../../db/gate/tables.ts'
 import { checkSchema } from '../../db/migrate.ts'
 import { walPosition } from '../../db/queries/directory.ts'
@@ -29,7 +29,14 @@ declare module 'fastify' {
     /**
      * Runs one statement as the signed-in user in the token's tenant, in one network flush. Without a token, `scope`
      * names the tenant and the user: ones that the server has verified or created itself, never input.
+     *
+     * A remembered statement may return its rows at once.
      */
+    tenantQuery<Values extends object, Row>(
+      statement: RememberedStatement<Values, Row>,
+      values: Values,
+      scope?: Scope
+    ): Row[] | Promise<Row[]>
     tenantQuery<Values extends object, Row>(
       statement: Statement<Values, Row>,
       values: Values,
@@ -83,6 +90,7 @@ export default fp(
         }
       })
       pool.on('error', (err) => log(err, 'idle database connection lost'))
+      tellChanges(pool, (change) => app.readMemory.wrote(change))
       // for connections in use, because the pool listens to idle ones only
       pool.on('connect', (client) => client.on('error', (err) => log(err, 'database connection lost')))
       return pool
@@ -119,14 +127,29 @@ export default fp(
     app.decorate('gate', gate)
     app.decorate('replica', replica)
     addMetrics(app, gate)
-    app.decorateRequest('tenantQuery', function (this: FastifyRequest, statement, values, scope = this.user) {
-      const { tenant_id, user_id } = scope
-      const settings = { tenant_id, user_id, request: statement.writes ? factsOf(this) : '' }
+    function query<Values extends object, Row>(
+      request: FastifyRequest,
+      statement: Statement<Values, Row>,
+      values: Values,
+      { tenant_id, user_id }: Scope
+    ): Promise<Row[]> {
+      const settings = { tenant_id, user_id, request: statement.writes ? factsOf(request) : '' }
       if (!replica || !statement.replica) return gate.query(settings, statement, values)
       return replica
-        .query(this, settings, statement, values)
+        .query(request, settings, statement, values)
         .then((rows) => rows ?? gate.query(settings, statement, values))
-    })
+    }
+
+    app.decorateRequest('tenantQuery', function <Values extends object, Row>(
+      this: FastifyRequest,
+      statement: Statement<Values, Row>,
+      values: Values,
+      scope: Scope = this.user
+    ) {
+      return isRemembered(statement)
+        ? app.readMemory.read(this, { statement, scope, values }, () => query(this, statement, values, scope))
+        : query(this, statement, values, scope)
+    } as FastifyRequest['tenantQuery'])
     app.decorateRequest('withTenant', function (this: FastifyRequest, work, scope = this.user) {
       const { tenant_id, user_id } = scope
       return gate.transaction({ tenant_id, user_id, request: factsOf(this) }, work)
@@ -140,7 +163,7 @@ export default fp(
     await gate.transaction(systemScope, (trx) => checkSchema(trx as unknown as Kysely<SharedTables>))
     await replica?.start()
   },
-  { name: 'database', dependencies: ['config', 'addresses', 'metrics'] }
+  { name: 'database', dependencies: ['config', 'addresses', 'metrics', 'read-memory'] }
 )
 
 function addMetrics({ metrics }: FastifyInstance, gate: TenantGate): void {

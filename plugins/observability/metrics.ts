@@ -16,6 +16,8 @@ declare module 'fastify' {
       gauge(name: string, help: string, read: Read): void
       /** Adds a counter, which only grows while the process lives. Its name ends in `_total`. */
       counter(name: string, help: string, read: Read): void
+      /** Adds a histogram. `read` gives its samples, as those of `createHistogram`. */
+      histogram(name: string, help: string, read: Read): void
       /**
        * Adds work that is done before each reading of the metrics, for values that have to be asked for. It bounds its own
        * time. When it rejects, the reading goes on, and the failure is counted.
@@ -71,6 +73,7 @@ export default fp(
     app.decorate('metrics', {
       gauge: (name: string, help: string, read: Read) => register('gauge', name, help, read),
       counter: (name: string, help: string, read: Read) => register('counter', name, help, read),
+      histogram: (name: string, help: string, read: Read) => register('histogram', name, help, read),
       refresh: (work: () => Promise<void>) => void refreshers.push(work),
       trackJob: jobs.track,
       unreadable: (status: number) => void unreadable.set(status, (unreadable.get(status) ?? 0) + 1),

@@ -74,7 +74,7 @@ export async function deleteProvider(trx: TenantTransaction, id: string, tokenSe
       where tenant_id = current_tenant_id() and provider_id = ${id} and revoked_at is null
       returning id
     ), published as (
-      insert into revocations (kind, subject, expires_at)
+      insert into changes (kind, subject, expires_at)
       select 'session', id, now() + make_interval(secs => ${tokenSeconds}) from ended
     )
     select count(*)::int as ended from ended`.execute(trx)

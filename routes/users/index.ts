@@ -9,7 +9,7 @@ import { readTenant } from '../../db/queries/tenants.ts'
 import { changePassword, endUserSessions, readUser } from '../../db/queries/users.ts'
 import { requireAcceptablePassword } from '../../src/auth/passwords.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
-import { matchesTag } from '../../src/http/etags.ts'
+import { matchesTag, userTag } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { invalidCredentials, notFound, preconditionFailed, sessionRevoked } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
@@ -275,14 +275,6 @@ async function namesOf(request: FastifyRequest): Promise<string[]> {
     request.tenantQuery(readTenant, request.user)
   ])
   return [user?.name, tenant?.name].filter((name) => name !== undefined)
-}
-
-/**
- * The ETag of a person. It changes exactly when the person or the membership does, and differs between the person's
- * tenants.
- */
-function userTag(user: { tenant_id: string; version: number; membership_version: number }): string {
-  return `"${user.version}.${user.membership_version}-${user.tenant_id.slice(-12)}"`
 }
 
 export default users

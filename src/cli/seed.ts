@@ -13,6 +13,7 @@ import tokens from '../../plugins/auth/tokens.ts'
 import addresses from '../../plugins/http/addresses.ts'
 import configPlugin from '../../plugins/infrastructure/config.ts'
 import database from '../../plugins/infrastructure/database.ts'
+import readMemory from '../../plugins/infrastructure/read-memory.ts'
 import redis from '../../plugins/infrastructure/redis.ts'
 import metrics from '../../plugins/observability/metrics.ts'
 import tenants from '../../plugins/tenancy/tenants.ts'
@@ -134,6 +135,7 @@ async function openProduct(config: Config): Promise<FastifyInstance> {
   app.register(addresses)
   app.register(metrics)
   app.register(redis)
+  app.register(readMemory)
   app.register(database)
   app.register(revocations)
   app.register(tenants)

@@ -69,6 +69,11 @@ export function readMigrationConfig(env: Environment) {
   return { ...values, databaseOwnerUrl: url }
 }
 
+/** Whether reads are remembered. By default where the processes hear of each other's changes at once, or there is only one. */
+export function remembersReads({ readMemory, redisUrl, webConcurrency }: Config): boolean {
+  return readMemory === 'on' || (readMemory === 'auto' && (redisUrl !== undefined || webConcurrency === 1))
+}
+
 const nonEmpty = (values: string[] | undefined) => (values && values.length > 0 ? values : undefined)
 
 /** Whether a request for this host gets to the general host: what providers send people back to must not be refused. */

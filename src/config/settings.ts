@@ -63,6 +63,7 @@ export const settings = {
   databasePooler: setting('DATABASE_POOLER', 'none', oneOf('none', 'transaction')),
   databasePool: setting('DATABASE_POOL', '10', integer(1, 1000)),
   redisUrl: secret('REDIS_URL', redisUrl),
+  readMemory: setting('READ_MEMORY', 'auto', oneOf('auto', 'on', 'off')),
   dataDir: setting('DATA_DIR', '.aggios', text),
   s3Endpoint: optional('S3_ENDPOINT', httpUrl),
   s3Region: optional('S3_REGION', text),

@@ -1,3 +1,11 @@
+/**
+ * The ETag of a person. It changes exactly when the person or the membership does, and differs between the person's
+ * tenants.
+ */
+export function userTag(user: { tenant_id: string; version: number; membership_version: number }): string {
+  return `"${user.version}.${user.membership_version}-${user.tenant_id.slice(-12)}"`
+}
+
 type TenantState = { id: string; version: number; members: number; storage_bytes: number }
 
 /** The ETag of a tenant: its version and id, then its counts of members and of stored bytes. */

@@ -1,0 +1,94 @@
+import t from 'tap'
+import { withClient } from './databases.ts'
+import { asOwner, createTenant, startApp, type TestApp } from './harness.ts'
+
+/*
+ * Reads that a process answers from its memory: when it may, and when it asks the database.
+ */
+
+const me = '/api/v1/users/me'
+const agency = '/api/v1/tenant'
+
+/** How many remembered reads the database was asked, and how many memory answered, while `work` ran. */
+async function counted(app: TestApp, work: () => Promise<unknown>) {
+  const before = app.readMemory.stats()
+  await work()
+  const after = app.readMemory.stats()
+  return { asked: after.questions - before.questions, hits: after.hits - before.hits }
+}
+
+const fromMemory = { asked: 0, hits: 1 }
+const fromDatabase = { asked: 1, hits: 0 }
+
+t.test('what memory answers', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const get = (url: string, headers = {}) => acme.send({ url, headers })
+
+  for (const url of [me, agency]) {
+    await t.test(url, async (t) => {
+      await app.revocations.readNow()
+      const first = await get(url)
+      const tag = first.headers.etag as string
+      let again = first
+      t.strictSame(
+        await counted(app, async () => {
+          again = await get(url)
+        }),
+        fromMemory
+      )
+      t.equal(again.body, first.body, 'is the same')
+      t.equal(again.headers.etag, tag)
+      t.strictSame(
+        await counted(app, async () => t.equal((await get(url, { 'if-none-match': tag })).statusCode, 304)),
+        fromMemory,
+        'its own tag'
+      )
+      for (const headers of [
+        { 'if-none-match': '"9.9-000000000000"' },
+        { 'if-none-match': `${tag}, "9.9-000000000000"` },
+        { 'if-none-match': '*' },
+        { 'cache-control': 'no-cache' },
+        { 'cache-control': 'max-age=0' }
+      ]) {
+        await app.revocations.readNow()
+        t.strictSame(await counted(app, () => get(url, headers)), fromDatabase, JSON.stringify(headers))
+      }
+    })
+  }
+
+  await t.test('who writes reads it at once, and nobody had to say so', async (t) => {
+    await app.revocations.readNow()
+    await get(me)
+    t.equal((await acme.send({ method: 'PATCH', url: me, payload: { name: 'Grace' } })).statusCode, 200)
+    t.equal((await get(me)).json().name, 'Grace')
+    t.equal((await acme.send({ method: 'PATCH', url: agency, payload: { name: 'Better' } })).statusCode, 200)
+    t.equal((await get(agency)).json().name, 'Better')
+  })
+
+  await t.test('a change by somebody else is known once the feed was read', async (t) => {
+    await get(me)
+    const change = "update users set name = 'Lin', version = version + 1 where id = $1"
+    await asOwner(app.database, acme.id, acme.owner.id, [[change, [acme.owner.id]]])
+    await app.revocations.readNow()
+    t.equal((await get(me)).json().name, 'Lin')
+  })
+
+  await t.test('a change of nothing that is shown makes nothing be forgotten', async (t) => {
+    await get(me)
+    const newest = async () =>
+      withClient(app.database.postgres, async (client) => (await client.query('select max(id) from changes')).rows)
+    const before = await newest()
+    t.equal((await acme.signIn()).token_type, 'Bearer')
+    t.strictSame(await newest(), before, 'a sign-in writes no entry')
+    await app.revocations.readNow()
+    t.strictSame(await counted(app, () => get(me)), fromMemory)
+  })
+})
+
+t.test('with READ_MEMORY=off the database answers', async (t) => {
+  const app = await startApp(t, { READ_MEMORY: 'off' })
+  const acme = await createTenant(app, 'acme')
+  await acme.send(me)
+  t.strictSame(await counted(app, () => acme.send(me)), { asked: 0, hits: 0 })
+})
