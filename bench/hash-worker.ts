@@ -1,31 +1,25 @@
-import { setPriority } from 'node:os'
 import { argv } from 'node:process'
-import { hash as hashByRust } from '@node-rs/argon2'
-import argon2 from 'argon2'
+import { packages } from '../src/auth/argon2.ts'
 import { parameters } from '../src/auth/passwords.ts'
 
 /*
  * Hashes passwords without a pause, two at a time, until SIGTERM. Then prints the rate and the CPU time per hash.
  *
- * node bench/hash-worker.ts argon2|node-rs [niceness]
+ * node bench/hash-worker.ts <package>
  */
 
 const width = 2
-const [, , library, niceness = '0'] = argv
-const { memoryCost, timeCost, parallelism } = parameters
-const secret = Buffer.from('a pepper')
-const password = 'correct horse battery'
-const hashOnce =
-  library === 'node-rs'
-    ? () => hashByRust(password, { memoryCost, timeCost, parallelism, secret })
-    : () => argon2.hash(password, { ...parameters, secret })
+const [, , name] = argv
+const all = await Promise.all(packages.map((load) => load()))
+const argon2 = all.find((each) => each.name === name)
+if (!argon2) throw new Error(`${name} is none of the packages that hash`)
+const hashOnce = () => argon2.hash('correct horse battery', { ...parameters, secret: Buffer.from('a pepper') })
 
 let made = 0
 let ended = false
 process.on('SIGTERM', () => {
   ended = true
 })
-setPriority(Number(niceness))
 
 async function work(): Promise<void> {
   while (!ended) {

@@ -1,6 +1,17 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, existsSync, openSync, readFileSync, rmSync } from 'node:fs'
+import {
+  closeSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync
+} from 'node:fs'
 import { createServer } from 'node:net'
 import { delimiter, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -117,6 +128,25 @@ export async function startProduct(
     env: { ...settings, ...env },
     readyPath: '/api/v1/health/ready'
   })
+}
+
+type Change = { file?: { path: string; replacement: string }; withoutPackages?: string }
+
+/**
+ * Copies the product, with another file in place of one of its own, or without the packages of a folder of
+ * `node_modules`.
+ */
+export function copyProduct({ file, withoutPackages }: Change): string {
+  const folder = mkdtempSync(join(scratch, 'product-'))
+  for (const part of ['src', 'plugins', 'routes', 'db', 'package.json']) {
+    cpSync(join(root, part), join(folder, part), { recursive: true })
+  }
+  if (file) cpSync(join(root, file.replacement), join(folder, file.path))
+  mkdirSync(join(folder, 'node_modules'))
+  for (const name of readdirSync(join(root, 'node_modules'))) {
+    if (name !== withoutPackages) symlinkSync(join(root, 'node_modules', name), join(folder, 'node_modules', name))
+  }
+  return folder
 }
 
 /** Removes all uploads, which would fill the disk over several runs. Call it when no server runs. */

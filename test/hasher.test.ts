@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
+import { argon2 as chosen, loadArgon2, packages } from '../src/auth/argon2.ts'
 import { createHasher } from '../src/auth/hasher.ts'
 import { createPasswords, parameters } from '../src/auth/passwords.ts'
 import { createKeyRing } from '../src/keys.ts'
@@ -14,6 +15,7 @@ import {
   eventually,
   password,
   post,
+  root,
   type Server,
   send,
   startApp,
@@ -25,7 +27,7 @@ import { stopwatch } from './machine.ts'
 // bounded in time: answers while passwords are hashed
 
 /*
- * The subprocess of lower priority that hashes passwords: it does what the package does, its death fails no request, and it never
+ * The packages that hash passwords, and the subprocess of lower priority that does it with one of them: it does what the package does, its death fails no request, and it never
  * outlives the process that started it.
  */
 
@@ -92,12 +94,65 @@ async function startHasher(t: Test, width = 2) {
   return { hasher, pid, warnings }
 }
 
+t.test('each package takes the hashes of the others, so that any of them can take over', async (t) => {
+  const cheap = { memoryCost: 64, timeCost: 1, parallelism: 1 }
+  const words = {
+    ASCII: password,
+    'two spellings of one letter': 'o\u0308 and \u00f6',
+    'another script': '\u5bc6\u7801\u5bc6\u7801\u5bc6\u7801',
+    'the longest': '\u{1f600}'.repeat(128),
+    'half a character': `half ${'\u{1f600}'[0]} of it`,
+    'a byte of zero': 'before\u0000after',
+    nothing: ''
+  }
+  // the current cost, the one before which test/passwords.test.ts has, and one of several lanes
+  const costs = [parameters, { memoryCost: 8192, timeCost: 1, parallelism: 1 }, { ...cheap, parallelism: 2 }]
+  const all = await Promise.all(packages.map((load) => load()))
+  t.strictSame(
+    all.map(({ name }) => name),
+    ['node-rs', 'argon2']
+  )
+  const cases = [
+    ...Object.entries(words).map(([title, word]) => ({ title, word, cost: cheap })),
+    ...costs.map((cost) => ({ title: JSON.stringify(cost), word: words['two spellings of one letter'], cost }))
+  ]
+  for (const maker of all) {
+    for (const { title, word, cost } of cases) {
+      const stored = await maker.hash(word, { ...cost, secret })
+      for (const reader of all) {
+        const said = `${title}: ${maker.name}, read by ${reader.name}`
+        const verdicts = await Promise.all([
+          reader.verify(stored, word, { secret }),
+          reader.verify(stored, `${word}.`, { secret }),
+          reader.verify(stored, word, { secret: Buffer.from('another pepper') })
+        ])
+        t.strictSame(verdicts, [true, false, false], said)
+        t.equal(reader.needsRehash(stored, cost), false, said)
+        for (const change of ['memoryCost', 'timeCost', 'parallelism'] as const)
+          t.equal(reader.needsRehash(stored, { ...cost, [change]: cost[change] + 1 }), true, `${said}, ${change}`)
+        t.equal(reader.needsRehash(stored.replace('argon2id', 'argon2i'), cost), true, `${said}, another algorithm`)
+      }
+    }
+  }
+})
+
+t.test('the fastest package that loads is used', async (t) => {
+  const folder = join(root, 'node_modules/@node-rs')
+  const isPrebuilt = existsSync(folder) && readdirSync(folder).some((name) => name.startsWith('argon2-'))
+  t.equal(chosen.name, isPrebuilt ? 'node-rs' : 'argon2')
+  const missing = new Error('no build for this platform')
+  const [, second] = packages as [unknown, () => Promise<typeof chosen>]
+  const found = await loadArgon2([() => Promise.reject(missing), second])
+  t.match(found, { argon2: { name: 'argon2' }, failures: [missing] })
+  await t.rejects(loadArgon2([() => Promise.reject(missing)]), { errors: [missing] })
+})
+
 t.test('what it says is what the package says', async (t) => {
   const { hasher, pid, warnings } = await startHasher(t)
   const ticks = () => Number(statOf(String(pid))[11])
   const before = ticks()
   const stored = await hasher.hash(password, options)
-  t.match(stored, /^\$argon2id\$v=19\$m=19456,p=1,t=2\$/)
+  t.match(stored, /^\$argon2id\$v=19\$m=19456,(t=2,p=1|p=1,t=2)\$/)
   t.equal(await argon2.verify(stored, password, { secret }), true, 'good for the package')
   t.notSame(await hasher.hash(password, options), stored, 'each has a salt of its own')
   for (const each of [stored, await argon2.hash(password, options)]) {
@@ -105,7 +160,7 @@ t.test('what it says is what the package says', async (t) => {
     t.equal(await hasher.verify(each, `${password}.`, { secret }), false)
     t.equal(await hasher.verify(each, password, { secret: Buffer.from('another pepper') }), false)
   }
-  const ofPackage = await argon2.verify('no hash', password, { secret }).catch((err: Error) => err)
+  const ofPackage = await chosen.verify('no hash', password, { secret }).catch((err: Error) => err)
   t.ok(ofPackage instanceof Error)
   await t.rejects(hasher.verify('no hash', password, { secret }), { message: (ofPackage as Error).message })
   t.ok(ticks() > before, 'and it was the other process that worked')

@@ -254,6 +254,7 @@ t.test('a process with the internal listener', async (t) => {
     t.equal(page.sum('aggios_pipeline_waiting'), 0)
     t.equal(page.sum('aggios_password_hashes_running'), 0)
     t.equal(page.sum('aggios_password_hashes_refused_total'), 0)
+    t.equal(page.sum('aggios_password_hashing_info'), 1)
     t.ok(page.sum('aggios_revocation_lag_seconds') < 5)
     t.equal(page.sum('aggios_revocations'), 0)
     t.ok(grown('process_cpu_user_seconds_total') > 0)

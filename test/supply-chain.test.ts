@@ -90,6 +90,7 @@ t.test('the image is built for both platforms by one command', async (t) => {
       readdirSync(prebuilt).some((name) => name.includes('glibc')),
       `argon2 for ${processor}`
     )
+    for (const libc of ['gnu', 'musl']) t.ok(names.includes(`@node-rs/argon2-linux-${processor}-${libc}`), libc)
   }
 })
 

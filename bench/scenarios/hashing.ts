@@ -1,108 +1,105 @@
-import { strictEqual } from 'node:assert/strict'
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { hash as hashByRust, verify as verifyByRust } from '@node-rs/argon2'
-import argon2 from 'argon2'
-import { parameters } from '../../src/auth/passwords.ts'
 import type { Bench, Scenario } from '../bench.ts'
+import { runCallers } from '../callers.ts'
 import { adopt } from '../children.ts'
-import { startProduct } from '../servers.ts'
-import { median } from '../statistics.ts'
-import { type Latency, latencyUnder, whileSigningIn } from './sessions.ts'
+import type { Dataset } from '../database.ts'
+import { measureBoth } from '../pairs.ts'
+import { usageOf } from '../processes.ts'
+import { copyProduct, type Server, startProduct } from '../servers.ts'
+import { median, spreadOf } from '../statistics.ts'
+import { latencyUnder, signIns, whileSigningIn } from './sessions.ts'
 
-type Library = 'argon2' | 'node-rs'
+const packages = ['node-rs', 'argon2'] as const
+
 type Hashed = { perSecond: number; cpuMs: number }
 
-/** Hashes in another process while `work` runs. */
-async function whileHashing<T>(
-  library: Library,
-  niceness: number,
-  work: () => Promise<T>
-): Promise<{ hashed: Hashed; result: T }> {
+/** Hashes with one package in a process of its own. */
+async function hashFor(name: string, seconds: number): Promise<Hashed> {
   const file = join(import.meta.dirname, '..', 'hash-worker.ts')
-  const args = [file, library, String(niceness)]
-  const child = adopt(spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] }))
+  const child = adopt(spawn(process.execPath, [file, name], { stdio: ['ignore', 'pipe', 'inherit'] }))
   const ended = once(child, 'close')
   let text = ''
   child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
     text += chunk
   })
-  await firstLine(child)
-  const result = await work()
+  await once(child.stdout, 'data')
+  await sleep(seconds * 1000)
   child.kill('SIGTERM')
   await ended
-  return { hashed: JSON.parse(text.trim().split('\n').at(-1) as string), result }
+  return JSON.parse(text.trim().split('\n').at(-1) as string)
 }
 
-const firstLine = (child: ChildProcess & { stdout: NodeJS.ReadableStream }) => once(child.stdout, 'data')
-
-/** Checks that each library verifies the hashes of the other, so that the product could switch between them. */
-async function requireInterchangeable(): Promise<void> {
-  const secret = Buffer.from('a pepper')
-  const { memoryCost, timeCost, parallelism } = parameters
-  const byC = await argon2.hash('correct horse battery', { ...parameters, secret })
-  const byRust = await hashByRust('correct horse battery', { memoryCost, timeCost, parallelism, secret })
-  strictEqual(await verifyByRust(byC, 'correct horse battery', { secret }), true)
-  strictEqual(await argon2.verify(byRust, 'correct horse battery', { secret }), true)
-  strictEqual(await argon2.verify(byRust, 'wrong horse battery', { secret }), false)
-}
-
-/** Measures the rate and the CPU time of both libraries, in turns. */
-async function compareLibraries(bench: Bench): Promise<void> {
-  const { seconds, pairs } = bench.conditions()
-  const found: Record<Library, Hashed[]> = { argon2: [], 'node-rs': [] }
+async function comparePackages(bench: Bench): Promise<void> {
+  const { seconds, pairs, tries } = bench.conditions()
+  const found: [Hashed, Hashed][] = []
   for (let turn = 0; turn < pairs; turn++) {
-    for (const library of ['argon2', 'node-rs'] as const) {
-      const { hashed } = await whileHashing(library, 0, () => sleep(seconds * 1000))
-      found[library].push(hashed)
-    }
+    const [fast, slow] = packages
+    found.push(
+      await measureBoth(
+        turn,
+        tries,
+        () => hashFor(fast, seconds),
+        () => hashFor(slow, seconds)
+      )
+    )
   }
-  for (const library of ['argon2', 'node-rs'] as const) {
-    bench.figure({
-      name: `hashing/${library}/cpu`,
-      value: median(found[library].map((each) => each.cpuMs)),
-      unit: 'ms'
-    })
-    bench.figure({
-      name: `hashing/${library}/rate`,
-      value: median(found[library].map((each) => each.perSecond)),
-      unit: '/s'
-    })
+  for (const [index, name] of packages.entries()) {
+    const those = found.map((pair) => pair[index] as Hashed)
+    bench.figure({ name: `hashing/${name}/cpu`, value: median(those.map(({ cpuMs }) => cpuMs)), unit: 'ms' })
+    bench.figure({ name: `hashing/${name}/rate`, value: median(those.map(({ perSecond }) => perSecond)), unit: '/s' })
   }
-  const ratios = found['node-rs'].map((each, turn) => each.cpuMs / (found.argon2[turn] as Hashed).cpuMs)
-  bench.figure({ name: 'hashing/cpu', value: median(ratios), unit: 'ratio', detail: '@node-rs/argon2 by argon2' })
+  const ratio = median(found.map(([fast, slow]) => fast.cpuMs / slow.cpuMs))
+  bench.figure({ name: 'hashing/cpu', value: ratio, unit: 'ratio', detail: packages.join(' by ') })
 }
 
-const arrangements = [
-  { name: 'beside', library: 'argon2', niceness: 0 },
-  { name: 'beside-niced', library: 'argon2', niceness: 10 },
-  { name: 'beside-niced-node-rs', library: 'node-rs', niceness: 10 }
-] as const
+async function signInFor(bench: Bench, server: Server, dataset: Dataset): Promise<Hashed> {
+  const used = () => usageOf(server.pid).cpu_us + usageOf(bench.database.pid).cpu_us
+  const before = used()
+  const { perSecond, replies } = await runCallers(server, signIns(dataset), bench.conditions().seconds)
+  return { perSecond, cpuMs: (used() - before) / replies / 1000 }
+}
+
+/** Compares sign-ins with those of a server that has only the slower package. */
+async function compareSignIns(bench: Bench, product: Server, slower: Server, dataset: Dataset): Promise<void> {
+  const { pairs, tries } = bench.conditions()
+  const found: [Hashed, Hashed][] = []
+  // starts the processes that hash
+  for (const server of [product, slower]) await signInFor(bench, server, dataset)
+  for (let turn = 0; turn < pairs; turn++) {
+    const sides = [product, slower].map((server) => () => signInFor(bench, server, dataset))
+    found.push(await measureBoth(turn, tries, sides[0] as () => Promise<Hashed>, sides[1] as () => Promise<Hashed>))
+  }
+  const report = (name: string, { median, low, high }: ReturnType<typeof spreadOf>) =>
+    bench.figure({ name, value: median, unit: 'ratio', detail: `${low.toFixed(2)} to ${high.toFixed(2)}` })
+  report('hashing/sign-ins', spreadOf(found.map(([fast, slow]) => fast.perSecond / slow.perSecond)))
+  report('hashing/sign-ins/cpu', spreadOf(found.map(([fast, slow]) => fast.cpuMs / slow.cpuMs)))
+}
 
 export const hashing: Scenario = {
   name: 'hashing',
-  about:
-    'two libraries, and reads while people sign in, and while a process hashes at the same and at a lower priority',
+  about: 'both packages, sign-ins by them, and reads while people sign in: hashed in another process, and in the same',
   inQuick: false,
   async run(bench) {
-    await requireInterchangeable()
-    await compareLibraries(bench)
+    await comparePackages(bench)
     const dataset = await bench.thousand()
-    const product = await startProduct(bench.database, dataset)
-    const report = (name: string, { p50, p99 }: Latency, detail: string) => {
-      bench.figure({ name: `hashing/${name}/p50`, value: p50, unit: 'ratio', detail })
-      bench.figure({ name: `hashing/${name}/p99`, value: p99, unit: 'ratio' })
+    const inProcess = { path: 'src/auth/hasher.ts', replacement: 'bench/peers/hasher.ts' }
+    const [product, slower, alone] = await Promise.all([
+      startProduct(bench.database, dataset),
+      startProduct(bench.database, dataset, {}, copyProduct({ withoutPackages: '@node-rs' })),
+      startProduct(bench.database, dataset, {}, copyProduct({ file: inProcess }))
+    ])
+    await compareSignIns(bench, product, slower, dataset)
+    for (const [name, server, detail] of [
+      ['process', product, 'as shipped: hashed in a process of lower priority'],
+      ['in-process', alone, 'hashed in the serving process']
+    ] as const) {
+      const found = await latencyUnder(bench, server, dataset, (read) => whileSigningIn(bench, server, dataset, read))
+      bench.figure({ name: `hashing/${name}/p50`, value: found.p50, unit: 'ratio', detail })
+      bench.figure({ name: `hashing/${name}/p99`, value: found.p99, unit: 'ratio' })
     }
-    const shipped = await latencyUnder(bench, product, dataset, (read) => whileSigningIn(bench, product, dataset, read))
-    report('sign-ins', shipped, 'as shipped: 50 callers sign in, hashed in a process of lower priority')
-    for (const { name, library, niceness } of arrangements) {
-      const found = await latencyUnder(bench, product, dataset, async (read) => {
-        return (await whileHashing(library, niceness, read)).result
-      })
-      report(name, found, `two hashes at once by ${library} in another process, niceness ${niceness}`)
-    }
-    await product.stop()
+    await Promise.all([product, slower, alone].map((server) => server.stop()))
   }
 }

@@ -1,24 +1,11 @@
-import { cpSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import type { GateSettings, QueryCallback, QueryConfig } from '../../db/gate/gate-query.ts'
 import type { Bench, Scenario } from '../bench.ts'
-import { scratch } from '../children.ts'
 import { productReads } from '../contenders.ts'
 import type { Dataset } from '../database.ts'
 import { comparePair } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
-import { root, startProduct } from '../servers.ts'
-
-/** Copies the product, with another file in place of one of its own. */
-function copyProduct(file: string, replacement: string): string {
-  const folder = join(scratch, 'product')
-  for (const part of ['src', 'plugins', 'routes', 'db', 'package.json']) {
-    cpSync(join(root, part), join(folder, part), { recursive: true })
-  }
-  cpSync(join(root, replacement), join(folder, file))
-  symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'))
-  return folder
-}
+import { copyProduct, root, startProduct } from '../servers.ts'
 
 /**
  * `pipeline: true` of pg can take the place of db/gate/wire.ts when its CPU time per request is at most a tenth higher.
@@ -30,7 +17,7 @@ export const pipeline: Scenario = {
   inQuick: false,
   async run(bench) {
     const dataset = await bench.thousand()
-    const copy = copyProduct('db/gate/wire.ts', 'bench/peers/pg-pipeline.ts')
+    const copy = copyProduct({ file: { path: 'db/gate/wire.ts', replacement: 'bench/peers/pg-pipeline.ts' } })
     const [theirs, ours] = await Promise.all([
       startProduct(bench.database, dataset, {}, copy),
       startProduct(bench.database, dataset)

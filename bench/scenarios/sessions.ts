@@ -12,7 +12,7 @@ import { median, spreadOf } from '../statistics.ts'
 const signInCallers = 50
 const refreshCallers = 64
 
-function signIns(dataset: Dataset): NextRequest[] {
+export function signIns(dataset: Dataset): NextRequest[] {
   return pick(dataset.users, signInCallers).map(({ host, email }) => (last) => {
     if (last) requireOk(last)
     return postJson('/api/v1/auth/login', host, { email, password: dataset.password })

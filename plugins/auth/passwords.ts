@@ -3,6 +3,7 @@ import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { peppersInUse } from '../../db/queries/directory.ts'
+import { argon2, failures } from '../../src/auth/argon2.ts'
 import { createHasher } from '../../src/auth/hasher.ts'
 import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
 import { createKeyRing } from '../../src/keys.ts'
@@ -26,6 +27,12 @@ export default fp(
     if (missing.length > 0) {
       throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
     }
+    for (const err of failures) {
+      app.log.warn(
+        { err },
+        `a sign-in takes twice the CPU: passwords are hashed by ${argon2.name}, because no faster package loads`
+      )
+    }
     // the workers share the cores
     const concurrency = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
     const hasher = createHasher({ concurrency, log: app.log })
@@ -39,6 +46,9 @@ export default fp(
     const { stats } = app.passwords
     app.metrics.gauge('aggios_password_hashes_running', 'Password hashes under way', () => stats().running)
     app.metrics.gauge('aggios_password_hashes_waiting', 'Password hashes that wait', () => stats().waiting)
+    app.metrics.gauge('aggios_password_hashing_info', 'Which package hashes passwords; the value is always 1', () => [
+      { labels: { package: argon2.name }, value: 1 }
+    ])
     app.metrics.counter('aggios_password_hashes_refused_total', 'Refused: too many waited', () => stats().refused)
   },
   { name: 'passwords', dependencies: ['addresses', 'database', 'metrics', 'tenants'] }

@@ -1,12 +1,9 @@
 import { join } from 'node:path'
-import argon2, { type HashOptions, type VerifyOptions } from 'argon2'
 import { type Subprocess, SubprocessEnded, startSubprocess } from '../subprocesses/subprocess.ts'
+import { type Argon2, argon2, type HashOptions, type VerifyOptions } from './argon2.ts'
 
-/** Computes argon2 hashes: the argon2 package itself, or a subprocess. */
-export type Hasher = {
-  hash(password: string, options: HashOptions): Promise<string>
-  verify(stored: string, password: string, options: VerifyOptions): Promise<boolean>
-}
+/** Computes hashes: in this process, or in a subprocess. */
+export type Hasher = Pick<Argon2, 'hash' | 'verify'>
 
 /** A password to hash or, with `stored`, to compare with a stored hash. */
 export type Job = { password: string } & (

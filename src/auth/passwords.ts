@@ -1,14 +1,14 @@
 import { availableParallelism } from 'node:os'
 import { dictionary } from '@zxcvbn-ts/language-common'
-import argon2 from 'argon2'
 import { invalidMembers } from '../http/field-errors.ts'
 import { overloaded } from '../http/problems.ts'
 import type { KeyRing } from '../keys.ts'
 import { createBoundedQueue, QueueFull } from '../limits/bounded-queue.ts'
+import { argon2 } from './argon2.ts'
 import type { Hasher } from './hasher.ts'
 
 /** The second of OWASP's recommended settings for argon2id: 19 MiB, two passes, one lane. */
-export const parameters = { type: argon2.argon2id, memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const
+export const parameters = { memoryCost: 19_456, timeCost: 2, parallelism: 1 } as const
 
 const maxLength = 128
 
@@ -51,7 +51,7 @@ export async function createPasswords(
     return key && Buffer.from(key.secret)
   }
   const options = { ...parameters, secret: Buffer.from(peppers.first.secret) }
-  // by argon2 itself: one hash is no reason to start the subprocess of the hasher
+  // in this process: one hash is no reason to start the subprocess of the hasher
   const decoy = { password_hash: await argon2.hash('nobody has this password', options), pepper_id: peppers.first.id }
 
   async function queued<T>(job: () => Promise<T>, fairnessKey: string | undefined): Promise<T> {
