@@ -108,8 +108,21 @@ t.test('compose.yaml', async (t) => {
       ['traefik']
     )
     t.strictSame(networks.data, { internal: true })
-    t.strictSame(services.traefik.networks, ['edge'])
+    t.strictSame(services.traefik.networks, ['edge', 'docker'])
+    t.strictSame(networks.docker, { internal: true })
     for (const name of ['postgres', 'redis', 'minio']) t.strictSame(services[name]?.networks, ['data'], name)
+  })
+
+  t.test('only the view of Docker has its socket, only Traefik reaches the view, and no secret does', async (t) => {
+    for (const { services } of [development, production, seaweedfs, anyS3, backup]) {
+      const having = (name: string) =>
+        Object.keys(services).filter((each) => JSON.stringify(services[each]).includes(name))
+      t.strictSame(having('docker.sock'), ['docker-view'])
+      const { ports, environment, networks } = services['docker-view'] ?? {}
+      t.strictSame([ports, environment, networks], [undefined, undefined, ['docker']])
+      const near = Object.keys(services).filter((each) => services[each]?.networks?.includes('docker'))
+      t.strictSame(near, ['traefik', 'docker-view'])
+    }
   })
 
   t.test('files and volumes that are mounted are there', async (t) => {
@@ -355,6 +368,7 @@ t.test('settings and secrets of the containers', async (t) => {
       traefik: ['CF_DNS_API_TOKEN'],
       backend: [...['AGGIOS_APP_PASSWORD', 'JWT_SECRET', 'PASSWORD_PEPPER'], ...['REDIS_PASSWORD', 'S3_SECRET_KEY']],
       migrate: ['AGGIOS_OWNER_PASSWORD'],
+      'docker-view': [],
       certificates: [],
       postgres: ['AGGIOS_APP_PASSWORD', 'AGGIOS_OWNER_PASSWORD', 'POSTGRES_PASSWORD'],
       redis: ['REDIS_PASSWORD'],

@@ -148,6 +148,8 @@ const notLimits: Record<string, string> = {
   supervisor: 'stableMs maxRestartDelayMs',
   appending: 'idleTimeoutSeconds heartbeatMs',
   completion: 'renewMs',
+  // it answers Traefik only, inside of compose
+  'docker-view': 'answerTimeoutMs maxHeaderSize',
   // of the doctor, which refuses nothing
   'database-checks': 'connectionTimeoutMillis',
   examination:

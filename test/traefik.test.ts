@@ -1,19 +1,16 @@
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
-import { connect } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { type AddressInfo, connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import t, { type Test } from 'tap'
-import { parse } from 'yaml'
+import t from 'tap'
+import { createDockerView } from '../src/processes/docker-view.ts'
+import { startEngine } from './docker-engine.ts'
 import {
   allRows,
   createTestDatabase,
   eventually,
   password,
-  root,
   type Server,
   startServer,
   testEnvironment
@@ -214,7 +211,7 @@ t.test('what reaches a server behind Traefik', { skip: program.skip }, async (t)
   const traefik = await startTraefik(t, { BACKEND_URLS: `http://127.0.0.1:${port}` }, (config) => {
     // the numbers only, which are minutes
     const timeouts = config.entryPoints.local?.transport?.respondingTimeouts ?? {}
-    t.match(timeouts, { readTimeout: '120s', idleTimeout: '90s' })
+    t.match(timeouts, { readTimeout: '15m', idleTimeout: '90s' })
     timeouts.readTimeout = timeouts.idleTimeout = '1s'
   })
   const entry = traefik.port('local')
@@ -295,10 +292,20 @@ t.test('with Docker the containers of compose.yaml are found and routed alike', 
   }
   const engine = await startEngine(t, [
     ...addresses.map((address) => ({ service: 'backend', address, port })),
-    { service: 'minio-gateway', address: '127.0.0.4', port }
+    { service: 'minio-gateway', address: '127.0.0.4', port },
+    { service: 'postgres', address: '127.0.0.5', port }
   ])
+  const view = createDockerView(engine.socket).listen(0, '127.0.0.1')
+  await once(view, 'listening')
+  t.teardown(() => {
+    view.close()
+    view.closeAllConnections()
+  })
+  const { port: viewPort } = view.address() as AddressInfo
   const traefik = await startTraefik(t, { BASE_DOMAIN: 'localhost' }, (config) => {
-    config.providers.docker = { ...readStatic().providers.docker, endpoint: `unix://${engine}` }
+    const docker = readStatic().providers.docker
+    t.match(docker, { endpoint: 'tcp://docker-view:2375' })
+    config.providers.docker = { ...docker, endpoint: `tcp://127.0.0.1:${viewPort}` }
   })
   const entry = traefik.port('local')
   const overview = async (path: string): Promise<Record<string, unknown>[]> =>
@@ -341,56 +348,52 @@ t.test('with Docker the containers of compose.yaml are found and routed alike', 
     host: 'traefik.localhost'
   })
   t.match(service.json().loadBalancer, { healthCheck, passHostHeader })
-})
 
-/**
- * A server for the part of Docker's API that Traefik uses. It lists the containers that `docker compose up` would make of
- * compose.yaml, with their names, labels and networks. Only the port differs.
- */
-async function startEngine(t: Test, containers: { service: string; address: string; port: number }[]): Promise<string> {
-  const compose = parse(readFileSync(join(root, 'compose.yaml'), 'utf8'), { merge: true })
-  const details = containers.map(({ service, address, port }, index) => {
-    const labels: Record<string, string> = {
-      'com.docker.compose.project': compose.name,
-      'com.docker.compose.service': service,
-      ...compose.services[service].labels
-    }
-    for (const name of Object.keys(labels)) if (name.endsWith('.server.port')) labels[name] = String(port)
-    const networks = (compose.services[service].networks as string[]).map((name) => [
-      `${compose.name}_${name}`,
-      // Traefik is in one of the networks only
-      { IPAddress: name === 'edge' ? address : '127.0.0.99', NetworkID: name }
+  t.test('what Traefik sees of Docker contains no secret, and it can change nothing', async (t) => {
+    const look = (path: string, method = 'GET') => fetch(`http://127.0.0.1:${viewPort}${path}`, { method })
+    const list = (await (await look('/v1.50/containers/json?all=1')).json()) as { Id: string; Names: string[] }[]
+    t.strictSame(list.map(({ Names: [name] }) => name).sort(), [
+      '/aggios-backend-1',
+      '/aggios-backend-2',
+      '/aggios-minio-gateway-3'
     ])
-    const name = `${compose.name}-${service}-${index + 1}`
-    return {
-      Id: String(index).repeat(64),
-      Name: `/${name}`,
-      Names: [`/${name}`],
-      State: { Status: 'running', Running: true },
-      Config: { Labels: labels },
-      Labels: labels,
-      HostConfig: { NetworkMode: `${compose.name}_edge` },
-      NetworkSettings: { Networks: Object.fromEntries(networks), Ports: {} }
+    const [backend, postgres] = engine.containers.filter(({ Name }) => /backend-1|postgres/.test(Name))
+    const inspection = await (await look(`/v1.50/containers/${backend?.Id}/json`)).text()
+    t.match(inspection, '"traefik.enable":"true"')
+    for (const text of [JSON.stringify(list), inspection]) t.notMatch(text, engine.secret)
+    t.equal((await look(`/v1.50/containers/${postgres?.Id}/json`)).status, 404)
+
+    const before = engine.asked.length
+    for (const [method, path] of [
+      ['POST', `/v1.50/containers/${backend?.Id}/exec`],
+      ['POST', '/v1.50/containers/create'],
+      ['DELETE', `/v1.50/containers/${backend?.Id}`],
+      ['HEAD', '/v1.50/containers/json'],
+      ['GET', `/v1.50/containers/${backend?.Id}/logs?stdout=1`],
+      ['GET', `/v1.50/containers/${backend?.Id}/archive?path=/certificates`],
+      ['GET', `/v1.50/containers/${backend?.Id}/json/../export`],
+      ['GET', `/v1.50/containers/x%2f..%2f..%2finfo/json`],
+      ['GET', '/v1.50/secrets'],
+      ['GET', '/v1.50/images/json'],
+      ['GET', '/info']
+    ] as const) {
+      t.equal((await look(path, method)).status, 403, `${method} ${path}`)
     }
+    t.equal(engine.asked.length, before, 'Docker was asked nothing')
   })
-  const server = http.createServer((request, reply) => {
-    const path = (request.url ?? '').split('?')[0]?.replace(/^\/v[\d.]+/, '') ?? ''
-    const send = (body: unknown) => reply.setHeader('content-type', 'application/json').end(JSON.stringify(body))
-    reply.setHeader('api-version', '1.50')
-    if (path === '/_ping') reply.end('OK')
-    else if (path === '/version') send({ Version: '28.0.0', ApiVersion: '1.50', MinAPIVersion: '1.24' })
-    else if (path === '/containers/json') send(details.map((each) => ({ ...each, State: 'running' })))
-    else if (path === '/events') reply.writeHead(200).flushHeaders()
-    else send(details.find(({ Id }) => path === `/containers/${Id}/json`))
+
+  t.test('a container that starts is found, by an event without the command', async (t) => {
+    const events = await fetch(`http://127.0.0.1:${viewPort}/v1.50/events`)
+    const lines = events.body?.pipeThrough(new TextDecoderStream()).getReader()
+    engine.emit({ Type: 'container', Action: `exec_start: psql ${engine.secret}`, Actor: { ID: 'a' } })
+    engine.start({ service: 'backend', address: '127.0.0.6', port })
+    const { value = '' } = (await lines?.read()) ?? {}
+    t.match(JSON.parse(value), { Type: 'container', Action: 'start' })
+    t.notMatch(value, engine.secret)
+    await lines?.cancel()
+    await eventually(async () => {
+      const service = (await overview('services')).find(({ name }) => name === 'backend@docker')
+      return Object.keys(service?.serverStatus as object).some((url) => url.includes('127.0.0.6'))
+    })
   })
-  const dir = mkdtempSync(join(tmpdir(), 'aggios-engine-'))
-  const socket = join(dir, 'docker.sock')
-  server.listen(socket)
-  await once(server, 'listening')
-  t.teardown(() => {
-    server.close()
-    server.closeAllConnections()
-    rmSync(dir, { recursive: true, force: true })
-  })
-  return socket
-}
+})
