@@ -1,5 +1,4 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { FastifyInstance } from 'fastify'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded.ts'
 import { FolderInUse } from '../db/folder-lock.ts'
 import { migrate, setAuditRetention } from '../db/migrate.ts'
@@ -9,7 +8,7 @@ import { InvalidConfiguration } from './config/invalid-configuration.ts'
 import { refuseTakenPorts } from './config/ports.ts'
 import { isLoopback } from './config/production.ts'
 import { describe } from './error-text.ts'
-import { buildInternal } from './processes/internal-listener.ts'
+import { buildInternal, type InternalListener } from './processes/internal-listener.ts'
 import { type Processes, serveInProcess } from './processes/serving.ts'
 import { startWorkers, WorkerEnded } from './processes/supervisor.ts'
 import { onSignals } from './signals.ts'
@@ -20,12 +19,14 @@ const exitConfig = 78
 const say = (line: string) => void process.stderr.write(`${line}\n`)
 
 let processes: Processes | undefined
-let internal: FastifyInstance | undefined
+let internal: InternalListener | undefined
 let embedded: EmbeddedServer | undefined
 let config: Config | undefined
 let stopping = false
 
 onSignals(stop, cutOff)
+// before there is a listener it does nothing; without this line it would end the process
+process.on('SIGUSR2', (signal) => internal?.logLevel.toggle(signal))
 
 try {
   config = readConfig(readEnvironment())
@@ -61,7 +62,7 @@ async function start(settings: Config): Promise<void> {
   void examineAtStart(running, internal.log)
 }
 
-function startSeveral(settings: Config, { log }: FastifyInstance): Processes {
+function startSeveral(settings: Config, { log }: InternalListener): Processes {
   if (settings.redisUrl === undefined) {
     log.warn('WEB_CONCURRENCY is more than 1 without REDIS_URL: each process counts attempts and limits for itself')
   }

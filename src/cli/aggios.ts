@@ -4,6 +4,7 @@ import { renderReference } from './command-reference.ts'
 import { command as doctor } from './doctor.ts'
 import { command as files } from './files.ts'
 import { command as jobs } from './jobs.ts'
+import { command as logLevel } from './log-level.ts'
 import { command as migrate } from './migrate.ts'
 import { command as outbox } from './outbox.ts'
 import { command as plans } from './plan.ts'
@@ -18,6 +19,7 @@ export const program = createProgram(
     doctor,
     files,
     jobs,
+    'log-level': logLevel,
     migrate,
     outbox,
     people,

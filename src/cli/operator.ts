@@ -36,7 +36,8 @@ export function end(code: number, line: string): never {
   return finish(code, line)
 }
 
-function finish(code: number, result: Result): never {
+/** Prints what a command has found or done, and exits. */
+export function finish(code: number, result: Result): never {
   if (call.json) {
     const said = lines.length > 0 ? { lines } : {}
     const json = typeof result === 'string' ? { ...said, [code === 0 ? 'done' : 'error']: result } : result.data

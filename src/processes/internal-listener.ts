@@ -1,24 +1,40 @@
 import { isIP } from 'node:net'
+import { type Static, Type } from '@sinclair/typebox'
 import Fastify, { type FastifyInstance, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
+import addresses from '../../plugins/http/addresses.ts'
 import errors from '../../plugins/http/errors.ts'
 import headers from '../../plugins/http/headers.ts'
 import methods from '../../plugins/http/methods.ts'
+import validation from '../../plugins/http/validation.ts'
 import configPlugin from '../../plugins/infrastructure/config.ts'
 import metrics from '../../plugins/observability/metrics.ts'
+import { StringEnum } from '../../routes/schemas.ts'
 import type { Config } from '../config/config.ts'
 import { unavailable, unknownHost } from '../http/problems.ts'
 import { type Family, render } from '../metrics.ts'
 import { build } from '../observability/build.ts'
 import { logging } from '../observability/log-format.ts'
+import { createLogLevel, defaultSeconds, type LogLevel, levels, maxSeconds } from '../observability/log-level.ts'
 import type { Processes } from './serving.ts'
+
+const NewLogLevel = Type.Object(
+  {
+    level: StringEnum(levels),
+    for: Type.Optional(Type.Integer({ minimum: 1, maximum: maxSeconds }))
+  },
+  { additionalProperties: false }
+)
+
+/** The listener, and the level of the log, which a signal changes too. */
+export type InternalListener = FastifyInstance & { logLevel: LogLevel }
 
 /**
  * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of
- * each process at `/health`. The primary process runs one listener for all workers. `processes` returns undefined until
+ * each process at `/health`, and what they log at `/log-level`. The primary process runs one listener for all workers. `processes` returns undefined until
  * a process serves.
  */
-export function buildInternal(config: Config, processes: () => Processes | undefined): FastifyInstance {
+export function buildInternal(config: Config, processes: () => Processes | undefined): InternalListener {
   const app = Fastify({
     ...logging(config),
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -26,9 +42,13 @@ export function buildInternal(config: Config, processes: () => Processes | undef
     requestTimeout: 10_000,
     forceCloseConnections: true
   })
+  const logLevel = createLogLevel(app.log, config.logLevel, (level) => processes()?.setLogLevel(level))
+  app.decorate('logLevel', logLevel)
   app.register(configPlugin, { config })
+  app.register(addresses)
   app.register(metrics)
   app.register(errors)
+  app.register(validation)
   app.register(methods)
   app.register(headers)
 
@@ -52,6 +72,13 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       const known = answers.map(({ worker, report }) => ({ worker, families: [workerUp(report !== undefined)] }))
       reply.type('text/plain; version=0.0.4; charset=utf-8')
       return render([...known, ...each, ...(config.webConcurrency > 1 ? await primaryFamilies() : [])])
+    })
+
+    internal.get('/log-level', { config: { access } }, async () => logLevel.report())
+
+    internal.put('/log-level', { config: { access }, schema: { body: NewLogLevel } }, async (request) => {
+      const { level, for: seconds = defaultSeconds } = request.body as Static<typeof NewLogLevel>
+      return logLevel.set(level, seconds, request.address ?? 'the internal listener')
     })
 
     internal.get('/health', { config: { access } }, async () => {
@@ -83,7 +110,7 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       ...restarts.map(({ worker, count }) => ({ worker, families: [workerRestarts(count)] }))
     ]
   }
-  return app
+  return app as unknown as InternalListener
 }
 
 const workerUp = (up: boolean): Family => ({

@@ -1,4 +1,5 @@
 import type { Config } from '../config/config.ts'
+import type { Level } from '../observability/log-level.ts'
 import type { Reports } from './serving.ts'
 
 /*
@@ -8,6 +9,7 @@ import type { Reports } from './serving.ts'
 export type ToWorker =
   | { type: 'start'; config: Config }
   | { type: 'drain'; reason: object }
+  | { type: 'log-level'; level: Level }
   | { type: 'report'; id: number; what: keyof Reports }
 
 export type ToPrimary =

@@ -4,6 +4,7 @@ import type { FastifyInstance } from 'fastify'
 import { buildApp } from '../app.ts'
 import type { Config } from '../config/config.ts'
 import type { Family } from '../metrics.ts'
+import type { Level } from '../observability/log-level.ts'
 import { protectUnsentReplies } from './idle-connections.ts'
 
 type HealthReport = Awaited<ReturnType<FastifyInstance['health']['report']>>
@@ -36,6 +37,8 @@ export type Processes = {
   ready: Promise<number>
   /** Collects a report from each process; undefined for a process that failed to give one in time. */
   collect<K extends keyof Reports>(what: K): Promise<{ worker: string; report: Reports[K] | undefined }[]>
+  /** Changes what all processes log, also those that start later. */
+  setLogLevel(level: Level): void
   /** The number of restarts of each worker. */
   restarts(): { worker: string; count: number }[]
   /** Shuts down gracefully. */
@@ -54,6 +57,11 @@ export function serveInProcess(config: Config, onFault: () => void): Processes {
   return {
     ready: starting.then(({ port }) => port),
     collect: async (what) => [{ worker: '1', report: await serving?.report(what) }],
+    setLogLevel: (level) =>
+      void starting.then(
+        (started) => started.setLogLevel(level),
+        () => {}
+      ),
     restarts: () => [],
     drain: async (reason) => (await starting.catch(() => undefined))?.drain(reason),
     kill() {}
@@ -215,7 +223,11 @@ export async function serve(config: Config, onFault: () => void) {
     }
   }
 
-  return { port, drain, report }
+  function setLogLevel(level: Level): void {
+    app.log.level = level
+  }
+
+  return { port, drain, report, setLogLevel }
 }
 
 /** Above these latencies a service makes requests slow. */

@@ -45,6 +45,7 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
     restarts: 0
   }))
   const answers = new Map<number, (report: unknown) => void>()
+  let logLevel = config.logLevel
   let lastReportId = 0
   let earlyExits = 0
   let ending = false
@@ -62,7 +63,7 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
     worker.on('message', (message: ToPrimary) => {
       switch (message.type) {
         case 'hello':
-          return send(worker, { type: 'start', config })
+          return send(worker, { type: 'start', config: { ...config, logLevel } })
         case 'ready':
           slot.servesSince = Date.now()
           return onReady(message.port)
@@ -132,6 +133,10 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
         }))
       ),
     restarts: () => slots.map((slot) => ({ worker: nameOf(slot), count: slot.restarts })),
+    setLogLevel(level) {
+      logLevel = level
+      for (const { worker } of slots) if (worker) send(worker, { type: 'log-level', level })
+    },
     async drain(reason) {
       ending = true
       log.info({ ...reason, workers: slots.length }, 'shutting down')

@@ -25,6 +25,9 @@ async function shutDown(reason: object, options?: { notice: boolean }): Promise<
 process.on('SIGTERM', (signal) => shutDown({ signal }))
 process.on('SIGINT', (signal) => shutDown({ signal }))
 
+// a signal to the whole group: only the primary acts on it
+process.on('SIGUSR2', () => {})
+
 cluster.worker?.on('disconnect', () => {
   // otherwise node:cluster ends the process at once, with all running requests
   if (cluster.worker) cluster.worker.exitedAfterDisconnect = true
@@ -46,6 +49,8 @@ process.on('message', async (message: ToWorker) => {
       return
     case 'drain':
       return shutDown(message.reason)
+    case 'log-level':
+      return void (await serving?.catch(() => undefined))?.setLogLevel(message.level)
     case 'report': {
       const { id, what } = message
       const running = await serving?.catch(() => undefined)

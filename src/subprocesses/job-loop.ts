@@ -36,6 +36,7 @@ export function serveJobs<Job, Result>(compute: (job: Job) => Promise<Result>, n
   // signals are meant for the parent, which may have requests to finish with the help of this process
   process.on('SIGTERM', () => {})
   process.on('SIGINT', () => {})
+  process.on('SIGUSR2', () => {})
   process.on('message', async ({ id, job }: { id: number; job: Job }) => {
     try {
       send({ id, result: await compute(job) })
