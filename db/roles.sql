@@ -12,6 +12,8 @@
 -- No role is a superuser, and only the last one bypasses row security:
 --   aggios_owner      owns the tables; FORCE ROW LEVEL SECURITY makes it obey the policies like every other role
 --   aggios_app        serves requests; owns, creates and truncates nothing
+--   aggios_app_b      has the rights of aggios_app and no others; the server logs in as one of the two, so that the password
+--                     of the other can be replaced (npm run rotate -- database)
 --   aggios_directory  can't log in; owns the few functions that work before a tenant is known, or across tenants
 --   aggios_backup     reads the rows of all agencies and starts base backups; writes nothing, and no other role may become it
 --
@@ -28,7 +30,7 @@ declare
   wanted text;
   before text := current_setting('role');
 begin
-  foreach wanted in array array['aggios_owner', 'aggios_app', 'aggios_directory'] loop
+  foreach wanted in array array['aggios_owner', 'aggios_app', 'aggios_app_b', 'aggios_directory'] loop
     if to_regrole(wanted) is null then
       begin
         execute format('create role %I nologin', wanted);
@@ -39,6 +41,10 @@ begin
   -- the owner may give functions to the directory role, but inherits none of its rights
   if not pg_has_role('aggios_owner', 'aggios_directory', 'set') then
     grant aggios_directory to aggios_owner with inherit false, set true;
+  end if;
+  -- it has these rights by itself, and can't become the other role
+  if not pg_has_role('aggios_app_b', 'aggios_app', 'usage') then
+    grant aggios_app to aggios_app_b with inherit true, set false;
   end if;
   if not pg_has_role(current_user, 'aggios_owner', 'set') then
     execute format('grant aggios_owner to %I with inherit false, set true', current_user);

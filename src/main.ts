@@ -11,7 +11,8 @@ import { describe } from './error-text.ts'
 import { buildInternal, type InternalListener } from './processes/internal-listener.ts'
 import { type Processes, serveInProcess } from './processes/serving.ts'
 import { startWorkers, WorkerEnded } from './processes/supervisor.ts'
-import { onSignals } from './signals.ts'
+import { type SecretFiles, watchSecretFiles } from './secrets/secret-files.ts'
+import { onHangUp, onSignals } from './signals.ts'
 
 /** The exit code EX_CONFIG of sysexits.h: a configuration error. */
 const exitConfig = 78
@@ -20,6 +21,7 @@ const say = (line: string) => void process.stderr.write(`${line}\n`)
 
 let processes: Processes | undefined
 let internal: InternalListener | undefined
+let secretFiles: SecretFiles | undefined
 let embedded: EmbeddedServer | undefined
 let config: Config | undefined
 let stopping = false
@@ -39,7 +41,11 @@ async function start(settings: Config): Promise<void> {
   await refuseTakenPorts(settings)
   const running = await prepareDatabase(settings)
   if (stopping) return
-  internal = buildInternal(running, () => processes)
+  internal = buildInternal(
+    running,
+    () => processes,
+    () => secretFiles
+  )
   if (settings.auditRetention !== undefined && settings.databaseUrl && !settings.databaseOwnerUrl) {
     internal.log.warn('AUDIT_RETENTION has no effect here: it belongs to "npm run migrate"')
   }
@@ -56,10 +62,19 @@ async function start(settings: Config): Promise<void> {
   if (running.metricsPort > 0) await internal.listen({ host: running.metricsHost, port: running.metricsPort })
   processes = running.webConcurrency > 1 ? startSeveral(running, internal) : serveInProcess(running, () => end(1))
   const port = await processes.ready
+  await followSecretFiles(running, processes, internal)
   if (running.nodeEnv === 'development') return welcome(port)
   // loaded only where it is used, which makes other starts faster
   const { examineAtStart } = await import('./cli/doctor/at-start.ts')
   void examineAtStart(running, internal.log)
+}
+
+/** Reads the files of secrets again when they change, and at once on SIGHUP. */
+async function followSecretFiles(running: Config, { renew }: Processes, { log }: InternalListener): Promise<void> {
+  secretFiles = watchSecretFiles(process.env, running, log, renew)
+  if (!secretFiles.watches) return
+  onHangUp(secretFiles.reload)
+  await secretFiles.start()
 }
 
 function startSeveral(settings: Config, { log }: InternalListener): Processes {

@@ -18,3 +18,8 @@ export function onSignals(onFirst: (signal: NodeJS.Signals) => void, onRepeated:
     })
   }
 }
+
+/** Calls `reload` at each SIGHUP, which would end the process otherwise. */
+export function onHangUp(reload: () => void): void {
+  process.on('SIGHUP', reload)
+}

@@ -131,6 +131,12 @@ const defects: Record<string, readonly Defect[]> = {
       finds: 'aggios_backup',
       as: 'postgres'
     },
+    {
+      title: 'its other login is let into the files of the server',
+      plant: 'grant pg_read_server_files to aggios_app_b',
+      finds: 'pg_read_server_files',
+      as: 'postgres'
+    },
     { title: 'it skips row security', plant: 'alter role aggios_app bypassrls', finds: 'aggios_app', as: 'postgres' },
     { title: 'it makes roles', plant: 'alter role aggios_app createrole', finds: 'aggios_app', as: 'postgres' },
     {

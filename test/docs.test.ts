@@ -157,6 +157,12 @@ const notLimits: Record<string, string> = {
   'outside-checks': 'requestMs',
   'redis-checks': 'connectMs',
   'store-checks': 'requestMs',
+  // of the command that rotates secrets
+  database: 'drainMs',
+  fleet: 'pollMs requestMs',
+  'live-secrets': 'retryMs',
+  renewable: 'drainMs pollMs',
+  'secret-files': 'intervalMs',
   dns: 'timeout timeoutMs',
   'domain-checks': 'intervalMs',
   'direct-uploads': 'completionTimeoutSeconds',

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { readRoles, startEmbedded } from '../db/embedded.ts'
+import { refuseUnsafeRole } from '../db/gate/role-check.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
 import { root } from './harness.ts'
@@ -27,9 +28,8 @@ const superuser = server.url('postgres', 'postgres')
 async function createOwned(attributes: string): Promise<string> {
   await withClient(superuser, async (admin) => {
     for (const name of ['aggios', 'owned']) await admin.query(`drop database if exists ${name} with (force)`)
-    for (const role of ['aggios_app', 'aggios_owner', 'aggios_directory', 'aggios_backup', 'steward', 'stranger']) {
-      await admin.query(`drop role if exists ${role}`)
-    }
+    const ours = ['aggios_app_b', 'aggios_app', 'aggios_owner', 'aggios_directory', 'aggios_backup']
+    for (const role of [...ours, 'steward', 'stranger']) await admin.query(`drop role if exists ${role}`)
     await admin.query(`create role steward login password 'steward' ${attributes}`)
     await admin.query("create role stranger login password 'stranger'")
     await admin.query('create database owned owner steward')
@@ -69,13 +69,22 @@ t.test('a role with CREATEROLE and CREATEDB that owns the database shuts everybo
     )
   }
   await withClient(superuser, async (admin) => {
-    for (const role of ['aggios_owner', 'aggios_app']) await admin.query(`alter role ${role} login password '${role}'`)
+    for (const role of ['aggios_owner', 'aggios_app', 'aggios_app_b']) {
+      await admin.query(`alter role ${role} login password '${role}'`)
+    }
   })
   t.ok((await migrate(as('aggios_owner'))).length > 0, 'the owner migrates')
   const found = await withClient(as('aggios_app'), (client) =>
     client.query("select current_user, has_database_privilege(current_database(), 'temp') as temp")
   )
   t.strictSame(found.rows, [{ current_user: 'aggios_app', temp: false }])
+  await withClient(as('aggios_app_b'), async (client) => {
+    await refuseUnsafeRole(client, 'DATABASE_URL')
+    await client.query('select id from users')
+    for (const role of ['aggios_app', 'aggios_owner', 'aggios_directory']) {
+      await t.rejects(client.query(`set role ${role}`), { code: '42501' }, `the other login can't become ${role}`)
+    }
+  })
   const exempt = await withClient(url, (client) => client.query("select from pg_roles where rolname = 'aggios_backup'"))
   t.equal(exempt.rowCount, 0, 'only a superuser makes a role that skips row security')
 })

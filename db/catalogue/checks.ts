@@ -72,9 +72,10 @@ export const catalogueChecks: readonly CatalogueCheck[] = [
     id: 'C5',
     code: 'server_role_too_powerful',
     title: 'the server is nobody but itself, owns nothing and can not skip row security',
-    text: `select r.rolname::text as name from pg_roles r
-      where pg_has_role('aggios_app', r.oid, 'member') and (
-        r.rolname <> 'aggios_app' or r.rolsuper or r.rolbypassrls or r.rolcreaterole or r.rolcreatedb or r.rolreplication
+    text: `select distinct r.rolname::text as name
+      from pg_roles login join pg_roles r on pg_has_role(login.oid, r.oid, 'member')
+      where login.rolname in ('aggios_app', 'aggios_app_b') and (
+        r.rolname not in ('aggios_app', login.rolname) or r.rolsuper or r.rolbypassrls or r.rolcreaterole or r.rolcreatedb or r.rolreplication
         or exists (select from pg_class c where c.relowner = r.oid) or exists (select from pg_proc p where p.proowner = r.oid)
         or exists (select from pg_namespace n where n.nspowner = r.oid)
         or exists (select from pg_database d where d.datdba = r.oid))`

@@ -1,6 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, type Kysely, type Transaction as KyselyTransaction, sql } from 'kysely'
-import type pg from 'pg'
 import { createKeyedSemaphore } from '../../src/limits/keyed-semaphore.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { createErrorCounts } from './error-counts.ts'
@@ -8,6 +7,7 @@ import { classifyFailure, isStalePlan } from './failures.ts'
 import { type GateSettings, gateStatement, type QueryConfig, type Scope } from './gate-query.ts'
 import { type Pipeline, PipelineFull } from './pipeline.ts'
 import { queryOnPool } from './pool-query.ts'
+import type { ConnectionPool } from './renewable.ts'
 import { type Statement, valuesOf } from './statement.ts'
 import type { TenantTables } from './tables.ts'
 
@@ -114,7 +114,7 @@ export type InlineTimeouts = { all: Timeouts; keyed: Timeouts }
 
 export function createTenantGate(
   db: Kysely<TenantTables>,
-  pool: pg.Pool,
+  pool: ConnectionPool,
   pipeline: Pipeline | undefined,
   inlineTimeouts?: InlineTimeouts
 ): TenantGate {

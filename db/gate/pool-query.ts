@@ -2,10 +2,11 @@ import type pg from 'pg'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { GateQuery, type GateSettings, type QueryCallback, type QueryConfig } from './gate-query.ts'
+import type { ConnectionPool } from './renewable.ts'
 
 /** Runs one statement, with its settings, on a connection of the pool. `inlineTimeouts`: see GateQuery. */
 export async function queryOnPool(
-  pool: pg.Pool,
+  pool: ConnectionPool,
   settings: GateSettings,
   config: QueryConfig,
   inlineTimeouts: Timeouts | undefined

@@ -1,9 +1,9 @@
-import type pg from 'pg'
 import { createPoller } from '../../src/poller.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure } from './failures.ts'
 import type { GateSettings } from './gate-query.ts'
 import { queryOnPool } from './pool-query.ts'
+import type { ConnectionPool } from './renewable.ts'
 import { UnsafeRole } from './role-check.ts'
 import { type Statement, valuesOf } from './statement.ts'
 
@@ -29,7 +29,7 @@ export function createReplica({
   primaryPosition,
   onChange
 }: {
-  pool: pg.Pool
+  pool: ConnectionPool
   inlineTimeouts: Timeouts | undefined
   primaryPosition: () => Promise<number>
   onChange: (usable: boolean, err?: Error) => void

@@ -41,6 +41,8 @@ export const cachedTokens = 20_000
 export default fp(
   async (app) => {
     const verified = createTokenCache<AccessClaims>(cachedTokens)
+    // a token of a key that was dropped must not be remembered
+    app.secrets.follow(['jwtSecret'], () => verified.clear)
     const lookups = { hit: 0, miss: 0 }
     app.metrics.gauge('aggios_token_cache_entries', 'Access tokens that are remembered', verified.size)
     app.metrics.counter('aggios_token_cache_lookups_total', 'Access tokens that were looked up', () =>

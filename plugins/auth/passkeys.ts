@@ -96,7 +96,9 @@ declare module 'fastify' {
 /** Asks for passkeys (WebAuthn), and checks what browsers and apps answer. */
 export default fp(
   async (app) => {
-    const challenges = createPasskeyChallenges(createKeyRing(app.config.jwtSecret, 'passkey challenge'))
+    const challenges = app.secrets.following('jwtSecret', (secrets) =>
+      createPasskeyChallenges(createKeyRing(secrets, 'passkey challenge'))
+    )
     const origins = createPasskeyOrigins(app.config)
 
     /** Where each page has a domain of its own, in development, it is that of the page that asks. */

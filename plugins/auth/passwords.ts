@@ -6,7 +6,7 @@ import { peppersInUse } from '../../db/queries/directory.ts'
 import { argon2, failures } from '../../src/auth/argon2.ts'
 import { createHasher } from '../../src/auth/hasher.ts'
 import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
-import { createKeyRing } from '../../src/keys.ts'
+import { createKeyRing, type KeyRing } from '../../src/keys.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -21,11 +21,15 @@ declare module 'fastify' {
 /** Hashes passwords. Refuses to start when a stored password needs a pepper that is not configured. */
 export default fp(
   async (app) => {
-    const peppers = createKeyRing(app.config.passwordPepper, 'pepper')
-    const stored = await app.gate.query(systemScope, peppersInUse, {})
-    const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
-    if (missing.length > 0) {
-      throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
+    /** Rejects when a stored password needs a pepper that is not among these. */
+    async function requirePeppers(values: readonly string[]): Promise<KeyRing> {
+      const peppers = createKeyRing(values, 'pepper')
+      const stored = await app.gate.query(systemScope, peppersInUse, {})
+      const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
+      if (missing.length > 0) {
+        throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
+      }
+      return peppers
     }
     for (const err of failures) {
       app.log.warn(
@@ -33,11 +37,16 @@ export default fp(
         `a sign-in takes twice the CPU: passwords are hashed by ${argon2.name}, because no faster package loads`
       )
     }
+
+    const peppers = await requirePeppers(app.config.passwordPepper)
     // the workers share the cores
     const concurrency = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
     const hasher = createHasher({ concurrency, log: app.log })
     app.addHook('onClose', async () => hasher.close())
     app.decorate('passwords', await createPasswords(peppers, hasher, concurrency))
+    app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) =>
+      app.passwords.prepare(await requirePeppers(passwordPepper))
+    )
     app.decorateRequest('fairnessKey', {
       getter(this: FastifyRequest) {
         return this.tenant?.id ?? this.user?.tenant_id ?? this.network

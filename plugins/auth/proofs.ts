@@ -56,8 +56,10 @@ export const rememberedKeys = 5000
  */
 export default fp(
   async (app) => {
-    const { jwtSecret, nodeEnv } = app.config
-    const nonces = createProofNonces(createKeyRing(jwtSecret, 'dpop nonce'))
+    const { nodeEnv } = app.config
+    const nonces = app.secrets.following('jwtSecret', (secrets) =>
+      createProofNonces(createKeyRing(secrets, 'dpop nonce'))
+    )
     const reader = createProofReader(nonces, { keys: rememberedKeys })
     const outcomes = { accepted: 0, refused: 0, outdated: 0 }
     app.metrics.counter('aggios_dpop_proofs_total', 'Proofs of keys that were checked', () =>

@@ -58,14 +58,26 @@ declare module 'fastify' {
 export default fp(
   async (app) => {
     const { config } = app
-    const secrets = createStoredSecrets(config.passwordPepper, 'identity provider')
-    const stored = await app.gate.query(systemScope, providerKeysInUse, {})
-    const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
-    if (missing.length > 0) {
-      throw new Error(
-        `PASSWORD_PEPPER lacks the pepper of secrets of identity providers (key id ${missing.join(', ')})`
-      )
+    const make = (peppers: readonly string[]) => createStoredSecrets(peppers, 'identity provider')
+
+    /** Rejects when a stored secret needs a key that is not among the peppers. */
+    async function requireKeys(peppers: readonly string[]): Promise<void> {
+      const known = make(peppers)
+      const stored = await app.gate.query(systemScope, providerKeysInUse, {})
+      const missing = stored.map(({ id }) => id).filter((id) => !known.has(id))
+      if (missing.length > 0) {
+        throw new Error(
+          `PASSWORD_PEPPER lacks the pepper of secrets of identity providers (key id ${missing.join(', ')})`
+        )
+      }
     }
+
+    await requireKeys(config.passwordPepper)
+    app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) => {
+      await requireKeys(passwordPepper)
+      return () => {}
+    })
+    const secrets = app.secrets.following('passwordPepper', make)
 
     const development = config.nodeEnv === 'development'
     // a server of the operator may stand in a private network; what an owner of an agency names must not
@@ -83,15 +95,26 @@ export default fp(
 
     const standard = { email_claim: 'email', name_claim: 'name', trust_email: false, own: false }
     const shared: Provider[] = []
+    // `config` has the secrets in force, so each step at a provider uses the newest one
     if (config.googleClientId && config.googleClientSecret) {
-      const [client_id, client_secret] = [config.googleClientId, config.googleClientSecret]
-      const issuer = config.googleIssuer
-      shared.push({ key: 'google', kind: 'google', name: 'Google', issuer, client_id, client_secret, ...standard })
+      const { googleClientId: client_id, googleIssuer: issuer } = config
+      const google = { key: 'google', kind: 'google', name: 'Google', issuer, client_id, ...standard } as const
+      shared.push({
+        ...google,
+        get client_secret() {
+          return config.googleClientSecret as string
+        }
+      })
     }
     if (config.githubClientId && config.githubClientSecret) {
-      const [client_id, client_secret] = [config.githubClientId, config.githubClientSecret]
-      const issuer = config.githubUrl
-      shared.push({ key: 'github', kind: 'github', name: 'GitHub', issuer, client_id, client_secret, ...standard })
+      const { githubClientId: client_id, githubUrl: issuer } = config
+      const github = { key: 'github', kind: 'github', name: 'GitHub', issuer, client_id, ...standard } as const
+      shared.push({
+        ...github,
+        get client_secret() {
+          return config.githubClientSecret as string
+        }
+      })
     }
 
     /** Reads the secret. One that is encrypted with an older key is encrypted anew, because the key is to be removed. */
@@ -132,7 +155,7 @@ export default fp(
       }
     }
 
-    app.decorate('oauth', createOauthTokens(config.jwtSecret))
+    app.decorate('oauth', app.secrets.following('jwtSecret', createOauthTokens))
     app.decorate('providers', {
       async offer(request: FastifyRequest, tenantId: string | undefined) {
         const scope = { tenant_id: tenantId ?? null, user_id: null }

@@ -88,12 +88,24 @@ export const maxWrongCodes = 100
  */
 export default fp(
   async (app) => {
-    const secrets = createStoredSecrets(app.config.passwordPepper, 'second factor')
-    const stored = await app.gate.query(systemScope, factorKeysInUse, {})
-    const missing = stored.map(({ id }) => id).filter((id) => !secrets.has(id))
-    if (missing.length > 0) {
-      throw new Error(`PASSWORD_PEPPER lacks the pepper of stored second factors (key id ${missing.join(', ')})`)
+    const make = (peppers: readonly string[]) => createStoredSecrets(peppers, 'second factor')
+
+    /** Rejects when a stored secret needs a key that is not among the peppers. */
+    async function requireKeys(peppers: readonly string[]): Promise<void> {
+      const known = make(peppers)
+      const stored = await app.gate.query(systemScope, factorKeysInUse, {})
+      const missing = stored.map(({ id }) => id).filter((id) => !known.has(id))
+      if (missing.length > 0) {
+        throw new Error(`PASSWORD_PEPPER lacks the pepper of stored second factors (key id ${missing.join(', ')})`)
+      }
     }
+
+    await requireKeys(app.config.passwordPepper)
+    app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) => {
+      await requireKeys(passwordPepper)
+      return () => {}
+    })
+    const secrets = app.secrets.following('passwordPepper', make)
 
     function proofOf(userId: string, factor: Factor, code: string): FactorProof | undefined {
       const { id } = factor
@@ -109,7 +121,10 @@ export default fp(
       return { id, step, recovery: null, renewed }
     }
 
-    app.decorate('mfaTokens', createMfaTokens(createKeyRing(app.config.jwtSecret, 'mfa token')))
+    app.decorate(
+      'mfaTokens',
+      app.secrets.following('jwtSecret', (values) => createMfaTokens(createKeyRing(values, 'mfa token')))
+    )
     app.decorate('secondFactors', {
       create(userId: string, email: string) {
         const secret = createFactorSecret()

@@ -1,5 +1,6 @@
 import jwt from '@fastify/jwt'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
+import Fastify from 'fastify'
 import fp from 'fastify-plugin'
 import { v4 as randomUuid } from 'uuid'
 import { AccessClaims, type TokenSubject } from '../../src/auth/claims.ts'
@@ -50,9 +51,7 @@ const boundType = 'dpop-at+jwt'
 /** Signs and verifies access tokens (JWT, HS256, RFC 9068) and refresh tokens with the keys of one key ring. */
 export default fp(
   async (app) => {
-    const { accessTokenTtl, baseDomain, jwtSecret } = app.config
-    const keys = createKeyRing(jwtSecret, 'access token')
-    const refreshTokens = createRefreshTokens(keys)
+    const { accessTokenTtl, baseDomain } = app.config
     const issuer = `https://api.${baseDomain}`
     const claimsSchema = TypeCompiler.Compile(AccessClaims)
     const verifyOptions = {
@@ -63,19 +62,37 @@ export default fp(
       cache: false
     }
 
-    for (const { id, secret } of keys.byId.values()) {
-      for (const [namespace, typ] of [[id, unboundType] as const, [boundName(id), boundType] as const]) {
-        const sign = { algorithm: 'HS256' as const, kid: id, header: { alg: 'HS256', typ } }
-        await app.register(jwt, { namespace, secret, sign, verify: verifyOptions })
+    /** Makes the signers and verifiers of the keys. The package belongs to an instance of its own, as keys change later. */
+    async function open(secrets: readonly string[]) {
+      const keys = createKeyRing(secrets, 'access token')
+      const holder = Fastify()
+      for (const { id, secret } of keys.byId.values()) {
+        for (const [namespace, typ] of [[id, unboundType] as const, [boundName(id), boundType] as const]) {
+          const sign = { algorithm: 'HS256' as const, kid: id, header: { alg: 'HS256', typ } }
+          await holder.register(jwt, { namespace, secret, sign, verify: verifyOptions })
+        }
+      }
+      const each = holder.jwt
+      const signerIn = (name: string) => each[name] as NonNullable<(typeof each)[string]>
+      return {
+        signer: signerIn(keys.first.id),
+        boundSigner: signerIn(boundName(keys.first.id)),
+        verifierOf: (id: string) => (keys.byId.has(id) ? each[id] : undefined),
+        refreshTokens: createRefreshTokens(keys)
       }
     }
-    const signerIn = (name: string) => app.jwt[name] as NonNullable<(typeof app.jwt)[string]>
-    const signer = signerIn(keys.first.id)
-    const boundSigner = signerIn(boundName(keys.first.id))
+
+    let inForce = await open(app.config.jwtSecret)
+    app.secrets.follow(['jwtSecret'], async ({ jwtSecret }) => {
+      const next = await open(jwtSecret)
+      return () => {
+        inForce = next
+      }
+    })
 
     function verify(token: string, { expired }: { expired: 'refused' | 'accepted' }): AccessClaims {
       const header = token.length <= maxTokenLength ? readHeader(token) : undefined
-      const verifier = header && keys.byId.has(header.kid) ? app.jwt[header.kid] : undefined
+      const verifier = header && inForce.verifierOf(header.kid)
       if (!header || !verifier || !isCanonical(token)) throw invalidToken()
       let claims: unknown
       try {
@@ -101,6 +118,7 @@ export default fp(
     app.decorate('tokens', {
       issue(subject: TokenSubject, counter: number): TokenReply {
         const issuedAt = Math.floor(Date.now() / 1000)
+        const { signer, boundSigner, refreshTokens } = inForce
         const { user_id, email, tenant_id, role, sid, key_thumbprint } = subject
         const claims = {
           ...{ user_id, email, tenant_id, role, sid },
@@ -115,7 +133,7 @@ export default fp(
         }
       },
       verify,
-      verifyRefresh: refreshTokens.verify
+      verifyRefresh: (token: string) => inForce.refreshTokens.verify(token)
     })
   },
   { name: 'tokens', dependencies: ['config'] }

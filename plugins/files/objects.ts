@@ -39,6 +39,11 @@ export default fp(
       { concurrency: maxPerOwner, depth: maxWaitingPerOwner, timeoutMs: ownerTimeoutMs },
       { concurrency: maxUploads, depth: maxWaiting, timeoutMs: slotTimeoutMs }
     )
+    app.secrets.follow(['s3AccessKey', 's3SecretKey'], async ({ s3AccessKey = '', s3SecretKey = '' }) => {
+      const trial = await openStore({ ...app.config, s3AccessKey, s3SecretKey })
+      await trial.check().finally(trial.close)
+      return () => store.renew?.({ access_key: s3AccessKey, secret_key: s3SecretKey })
+    })
     app.decorate('objects', store)
     const { metrics } = app
     metrics.gauge('aggios_uploads_running', 'Uploads under way', () => slots.stats().running)

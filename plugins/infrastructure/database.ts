@@ -8,6 +8,7 @@ import { createTenantGate, type PipelineStats, type TenantGate, type TenantTrans
 import { prepareGate, type RequestFacts, type Scope, systemScope } from '../../db/gate/gate-query.ts'
 import { createPipeline, keyedTimeouts } from '../../db/gate/pipeline.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
+import { createRenewablePipeline, createRenewablePool } from '../../db/gate/renewable.ts'
 import { createReplica, type Replica } from '../../db/gate/replica.ts'
 import { refuseUnsafeRole } from '../../db/gate/role-check.ts'
 import { connectWhenUp } from '../../db/gate/start-up.ts'
@@ -96,20 +97,22 @@ export default fp(
       return pool
     }
 
-    const pool = openPool(databaseUrl, databasePool, async () => {})
-    const pipeline = pooled
-      ? undefined
-      : createPipeline(databaseUrl, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
+    const openPipeline = (url: string) =>
+      createPipeline(url, pipelineCount, (err) => log(err, 'pipelined database connection lost'))
+    const openReplica = (url: string) =>
+      openPool(url, replicaPool, (client) => refuseUnsafeRole(client, 'DATABASE_REPLICA_URL'))
+
+    const pool = createRenewablePool(openPool(databaseUrl, databasePool, async () => {}))
+    const pipeline = pooled ? undefined : createRenewablePipeline(openPipeline(databaseUrl))
     // one pool with two types: only the gate's type has the tables of tenants
     const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
     const gate = createTenantGate(db, pool, pipeline, inlineTimeouts)
+    const copies = databaseReplicaUrl === undefined ? undefined : createRenewablePool(openReplica(databaseReplicaUrl))
     const replica =
-      databaseReplicaUrl === undefined
+      copies === undefined
         ? undefined
         : createReplica({
-            pool: openPool(databaseReplicaUrl, replicaPool, (client) =>
-              refuseUnsafeRole(client, 'DATABASE_REPLICA_URL')
-            ),
+            pool: copies,
             inlineTimeouts: inlineTimeouts?.all,
             async primaryPosition() {
               const [row] = await gate.query(systemScope, walPosition, {})
@@ -122,6 +125,19 @@ export default fp(
     app.addHook('onClose', async () => {
       await replica?.close()
       await Promise.all([db.destroy(), pipeline?.close()])
+    })
+    app.secrets.follow(['databaseUrl'], async ({ databaseUrl: url = '' }) => {
+      const next = openPool(url, databasePool, async () => {})
+      await requireUsable(next, 'DATABASE_URL')
+      return () => {
+        pool.renew(next)
+        pipeline?.renew(openPipeline(url))
+      }
+    })
+    app.secrets.follow(['databaseReplicaUrl'], async ({ databaseReplicaUrl: url = '' }) => {
+      const next = openReplica(url)
+      await requireUsable(next, 'DATABASE_REPLICA_URL')
+      return () => copies?.renew(next)
     })
     app.decorate('db', db as unknown as Kysely<SharedTables>)
     app.decorate('gate', gate)
@@ -165,6 +181,17 @@ export default fp(
   },
   { name: 'database', dependencies: ['config', 'addresses', 'metrics', 'read-memory'] }
 )
+
+/** Connects once by a new login. Ends the pool and rejects when that fails, or leads to an unsafe role. */
+async function requireUsable(pool: pg.Pool, setting: string): Promise<void> {
+  try {
+    const client = await pool.connect()
+    await refuseUnsafeRole(client, setting).finally(() => client.release())
+  } catch (err) {
+    await pool.end()
+    throw err
+  }
+}
 
 function addMetrics({ metrics }: FastifyInstance, gate: TenantGate): void {
   metrics.gauge('aggios_pool_connections', 'Connections of the pool', () => {

@@ -80,7 +80,14 @@ export default fp(
       unverified: app.config.rateLimitMailUnverified
     }
     const limited = Object.values(limits).some(({ max }) => max > 0)
-    const transport = smtpUrl === undefined ? undefined : await connectTo(smtpUrl)
+    let transport = smtpUrl === undefined ? undefined : await connectTo(smtpUrl)
+    app.secrets.follow(['smtpUrl'], async ({ smtpUrl: url = '' }) => {
+      const next = await connectTo(url)
+      return () => {
+        // each mail has a connection of its own, so a mail that is being sent goes on
+        transport = next
+      }
+    })
     const counts = { sent: 0, failed: 0, undeliverable: 0 }
 
     if (!transport && nodeEnv === 'production') app.log.warn('SMTP_URL is not set: mails wait in the outbox')

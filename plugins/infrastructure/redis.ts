@@ -1,5 +1,6 @@
 import type { FastifyRedis } from '@fastify/redis'
 import fp from 'fastify-plugin'
+import type { RedisOptions } from 'ioredis'
 import { createCircuitBreaker } from '../../src/limits/circuit-breaker.ts'
 import type { QuotaStore } from '../../src/limits/leased-quotas.ts'
 import { createRedisQuotaStore } from '../../src/limits/redis-quota-store.ts'
@@ -61,7 +62,7 @@ export default fp(
     const [{ Redis }, { default: fastifyRedis }] = await Promise.all([import('ioredis'), import('@fastify/redis')])
     const breaker = createCircuitBreaker({ failures: maxFailures, cooldownMs })
     const attempt = <T>(work: () => Promise<T>) => breaker.run(() => within(commandTimeoutMs, work()))
-    const client = new Redis(redisUrl, {
+    const options = {
       lazyConnect: true,
       enableOfflineQueue: false,
       autoResendUnfulfilledCommands: false,
@@ -73,7 +74,8 @@ export default fp(
       // both send commands that the user of REDIS_URL needs no permission for otherwise
       enableReadyCheck: false,
       disableClientInfo: true
-    })
+    } satisfies RedisOptions
+    const client = new Redis(redisUrl, options)
     const subscriber = client.duplicate({ autoResubscribe: false })
     let lost = false
     client.on('error', (err) => {
@@ -92,6 +94,28 @@ export default fp(
         .catch(() => subscriber.disconnect(true))
     })
     subscriber.on('message', (channel) => notify(channel.slice(prefix.length)))
+
+    app.secrets.follow(['redisUrl'], async ({ redisUrl: url = '' }) => {
+      if (placeOf(url) !== placeOf(app.config.redisUrl ?? '')) {
+        throw new Error('REDIS_URL: only its user and its password can change while the process runs')
+      }
+      const trial = new Redis(url, { ...options, retryStrategy: () => null })
+      trial.on('error', () => {})
+      try {
+        await within(connectTimeoutMs, trial.connect())
+        await within(connectTimeoutMs, trial.ping())
+      } finally {
+        trial.disconnect()
+      }
+      const { username, password } = trial.options
+      return () => {
+        for (const each of [client, subscriber]) Object.assign(each.options, { username, password })
+        // the open connection changes its user and stays, so that no command fails; one that is made later uses the options
+        if (client.status === 'ready') client.auth(username ?? 'default', password ?? '').catch(() => {})
+        // a connection that listens takes no other command; what is announced meanwhile is found by polling
+        if (subscriber.status === 'ready') subscriber.disconnect(true)
+      }
+    })
 
     let closed = false
     app.addHook('onClose', async () => {
@@ -126,6 +150,14 @@ export default fp(
   },
   { name: 'redis', dependencies: ['config'] }
 )
+
+/** The server and the database of a URL, without the credentials. */
+function placeOf(url: string): string {
+  const place = new URL(url)
+  place.username = ''
+  place.password = ''
+  return place.href
+}
 
 /**
  * Rejects when the work takes longer. The rejection comes after the event loop has read the bytes that have arrived by

@@ -42,9 +42,9 @@ export const batch = 1000
  */
 export default fp(
   async (app) => {
-    const auditKeys = createAuditKeys(app.config.passwordPepper)
-    /** After a key change, the seals are signed with the new key once in the life of a process. */
-    let signedWithNewKey = auditKeys.count === 1
+    const auditKeys = app.secrets.following('passwordPepper', createAuditKeys)
+    /** The key with which the seals are signed. After a change they are signed with the new key once, at a start as well. */
+    let signedWith = auditKeys.count === 1 ? auditKeys.first : undefined
     let mayPrune = true
 
     /**
@@ -61,8 +61,9 @@ export default fp(
           app.log.error({ audit_seal: head }, 'the audit log does not continue what was signed')
         if (sealed.length + refused.length === 0 || stopping.aborted) break
       }
-      if (!signedWithNewKey) await signWithNewKey(app.gate, auditKeys)
-      signedWithNewKey = true
+      const { first: key } = auditKeys
+      if (signedWith !== key) await signWithNewKey(app.gate, auditKeys)
+      signedWith = key
     }
 
     /**

@@ -58,6 +58,18 @@ export default fp(
         return { database: checks[0], storage: checks[1], ...(checks[2] && { redis: checks[2] }) }
       }
     }
+    app.metrics.counter('aggios_secret_changes_total', 'New secrets that this process has met while it runs', () => {
+      const { adopted, refused } = app.secrets.stats()
+      return [
+        { labels: { outcome: 'adopted' }, value: adopted },
+        { labels: { outcome: 'refused' }, value: refused }
+      ]
+    })
+    app.metrics.gauge(
+      'aggios_secrets_refused',
+      'New secrets that this process can not use, and tries again',
+      () => app.secrets.stats().waiting
+    )
     app.decorate('health', Object.assign(health, { inspect: remembered(() => inspect(app)) }))
     // in onSend, so that the connections of requests that began before the shutdown close too
     app.addHook('onSend', (_request, reply, _payload, done) => {
@@ -68,7 +80,7 @@ export default fp(
       health.draining = true
     })
   },
-  { name: 'health', dependencies: ['database', 'objects', 'redis'] }
+  { name: 'health', dependencies: ['database', 'metrics', 'objects', 'redis'] }
 )
 
 /** Remembers the result of a look for a moment. */

@@ -29,7 +29,7 @@ const maxWaiting = 64
  * after each statement for as long as the statement took. Other requests' writes are hardly slowed down.
  */
 export function createVerification(app: FastifyInstance) {
-  const keys = createAuditKeys(app.config.passwordPepper)
+  const keys = app.secrets.following('passwordPepper', createAuditKeys)
   const queue = createBoundedQueue(1, maxWaiting, timeoutMs)
   /** The people whose verification is running. */
   const running = new Set<string>()

@@ -31,6 +31,8 @@ export type Passwords = {
   verify(password: string, stored: PasswordHash | undefined, fairnessKey?: string): Promise<boolean>
   /** Whether the hash was made with other parameters or another pepper than the current ones. */
   needsRehash(stored: PasswordHash): boolean
+  /** Prepares other peppers. They are used once the result is called. Passwords that are being hashed keep theirs. */
+  prepare(peppers: KeyRing): Promise<() => void>
   stats(): { running: number; waiting: number; refused: number }
 }
 
@@ -40,19 +42,13 @@ export type Passwords = {
  * fails with 503 `overloaded`.
  */
 export async function createPasswords(
-  peppers: KeyRing,
+  given: KeyRing,
   hasher: Hasher = argon2,
   concurrency = availableParallelism(),
   depth = 64
 ): Promise<Passwords> {
   const queue = createBoundedQueue(concurrency, depth)
-  const pepper = (id: string) => {
-    const key = peppers.byId.get(id)
-    return key && Buffer.from(key.secret)
-  }
-  const options = { ...parameters, secret: Buffer.from(peppers.first.secret) }
-  // in this process: one hash is no reason to start the subprocess of the hasher
-  const decoy = { password_hash: await argon2.hash('nobody has this password', options), pepper_id: peppers.first.id }
+  let inForce = await withDecoy(given)
 
   async function queued<T>(job: () => Promise<T>, fairnessKey: string | undefined): Promise<T> {
     try {
@@ -64,22 +60,42 @@ export async function createPasswords(
   }
 
   return {
-    hash: async (password, fairnessKey) => ({
-      password_hash: await queued(() => hasher.hash(password.normalize('NFKC'), options), fairnessKey),
-      pepper_id: peppers.first.id
-    }),
-    verify: async (password, stored = decoy, fairnessKey) => {
-      const secret = pepper(stored.pepper_id)
-      // can't happen: the start fails when the pepper of a stored password is not configured
-      if (!secret) throw new Error('a stored password needs a pepper that is not configured')
+    async hash(password, fairnessKey) {
+      const { first, options } = inForce
+      return {
+        password_hash: await queued(() => hasher.hash(password.normalize('NFKC'), options), fairnessKey),
+        pepper_id: first.id
+      }
+    },
+    async verify(password, known, fairnessKey) {
+      const { byId, decoy } = inForce
+      const stored = known ?? decoy
+      const key = byId.get(stored.pepper_id)
+      // can't happen: the pepper of a stored password is configured at the start, and stays when peppers change
+      if (!key) throw new Error('a stored password needs a pepper that is not configured')
+      const secret = Buffer.from(key.secret)
       const normalized = password.normalize('NFKC')
       const matches = await queued(() => hasher.verify(stored.password_hash, normalized, { secret }), fairnessKey)
       return matches && stored !== decoy
     },
     needsRehash: (stored) =>
-      stored.pepper_id !== peppers.first.id || argon2.needsRehash(stored.password_hash, parameters),
+      stored.pepper_id !== inForce.first.id || argon2.needsRehash(stored.password_hash, parameters),
+    async prepare(peppers) {
+      const next = await withDecoy(peppers)
+      return () => {
+        inForce = next
+      }
+    },
     stats: queue.stats
   }
+}
+
+/** The peppers, with the options of a new hash, and a hash that no password matches. */
+async function withDecoy(peppers: KeyRing) {
+  const options = { ...parameters, secret: Buffer.from(peppers.first.secret) }
+  // in this process: one hash is no reason to start the subprocess of the hasher
+  const decoy = { password_hash: await argon2.hash('nobody has this password', options), pepper_id: peppers.first.id }
+  return { ...peppers, options, decoy }
 }
 
 const commonest = new Set(

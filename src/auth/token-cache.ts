@@ -43,6 +43,7 @@ export function createTokenCache<Known extends object>(max: number) {
     set(token: string, known: Known): void {
       entries.set(signatureOf(token), { token, known })
     },
+    clear: () => entries.clear(),
     size: () => entries.size
   }
 }

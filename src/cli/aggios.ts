@@ -8,6 +8,7 @@ import { command as logLevel } from './log-level.ts'
 import { command as migrate } from './migrate.ts'
 import { command as outbox } from './outbox.ts'
 import { command as plans } from './plan.ts'
+import { command as rotate } from './rotate.ts'
 import { command as sessions } from './sessions.ts'
 import { command as tenants } from './tenant.ts'
 import { command as people } from './user.ts'
@@ -24,6 +25,7 @@ export const program = createProgram(
     outbox,
     people,
     plans,
+    rotate,
     sessions,
     tenants
   }

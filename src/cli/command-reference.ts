@@ -7,6 +7,7 @@ const scripts: Readonly<Record<string, string>> = {
   migrate: 'migrate',
   people: 'user',
   plans: 'plan',
+  rotate: 'rotate',
   tenants: 'tenant'
 }
 
@@ -18,7 +19,8 @@ export function renderReference(program: Command): string {
 function renderGroup(group: Command): string {
   const script = scripts[group.name()]
   const parts = [`## ${group.name()}`, group.description()]
-  if (script) parts.push(`Also as \`npm run ${script} --\`, which asks nothing.`)
+  const asks = group.name() === 'rotate'
+  if (script) parts.push(`Also as \`npm run ${script} --\`${asks ? '' : ', which asks nothing'}.`)
   const commands = group.commands.length > 0 ? group.commands : [group]
   return [...parts, ...commands.map((command) => renderCommand(command, group))].join('\n\n')
 }

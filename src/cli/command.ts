@@ -72,11 +72,16 @@ export function createOperatorCommand(name: string, description: string): Comman
     })
 }
 
-/** Makes one command of all operator's commands. Each keeps its own name and its own subcommands. */
-export function createProgram(description: string, commands: Record<string, Command>): Command {
-  const program = createOperatorCommand('aggios', description)
+/** A command that asks, or demands `--yes`, also when it is called by itself. */
+export function standAlone(command: Command): Command {
+  return command
     .option('--yes', 'do not ask before something is ended for somebody', false)
     .hook('preAction', (_, called) => confirm(called))
+}
+
+/** Makes one command of all operator's commands. Each keeps its own name and its own subcommands. */
+export function createProgram(description: string, commands: Record<string, Command>): Command {
+  const program = standAlone(createOperatorCommand('aggios', description))
   for (const [name, command] of Object.entries(commands)) program.addCommand(command.name(name))
   return program
 }

@@ -16,6 +16,7 @@ import { type Family, render } from '../metrics.ts'
 import { build } from '../observability/build.ts'
 import { logging } from '../observability/log-format.ts'
 import { createLogLevel, defaultSeconds, type LogLevel, levels, maxSeconds } from '../observability/log-level.ts'
+import type { SecretFiles } from '../secrets/secret-files.ts'
 import type { Processes } from './serving.ts'
 
 const NewLogLevel = Type.Object(
@@ -31,10 +32,14 @@ export type InternalListener = FastifyInstance & { logLevel: LogLevel }
 
 /**
  * Builds the operators' listener, which has an address of its own: Prometheus metrics at `/metrics`, and the state of
- * each process at `/health`, and what they log at `/log-level`. The primary process runs one listener for all workers. `processes` returns undefined until
- * a process serves.
+ * each process at `/health`, and what they log at `/log-level`. The primary process runs one listener for all workers.
+ * `processes` returns undefined until a process serves. `secretFiles` are the files of secrets that are read again.
  */
-export function buildInternal(config: Config, processes: () => Processes | undefined): InternalListener {
+export function buildInternal(
+  config: Config,
+  processes: () => Processes | undefined,
+  secretFiles: () => SecretFiles | undefined = () => undefined
+): InternalListener {
   const app = Fastify({
     ...logging(config),
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -71,7 +76,9 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       const each = answers.map(({ worker, report = [] }) => ({ worker, families: report }))
       const known = answers.map(({ worker, report }) => ({ worker, families: [workerUp(report !== undefined)] }))
       reply.type('text/plain; version=0.0.4; charset=utf-8')
-      return render([...known, ...each, ...(config.webConcurrency > 1 ? await primaryFamilies() : [])])
+      const worker = config.webConcurrency > 1 ? 'primary' : '1'
+      const files = { worker, families: [refusedFiles(secretFiles()?.stats().refused ?? 0)] }
+      return render([...known, ...each, files, ...(config.webConcurrency > 1 ? await primaryFamilies() : [])])
     })
 
     internal.get('/log-level', { config: { access } }, async () => logLevel.report())
@@ -88,16 +95,18 @@ export function buildInternal(config: Config, processes: () => Processes | undef
       const report = {
         ...build,
         uptime_seconds: Math.round(process.uptime()),
+        secret_files: describeFiles(secretFiles()),
         workers
       }
       if (serving === 0) throw unavailable({ headers: { 'retry-after': '1' }, extensions: report })
       const whole = workers.every(
-        ({ status, checks, conditions = {} }) =>
+        ({ status, checks, secrets, conditions = {} }) =>
           status === 'ok' &&
+          secrets?.refused.length === 0 &&
           checks?.storage.status === 'ok' &&
           Object.values(conditions).every((condition) => condition.status === 'ok')
       )
-      return { status: whole ? 'ok' : 'degraded', ...report }
+      return { status: whole && report.secret_files.status === 'ok' ? 'ok' : 'degraded', ...report }
     })
   })
 
@@ -126,6 +135,19 @@ const workerRestarts = (count: number): Family => ({
   type: 'counter',
   samples: [{ value: count }]
 })
+
+const refusedFiles = (count: number): Family => ({
+  name: 'aggios_secret_files_refused_total',
+  help: 'How often files of secrets had changed and could not be used',
+  type: 'counter',
+  samples: [{ value: count }]
+})
+
+/** Says how many secrets come from files, and what is wrong with the files as they are. */
+function describeFiles(files: SecretFiles | undefined) {
+  const { files: count, problems } = files?.stats() ?? { files: 0, problems: [] }
+  return { status: problems.length === 0 ? ('ok' as const) : ('refused' as const), files: count, problems }
+}
 
 function statusOf(
   report: { draining: boolean; checks: Record<string, { status: string }> } | undefined

@@ -5,6 +5,7 @@ import { buildApp } from '../app.ts'
 import type { Config } from '../config/config.ts'
 import type { Family } from '../metrics.ts'
 import type { Level } from '../observability/log-level.ts'
+import type { SecretsReport, SecretValues } from '../secrets/live-secrets.ts'
 import { protectUnsentReplies } from './idle-connections.ts'
 
 type HealthReport = Awaited<ReturnType<FastifyInstance['health']['report']>>
@@ -24,6 +25,7 @@ export type ProcessHealth = {
   conditions: Awaited<ReturnType<FastifyInstance['health']['inspect']>>
   connections: ReturnType<FastifyInstance['gate']['stats']>
   revocations: ReturnType<FastifyInstance['revocations']['stats']>
+  secrets: SecretsReport
 }
 
 /** The reports that a serving process can give. */
@@ -41,6 +43,8 @@ export type Processes = {
   setLogLevel(level: Level): void
   /** The number of restarts of each worker. */
   restarts(): { worker: string; count: number }[]
+  /** Hands over secrets that have changed. Each process takes them over by itself, and goes on with the old ones until then. */
+  renew(values: SecretValues): void
   /** Shuts down gracefully. */
   drain(reason: object): Promise<void>
   /** Kills the workers that have not ended. */
@@ -63,6 +67,8 @@ export function serveInProcess(config: Config, onFault: () => void): Processes {
         () => {}
       ),
     restarts: () => [],
+    // a start that fails says so itself
+    renew: (values) => void starting.then((started) => started.renew(values)).catch(() => {}),
     drain: async (reason) => (await starting.catch(() => undefined))?.drain(reason),
     kill() {}
   }
@@ -209,7 +215,8 @@ export async function serve(config: Config, onFault: () => void) {
       checks: timedChecks(await app.health.report(), app.storeFence.reason()),
       conditions: await app.health.inspect(),
       connections: app.gate.stats(),
-      revocations: app.revocations.stats()
+      revocations: app.revocations.stats(),
+      secrets: await app.secrets.report()
     })
   }
 
@@ -227,7 +234,7 @@ export async function serve(config: Config, onFault: () => void) {
     app.log.level = level
   }
 
-  return { port, drain, report, setLogLevel }
+  return { port, drain, report, setLogLevel, renew: app.secrets.renew, onAdopted: app.secrets.onAdopted }
 }
 
 /** Above these latencies a service makes requests slow. */

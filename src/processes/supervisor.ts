@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import type { Config } from '../config/config.ts'
+import type { SecretValues } from '../secrets/live-secrets.ts'
 import type { ToPrimary, ToWorker } from './messages.ts'
 import type { Processes, Reports } from './serving.ts'
 
@@ -46,6 +47,8 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
   }))
   const answers = new Map<number, (report: unknown) => void>()
   let logLevel = config.logLevel
+  /** The secrets that the files had last. A worker that starts gets those that another worker has found good, and then these. */
+  let wanted: SecretValues | undefined
   let lastReportId = 0
   let earlyExits = 0
   let ending = false
@@ -66,7 +69,10 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
           return send(worker, { type: 'start', config: { ...config, logLevel } })
         case 'ready':
           slot.servesSince = Date.now()
+          if (wanted) send(worker, { type: 'secrets', values: wanted })
           return onReady(message.port)
+        case 'adopted':
+          return void Object.assign(config, message.values)
         case 'report':
           answers.get(message.id)?.(message.report)
       }
@@ -132,6 +138,13 @@ export function startWorkers(config: Config, log: FastifyBaseLogger, onFatal: (e
           report: (await requestReport(slot, what)) as never | undefined
         }))
       ),
+    renew(values) {
+      wanted = values
+      // a worker that does not serve yet gets them when it does
+      for (const { worker, servesSince } of slots) {
+        if (worker && servesSince !== undefined) send(worker, { type: 'secrets', values })
+      }
+    },
     restarts: () => slots.map((slot) => ({ worker: nameOf(slot), count: slot.restarts })),
     setLogLevel(level) {
       logLevel = level

@@ -27,6 +27,8 @@ process.on('SIGINT', (signal) => shutDown({ signal }))
 
 // a signal to the whole group: only the primary acts on it
 process.on('SIGUSR2', () => {})
+// the primary reads the files of secrets again, and tells the workers
+process.on('SIGHUP', () => {})
 
 cluster.worker?.on('disconnect', () => {
   // otherwise node:cluster ends the process at once, with all running requests
@@ -40,12 +42,17 @@ process.on('message', async (message: ToWorker) => {
     case 'start':
       serving = serve(message.config, () => process.exit(1))
       try {
-        send({ type: 'ready', port: (await serving).port })
+        const { port, onAdopted } = await serving
+        onAdopted((values) => send({ type: 'adopted', values }))
+        send({ type: 'ready', port })
       } catch (err) {
         if (leaving) return
         process.stderr.write(`Aggios API could not start: ${describe(err)}\n`)
         process.exit(1)
       }
+      return
+    case 'secrets':
+      await (await serving?.catch(() => undefined))?.renew(message.values)
       return
     case 'drain':
       return shutDown(message.reason)

@@ -55,6 +55,11 @@ export type ObjectStore = {
 
   /** Makes signed requests for clients. Undefined where clients can't reach the store. */
   readonly direct: DirectRequests | undefined
+  /**
+   * Signs all further requests with another key of the same store. Requests under way and links that were signed keep theirs.
+   * Undefined where there is no key.
+   */
+  renew?(key: { access_key: string; secret_key: string }): void
   /** Rejects when the store can't be reached or refuses the credentials. */
   check(): Promise<void>
   close(): void

@@ -11,14 +11,14 @@ import {
   wrapStoredStream
 } from './object-store.ts'
 
-export type S3Settings = {
+export type S3Key = { access_key: string; secret_key: string }
+
+export type S3Settings = S3Key & {
   endpoint: string
   /** The store's URL for clients. Undefined when clients can't reach the store. */
   public_endpoint: string | undefined
   region: string
   bucket: string
-  access_key: string
-  secret_key: string
 }
 
 const mebibyte = 1024 * 1024
@@ -34,18 +34,25 @@ export function createS3Store(settings: S3Settings): ObjectStore {
   const library = secure ? https : http
   // the timeout closes idle connections before the store does, which could happen in the middle of a request
   const agent = new library.Agent({ keepAlive: true, timeout: storeTimeoutMs })
-  const client = new Client({
-    endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
-    port: Number(endpoint.port) || (secure ? 443 : 80),
-    useSSL: secure,
-    // given, because the library would send a request to find it out
-    region,
-    accessKey: settings.access_key,
-    secretKey: settings.secret_key,
-    transportAgent: agent,
-    transport: { request: withTimeouts(library.request as typeof http.request) },
-    retryOptions: { disableRetry: true }
-  })
+  const clientWith = ({ access_key, secret_key }: S3Key) =>
+    new Client({
+      endPoint: endpoint.hostname.replace(/^\[|\]$/g, ''),
+      port: Number(endpoint.port) || (secure ? 443 : 80),
+      useSSL: secure,
+      // given, because the library would send a request to find it out
+      region,
+      accessKey: access_key,
+      secretKey: secret_key,
+      transportAgent: agent,
+      transport: { request: withTimeouts(library.request as typeof http.request) },
+      retryOptions: { disableRetry: true }
+    })
+  const directWith = (key: S3Key) =>
+    settings.public_endpoint === undefined
+      ? undefined
+      : createDirectRequests({ ...settings, ...key }, settings.public_endpoint)
+  let client = clientWith(settings)
+  let direct = directWith(settings)
 
   async function call<T>(work: () => Promise<T>): Promise<T> {
     try {
@@ -121,8 +128,13 @@ export function createS3Store(settings: S3Settings): ObjectStore {
       void (await find(() => client.abortMultipartUpload(bucket, key, encodeURIComponent(id)))),
 
     dropStaleParts: async () => {},
-    direct:
-      settings.public_endpoint === undefined ? undefined : createDirectRequests(settings, settings.public_endpoint),
+    get direct() {
+      return direct
+    },
+    renew(key) {
+      client = clientWith(key)
+      direct = directWith(key)
+    },
     check: () =>
       call(async () => {
         if (!(await client.bucketExists(bucket))) throw new StoreFailure('refused', new Error(`no bucket ${bucket}`))
