@@ -1,9 +1,8 @@
 import { createPoller } from '../../src/poller.ts'
 import type { Timeouts } from './connection-settings.ts'
+import { type ConnectionPool, queryOnPool } from './connections.ts'
 import { classifyFailure } from './failures.ts'
 import type { GateSettings } from './gate-query.ts'
-import { queryOnPool } from './pool-query.ts'
-import type { ConnectionPool } from './renewable.ts'
 import { UnsafeRole } from './role-check.ts'
 import { type Statement, valuesOf } from './statement.ts'
 

@@ -1,5 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type pg from 'pg'
+import type { Timeouts } from './connection-settings.ts'
+import { classifyFailure, isStalePlan } from './failures.ts'
+import { GateQuery, type GateSettings, type QueryCallback, type QueryConfig } from './gate-query.ts'
 import type { Pipeline } from './pipeline.ts'
 
 /** What the gate and Kysely use of a pool. */
@@ -16,6 +19,28 @@ export type ConnectionPool = {
 const pollMs = 50
 /** Longer than any query or transaction may take, and than anybody waits for a connection. */
 const drainMs = 30_000
+
+/** Runs one statement, with its settings, on a connection of the pool. `inlineTimeouts`: see GateQuery. */
+export async function queryOnPool(
+  pool: ConnectionPool,
+  settings: GateSettings,
+  config: QueryConfig,
+  inlineTimeouts: Timeouts | undefined
+): Promise<unknown[]> {
+  const client = await pool.connect()
+  let broken = false
+  try {
+    return await new Promise<unknown[]>((resolve, reject) => {
+      const done: QueryCallback = (err, rows) => (err ? reject(err) : resolve(rows))
+      client.query(new GateQuery(settings, config, done, inlineTimeouts) as unknown as pg.Submittable)
+    })
+  } catch (err) {
+    broken = classifyFailure(err) === 'connection' || isStalePlan(err)
+    throw err
+  } finally {
+    client.release(broken)
+  }
+}
 
 /**
  * A pool whose login can be replaced. New work goes to the new pool at once. The old pool gives the queries that wait in it
