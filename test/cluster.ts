@@ -1,11 +1,15 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { cpSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
-import { type EmbeddedServer, startEmbedded, wrap } from '../db/embedded.ts'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { startEmbedded, wrap } from '../db/embedded.ts'
 import { migrate } from '../db/migrate.ts'
 import { withClient } from './databases.ts'
-import { eventually, type Owner, temporaryFolder } from './harness.ts'
+import { eventually, type Owner, run, temporaryFolder } from './harness.ts'
 import { freePort } from './ports.ts'
+
+const roles = ['postgres', 'aggios_owner', 'aggios_app', 'aggios_backup'] as const
+type Role = (typeof roles)[number]
+type Url = (role: Role) => string
 
 /**
  * A PostgreSQL server for one test, with the schema and with durable writes. It can be killed, frozen, copied and
@@ -15,7 +19,7 @@ export type Cluster = {
   port: number
   /** The folder of its files. */
   data: string
-  url(role: Parameters<EmbeddedServer['url']>[0]): string
+  url(role: Role): string
   start(): Promise<void>
   /** SIGKILL crashes the whole server. SIGQUIT is `pg_ctl stop -m immediate`. Resolves when the server has ended. */
   kill(signal: 'SIGKILL' | 'SIGQUIT'): Promise<void>
@@ -30,21 +34,42 @@ export type Cluster = {
 /** Settings of the server beside those of the tests, and variables that its commands see. */
 export type ClusterOptions = { settings?: readonly string[]; env?: Record<string, string> }
 
-/** Creates and migrates a cluster, and starts it with durable writes (fsync). */
+/** Starts a migrated cluster with durable writes (fsync). */
 export async function startCluster(t: Owner, options: ClusterOptions = {}): Promise<Cluster> {
-  const dir = temporaryFolder(t)
-  const maker = await startEmbedded(dir)
-  try {
-    await migrate(maker.url('aggios_owner'))
-  } finally {
-    await maker.stop()
-  }
-  const cluster = await openCluster(t, join(dir, 'postgres'), maker.url, options)
+  const data = join(temporaryFolder(t), 'postgres')
+  // `cp` keeps the owner, who is another user where root can't run PostgreSQL in a namespace
+  const { folder, url } = await migratedCluster(t)
+  await run('cp', ['-a', folder, data])
+  const cluster = await openCluster(t, data, url, options)
   await cluster.start()
   return cluster
 }
 
-type Url = EmbeddedServer['url']
+/** A cluster that was migrated and stopped, to be copied. A run of tests makes it once. */
+async function migratedCluster(t: Owner): Promise<{ folder: string; url: Url }> {
+  const made = join(process.env.TEST_DIR ?? temporaryFolder(t), 'cluster')
+  if (!existsSync(made)) {
+    mkdirSync(dirname(made), { recursive: true })
+    const unfinished = mkdtempSync(`${made}-`)
+    const server = await startEmbedded(unfinished, { durable: false })
+    try {
+      await migrate(server.url('aggios_owner'))
+      const urls = roles.map((role) => [role, server.url(role)])
+      writeFileSync(join(unfinished, 'urls.json'), JSON.stringify(Object.fromEntries(urls)))
+    } finally {
+      await server.stop()
+    }
+    try {
+      renameSync(unfinished, made)
+    } catch (err) {
+      // another file of tests was faster
+      if (!existsSync(made)) throw err
+      rmSync(unfinished, { recursive: true })
+    }
+  }
+  const urls = JSON.parse(readFileSync(join(made, 'urls.json'), 'utf8')) as Record<Role, string>
+  return { folder: join(made, 'postgres'), url: (role) => urls[role] }
+}
 
 /** A server on an existing data folder. It is not started yet, and keeps its port from one start to the next. */
 export async function openCluster(
