@@ -47,11 +47,11 @@ function plant(app: TestApp, key: string): void {
   writeFileSync(path, 'planted')
 }
 
-/** Runs the operator's command, with the settings of an application. */
-async function command(app: TestApp, ...args: string[]) {
+/** Runs an operator's command, with the settings of an application. */
+async function command(app: TestApp, name: 'files' | 'jobs', ...args: string[]) {
   const settings = testEnvironment(app.database, { DATA_DIR: app.config.dataDir })
   const env = { PATH: process.env.PATH, ...settings } as NodeJS.ProcessEnv
-  const run = promisify(execFile)(process.execPath, [...process.execArgv, commandFile('files'), ...args], {
+  const run = promisify(execFile)(process.execPath, [...process.execArgv, commandFile(name), ...args], {
     cwd: elsewhere,
     env
   })
@@ -92,7 +92,14 @@ t.test('a database that is older than its store removes nothing', async (t) => {
     t.match(errors(restored), [/^the store was swept by another database/], 'once')
     t.equal(await fenced(restored), 1)
     t.match(restored.storeFence.reason(), 'another database')
-    t.match(await command(restored, 'compare', '--repair'), { said: /not this database's: another database/, code: 1 })
+    t.match(await command(restored, 'files', 'compare', '--repair'), {
+      said: /not this database's: another database/,
+      code: 1
+    })
+    t.match(await command(restored, 'jobs', 'run', 'object_sweep'), {
+      said: /object_sweep was not run: the store was swept by another database/,
+      code: 1
+    })
     t.strictSame(there(), keys)
   })
   await t.test('also where it is a copy of all files of the server, by the generation', async (t) => {
@@ -122,7 +129,7 @@ t.test('a database that is older than its store removes nothing', async (t) => {
     t.ok(existsSync(join(folderOf(app), imageKey(acme.id, id))))
   })
   await t.test('until an operator says that the store is its own; then the other one stops', async (t) => {
-    t.match(await command(restored, 'accept-store'), {
+    t.match(await command(restored, 'files', 'accept-store'), {
       said: /^the store is this database's now: 0 files without their bytes, [12] objects without a row/,
       code: 0
     })
