@@ -7,6 +7,7 @@ import {
   header,
   lookupsWithoutAgency,
   type Mutant,
+  memoryForAll,
   onArrival,
   revocationsThat,
   settingsThatStay,
@@ -237,6 +238,12 @@ export const mutants: Mutant[] = [
     found: /R\+ owner: shows canary-b/
   },
   {
+    title: 'what is remembered is looked up without its agency',
+    hole: memoryForAll(),
+    only: ['getTenant'],
+    found: /R\+ owner: shows canary-b/
+  },
+  {
     title: 'replies are repeated by their key alone',
     hole: cacheOf((request) => header(request, 'idempotency-key')),
     only: ['createInvitation'],
@@ -361,6 +368,12 @@ export const mutants: Mutant[] = [
     only: ['createInvitation'],
     found: /an address that B has invited too/,
     checks: ['C9']
+  },
+  {
+    title: 'a change that is remembered elsewhere is not noted',
+    hole: { plant: 'drop trigger note_updates on users' },
+    only: [],
+    checks: ['C13']
   },
   { title: 'the owner of a table is exempt', hole: { plant: defect('C1', 2) }, only: [], checks: ['C1'] },
   { title: 'a key leads to other agencies', hole: { plant: defect('C8', 0) }, only: [], checks: ['C8'] },

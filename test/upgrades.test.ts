@@ -106,6 +106,21 @@ for (const [what, before] of [
   })
 }
 
+/**
+ * The tables by name. A view that takes every statement counts as the table behind it: that is what a table that was renamed
+ * leaves for the version before.
+ */
+const tables = `(
+  select c.oid, c.relname, c.oid as behind from pg_class c
+  where c.relkind in ('r', 'p') and c.relnamespace = 'public'::regnamespace
+  union
+  select v.oid, v.relname, d.refobjid from pg_class v
+  join pg_rewrite r on r.ev_class = v.oid
+  join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
+  where v.relkind = 'v' and v.relnamespace = 'public'::regnamespace and d.refobjid <> v.oid
+    and pg_relation_is_updatable(v.oid, false) & 28 = 28
+)`
+
 /** What a program of an earlier version depends on, one line each. */
 async function promisesOf(urls: DatabaseUrls): Promise<Set<string>> {
   const rows = await allRows(
@@ -122,12 +137,12 @@ async function promisesOf(urls: DatabaseUrls): Promise<Set<string>> {
      select 'function ' || p.oid::regprocedure || ' gives ' || pg_get_function_result(p.oid) from pg_proc p
      where p.pronamespace = 'public'::regnamespace and has_function_privilege('aggios_app', p.oid, 'execute')
      union all
-     select 'inserts into ' || c.relname || ' need no ' || a.attname from pg_attribute a
-     join pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'p') and c.relnamespace = 'public'::regnamespace
+     select 'inserts into ' || c.relname || ' need no ' || a.attname from ${tables} c
+     join pg_attribute shown on shown.attrelid = c.oid
+     join pg_attribute a on a.attrelid = c.behind and a.attname = shown.attname
      where a.attnum > 0 and not a.attisdropped and (not a.attnotnull or a.atthasdef or a.attidentity <> '')
      union all
-     select 'table ' || relname from pg_class
-     where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace`
+     select 'table ' || relname from ${tables} c`
   )
   return new Set(rows.map(({ promise }) => promise as string))
 }

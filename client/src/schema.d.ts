@@ -293,7 +293,7 @@ export interface paths {
     }
     /**
      * The signed-in person
-     * @description With the role in the agency of the token. `If-None-Match` saves the body.
+     * @description With the role in the agency of the token. `If-None-Match` saves the body. May miss changes of the last second by another process, but not one whose ETag is sent as `If-None-Match`; `Cache-Control: no-cache` gets the newest.
      */
     get: operations['getMe']
     put?: never
@@ -933,7 +933,7 @@ export interface paths {
     }
     /**
      * The agency
-     * @description The agency of the access token. `If-None-Match` saves the body.
+     * @description The agency of the access token. `If-None-Match` saves the body. May miss changes of the last second by another process, but not one whose ETag is sent as `If-None-Match`; `Cache-Control: no-cache` gets the newest.
      */
     get: operations['getTenant']
     put?: never

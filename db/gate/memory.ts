@@ -180,7 +180,14 @@ export function createReadMemory({
       }
     },
 
-    stats: () => ({ hits, questions, entries: kept.size, bytes: kept.calculatedSize })
+    /** `listed`: the agencies and people of whom something is remembered or asked. */
+    stats: () => ({
+      hits,
+      questions,
+      entries: kept.size,
+      bytes: kept.calculatedSize,
+      listed: byTenant.size + byUser.size
+    })
   }
 }
 

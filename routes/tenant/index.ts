@@ -34,7 +34,8 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getTenant',
         summary: 'The agency',
-        description: 'The agency of the access token. `If-None-Match` saves the body.',
+        description:
+          'The agency of the access token. `If-None-Match` saves the body. May miss changes of the last second by another process, but not one whose ETag is sent as `If-None-Match`; `Cache-Control: no-cache` gets the newest.',
         tags,
         headers: ReadConditions,
         response: { 200: Tenant, 304: NotModified }

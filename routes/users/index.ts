@@ -34,7 +34,8 @@ const users: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'getMe',
         summary: 'The signed-in person',
-        description: 'With the role in the agency of the token. `If-None-Match` saves the body.',
+        description:
+          'With the role in the agency of the token. `If-None-Match` saves the body. May miss changes of the last second by another process, but not one whose ETag is sent as `If-None-Match`; `Cache-Control: no-cache` gets the newest.',
         tags,
         headers: ReadConditions,
         response: { 200: User, 304: NotModified }
