@@ -76,7 +76,7 @@ import usersRoutes from '../routes/users/index.ts'
 import type { Config } from './config/config.ts'
 import { createProxyTrust } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
-import { headersTooLarge, malformedRequest, type Problem, problemDocument, requestTimeout } from './http/problems.ts'
+import { headersTooLarge, malformedRequest, type Problem, problemText, requestTimeout } from './http/problems.ts'
 import { logging } from './observability/log-format.ts'
 import { findPendingReply } from './processes/idle-connections.ts'
 
@@ -255,7 +255,7 @@ function refuseUrl(err: Error, request: FastifyRequest, reply: FastifyReply): vo
     .code(problem.kind.status)
     .headers({ ...defaultHeaders, 'x-request-id': request.id })
     .type('application/problem+json; charset=utf-8')
-    .send(JSON.stringify(problemDocument(problem, request.id)))
+    .send(problemText(problem, request.id))
 }
 
 /** Answers bytes that are not HTTP, and headers that are too large or arrive too slowly. There is no request yet. */
@@ -272,7 +272,7 @@ function refuseConnection(this: FastifyInstance, err: NodeJS.ErrnoException, soc
   const { status, title } = problem.kind
   this.metrics.unreadable(status)
   const id = randomUuid()
-  const body = JSON.stringify(problemDocument(problem, id))
+  const body = problemText(problem, id)
   const headers = {
     ...defaultHeaders,
     'x-request-id': id,

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { setImmediate as breathe } from 'node:timers/promises'
 import type { InjectOptions } from 'fastify'
-import { catalogue, Problem, problemDocument } from '../src/http/problems.ts'
+import { catalogue, Problem, problemText } from '../src/http/problems.ts'
 import type { Call, Policy } from './authz-calls.ts'
 import { tenantTables } from './catalogue-defects.ts'
 import { eventually, type Reply } from './harness.ts'
@@ -233,7 +233,7 @@ export class Cases {
     }
     const hasReason = kind.code === 'invalid_dpop_proof' && 'reason' in body && ofAnotherKey.includes(detail)
     const options = hasReason ? { extensions: { reason: 'another_key' } } : {}
-    const canonical = problemDocument(new Problem(kind, options), reply.headers['x-request-id'] as string)
+    const canonical = JSON.parse(problemText(new Problem(kind, options), reply.headers['x-request-id'] as string))
     const same = (sameDetails[kind.code] ?? noDetail).includes(detail)
     const plain = kind.code === 'validation_failed' || (same && errors === undefined)
     if (reply.statusCode !== kind.status || !plain || JSON.stringify(body) !== JSON.stringify(canonical)) {

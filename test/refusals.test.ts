@@ -1,13 +1,15 @@
 import type { FastifyRequest } from 'fastify'
 import t from 'tap'
 import { PipelineFull } from '../db/gate/pipeline.ts'
+import { maxRefusalLines } from '../plugins/observability/request-log.ts'
 import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config/config.ts'
-import { catalogue, Problem } from '../src/http/problems.ts'
+import { catalogue, Problem, problemText } from '../src/http/problems.ts'
 import { QueueFull } from '../src/limits/bounded-queue.ts'
 import { CircuitOpen } from '../src/limits/circuit-breaker.ts'
 import { SemaphoreExhausted } from '../src/limits/keyed-semaphore.ts'
-import { createTenant, createTestDatabase, testEnvironment } from './harness.ts'
+import { createTenant, createTestDatabase, eventually, startApp, testEnvironment } from './harness.ts'
+import { login } from './requests.ts'
 
 /*
  * A flood of refused requests must cost less than a flood of answered ones. Stack traces were most of the cost, so an expected
@@ -29,6 +31,50 @@ t.test('what a flood meets takes no stack', async (t) => {
     t.equal(err.message, 'full')
   }
   t.not(frames(new Error('a fault')).length, 0, 'nor is it switched off for others')
+})
+
+t.test('the text of a problem is its document', async (t) => {
+  const request_id = 'an "id"'
+  const options = {
+    detail: 'said "so"',
+    errors: [{ path: '/body', message: 'a "fault"' }],
+    extensions: { reason: ['a', 1], absent: undefined },
+    cause: new Error('secret')
+  }
+  for (const kind of catalogue.values()) {
+    const { code, status, title } = kind
+    const constant = { type: `/api/v1/problems/${code}`, title, status, code }
+    t.strictSame(JSON.parse(problemText(new Problem(kind, {}))), constant, code)
+    t.strictSame(JSON.parse(problemText(new Problem(kind, options), request_id)), {
+      ...constant,
+      ...(status < 500 && { detail: options.detail }),
+      request_id,
+      errors: options.errors,
+      reason: ['a', 1]
+    })
+  }
+})
+
+t.test('a flood of strangers has some lines of the log, and all others have theirs', async (t) => {
+  const app = await startApp(t, { LOG_LEVEL: 'info' })
+  const acme = await createTenant(app, 'acme')
+  const lines = () => app.logLines.map((line) => JSON.parse(line))
+  const stranger = () => app.inject({ url: '/api/v1/tenant', headers: { host: acme.host } })
+  // at once, so that all share the lines of one second: timers run when all are answered. A sign-in is answered last
+  const signIn = login(app, acme.owner.email, 'a wrong one')
+  await Promise.all(Array.from({ length: maxRefusalLines + 100 }, stranger))
+  t.equal((await signIn).statusCode, 401)
+  await eventually(() => lines().some(({ left_out }) => left_out > 0))
+  const said = lines()
+  t.match(
+    said.filter(({ url }) => url === '/api/v1/auth/login'),
+    [{ status: 401 }]
+  )
+  t.equal(said.filter(({ code }) => code === 'unauthenticated').length, maxRefusalLines)
+  t.match(
+    said.filter(({ left_out }) => left_out > 0),
+    [{ left_out: 100 }]
+  )
 })
 
 t.test('nor does what refuses a request', async (t) => {
@@ -56,9 +102,14 @@ t.test('nor does what refuses a request', async (t) => {
     t.equal(last?.bearer?.problem?.kind.code, code)
     t.strictSame(frames(last?.bearer?.problem), [], why)
   }
-  await app.inject({ url: '/api/v1/tenant', headers: { host: 'example.com' } })
-  t.equal(last?.hostProblem?.kind.code, 'unknown_host')
-  t.strictSame(frames(last?.hostProblem), [])
+  const ofUnknownHost = async () => {
+    await app.inject({ url: '/api/v1/tenant', headers: { host: 'example.com' } })
+    return last?.hostProblem
+  }
+  const problem = await ofUnknownHost()
+  t.equal(problem?.kind.code, 'unknown_host')
+  t.strictSame(frames(problem), [])
+  t.equal(await ofUnknownHost(), problem, 'made once for all such requests')
   for (let i = 0; i < 13 && !last?.overLimit; i++) {
     await app.inject({ url: '/api/v1/tenant', headers: { host: acme.host, authorization: `Bearer ${token}` } })
   }

@@ -5,7 +5,7 @@ import { proofAlgorithm } from '../../src/auth/dpop/proofs.ts'
 import { StoreFailure } from '../../src/files/store/object-store.ts'
 import { fieldErrors, invalidMembers } from '../../src/http/field-errors.ts'
 import * as problems from '../../src/http/problems.ts'
-import { Problem, problemDocument } from '../../src/http/problems.ts'
+import { Problem, problemText } from '../../src/http/problems.ts'
 
 const byFastifyCode: Record<string, typeof problems.internalError> = {
   FST_ERR_CTP_BODY_TOO_LARGE: problems.payloadTooLarge,
@@ -98,16 +98,15 @@ function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, re
     const level = kind.status === 500 ? 'error' : 'warn'
     request.log[level]({ err: options.cause ?? err, code: kind.code }, kind.title)
   }
-  reply
-    .code(kind.status)
-    .headers(options.headers ?? {})
-    .header('cache-control', 'no-store')
+  reply.code(kind.status)
+  if (options.headers) reply.headers(options.headers)
+  reply.header('cache-control', 'no-store')
   if (kind.status === 401 || kind.code === 'forbidden') reply.header('www-authenticate', challenges(kind.code, request))
-  return reply
-    .type('application/problem+json; charset=utf-8')
-    .serializer(JSON.stringify)
-    .send(problemDocument(problem, request.id))
+  return reply.type('application/problem+json; charset=utf-8').serializer(asItIs).send(problemText(problem, request.id))
 }
+
+/** Takes the place of a serializer that the handler has set. */
+const asItIs = (text: string) => text
 
 /**
  * The WWW-Authenticate header (RFC 6750, 3, and RFC 9449, 7.1): both ways to present a token, first the one that the client

@@ -15,18 +15,53 @@ function loggedPath({ url, is404, routeOptions }: FastifyRequest): string | unde
   return is404 ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…')) : path
 }
 
+/** The lines of a second for requests that were refused before anybody was known to have sent them. */
+export const maxRefusalLines = 500
+
+/**
+ * True for a request that was refused before it reached anything: it has changed nothing, and no valid token says whose
+ * it is. A flood consists of these. Requests of public routes, such as a sign-in, are not among them.
+ */
+function isTurnedAway({ user, is404, routeOptions }: FastifyRequest, status: number): boolean {
+  return status >= 400 && status !== 500 && !user && (is404 || routeOptions.config?.access !== 'public')
+}
+
 /**
  * Logs requests: at level `info` the ones that may have changed something and the ones that were refused, at level
  * `debug` all of them. A log line for every read would cost more than the read.
+ *
+ * Of the requests that are turned away, `maxRefusalLines` a second have a line at `info`, so that a flood neither fills
+ * the disk nor costs as much as answers. One more line says how many had none.
  */
 export default fp(
   async (app) => {
     const { isLevelEnabled } = app.log as unknown as { isLevelEnabled(level: string): boolean }
     const enabled = (level: 'debug' | 'info') => isLevelEnabled.call(app.log, level)
+    let refusals = 0
+    let timer: NodeJS.Timeout | undefined
+
+    function endSecond(): void {
+      const left_out = refusals - maxRefusalLines
+      if (left_out > 0) app.log.info({ left_out }, 'more requests were refused than have a line of their own')
+      refusals = 0
+      timer = undefined
+    }
+    app.addHook('onClose', async () => {
+      clearTimeout(timer)
+      endSecond()
+    })
+
+    /** Counts a line. False when the second has had all of its lines. */
+    function hasLine(): boolean {
+      timer ??= setTimeout(endSecond, 1000).unref()
+      return ++refusals <= maxRefusalLines
+    }
+
     app.addHook('onResponse', (request, reply, done) => {
       const quiet = reply.statusCode < 400 && (request.method === 'GET' || request.method === 'HEAD')
       const level = quiet ? 'debug' : 'info'
-      if (enabled(level)) {
+      const known = quiet || enabled('debug') || !isTurnedAway(request, reply.statusCode)
+      if (enabled(level) && (known || hasLine())) {
         request.log[level](
           {
             method: request.method,

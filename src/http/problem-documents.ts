@@ -32,28 +32,46 @@ export const catalogue = new Map<string, ProblemKind>()
 
 type ProblemMaker = (options?: ProblemOptions) => Problem
 
-/** Adds a kind to the catalogue. */
+/**
+ * Adds a kind to the catalogue. The problem without options is made once: under a flood of refusals an error for each of
+ * them would cost more than its reply.
+ */
 export function problem(code: string, status: number, title: string, remedy: string): ProblemMaker {
   const kind = { code, status, title, remedy }
   catalogue.set(code, kind)
-  return (options = {}) => new Problem(kind, options)
+  const plain = new Problem(kind, {})
+  return (options) => (options === undefined ? plain : new Problem(kind, options))
+}
+
+/** The members of a document that are the same for each problem of a kind, as JSON. */
+type Constants = { head: string; code: string }
+const constants = new WeakMap<ProblemKind, Constants>()
+
+function constantsOf(kind: ProblemKind): Constants {
+  const known = constants.get(kind)
+  if (known) return known
+  const { code, status, title } = kind
+  const head = JSON.stringify({ type: `/api/v1/problems/${code}`, title, status }).slice(0, -1)
+  const made = { head, code: `,"code":${JSON.stringify(code)}` }
+  constants.set(kind, made)
+  return made
 }
 
 /**
  * Makes the body of a problem document. It never contains `cause`, and a 5xx contains no `detail`.
  *
- * `request_id` is absent only when there was no HTTP request, on a connection that sent something else.
+ * `requestId` is absent only when there was no HTTP request, on a connection that sent something else.
  */
-export function problemDocument(problem: Problem, requestId?: string) {
-  const { kind, options } = problem
-  return {
-    type: `/api/v1/problems/${kind.code}`,
-    title: kind.title,
-    status: kind.status,
-    ...(kind.status < 500 && options.detail !== undefined && { detail: options.detail }),
-    code: kind.code,
-    ...(requestId !== undefined && { request_id: requestId }),
-    ...(options.errors && { errors: options.errors }),
-    ...options.extensions
+export function problemText({ kind, options }: Problem, requestId?: string): string {
+  const { head, code } = constantsOf(kind)
+  const { detail, errors, extensions } = options
+  let text = head
+  if (detail !== undefined && kind.status < 500) text += `,"detail":${JSON.stringify(detail)}`
+  text += code
+  if (requestId !== undefined) text += `,"request_id":${JSON.stringify(requestId)}`
+  if (errors) text += `,"errors":${JSON.stringify(errors)}`
+  for (const [name, value] of Object.entries(extensions ?? {})) {
+    if (value !== undefined) text += `,${JSON.stringify(name)}:${JSON.stringify(value)}`
   }
+  return `${text}}`
 }

@@ -6,7 +6,7 @@ export {
   Problem,
   type ProblemKind,
   type ProblemOptions,
-  problemDocument
+  problemText
 } from './problem-documents.ts'
 
 export {
