@@ -161,7 +161,7 @@ const notLimits: Record<string, string> = {
   database: 'drainMs',
   fleet: 'pollMs requestMs',
   'live-secrets': 'retryMs',
-  renewable: 'drainMs pollMs',
+  connections: 'drainMs pollMs',
   'secret-files': 'intervalMs',
   dns: 'timeout timeoutMs',
   'domain-checks': 'intervalMs',
