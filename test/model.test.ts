@@ -4,10 +4,10 @@ import type { Role } from '../src/auth/roles.ts'
 import { post, type Reply, send } from './harness.ts'
 import { createWorld, type Side, type World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
+import { agree, checkTwins, Divergence, type Twins } from './twin-models.ts'
 
 /*
- * Two agencies, and a model of the state of each. Random commands run in both at the same time. Each agency must stay as its own
- * model says: a difference means that one agency changed the other.
+ * Two agencies whose people, invitations and names change: twin-models.ts runs the commands.
  */
 
 type Model = {
@@ -44,16 +44,6 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant('compare' as const) }) }
 )
-/** The commands of both agencies, which run at the same time. */
-const program = fc.array(fc.tuple(fc.option(command), fc.option(command)), { minLength: 5, maxLength: 25 })
-
-class Divergence extends Error {}
-
-function agree(what: string, actual: unknown, expected: unknown): void {
-  const [found, wanted] = [JSON.stringify(actual), JSON.stringify(expected)]
-  if (found !== wanted) throw new Divergence(`${what}: ${found}, not ${wanted}`)
-}
-
 async function modelOf(world: World, name: string): Promise<Model> {
   const side = await world.plantSide(name)
   const { rows } = await world.sql.query('select id, email, role from invitations where tenant_id = $1', [side.id])
@@ -154,37 +144,36 @@ async function run(world: World, mine: Model, theirs: Model, command: Command): 
   }
 }
 
-/** Runs programs until one fails, or the time is over. */
-async function check(world: World, parameters: fc.Parameters<[unknown]>) {
-  let steps = 0
-  const property = fc.asyncProperty(program, async (rounds) => {
-    const [one, other] = [await modelOf(world, 'E'), await modelOf(world, 'F')]
-    for (const [first, second] of [...rounds, [{ kind: 'compare' }, { kind: 'compare' }] as const]) {
-      const both = await Promise.allSettled([
-        ...(first ? [run(world, one, other, first)] : []),
-        ...(second ? [run(world, other, one, second)] : [])
-      ])
-      steps += both.length
-      for (const each of both) if (each.status === 'rejected') throw each.reason
-    }
-  })
-  const details = await fc.check(property, parameters as never)
-  return { details, steps }
-}
+const twins = (world: World): Twins<Model, Command> => ({
+  command,
+  length: { minLength: 5, maxLength: 25 },
+  compare: { kind: 'compare' },
+  start: async () => [await modelOf(world, 'E'), await modelOf(world, 'F')],
+  run: (mine, theirs, command) => run(world, mine, theirs, command)
+})
 
 t.test('two agencies at the same time stay what each of them is by itself', async (t) => {
   const world = await createWorld(t)
   const seed = Date.now() & 0x7fffffff
   t.comment(`seed ${seed}`)
-  const { details, steps } = await check(world, { seed, numRuns: 40, interruptAfterTimeLimit: 20_000 })
-  t.equal(details.failed ? fc.defaultReportMessage(details as never) : 'no difference', 'no difference')
+  const { details, steps, failure } = await checkTwins(twins(world), {
+    seed,
+    numRuns: 40,
+    interruptAfterTimeLimit: 20_000
+  })
+  t.equal(failure, undefined)
   t.ok(details.numRuns >= 3, `${details.numRuns} programs`)
   t.comment(`${details.numRuns} programs, ${steps} requests and comparisons, seed ${seed}`)
 })
 
 t.test('and a hole between them would be seen', async (t) => {
   const world = await createWorld(t, { plant: 'alter table invitations disable row level security' })
-  const { details } = await check(world, { seed: 1, numRuns: 40, interruptAfterTimeLimit: 15_000, endOnFailure: true })
+  const { details } = await checkTwins(twins(world), {
+    seed: 1,
+    numRuns: 40,
+    interruptAfterTimeLimit: 15_000,
+    endOnFailure: true
+  })
   t.ok(details.failed)
   t.ok(details.errorInstance instanceof Divergence, String(details.errorInstance))
 })

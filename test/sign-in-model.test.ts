@@ -15,10 +15,11 @@ import {
 import { reset, verifyAll } from './mailed-links.ts'
 import { addProvider, exchange, linkAt, type ScriptedProvider, signInAt, startScriptedProvider } from './providers.ts'
 import { me } from './requests.ts'
+import { agree, checkTwins, Divergence, type Twins } from './twin-models.ts'
 
 /*
- * Two agencies whose providers have the same issuer and the same subjects, and a model of how the owner of each comes in. Random
- * commands run in both at the same time: a difference means that one agency has a part in the sign-in of the other.
+ * Two agencies whose providers have the same issuer and the same subjects, and a model of how the owner of each comes in:
+ * twin-models.ts runs the commands. A difference means that one agency has a part in the sign-in of the other.
  */
 
 type Model = {
@@ -55,14 +56,6 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     })
   }
 )
-const program = fc.array(fc.tuple(fc.option(command), fc.option(command)), { minLength: 4, maxLength: 14 })
-
-class Divergence extends Error {}
-
-function agree(what: string, actual: unknown, expected: unknown): void {
-  const [found, wanted] = [JSON.stringify(actual), JSON.stringify(expected)]
-  if (found !== wanted) throw new Divergence(`${what}: ${found}, not ${wanted}`)
-}
 
 type World = { app: TestApp; at: ScriptedProvider }
 
@@ -207,31 +200,28 @@ async function start(t: Test, plant?: string): Promise<World> {
   return { app, at: await startScriptedProvider(t) }
 }
 
-/** Runs programs until one fails, or the time is over. */
-async function check(world: World, parameters: fc.Parameters<[unknown]>) {
-  let steps = 0
-  const property = fc.asyncProperty(program, async (rounds) => {
-    const [one, other] = [await modelOf(world, 'e'), await modelOf(world, 'f')]
+const twins = (world: World): Twins<Model, Command> => ({
+  command,
+  length: { minLength: 4, maxLength: 14 },
+  compare: { kind: 'compare' },
+  async start() {
+    const both: [Model, Model] = [await modelOf(world, 'e'), await modelOf(world, 'f')]
     await verifyAll(world.app)
-    for (const [first, second] of [...rounds, [{ kind: 'compare' }, { kind: 'compare' }] as const]) {
-      const both = await Promise.allSettled([
-        ...(first ? [run(world, one, other, first)] : []),
-        ...(second ? [run(world, other, one, second)] : [])
-      ])
-      steps += both.length
-      for (const each of both) if (each.status === 'rejected') throw each.reason
-    }
-  })
-  const details = await fc.check(property, parameters as never)
-  return { details, steps }
-}
+    return both
+  },
+  run: (mine, theirs, command) => run(world, mine, theirs, command)
+})
 
 t.test('how the people of two agencies come in does not depend on the other agency', async (t) => {
   const world = await start(t)
   const seed = Date.now() & 0x7fffffff
   t.comment(`seed ${seed}`)
-  const { details, steps } = await check(world, { seed, numRuns: 8, interruptAfterTimeLimit: 40_000 })
-  t.equal(details.failed ? fc.defaultReportMessage(details as never) : 'no difference', 'no difference')
+  const { details, steps, failure } = await checkTwins(twins(world), {
+    seed,
+    numRuns: 8,
+    interruptAfterTimeLimit: 40_000
+  })
+  t.equal(failure, undefined)
   t.ok(steps >= 20, `${steps} commands`)
   t.comment(`${details.numRuns} programs, ${steps} commands, seed ${seed}`)
 })
@@ -253,7 +243,7 @@ t.test('and an identity that were good in the other one would be seen', async (t
     [null, { kind: 'through', sub: 'one' }]
   ]
   const parameters = { seed: 1, numRuns: 8, examples: [[lucky]], endOnFailure: true } as fc.Parameters<[unknown]>
-  const { details } = await check(world, parameters)
+  const { details } = await checkTwins(twins(world), parameters)
   t.ok(details.failed)
   t.ok(details.errorInstance instanceof Divergence, String(details.errorInstance))
 })
