@@ -1,7 +1,7 @@
 import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { requestPasswordReset } from '../db/queries/accounts/mails.ts'
-import { enroll, forgetUsedCodes, totp } from './factors.ts'
+import { demandFactor, enroll, forgetUsedCodes, totp } from './factors.ts'
 import {
   allRows,
   createTenant,
@@ -10,8 +10,7 @@ import {
   password,
   post,
   send,
-  startApp,
-  type TestApp
+  startApp
 } from './harness.ts'
 import { forgot, forgotToken, mailsAreSent, paths, reset, subjectsTo, verifyAll } from './mailed-links.ts'
 import { login, me } from './requests.ts'
@@ -182,7 +181,7 @@ t.test('a second factor', async (t) => {
     const stale = rival.owner.tokens.refresh_token
     t.equal((await refresh(app, stale)).statusCode, 200)
     t.equal((await refresh(app, (await refresh(app, stale)).json().refresh_token)).statusCode, 200)
-    await demand(app, rival.id)
+    await demandFactor(app, rival.id)
     t.match((await refresh(app, stale)).json(), { code: 'refresh_token_reused' })
   })
 
@@ -193,7 +192,7 @@ t.test('a second factor', async (t) => {
       app.database,
       `insert into memberships (tenant_id, user_id, role) values ('${away.id}', '${home.owner.id}', 'viewer')`
     )
-    await demand(app, away.id)
+    await demandFactor(app, away.id)
     const switched = await send(app, 'localhost', {
       ...post('/auth/switch', { tenant: 'away' }),
       headers: { authorization: `Bearer ${home.owner.tokens.access_token}` }
@@ -203,9 +202,3 @@ t.test('a second factor', async (t) => {
     t.equal((await allRows(app.database, challenged)).length, 0)
   })
 })
-
-const demand = (app: TestApp, tenantId: string) =>
-  allRows(
-    app.database,
-    `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}' where id = '${tenantId}'`
-  )

@@ -1,7 +1,7 @@
 import type { InjectOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { createDevice as createClient, type Device } from './dpop.ts'
-import { createAuthenticator, enroll, forgetUsedCodes, totp } from './factors.ts'
+import { createAuthenticator, demandFactor, enroll, forgetUsedCodes, totp } from './factors.ts'
 import {
   addMember,
   allRows,
@@ -32,8 +32,7 @@ t.test('a session is bound, whichever door it was opened by', async (t) => {
   const acme = await createTenant(app, 'acme')
   const strict = await createTenant(app, 'strict')
   await verifyAll(app)
-  const demand = `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}' where id = $1`
-  await allRows(app.database, demand, [strict.id])
+  await demandFactor(app, strict.id)
   let count = 0
 
   const newcomer = async (): Promise<Tenant> => {

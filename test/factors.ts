@@ -39,6 +39,15 @@ export async function enroll(app: TestApp, tenant: Tenant, tokens: Tokens = tena
   return { ...authenticator, recovery_codes: confirmed.json().recovery_codes }
 }
 
+/** Makes an agency demand a second factor of everybody, for a long time already. */
+export async function demandFactor(app: Pick<TestApp, 'database'>, tenantId: string): Promise<void> {
+  await allRows(
+    app.database,
+    `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}' where id = $1`,
+    [tenantId]
+  )
+}
+
 /** Completes a sign-in. */
 export const complete = (app: TestApp, mfa_token: string, code: string, host = 'localhost'): Promise<Reply> =>
   send(app, host, { method: 'POST', url: '/api/v1/auth/mfa', payload: { mfa_token, code } })

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { complete, createAuthenticator, enroll } from './factors.ts'
+import { complete, createAuthenticator, demandFactor, enroll } from './factors.ts'
 import {
   addMember,
   allRows,
@@ -210,10 +210,7 @@ t.test('an account that has the invited address', async (t) => {
   await allRows(app.database, 'update users set disabled_at = now() where id = $1', [member.owner.id])
   t.match(await come(third.token, verified(member.owner.email)), { error: 'not_a_member' }, 'not who is disabled')
 
-  await allRows(
-    app.database,
-    `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}'`
-  )
+  await demandFactor(app, acme.id)
   const last = await invite(app, acme, 'late@gmail.example')
   const enrolls = (await finish(app, await come(last.token, verified('late@gmail.example')))).json()
   t.match(enrolls, { status: 401, code: 'mfa_required', enroll: true }, 'an agency may demand one')

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { complete, createAuthenticator } from './factors.ts'
+import { complete, createAuthenticator, demandFactor } from './factors.ts'
 import {
   addMember,
   allRows,
@@ -48,18 +48,11 @@ async function optionsFor(app: TestApp, mfa_token: string): Promise<CreationOpti
 const enroll = async (app: TestApp, tenant: Tenant, mfa_token: string, forgery: Forgery = {}): Promise<Reply> =>
   finish(app, mfa_token, createDevice(originOf(tenant)).create(await optionsFor(app, mfa_token), forgery))
 
-const demands = (app: TestApp, { id }: Tenant) =>
-  allRows(
-    app.database,
-    `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}' where id = $1`,
-    [id]
-  )
-
 t.test('a passkey that completes a sign-in', async (t) => {
   const app = await startApp(t, { ...sharedRpId, LOG_LEVEL: 'info' })
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
-  await demands(app, acme)
+  await demandFactor(app, acme.id)
   await verifyAll(app)
   /** A new member of both agencies, who has given the right password to the one that demands a factor. */
   let count = 0

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { complete, enroll, forgetUsedCodes } from './factors.ts'
+import { complete, demandFactor, enroll, forgetUsedCodes } from './factors.ts'
 import { addMember, allRows, createTenant, password, post, send, startApp } from './harness.ts'
 import { forgotToken, reset, verifyAll } from './mailed-links.ts'
 import {
@@ -79,11 +79,7 @@ t.test('where the ways to sign in meet', async (t) => {
       "insert into tenant_domains (tenant_id, name, verified_at) values ($1, 'acme.example', now())",
       [evil.id]
     )
-    await allRows(
-      app.database,
-      `update tenants set settings = settings || '{"mfa_required_from": "2020-01-01T00:00:00.000Z"}' where id = $1`,
-      [evil.id]
-    )
+    await demandFactor(app, evil.id)
     const { id } = (await evil.send('/api/v1/identity-providers'))
       .json()
       .data.find(({ issuer }: { issuer: string }) => issuer === google.issuer)
