@@ -1,4 +1,5 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
@@ -15,7 +16,7 @@ import { withClient } from './databases.ts'
 import { commandFile, eventually, run, type Tokens } from './harness.ts'
 import { comeBack, startWorld } from './rotation-world.ts'
 import { me, refresh } from './server-calls.ts'
-import { decode, makeToken } from './tokens.ts'
+import { decode, makeToken, otherStrongSecret } from './tokens.ts'
 
 /*
  * Each secret is rotated while clients use the server: no request fails, and nobody is signed out.
@@ -138,6 +139,61 @@ t.test('each secret is replaced under load', async (t) => {
     provider.secrets.shift()
     for (let round = 0; round < 3; round++) await comeBack(server)
     t.equal(provider.used.at(-1), 'the-new-secret-of-the-client')
+  })
+
+  await underLoad('links that are swapped, files that are empty, SIGHUP, and a worker that is replaced', async (t) => {
+    const health = async () => {
+      const reply = await fetch(`http://127.0.0.1:${world.env.METRICS_PORT}/health`)
+      return (await reply.json()) as {
+        secret_files: { status: string; problems: string[] }
+        workers: { pid: number }[]
+      }
+    }
+    const path = file('JWT_SECRET')
+    const keys = read(path)
+    // as Kubernetes changes the files of a Secret: a link to a folder is replaced in one step
+    for (const [folder, text] of [
+      ['one', keys],
+      ['two', `${keys},${otherStrongSecret}`]
+    ] as const) {
+      mkdirSync(file(folder))
+      writeFileSync(join(file(folder), 'jwt_secret'), text)
+    }
+    symlinkSync('one', file('data'))
+    rmSync(path)
+    symlinkSync(join('data', 'jwt_secret'), path)
+    symlinkSync('two', file('next'))
+    renameSync(file('next'), file('data'))
+    const { fleet } = world.rotation()
+    await fleet.waitFor('JWT_SECRET', [keys, otherStrongSecret])
+
+    rmSync(path)
+    writeFileSync(path, '')
+    await eventually(async () => (await health()).secret_files.status === 'refused', 60_000)
+    t.match((await health()).secret_files.problems, [/^JWT_SECRET_FILE: is empty/])
+    t.strictSame(await fleet.behind('JWT_SECRET', [keys, otherStrongSecret]), [], 'the keys before stay in force')
+
+    writeFileSync(path, `${otherStrongSecret},${keys}`)
+    server.child.kill('SIGHUP')
+    await fleet.waitFor('JWT_SECRET', [otherStrongSecret, keys])
+    t.equal(server.child.exitCode, null, 'the signal ends nothing')
+  })
+
+  await t.test('a worker that takes the place of another one has the new secrets', async (t) => {
+    await load.stop()
+    const { fleet } = world.rotation()
+    const pids = async () => {
+      const reply = await fetch(`http://127.0.0.1:${world.env.METRICS_PORT}/health`)
+      return ((await reply.json()) as { workers: { pid: number }[] }).workers.map(({ pid }) => pid)
+    }
+    const [first = 0, second = 0] = await pids()
+    for (const pid of [first, second]) {
+      process.kill(pid, 'SIGKILL')
+      await eventually(async () => (await pids()).every((each) => each !== undefined && each !== pid), 60_000)
+    }
+    for (const name of ['JWT_SECRET', 'PASSWORD_PEPPER']) await fleet.waitFor(name, read(file(name)).split(','))
+    await fleet.waitFor('DATABASE_URL', [read(file('DATABASE_URL'))])
+    t.equal((await refresh(server, load.sessions[0]?.refresh_token as string)).status, 200)
   })
 
   t.comment(JSON.stringify(load.counts))
