@@ -48,6 +48,7 @@ import housekeeping from '../plugins/maintenance/housekeeping.ts'
 import jobs from '../plugins/maintenance/jobs.ts'
 import objectSweep from '../plugins/maintenance/object-sweep.ts'
 import storeFence from '../plugins/maintenance/store-fence.ts'
+import errorReports from '../plugins/observability/error-reports.ts'
 import health from '../plugins/observability/health.ts'
 import metrics from '../plugins/observability/metrics.ts'
 import requestLog from '../plugins/observability/request-log.ts'
@@ -143,6 +144,7 @@ export function buildApp(
   if (settings.otlpEndpoint ?? settings.sentryDsn) app.register(import('../plugins/observability/traces.ts'))
   app.register(signIns)
   app.register(errors)
+  if (settings.sentryDsn) app.register(errorReports)
   app.register(validation)
   app.register(serialization)
   app.register(headers)

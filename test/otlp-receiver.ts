@@ -13,6 +13,16 @@ export type ReceivedSpan = {
   failed: boolean
 }
 
+/** An event as Sentry gets it, with how it came. */
+export type ReceivedEvent = {
+  path: string
+  auth: string
+  item: string
+  level: string
+  exception: { values: { type: string; value: string; stacktrace: { frames: { in_app: boolean }[] } }[] }
+  [member: string]: unknown
+}
+
 type Wire = {
   resourceSpans: {
     resource: { attributes: { key: string; value: Record<string, unknown> }[] }
@@ -27,12 +37,16 @@ type Wire = {
 
 export type OtlpReceiver = Awaited<ReturnType<typeof startOtlpReceiver>>
 
-/** A receiver of OTLP over HTTP, in JSON, as a collector is one. It can be told to refuse, or to say nothing. */
+/**
+ * A receiver of OTLP over HTTP, in JSON, as a collector is one, and of the events of Sentry. It can be told to refuse, or to
+ * say nothing.
+ */
 export async function startOtlpReceiver(t: Owner) {
   const spans: ReceivedSpan[] = []
   const bodies: string[] = []
   const headers: IncomingHttpHeaders[] = []
   const paths: string[] = []
+  const events: ReceivedEvent[] = []
   const resources: Record<string, unknown>[] = []
   let behaviour: 'takes' | 'refuses' | 'is silent' = 'takes'
   const valuesOf = (attributes: { key: string; value: Record<string, unknown> }[]) =>
@@ -45,6 +59,12 @@ export async function startOtlpReceiver(t: Owner) {
     if (behaviour === 'refuses') return void reply.writeHead(500).end()
     const bytes = Buffer.concat(chunks)
     const text = (request.headers['content-encoding'] === 'gzip' ? gunzipSync(bytes) : bytes).toString()
+    if (request.url?.endsWith('/envelope/')) {
+      const [, item, event] = text.split('\n').map((line) => (line === '' ? {} : JSON.parse(line)))
+      events.push({ ...event, path: request.url, auth: String(request.headers['x-sentry-auth']), item: item.type })
+      bodies.push(text)
+      return void reply.writeHead(200).end('{}')
+    }
     if (!request.url?.endsWith('/otlp/v1/traces')) return void reply.writeHead(404).end()
     bodies.push(text)
     headers.push(request.headers)
@@ -68,6 +88,7 @@ export async function startOtlpReceiver(t: Owner) {
     bodies,
     headers,
     paths,
+    events,
     resources,
     behave(how: typeof behaviour): void {
       behaviour = how

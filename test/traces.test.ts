@@ -1,3 +1,6 @@
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import t from 'tap'
 import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
@@ -192,6 +195,67 @@ t.test('Sentry gets traces at the address of its project', async (t) => {
   t.match(collector.spans, [{ name: 'GET /api/v1/users/me' }])
   t.strictSame(collector.paths, ['/api/42/integration/otlp/v1/traces'])
   t.equal(collector.headers[0]?.['x-sentry-auth'], 'sentry sentry_key=the-key')
+})
+
+t.test('Sentry gets each fault of the product as an event, and nothing else', async (t) => {
+  const collector = await startOtlpReceiver(t)
+  const { host } = new URL(collector.url)
+  const settings = { SENTRY_DSN: `http://the-key@${host}/42`, OTEL_TRACES_SAMPLER_ARG: '1' }
+  const app = await startApp(t, settings, undefined, (app) => {
+    app.addHook('preHandler', async ({ headers }) => {
+      if (headers['x-canary'] === undefined) return
+      throw new Error(`broken for canary@acme.example`, { cause: new TypeError('why') })
+    })
+  })
+  const acme = await createTenant(app, 'acme')
+  const me = { url: '/api/v1/users/me?canary=in-the-query' }
+  await acme.anonymous(me)
+  t.equal(collector.events.length, 0, 'a refusal is none')
+  const broken = { ...me, url: '/api/v1/users/me', headers: { 'x-canary': 'canary', 'x-request-id': 'asked-1' } }
+  t.equal((await acme.send(broken)).statusCode, 500)
+  await eventually(() => collector.events.length === 1)
+  const [event] = collector.events
+  t.match(event, {
+    ...{ path: '/api/42/envelope/', auth: /^Sentry sentry_version=7, .*sentry_key=the-key$/, item: 'event' },
+    ...{ level: 'error', platform: 'node', environment: 'development', release: /^aggios-api@/ },
+    ...{ transaction: 'GET /api/v1/users/me', user: { id: acme.owner.id } },
+    tags: { request_id: 'asked-1', tenant_id: acme.id },
+    contexts: { trace: { trace_id: /^[0-9a-f]{32}$/ } }
+  })
+  const [cause, own] = event?.exception.values ?? []
+  t.match(cause, { type: 'TypeError', value: 'why' }, 'the oldest cause first')
+  t.match(own, { type: 'Error', value: 'broken for …@acme.example' })
+  const frames = own?.stacktrace.frames as { in_app: boolean; filename: string; lineno: number }[]
+  t.match(
+    frames.at(-1),
+    { filename: 'test/traces.test.ts', in_app: true, lineno: Number },
+    'where it was thrown, at last'
+  )
+  t.ok(frames.some(({ in_app }) => !in_app))
+  t.notOk(collector.bodies.join().includes('canary'), 'no header, no query, no address')
+
+  await Promise.all(Array.from({ length: 60 }, () => acme.send(broken)))
+  await app.close()
+  t.ok(collector.events.length <= 30, 'a fault that meets every request is sent some times a minute')
+})
+
+t.test('Sentry hears of an exception that ends a process, and a silent Sentry holds nobody up', async (t) => {
+  const collector = await startOtlpReceiver(t)
+  const { host } = new URL(collector.url)
+  const preloaded = join(t.testdir(), 'planted.mjs')
+  writeFileSync(preloaded, "process.on('SIGHUP', () => { throw new Error('planted by the test') })")
+  const env = { SENTRY_DSN: `http://the-key@${host}/42`, NODE_OPTIONS: `--import=${pathToFileURL(preloaded)}` }
+  const server = await startServer(t, testEnvironment(await createTestDatabase(t), env))
+  server.child.kill('SIGHUP')
+  t.match(await server.exited, { code: 1 })
+  t.match(collector.events, [{ level: 'fatal', exception: { values: [{ value: 'planted by the test' }] } }])
+
+  collector.behave('is silent')
+  const app = await startApp(t, { SENTRY_DSN: env.SENTRY_DSN, OTEL_TRACES_SAMPLER_ARG: '0' })
+  app.errorReports?.report(new Error('one'), 'error')
+  const startedAt = performance.now()
+  await app.close()
+  t.ok(performance.now() - startedAt < 10_000)
 })
 
 t.test('an address of Sentry is one of a project, and encrypted in production', async (t) => {

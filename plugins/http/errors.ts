@@ -19,6 +19,8 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** The code of the problem document that the request was answered with. */
     problemCode: string | undefined
+    /** What was thrown, where it is a fault of the product: 500 `internal_error`. */
+    fault: unknown
   }
 }
 
@@ -30,6 +32,7 @@ export default fp(
       [...counts].map(([code, value]) => ({ labels: { code }, value }))
     )
     app.decorateRequest('problemCode', undefined)
+    app.decorateRequest('fault', undefined)
     app.setErrorHandler((err, request, reply) => {
       const problem = toProblem(err, request)
       // every refusal on a suspended tenant's host looks like the one on an unknown host. `tenant_suspended` is shown
@@ -97,6 +100,7 @@ function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, re
   if (kind.status >= 500) {
     const level = kind.status === 500 ? 'error' : 'warn'
     request.log[level]({ err: options.cause ?? err, code: kind.code }, kind.title)
+    if (kind.status === 500) request.fault = options.cause ?? err
   }
   reply.code(kind.status)
   if (options.headers) reply.headers(options.headers)

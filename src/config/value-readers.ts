@@ -225,15 +225,25 @@ export function headers(value: string): Record<string, string> {
 }
 
 /** Reads the address that Sentry shows for a project, and makes of it where Sentry takes OTLP. */
-export function sentryDsn(value: string): { endpoint: string; headers: Record<string, string> } {
+export function sentryDsn(value: string): {
+  /** Where traces go, by OTLP. */
+  endpoint: string
+  headers: Record<string, string>
+  /** Where errors go, by the envelope protocol, with the value of `x-sentry-auth`. */
+  envelopes: string
+  auth: string
+} {
   const { protocol, username, host, pathname } = URL.canParse(value) ? new URL(value) : new URL('none:')
   const [, prefix = '', project] = /^(.*)\/(\d+)$/.exec(pathname) ?? []
   if (!/^https?:$/.test(protocol) || username === '' || project === undefined) {
     throw new InvalidValue('must be the DSN of a project, such as https://key@o1.ingest.sentry.io/42')
   }
+  const base = `${protocol}//${host}${prefix}/api/${project}`
   return {
-    endpoint: `${protocol}//${host}${prefix}/api/${project}/integration/otlp`,
-    headers: { 'x-sentry-auth': `sentry sentry_key=${username}` }
+    endpoint: `${base}/integration/otlp`,
+    headers: { 'x-sentry-auth': `sentry sentry_key=${username}` },
+    envelopes: `${base}/envelope/`,
+    auth: `Sentry sentry_version=7, sentry_client=aggios-api/1, sentry_key=${username}`
   }
 }
 

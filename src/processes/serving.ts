@@ -200,6 +200,7 @@ export async function serve(config: Config, onFault: () => void) {
    */
   async function crash(err: unknown): Promise<void> {
     app.log.fatal({ err }, 'nobody caught this: the process ends')
+    app.errorReports?.report(err, 'fatal')
     draining ??= closeAfter(Promise.resolve(), crashTimeoutMs)
     await draining.catch(() => {})
     onFault()
