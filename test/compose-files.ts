@@ -7,6 +7,7 @@ import { readText } from './harness.ts'
 
 export const minioFile = 'db/deploy/minio.Dockerfile'
 export const postgresFile = 'db/deploy/postgres.Dockerfile'
+export const wafFile = 'deploy/waf/Dockerfile'
 
 export type Service = {
   image?: string
@@ -98,6 +99,7 @@ export function interpolate<T>(value: T, env: Record<string, string>): { result:
 export const development = readCompose('compose.yaml')
 export const production = readCompose('compose.yaml', 'compose.production.yaml')
 export const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
+export const waf = readCompose('compose.yaml', 'compose.production.yaml', 'compose.waf.yaml')
 export const backup = readCompose('compose.yaml', 'compose.backup.yaml')
 
 /** The secrets of an `.env` that was filled in as .env.example says. */

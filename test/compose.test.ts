@@ -23,7 +23,9 @@ import {
   reference,
   type Service,
   seaweedfs,
-  secrets
+  secrets,
+  waf,
+  wafFile
 } from './compose-files.ts'
 import { readText, root } from './harness.ts'
 import { findComposeSchema, findProgram } from './parts.ts'
@@ -50,7 +52,7 @@ t.test('all compose files follow the compose specification', { skip: composeSche
   const schema = JSON.parse(readFileSync(composeSchema.path, 'utf8'))
   const ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false })
   const validate = ajv.compile(schema)
-  for (const compose of [development, production, seaweedfs, anyS3, backup]) {
+  for (const compose of [development, production, seaweedfs, anyS3, backup, waf]) {
     for (const each of [compose, interpolate(compose, { ...filledEnv, ...backupSecrets }).result]) {
       validate(each)
       t.strictSame(validate.errors, null)
@@ -73,7 +75,8 @@ t.test('compose.yaml', async (t) => {
     for (const [name, service] of Object.entries({
       ...seaweedfs.services,
       ...development.services,
-      ...backup.services
+      ...backup.services,
+      waf: waf.services.waf as Service
     })) {
       t.match(service.deploy?.resources?.limits, { cpus: /^[\d.]+$/, memory: /^\d+[MG]$/ }, `${name}: limits`)
       t.strictSame(service.security_opt, ['no-new-privileges:true'], name)
@@ -86,7 +89,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('services wait for each other by name and condition', async (t) => {
-    for (const { services } of [development, seaweedfs, anyS3, backup]) {
+    for (const { services } of [development, seaweedfs, anyS3, backup, waf]) {
       for (const [name, { depends_on = {} }] of Object.entries(services)) {
         for (const [other, { condition }] of Object.entries(depends_on)) {
           const service = services[other]
@@ -114,7 +117,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('only the view of Docker has its socket, only Traefik reaches the view, and no secret does', async (t) => {
-    for (const { services } of [development, production, seaweedfs, anyS3, backup]) {
+    for (const { services } of [development, production, seaweedfs, anyS3, backup, waf]) {
       const having = (name: string) =>
         Object.keys(services).filter((each) => JSON.stringify(services[each]).includes(name))
       t.strictSame(having('docker.sock'), ['docker-view'])
@@ -123,6 +126,21 @@ t.test('compose.yaml', async (t) => {
       const near = Object.keys(services).filter((each) => services[each]?.networks?.includes('docker'))
       t.strictSame(near, ['traefik', 'docker-view'])
     }
+  })
+
+  t.test('the WAF is between Traefik and the backend, and nothing else changes', async (t) => {
+    const { traefik, waf: wall, ...others } = waf.services
+    const { traefik: before, ...same } = production.services
+    t.strictSame(others, same)
+    t.strictSame({ ...traefik, environment: before.environment, depends_on: before.depends_on }, before)
+    t.match(traefik.environment, { WAF_URL: 'http://waf:8084' })
+    t.match(wall, { networks: ['edge'], ports: undefined, environment: { WAF_BACKEND: 'http://traefik:8083' } })
+    const { entryPoints } = parse(readText('traefik.yml'), { merge: true })
+    t.match(entryPoints.judged, { address: ':8083' })
+    t.ok(entryPoints.judged.forwardedHeaders.trustedIPs.includes(development.networks.edge?.ipam?.config[0]?.subnet))
+    const stop = Number(/stopTimeout = (\d+) \* time\.Second/.exec(readText('deploy/waf/main.go'))?.[1])
+    t.ok(seconds(wall?.stop_grace_period) > stop)
+    t.equal(/golang:[\w.-]+/.exec(readText(wafFile))?.[0], /golang:[\w.-]+/.exec(readText(minioFile))?.[0])
   })
 
   t.test('files and volumes that are mounted are there', async (t) => {
@@ -337,7 +355,7 @@ t.test('settings and secrets of the containers', async (t) => {
     t.not(from, -1)
     t.strictSame(
       new Set(named),
-      variablesOf([development, production, seaweedfs, anyS3, backup]).difference(settingNames)
+      variablesOf([development, production, seaweedfs, anyS3, backup, waf]).difference(settingNames)
     )
   })
 

@@ -17,7 +17,8 @@ import {
   postgresFile,
   production,
   seaweedfs,
-  secrets
+  secrets,
+  wafFile
 } from './compose-files.ts'
 import { withClient } from './databases.ts'
 import { eventually, readText, root } from './harness.ts'
@@ -35,7 +36,7 @@ const hadolint = findProgram('hadolint')
 const weed = findProgram('weed')
 
 t.test('hadolint finds nothing in the Dockerfiles', { skip: hadolint.skip }, async (t) => {
-  const words = ['--no-color', 'Dockerfile', minioFile, postgresFile]
+  const words = ['--no-color', 'Dockerfile', minioFile, postgresFile, wafFile]
   const { stdout } = await promisify(execFile)(hadolint.path, words, { cwd: root }).catch((err) => err)
   t.equal(stdout, '')
 })

@@ -14,6 +14,7 @@ import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
 import { stopwatch } from './machine.ts'
 import { freePort } from './ports.ts'
+import { recorder, recordTraffic } from './traffic.ts'
 
 export const root = join(import.meta.dirname, '..')
 /** The working directory of started programs. It is not the root, where a developer's own `.env` lies. */
@@ -115,6 +116,7 @@ export async function startApp(
     if (faults.length > 0) throw new Error(`not in the OpenAPI document:\n${faults.join('\n')}`)
   })
   await app.ready()
+  recordTraffic(app as unknown as FastifyInstance)
   return Object.assign(app as unknown as FastifyInstance, { database: urls, logLines })
 }
 
@@ -250,10 +252,16 @@ export async function startServer(
   { ready = true, prefix = [], file = serverFile }: { ready?: boolean; prefix?: string[]; file?: string } = {}
 ): Promise<Server> {
   const port = Number(env.PORT) || (await freePort())
-  const [command = '', ...args] = [...prefix, process.execPath, ...process.execArgv, file]
+  const [command = '', ...args] = [...prefix, process.execPath, ...process.execArgv, ...recorder.args, file]
   const child = spawn(command, args, {
     cwd: elsewhere,
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: String(port), ...env } as NodeJS.ProcessEnv,
+    env: {
+      PATH: process.env.PATH,
+      HOME: process.env.HOME,
+      PORT: String(port),
+      ...recorder.env,
+      ...env
+    } as NodeJS.ProcessEnv,
     stdio: ['ignore', 'pipe', 'pipe']
   })
   let text = ''

@@ -273,7 +273,7 @@ t.test('every code', async (t) => {
     ],
     403: [
       ...['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],
-      ...['identity_not_linked', 'sign_in_cancelled', 'provider_required', 'invitation_for_another']
+      ...['identity_not_linked', 'sign_in_cancelled', 'provider_required', 'invitation_for_another', 'request_blocked']
     ],
     404: ['not_found', 'tenant_not_found', 'route_not_found'],
     405: ['method_not_allowed'],

@@ -1,7 +1,7 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t from 'tap'
-import { development, minioFile, postgresFile, seaweedfs } from './compose-files.ts'
+import { development, minioFile, postgresFile, seaweedfs, wafFile } from './compose-files.ts'
 import { readText, root } from './harness.ts'
 import { isAllowed, type Package, readPackages } from './licences.ts'
 import { createReport } from './sbom.ts'
@@ -121,7 +121,7 @@ case "$*" in
 esac`
 
 t.test('images are pinned by their digests, and pinned anew', async (t) => {
-  const files = ['Dockerfile', minioFile, postgresFile, 'compose.yaml', 'compose.seaweedfs.yaml']
+  const files = ['Dockerfile', minioFile, postgresFile, wafFile, 'compose.yaml', 'compose.seaweedfs.yaml']
   const { folder, calls, run: runScript } = createStage(t, { docker })
   const copy = join(folder, 'copy')
   for (const file of [...files, 'deploy/pin-images.sh']) {

@@ -1783,6 +1783,7 @@ export interface components {
         | 'tenant_suspended'
         | 'not_a_member'
         | 'reauthentication_required'
+        | 'request_blocked'
         | 'not_found'
         | 'tenant_not_found'
         | 'route_not_found'

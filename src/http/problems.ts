@@ -143,6 +143,12 @@ export const reauthenticationRequired = problem(
   'Prove again who you are',
   'Send the password, a code or a passkey to `POST /api/v1/auth/reauthenticate`, then repeat the request within five minutes.'
 )
+export const requestBlocked = problem(
+  'request_blocked',
+  403,
+  'The request looks like an attack',
+  'Send ordinary values. If they are, tell the operator the request id: a rule may have to be left out.'
+)
 
 // 404, 405, 408
 export const notFound = problem(
