@@ -1,7 +1,8 @@
 import { deepStrictEqual, strictEqual } from 'node:assert/strict'
 import { request as send } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { type Dataset, query, type SeededUser } from './database.ts'
-import type { HttpRequest } from './load.ts'
+import { counterMark, type HttpRequest } from './load.ts'
 import type { Contender } from './pairs.ts'
 import { membersText, type UserKey, userText } from './peers/query.ts'
 import type { Server } from './servers.ts'
@@ -87,6 +88,47 @@ export function productReads(server: Server, dataset: Dataset, label = 'aggios',
   }
 }
 
+/** The same reads, which must be answered by the database. */
+export function productFreshReads(server: Server, dataset: Dataset): Contender {
+  const readFresh = (user: SeededUser): HttpRequest => {
+    const { path, headers } = readMe(user)
+    return get(path, { ...headers, 'cache-control': 'no-cache' })
+  }
+  return {
+    label: 'aggios, no-cache',
+    server,
+    requests: pick(dataset.users, spread).map(readFresh),
+    check: () => checkReplies(server, dataset, readFresh, oneUser)
+  }
+}
+
+/** The time after which a read shows every change, of any process: a second, and some more. */
+const staleMs = 1_500
+
+/** Nine reads of people of all agencies, and then a change of somebody's name, in turn. Each name is another one. */
+export function productMix(server: Server, dataset: Dataset, label: string): Contender {
+  const people = pick(dataset.users, spread)
+  const rename = (user: SeededUser): HttpRequest => {
+    const { path, headers } = readMe(user)
+    const body = JSON.stringify({ name: `Ada ${counterMark}` })
+    return { method: 'PATCH', path, headers: { ...headers, 'content-type': 'application/json' }, body }
+  }
+  // everybody is renamed once in a cycle, and read nine times
+  const requests = Array.from({ length: 10 * people.length }, (_, turn) => {
+    const user = people[(turn * 7) % people.length] as SeededUser
+    return turn % 10 === 9 ? rename(people[Math.floor(turn / 10)] as SeededUser) : readMe(user)
+  })
+  return {
+    label,
+    server,
+    requests,
+    async check() {
+      await sleep(staleMs)
+      await checkReplies(server, dataset, readMe, oneUser)
+    }
+  }
+}
+
 /** `GET /api/v1/users/me` of the product, answered with 304. */
 export async function productUnchanged(server: Server, dataset: Dataset): Promise<Contender> {
   const requests: HttpRequest[] = []
@@ -126,6 +168,23 @@ export function productRefusals(server: Server, dataset: Dataset, token: 'no tok
   }
 }
 
+/** `GET /api/v1/users/me` of a product that allows one request each. */
+export function productLimited(server: Server, dataset: Dataset): Contender {
+  const requests = pick(dataset.users, spread).map(readMe)
+  return {
+    label: 'aggios 429',
+    server,
+    requests,
+    refuses: true,
+    async check() {
+      for (const request of requests.slice(0, 5)) {
+        await ask(server, request)
+        strictEqual((await ask(server, request)).status, 429)
+      }
+    }
+  }
+}
+
 /** `GET /api/v1/members` of the product: the first 25 people of an agency. */
 export function productLists(server: Server, dataset: Dataset): Contender {
   const requestFor = (user: SeededUser) => get('/api/v1/members', signedIn(user))
@@ -145,6 +204,21 @@ export function peerLists(server: Server, dataset: Dataset): Contender {
     server,
     requests: pick(dataset.users, spread).map(requestFor),
     check: () => checkReplies(server, dataset, requestFor, someMembers)
+  }
+}
+
+/** The constant of the peer that asks nobody. */
+export function floorReads(server: Server, dataset: Dataset): Contender {
+  const requests = pick(dataset.users, spread).map(({ host, tenant_id, user_id }) =>
+    get(`/users/${tenant_id}/${user_id}`, { host })
+  )
+  return {
+    label: 'floor',
+    server,
+    requests,
+    async check() {
+      for (const request of requests.slice(0, 5)) strictEqual((await ask(server, request)).status, 200)
+    }
   }
 }
 

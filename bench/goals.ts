@@ -10,14 +10,27 @@ const atMost = (bound: number, unit = '') => ({
 })
 
 export const goals: Goal[] = [
-  { text: 'signed-in, isolated read x bare Fastify + pg named', figures: ['me/fastify-named'], ...atLeast(1.6) },
-  { text: 'the same x Hono on Bun + Bun.SQL', figures: ['me/hono-bun'], ...atLeast(1) },
-  { text: 'the same x Express 5 with one query', figures: ['me/express'], ...atLeast(3) },
-  { text: 'the same x NestJS with one query', figures: ['me/nest'], ...atLeast(3) },
+  {
+    text: 'CPU of a signed-in, isolated read x bare Fastify + pg named',
+    figures: ['me/fastify-named/cpu'],
+    ...atMost(0.4)
+  },
+  { text: 'the same x Hono on Bun + Bun.SQL', figures: ['me/hono-bun/cpu'], ...atMost(0.6) },
+  { text: 'the same x Express 5 with one query', figures: ['me/express/cpu'], ...atMost(0.33) },
+  { text: 'the same x NestJS with one query', figures: ['me/nest/cpu'], ...atMost(0.25) },
+  { text: 'the same x Fastify that answers a constant', figures: ['me/floor/cpu'], ...atMost(1.6) },
+  {
+    text: 'CPU of a refusal (401, 429) x an answer',
+    figures: ['refusals/no token/cpu', 'refusals/a forged token/cpu', 'refusals/over a limit/cpu'],
+    ...atMost(0.8)
+  },
+  { text: 'CPU of the read from the database x bare Fastify + pg named', figures: ['me/database/cpu'], ...atMost(0.9) },
+  { text: 'CPU of 90 % reads and 10 % writes x READ_MEMORY=off', figures: ['mix/cpu'], ...atMost(0.7) },
   { text: 'row security on x off', figures: ['rls'], ...atLeast(0.9) },
   { text: 'refresh rotations x a naive transaction', figures: ['refresh'], ...atLeast(2) },
   { text: 'refresh rotations a second', figures: ['refresh/rate'], ...atLeast(600) },
   { text: 'sign-ins a second x those by argon2', figures: ['hashing/sign-ins'], ...atLeast(1.8) },
+  { text: 'refreshes a second x the version before', figures: ['version/refresh'], ...atLeast(0.97) },
   { text: 'read p50 under 50 sign-ins x idle', figures: ['pressure/p50'], ...atMost(1.2) },
   { text: 'read p99 under 50 sign-ins x idle', figures: ['pressure/p99'], ...atMost(2) },
   { text: 'CPU a request, 100,000 x 1,000 tenants', figures: ['tenants/cpu'], ...atMost(1.1) },

@@ -6,7 +6,15 @@ import autocannon from 'autocannon'
 import { adopt, scratch } from './children.ts'
 import { findProgram } from './servers.ts'
 
-export type HttpRequest = { method: 'GET' | 'POST'; path: string; headers: Record<string, string>; body?: string }
+export type HttpRequest = {
+  method: 'GET' | 'POST' | 'PATCH'
+  path: string
+  headers: Record<string, string>
+  /** In the body of a load, `counterMark` becomes a number that is another one in each request of a run. */
+  body?: string
+}
+
+export const counterMark = '########'
 
 /** A load: requests, connections and duration. */
 export type Drive = { port: number; requests: HttpRequest[]; connections: number; seconds: number }
@@ -33,9 +41,13 @@ local requests = {
 ${requests.map((request) => `  ${luaText(asText(request))}`).join(',\n')}
 }
 local turn = 0
+local count = ${nextCount()}
 function request()
   turn = turn % #requests + 1
-  return requests[turn]
+  local text = requests[turn]
+  if not text:find('${counterMark}', 1, true) then return text end
+  count = count + 1
+  return (text:gsub('${counterMark}', string.format('%08d', count)))
 end
 function done(summary, latency, requests)
   local refused = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write +
@@ -44,6 +56,10 @@ function done(summary, latency, requests)
     summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end
 `
+
+/** Each load counts in its own range. */
+let loads = 0
+const nextCount = () => (loads++ % 1_000) * 100_000
 
 function asText({ method, path, headers, body = '' }: HttpRequest): string {
   const length = body === '' ? {} : { 'content-length': String(Buffer.byteLength(body)) }
@@ -76,6 +92,15 @@ async function driveWrk(wrk: string, { port, requests, connections, seconds }: D
 
 async function driveAutocannon({ port, requests, connections, seconds }: Drive): Promise<Driven> {
   let opened = 0
+  let count = nextCount()
+  const counted = (request: HttpRequest) => {
+    if (!request.body?.includes(counterMark)) return request
+    const setupRequest = (outgoing: object) => {
+      const number = String(++count).padStart(counterMark.length, '0')
+      return { ...outgoing, body: request.body?.replace(counterMark, number) }
+    }
+    return { ...request, setupRequest }
+  }
   const result = await autocannon({
     url: `http://127.0.0.1:${port}`,
     connections,
@@ -83,7 +108,7 @@ async function driveAutocannon({ port, requests, connections, seconds }: Drive):
     // by default each connection sends the whole list, so that all connections send the same request at the same time
     setupClient(client) {
       const first = opened++ % Math.min(connections, requests.length)
-      client.setRequests(requests.filter((_, index) => index % connections === first))
+      client.setRequests(requests.filter((_, index) => index % connections === first).map(counted))
     }
   })
   return {

@@ -6,6 +6,7 @@ import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { dpop } from './scenarios/dpop.ts'
 import { hashing } from './scenarios/hashing.ts'
+import { mix } from './scenarios/mix.ts'
 import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
 import { concurrency, isolation, me, refusals, replies, tenants } from './scenarios/reads.ts'
@@ -35,6 +36,7 @@ const scenarios: Scenario[] = [
   tenants,
   concurrency,
   processes,
+  mix,
   signIn,
   upload,
   largeFile,
@@ -127,6 +129,9 @@ const bench: Bench = {
   pair(name, pair) {
     findings.pairs.push({ name, pair })
     bench.figure({ name, value: pair.ratio.median, unit: 'ratio' })
+    const { median, low, high } = pair.cpuRatio
+    const detail = `${low.toFixed(2)} to ${high.toFixed(2)}`
+    bench.figure({ name: `${name}/cpu`, value: median, unit: 'ratio', detail })
   },
   skip(name, reason) {
     findings.skipped.push({ name, reason })

@@ -163,6 +163,7 @@ export const peerPrograms = {
   express: { file: 'express.ts', command: process.execPath, env: {} },
   nest: { file: 'nest.ts', command: process.execPath, env: {} },
   'hono-bun': { file: 'hono-bun.ts', command: bun, env: {} },
+  floor: { file: 'floor.ts', command: process.execPath, env: {} },
   plugins: { file: 'plugins.ts', command: process.execPath, env: {} }
 } as const
 export type PeerName = keyof typeof peerPrograms

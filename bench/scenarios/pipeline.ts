@@ -19,16 +19,13 @@ export const pipeline: Scenario = {
     const dataset = await bench.thousand()
     const copy = copyProduct({ file: { path: 'db/gate/wire.ts', replacement: 'bench/peers/pg-pipeline.ts' } })
     const [theirs, ours] = await Promise.all([
-      startProduct(bench.database, dataset, {}, copy),
-      startProduct(bench.database, dataset)
+      startProduct(bench.database, dataset, { READ_MEMORY: 'off' }, copy),
+      startProduct(bench.database, dataset, { READ_MEMORY: 'off' })
     ])
     for (const connections of [1, 64]) {
       const reads = [productReads(theirs, dataset, 'the pipeline of pg'), productReads(ours, dataset)] as const
       const pair = await comparePair(bench.conditions(connections), ...reads)
       bench.pair(`pipeline/${connections}`, pair)
-      const { median, low, high } = pair.cpuRatio
-      const detail = `${low.toFixed(2)} to ${high.toFixed(2)}`
-      bench.figure({ name: `pipeline/${connections}/cpu`, value: median, unit: 'ratio', detail })
     }
     await Promise.all([theirs.stop(), ours.stop()])
     await compareReads(bench, dataset, copy)

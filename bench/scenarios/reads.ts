@@ -1,5 +1,15 @@
 import type { Scenario } from '../bench.ts'
-import { peerLists, peerReads, productLists, productReads, productRefusals, productUnchanged } from '../contenders.ts'
+import {
+  floorReads,
+  peerLists,
+  peerReads,
+  productFreshReads,
+  productLimited,
+  productLists,
+  productReads,
+  productRefusals,
+  productUnchanged
+} from '../contenders.ts'
 import { comparePair } from '../pairs.ts'
 import { missingPart, type PeerName, startPeer, startProduct, startRedis } from '../servers.ts'
 
@@ -16,6 +26,10 @@ export const me: Scenario = {
     const redis = await startRedis()
     const shared = redis && { REDIS_URL: redis.url }
     const product = await startProduct(bench.database, dataset, shared)
+    const ours = productReads(product, dataset)
+    const floor = await startPeer('floor', bench.database, dataset)
+    bench.pair('me/floor', await comparePair(bench.conditions(), ours, floorReads(floor, dataset)))
+    await floor.stop()
     for (const name of names) {
       const missing = missingPart(name)
       if (missing) {
@@ -23,8 +37,12 @@ export const me: Scenario = {
         continue
       }
       const peer = await startPeer(name, bench.database, dataset, shared)
-      const pair = await comparePair(bench.conditions(), productReads(product, dataset), peerReads(peer, dataset))
-      bench.pair(`me/${name}`, pair)
+      const theirs = peerReads(peer, dataset)
+      bench.pair(`me/${name}`, await comparePair(bench.conditions(), ours, theirs))
+      if (name === 'fastify-named') {
+        const fresh = productFreshReads(product, dataset)
+        bench.pair('me/database', await comparePair(bench.conditions(), fresh, theirs))
+      }
       await peer.stop()
     }
     await redis?.stop()
@@ -35,7 +53,7 @@ export const me: Scenario = {
 /** A flood consists of requests that are refused, so a refusal must cost less than a reply. */
 export const refusals: Scenario = {
   name: 'refusals',
-  about: 'GET /users/me without a token, and with a forged one, against the same answered',
+  about: 'GET /users/me without a token, with a forged one, and over a limit, against the same answered',
   inQuick: false,
   async run(bench) {
     const dataset = await bench.thousand()
@@ -45,7 +63,10 @@ export const refusals: Scenario = {
       const pair = await comparePair(bench.conditions(), productRefusals(product, dataset, token), reads)
       bench.pair(`refusals/${token}`, pair)
     }
-    await product.stop()
+    const limited = await startProduct(bench.database, dataset, { RATE_LIMIT: '1/1h' })
+    const pair = await comparePair(bench.conditions(), productLimited(limited, dataset), reads)
+    bench.pair('refusals/over a limit', pair)
+    await Promise.all([product.stop(), limited.stop()])
   }
 }
 
@@ -94,8 +115,8 @@ export const isolation: Scenario = {
     const dataset = await bench.thousand()
     const open = await bench.withoutRowSecurity()
     const [walled, unwalled] = await Promise.all([
-      startProduct(bench.database, dataset),
-      startProduct(bench.database, open)
+      startProduct(bench.database, dataset, { READ_MEMORY: 'off' }),
+      startProduct(bench.database, open, { READ_MEMORY: 'off' })
     ])
     const pair = await comparePair(
       bench.conditions(),
@@ -121,7 +142,6 @@ export const tenants: Scenario = {
       productReads(servers[1], few, '1,000 agencies', bench.quick ? 5_000 : 20_000)
     )
     bench.pair('tenants', pair)
-    bench.figure({ name: 'tenants/cpu', value: pair.cpuRatio.median, unit: 'ratio' })
     await Promise.all(servers.map((server) => server.stop()))
   }
 }

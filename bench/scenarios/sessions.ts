@@ -7,7 +7,7 @@ import { undisturbed } from '../disturbance.ts'
 import { measureBoth } from '../pairs.ts'
 import { usageOf } from '../processes.ts'
 import { type Server, startPeer, startProduct } from '../servers.ts'
-import { median, spreadOf } from '../statistics.ts'
+import { median, type Spread, spreadOf } from '../statistics.ts'
 
 const signInCallers = 50
 const refreshCallers = 64
@@ -48,6 +48,31 @@ export const signIn: Scenario = {
     bench.figure({ name: 'sign-in/p50', value: called.p50, unit: 'ms' })
     await product.stop()
   }
+}
+
+/** Makes callers that refresh at the product, each with a session that was not used before. */
+function freshCallers(dataset: Dataset, turns: number): () => NextRequest[] {
+  const people = pick(dataset.users, refreshCallers * turns)
+  return () => {
+    const taken = people.splice(0, refreshCallers)
+    if (taken.length < refreshCallers) throw new Error('the set of data has no more sessions')
+    return refreshes(taken, '/api/v1/auth/refresh', ({ refresh_token }) => refresh_token)
+  }
+}
+
+/** Compares the refreshes a second of two products, by the ratios of pairs. */
+export async function compareRefreshes(bench: Bench, dataset: Dataset, first: Server, second: Server): Promise<Spread> {
+  const { pairs, seconds, tries } = bench.conditions()
+  const callers = freshCallers(dataset, 2 * (pairs * tries + 1))
+  await resetCounters(dataset)
+  const rotate = (server: Server) => () => rotated(dataset, () => runCallers(server, callers(), seconds))
+  for (const server of [first, second]) await rotate(server)()
+  const ratios: number[] = []
+  for (let turn = 0; turn < pairs; turn++) {
+    const [ours, theirs] = await measureBoth(turn, tries, rotate(first), rotate(second))
+    ratios.push(ours / theirs)
+  }
+  return spreadOf(ratios)
 }
 
 export const refresh: Scenario = {

@@ -24,13 +24,6 @@ export const traces: Scenario = {
     const reads = [productReads(traced, dataset, 'with traces'), productReads(plain, dataset, 'without')] as const
     const pair = await comparePair(bench.conditions(), ...reads)
     bench.pair('traces', pair)
-    const { median, low, high } = pair.cpuRatio
-    bench.figure({
-      name: 'traces/cpu',
-      value: median,
-      unit: 'ratio',
-      detail: `${low.toFixed(2)} to ${high.toFixed(2)}`
-    })
     await Promise.all([traced.stop(), plain.stop()])
     collector.close()
   }

@@ -1,8 +1,9 @@
 import { resolve } from 'node:path'
 import type { Scenario } from '../bench.ts'
-import { productReads } from '../contenders.ts'
+import { productFreshReads, productReads, productRefusals } from '../contenders.ts'
 import { comparePair } from '../pairs.ts'
 import { startProduct } from '../servers.ts'
+import { compareRefreshes } from './sessions.ts'
 
 /**
  * Compares this checkout with another one, whose folder BENCH_AGAINST names: with the version before a change, say. That folder
@@ -10,7 +11,7 @@ import { startProduct } from '../servers.ts'
  */
 export const version: Scenario = {
   name: 'version',
-  about: 'GET /users/me of this checkout, against that of the one in BENCH_AGAINST',
+  about: 'GET /users/me, a refusal and refreshes of this checkout, against those of the one in BENCH_AGAINST',
   inQuick: false,
   async run(bench) {
     const folder = process.env.BENCH_AGAINST
@@ -21,15 +22,14 @@ export const version: Scenario = {
       startProduct(bench.database, dataset, {}, resolve(folder))
     ])
     const reads = [productReads(ours, dataset), productReads(theirs, dataset, 'the other checkout')] as const
-    const pair = await comparePair(bench.conditions(), ...reads)
-    bench.pair('version', pair)
-    const { median, low, high } = pair.cpuRatio
-    bench.figure({
-      name: 'version/cpu',
-      value: median,
-      unit: 'ratio',
-      detail: `${low.toFixed(2)} to ${high.toFixed(2)}`
-    })
+    bench.pair('version', await comparePair(bench.conditions(), ...reads))
+    const fresh = [productFreshReads(ours, dataset), productFreshReads(theirs, dataset)] as const
+    bench.pair('version/database', await comparePair(bench.conditions(), ...fresh))
+    const refusals = [productRefusals(ours, dataset, 'no token'), productRefusals(theirs, dataset, 'no token')] as const
+    bench.pair('version/refusal', await comparePair(bench.conditions(), ...refusals))
+    const { median, low, high } = await compareRefreshes(bench, dataset, ours, theirs)
+    const detail = `${low.toFixed(2)} to ${high.toFixed(2)}`
+    bench.figure({ name: 'version/refresh', value: median, unit: 'ratio', detail })
     await Promise.all([ours.stop(), theirs.stop()])
   }
 }

@@ -11,7 +11,7 @@ import type { Dataset } from '../database.ts'
 import { undisturbed } from '../disturbance.ts'
 import { liveBytes } from '../heap.ts'
 import { comparePair, measure, warmUp } from '../pairs.ts'
-import { filesFolder, freePort, removeUploads, startProduct } from '../servers.ts'
+import { filesFolder, freePort, removeUploads, startProduct, startRedis } from '../servers.ts'
 import { median } from '../statistics.ts'
 
 /*
@@ -20,23 +20,25 @@ import { median } from '../statistics.ts'
 
 export const processes: Scenario = {
   name: 'processes',
-  about: 'GET /users/me by two processes against one',
+  about: 'GET /users/me by two processes against one, with 1, 64 and 512 connections',
   inQuick: false,
   async run(bench) {
     const known = Object.values(settings).some(({ name }) => name === 'WEB_CONCURRENCY')
     if (!known) return bench.skip('processes', 'the product has no WEB_CONCURRENCY')
     const dataset = await bench.thousand()
+    // both remember reads, with Redis or without
+    const redis = await startRedis()
+    const env = { READ_MEMORY: 'on', ...(redis && { REDIS_URL: redis.url }) }
     const [two, one] = await Promise.all([
-      startProduct(bench.database, dataset, { WEB_CONCURRENCY: '2' }),
-      startProduct(bench.database, dataset, { WEB_CONCURRENCY: '1' })
+      startProduct(bench.database, dataset, { ...env, WEB_CONCURRENCY: '2' }),
+      startProduct(bench.database, dataset, { ...env, WEB_CONCURRENCY: '1' })
     ])
-    const pair = await comparePair(
-      bench.conditions(),
-      productReads(two, dataset, 'two processes'),
-      productReads(one, dataset, 'one')
-    )
-    bench.pair('processes', pair)
+    const reads = [productReads(two, dataset, 'two processes'), productReads(one, dataset, 'one')] as const
+    for (const connections of [1, 64, 512]) {
+      bench.pair(`processes/${connections}`, await comparePair(bench.conditions(connections), ...reads))
+    }
     await Promise.all([two.stop(), one.stop()])
+    await redis?.stop()
   }
 }
 
