@@ -3,7 +3,8 @@
 # files in place. Run it again to take what was published since, and commit what it has changed.
 set -eu
 cd "$(dirname "$0")/.."
-files='Dockerfile db/deploy/minio.Dockerfile db/deploy/postgres.Dockerfile deploy/waf/Dockerfile compose.yaml compose.seaweedfs.yaml'
+files='Dockerfile db/deploy/minio.Dockerfile db/deploy/postgres.Dockerfile deploy/waf/Dockerfile'
+files="$files compose.yaml compose.seaweedfs.yaml compose.observability.yaml"
 
 # shellcheck disable=SC2086
 images=$(sed -nE 's/^(FROM| *image:) +([a-z0-9./-]+:[A-Za-z0-9._-]+).*/\2/p' $files | sort -u)

@@ -7,11 +7,11 @@ import { createTenant, readText, root, run, startApp, temporaryFolder } from './
 import { findProgram } from './parts.ts'
 
 /*
- * The alerts of db/deploy/prometheus: each fires at the fault that it is for, and at nothing else. What they ask for exists.
+ * The alerts of deploy/observability/prometheus: each fires at the fault that it is for, and at nothing else. What they ask for exists.
  */
 
 const promtool = findProgram('promtool')
-const files = ['alerts', 'objectives'].map((name) => `db/deploy/prometheus/${name}.yml`)
+const files = ['alerts', 'objectives'].map((name) => `deploy/observability/prometheus/${name}.yml`)
 
 type Rule = { alert?: string; record?: string; expr: string; labels: Record<string, string> }
 const rules = files.flatMap((file) =>

@@ -24,6 +24,7 @@ export type Service = {
   networks?: string[]
   network_mode?: string
   labels?: Record<string, string>
+  logging?: { driver: string; options: Record<string, string> }
   security_opt?: string[]
   stop_grace_period?: string
   depends_on?: Record<string, { condition: string }>
@@ -36,7 +37,7 @@ export type Compose = {
 }
 
 /**
- * Merges compose files as Compose does: mappings by key, and lists one after the other unless they have the tag
+ * Merges compose files as Compose does: mappings by key, and lists one after the other, unless they have the tag
  * `!override`.
  */
 export function readCompose(...paths: string[]): Compose {
@@ -66,7 +67,7 @@ const isMapping = (value: unknown): value is Record<string, unknown> =>
 
 function merge(below: unknown, above: unknown, replaces: (value: unknown) => boolean): unknown {
   if (Array.isArray(below) && Array.isArray(above)) return replaces(above) ? above : [...below, ...above]
-  if (!isMapping(below) || !isMapping(above)) return above
+  if (!isMapping(below) || !isMapping(above) || replaces(above)) return above
   const result: Record<string, unknown> = { ...below }
   for (const [key, value] of Object.entries(above)) {
     if (value === reset) delete result[key]
@@ -101,6 +102,7 @@ export const production = readCompose('compose.yaml', 'compose.production.yaml')
 export const seaweedfs = readCompose('compose.yaml', 'compose.seaweedfs.yaml')
 export const waf = readCompose('compose.yaml', 'compose.production.yaml', 'compose.waf.yaml')
 export const backup = readCompose('compose.yaml', 'compose.backup.yaml')
+export const observability = readCompose('compose.yaml', 'compose.observability.yaml')
 
 /** The secrets of an `.env` that was filled in as .env.example says. */
 export const secrets = {
@@ -122,6 +124,8 @@ export const backupSecrets = {
   BACKUP_S3_ACCESS_KEY: 'aggios-backup',
   BACKUP_S3_SECRET_KEY: 'a1a1b2b2c3c3d4d4'
 }
+/** What compose.observability.yaml asks for in addition. */
+export const observabilitySecrets = { GRAFANA_PASSWORD: 'b2b2c3c3d4d4e5e5' }
 export const exampleLines = readText('.env.example').split('\n')
 export const exampleEnv = Object.fromEntries(
   exampleLines.flatMap((line) => {

@@ -17,6 +17,8 @@ import {
   filledEnv,
   interpolate,
   minioFile,
+  observability,
+  observabilitySecrets,
   postgresFile,
   production,
   readCompose,
@@ -27,6 +29,7 @@ import {
   waf,
   wafFile
 } from './compose-files.ts'
+import { dashboards } from './dashboard-panels.ts'
 import { readText, root } from './harness.ts'
 import { findComposeSchema, findProgram } from './parts.ts'
 
@@ -52,14 +55,51 @@ t.test('all compose files follow the compose specification', { skip: composeSche
   const schema = JSON.parse(readFileSync(composeSchema.path, 'utf8'))
   const ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false })
   const validate = ajv.compile(schema)
-  for (const compose of [development, production, seaweedfs, anyS3, backup, waf]) {
-    for (const each of [compose, interpolate(compose, { ...filledEnv, ...backupSecrets }).result]) {
+  for (const compose of [development, production, seaweedfs, anyS3, backup, observability, waf]) {
+    for (const each of [
+      compose,
+      interpolate(compose, { ...filledEnv, ...backupSecrets, ...observabilitySecrets }).result
+    ]) {
       validate(each)
       t.strictSame(validate.errors, null)
     }
   }
   const { traefik } = production.services
   t.notOk(validate({ ...production, services: { traefik: { ...traefik, restrat: 'always' } } }), 'it does look')
+})
+
+t.test('compose.observability.yaml', async (t) => {
+  const { services } = interpolate(observability, { ...filledEnv, ...observabilitySecrets }).result
+  t.strictSame(services.backend.logging?.driver, 'fluentd')
+  t.notOk('max-size' in (services.backend.logging?.options ?? {}), 'which the driver would refuse')
+  const config = readConfig({ ...services.backend.environment, NODE_ENV: 'development' })
+  t.match(config, { logFormat: 'otel', otlpEndpoint: /^http:\/\/collector:4318/ })
+  for (const [name, { ports = [], volumes = [] }] of Object.entries(services)) {
+    if (name !== 'traefik')
+      t.ok(
+        ports.every((port) => port.startsWith('127.0.0.1:')),
+        `${name} is on loopback only`
+      )
+    if (name in development.services) continue
+    t.notOk(
+      volumes.some((volume) => /docker/.test(volume)),
+      `${name} sees nothing of Docker`
+    )
+  }
+  const mounted = services.grafana?.volumes?.filter((volume) => volume.includes('/etc/grafana/dashboards/')) ?? []
+  t.equal(mounted.length, dashboards.length, 'each dashboard is mounted')
+  for (const { uid } of dashboards)
+    t.ok(
+      mounted.some((volume) => volume.includes(`/${uid}.json:`)),
+      uid
+    )
+  const { scrape_configs } = parse(readText('deploy/observability/prometheus/prometheus.yml'))
+  t.match(scrape_configs[0], { job_name: 'aggios', dns_sd_configs: [{ names: ['backend'], port: 9464 }] })
+  t.equal(services.backend.environment?.METRICS_PORT, '9464')
+  const { exporters, service } = parse(readText('deploy/observability/collector.yaml'))
+  const targets = [...Object.values(exporters as Record<string, { endpoint: string }>).map(({ endpoint }) => endpoint)]
+  for (const target of targets) t.ok(new URL(target).hostname in services, target)
+  t.strictSame(Object.keys(service.pipelines), ['traces', 'logs'])
 })
 
 t.test('compose.yaml', async (t) => {
@@ -76,6 +116,7 @@ t.test('compose.yaml', async (t) => {
       ...seaweedfs.services,
       ...development.services,
       ...backup.services,
+      ...observability.services,
       waf: waf.services.waf as Service
     })) {
       t.match(service.deploy?.resources?.limits, { cpus: /^[\d.]+$/, memory: /^\d+[MG]$/ }, `${name}: limits`)
@@ -89,7 +130,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('services wait for each other by name and condition', async (t) => {
-    for (const { services } of [development, seaweedfs, anyS3, backup, waf]) {
+    for (const { services } of [development, seaweedfs, anyS3, backup, observability, waf]) {
       for (const [name, { depends_on = {} }] of Object.entries(services)) {
         for (const [other, { condition }] of Object.entries(depends_on)) {
           const service = services[other]
@@ -144,7 +185,7 @@ t.test('compose.yaml', async (t) => {
   })
 
   t.test('files and volumes that are mounted are there', async (t) => {
-    for (const [name, { volumes = [] }] of [seaweedfs, development, backup].flatMap((each) =>
+    for (const [name, { volumes = [] }] of [seaweedfs, development, backup, observability].flatMap((each) =>
       Object.entries(each.services)
     )) {
       for (const volume of volumes) {
@@ -153,7 +194,10 @@ t.test('compose.yaml', async (t) => {
           t.ok(statSync(join(root, source)).isFile(), `${name}: ${source}`)
           t.equal(mode, 'ro', `${name}: ${source} to ${target}`)
         } else if (!source.startsWith('/')) {
-          t.ok(source in { ...seaweedfs.volumes, ...development.volumes, ...backup.volumes }, `${name}: ${source}`)
+          t.ok(
+            source in { ...seaweedfs.volumes, ...development.volumes, ...backup.volumes, ...observability.volumes },
+            `${name}: ${source}`
+          )
         }
       }
     }
@@ -355,7 +399,7 @@ t.test('settings and secrets of the containers', async (t) => {
     t.not(from, -1)
     t.strictSame(
       new Set(named),
-      variablesOf([development, production, seaweedfs, anyS3, backup, waf]).difference(settingNames)
+      variablesOf([development, production, seaweedfs, anyS3, backup, observability, waf]).difference(settingNames)
     )
   })
 

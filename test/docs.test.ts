@@ -194,6 +194,7 @@ const notLimits: Record<string, string> = {
   'store-fence': 'freshForMs',
   'tenant-import': 'statement_timeout lock_timeout',
   'tenant-restore': 'statement_timeout lock_timeout',
+  'error-reports': 'shutdownTimeoutMs timeoutMs',
   tracing: 'concurrencyLimit exportTimeoutMillis shutdownTimeoutMs',
   upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',

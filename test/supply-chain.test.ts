@@ -121,7 +121,8 @@ case "$*" in
 esac`
 
 t.test('images are pinned by their digests, and pinned anew', async (t) => {
-  const files = ['Dockerfile', minioFile, postgresFile, wafFile, 'compose.yaml', 'compose.seaweedfs.yaml']
+  const composed = ['compose.yaml', 'compose.seaweedfs.yaml', 'compose.observability.yaml']
+  const files = ['Dockerfile', minioFile, postgresFile, wafFile, ...composed]
   const { folder, calls, run: runScript } = createStage(t, { docker })
   const copy = join(folder, 'copy')
   for (const file of [...files, 'deploy/pin-images.sh']) {
