@@ -2,16 +2,7 @@ import t from 'tap'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { requestPasswordReset } from '../db/queries/accounts/mails.ts'
 import { demandFactor, enroll, forgetUsedCodes, totp } from './factors.ts'
-import {
-  allRows,
-  createTenant,
-  mailedTokens,
-  mailsTo,
-  password,
-  post,
-  send,
-  startApp
-} from './harness.ts'
+import { allRows, createTenant, mailedTokens, mailsTo, password, post, send, startApp } from './harness.ts'
 import { forgot, forgotToken, mailsAreSent, paths, reset, subjectsTo, verifyAll } from './mailed-links.ts'
 import { login, me } from './requests.ts'
 import { refresh } from './session-requests.ts'

@@ -1,5 +1,9 @@
+import { execFileSync } from 'node:child_process'
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { parseDocument, visit } from 'yaml'
-import { readText } from './harness.ts'
+import { readText, root } from './harness.ts'
 
 /*
  * The compose files and the `.env` of the repository, as Compose reads them.
@@ -14,6 +18,7 @@ export type Service = {
   build?: object
   command?: string[]
   environment?: Record<string, string>
+  secrets?: string[]
   env_file?: unknown
   healthcheck?: object
   restart: string
@@ -34,6 +39,7 @@ export type Compose = {
   services: Record<'traefik' | 'backend' | 'postgres' | 'redis' | 'minio', Service> & Record<string, Service>
   networks: Record<string, { internal?: boolean; ipam?: { config: { subnet: string }[] } } | null>
   volumes: Record<string, unknown>
+  secrets: Record<string, { file: string }>
 }
 
 /**
@@ -104,28 +110,37 @@ export const waf = readCompose('compose.yaml', 'compose.production.yaml', 'compo
 export const backup = readCompose('compose.yaml', 'compose.backup.yaml')
 export const observability = readCompose('compose.yaml', 'compose.observability.yaml')
 
-/** The secrets of an `.env` that was filled in as .env.example says. */
-export const secrets = {
-  JWT_SECRET: 'f2b0c1a7d9e84356a1b2c3d4e5f60718',
-  PASSWORD_PEPPER: '0918f6e5d4c3b2a16534e89d7a1c0b2f',
-  POSTGRES_PASSWORD: 'aaaa1111bbbb2222',
-  AGGIOS_APP_PASSWORD: 'cccc3333dddd4444',
-  AGGIOS_OWNER_PASSWORD: 'eeee5555ffff6666',
-  REDIS_PASSWORD: 'abab1212cdcd3434',
-  MINIO_ROOT_PASSWORD: 'efef5656abab7878',
-  S3_SECRET_KEY: '0101abab2323cdcd',
-  CF_DNS_API_TOKEN: 'cdcd9090efef1212'
+const folder = mkdtempSync(join(tmpdir(), 'aggios-secrets-'))
+process.once('exit', () => rmSync(folder, { recursive: true, force: true }))
+/** The files that deploy/compose/secrets.sh makes, and what an operator writes into those of services outside. */
+execFileSync(join(root, 'deploy/compose/secrets.sh'), {
+  env: { PATH: process.env.PATH, SECRETS_DIR: folder },
+  stdio: 'pipe'
+})
+for (const [name, value] of Object.entries({
+  backup_s3_access_key: 'aggios-backup',
+  backup_s3_secret_key: 'a1a1b2b2c3c3d4d4'
+})) {
+  chmodSync(join(folder, name), 0o600)
+  writeFileSync(join(folder, name), value)
 }
-/** What compose.backup.yaml asks for in addition. */
-export const backupSecrets = {
-  AGGIOS_BACKUP_PASSWORD: '0202bcbc3434dede',
-  BACKUP_S3_ENDPOINT: 'https://elsewhere.example',
-  BACKUP_S3_BUCKET: 'aggios-backups',
-  BACKUP_S3_ACCESS_KEY: 'aggios-backup',
-  BACKUP_S3_SECRET_KEY: 'a1a1b2b2c3c3d4d4'
+export const secretFiles = folder
+export const secretOf = (name: string) => readFileSync(join(folder, name), 'utf8').trim()
+
+/** The environment of a container, whose secrets are the files that it is given. Throws for a file that it is not. */
+export function withSecrets({ environment = {}, secrets = [] }: Service): Record<string, string> {
+  const own = Object.entries(environment).map(([name, value]): [string, string] => {
+    const file = /^\/run\/secrets\/(\w+)$/.exec(value)?.[1]
+    if (file === undefined) return [name, value]
+    if (!secrets.includes(file)) throw new Error(`${name}: the container does not get ${file}`)
+    return [name, join(folder, file)]
+  })
+  return Object.fromEntries(own)
 }
-/** What compose.observability.yaml asks for in addition. */
-export const observabilitySecrets = { GRAFANA_PASSWORD: 'b2b2c3c3d4d4e5e5' }
+
+/** What compose.yaml asks for in production, and compose.backup.yaml in addition. */
+export const productionEnv = { BASE_DOMAIN: 'aggios.app' }
+export const backupEnv = { BACKUP_S3_ENDPOINT: 'https://elsewhere.example', BACKUP_S3_BUCKET: 'aggios-backups' }
 export const exampleLines = readText('.env.example').split('\n')
 export const exampleEnv = Object.fromEntries(
   exampleLines.flatMap((line) => {
@@ -133,4 +148,4 @@ export const exampleEnv = Object.fromEntries(
     return match ? [[match[1], match[2]]] : []
   })
 )
-export const filledEnv = { ...exampleEnv, ...secrets }
+export const filledEnv: Record<string, string> = { ...exampleEnv }

@@ -17,8 +17,10 @@ import {
   postgresFile,
   production,
   seaweedfs,
-  secrets,
-  wafFile
+  secretFiles,
+  secretOf,
+  wafFile,
+  withSecrets
 } from './compose-files.ts'
 import { withClient } from './databases.ts'
 import { eventually, readText, root } from './harness.ts'
@@ -49,7 +51,7 @@ t.test('SeaweedFS as its container runs it', { skip: weed.skip }, async (t) => {
   const env = {
     PATH: `${dirname(weed.path)}:${process.env.PATH}`,
     HOME: data,
-    ...{ S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key', S3_SECRET_KEY: secrets.S3_SECRET_KEY }
+    ...{ S3_BUCKET: 'other-files', S3_ACCESS_KEY: 'other-key', S3_SECRET_KEY_FILE: join(secretFiles, 's3_secret_key') }
   }
   const places = [...ports].map(([name, port]) => `-${name}=${port}`)
   const words = [join(root, 'db/deploy/seaweedfs.sh'), `-dir=${data}`, '-ip=127.0.0.1', '-ip.bind=127.0.0.1', ...places]
@@ -84,7 +86,7 @@ t.test('SeaweedFS as its container runs it', { skip: weed.skip }, async (t) => {
   )
   await setUp()
   const place = { endpoint, public_endpoint: undefined, region: 'us-east-1', access_key: 'other-key' }
-  const key = { ...place, secret_key: secrets.S3_SECRET_KEY }
+  const key = { ...place, secret_key: secretOf('s3_secret_key') }
   const store = createS3Store({ ...key, bucket: 'other-files' })
   t.teardown(() => store.close())
   await eventually(
@@ -271,14 +273,15 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
       for (const source of image.copied) cpSync(join(root, source), join(app, source), { recursive: true })
       rmSync(join(app, 'db/deploy'), { recursive: true })
       symlinkSync(join(root, 'node_modules'), join(app, 'node_modules'))
-      const { result } = interpolate(production.services.backend.environment, {
+      const { result } = interpolate(withSecrets(production.services.backend), {
         ...filledEnv,
         BASE_DOMAIN: 'aggios.app'
       })
+      const { DATABASE_URL_FILE: _, ...given } = result
       const env = {
         PATH: process.env.PATH,
         ...image.env,
-        ...result,
+        ...given,
         PORT: String(await freePort()),
         DATABASE_URL: url('aggios_app')
       }
@@ -330,7 +333,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
         PATH: process.env.PATH,
         POSTGRES_DB: 'aggios',
         AGGIOS_APP_PASSWORD: "it's $new",
-        AGGIOS_OWNER_PASSWORD: secrets.AGGIOS_OWNER_PASSWORD,
+        DATABASE_OWNER_URL_FILE: join(secretFiles, 'database_owner_url'),
         AGGIOS_BACKUP_PASSWORD: "the backup's",
         // in the container it connects by the socket
         ...{ PGHOST: 'localhost', PGPORT: port, PGPASSWORD: password, PGSSLMODE: 'verify-full', PGSSLROOTCERT: ca }
@@ -338,7 +341,7 @@ t.test('PostgreSQL as its container runs it', { skip: openssl.skip }, async (t) 
     })
     for (const [role, word] of [
       ['aggios_app', "it's $new"],
-      ['aggios_owner', secrets.AGGIOS_OWNER_PASSWORD],
+      ['aggios_owner', new URL(secretOf('database_owner_url')).password],
       ['aggios_backup', "the backup's"]
     ] as const) {
       await t.rejects(connect(role), { code: '28P01' }, `${role}: the one before no longer works`)

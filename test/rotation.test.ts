@@ -99,7 +99,9 @@ t.test('each secret is replaced under load', async (t) => {
     const { admin } = world.redis
     await underLoad('redis', async (t) => {
       const before = read(file('REDIS_URL'))
-      const rotation = world.rotation({ REDIS_ADMIN_URL: `redis://admin:any@127.0.0.1:${world.redis?.port}` })
+      // as db/deploy/redis.sh makes the user
+      await admin.call('ACL', 'SETUSER', 'rotator', 'on', '>any', '-@all', '+acl|setuser', '+acl|getuser')
+      const rotation = world.rotation({ REDIS_ADMIN_URL: `redis://rotator:any@127.0.0.1:${world.redis?.port}` })
       await rotateRedis(rotation)
       await finishRedis(rotation)
       const late = new Redis(before, { lazyConnect: true, retryStrategy: () => null })

@@ -15,6 +15,11 @@
 # A restored cluster keeps its identifier and archives into the same folder, on a timeline of its own: BACKUP_TIMELINE names the one to
 # restore, where there are several.
 set -eu
+# NAME_FILE may name a file with the value
+for name in BACKUP_S3_ACCESS_KEY BACKUP_S3_SECRET_KEY PGPASSWORD; do
+  eval "file=\${${name}_FILE:-}"
+  if [ -n "$file" ]; then export "$name=$(cat "$file")"; fi
+done
 
 : "${BACKUP_S3_BUCKET:?}" "${BACKUP_S3_ACCESS_KEY:?}" "${BACKUP_S3_SECRET_KEY:?}"
 export AWS_ACCESS_KEY_ID="$BACKUP_S3_ACCESS_KEY" AWS_SECRET_ACCESS_KEY="$BACKUP_S3_SECRET_KEY"

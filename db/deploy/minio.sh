@@ -4,6 +4,11 @@
 #
 #   MINIO_ROOT_USER=… MINIO_ROOT_PASSWORD=… S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… minio.sh [address] [policy]
 set -eu
+# NAME_FILE may name a file with the value
+for name in MINIO_ROOT_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY; do
+  eval "file=\${${name}_FILE:-}"
+  if [ -n "$file" ]; then export "$name=$(cat "$file")"; fi
+done
 policy=$(mktemp)
 trap 'rm -f "$policy"' EXIT
 sed "s/BUCKET/$S3_BUCKET/g" "${2:-/setup/bucket-policy.json}" > "$policy"

@@ -4,7 +4,16 @@
 # settings, or administer the server.
 #
 #   REDIS_PASSWORD=… redis.sh [options of redis-server]
+#
+# In its place REDIS_URL_FILE may name the file with the URL of the product, and REDIS_ADMIN_URL_FILE that of a user who may change the
+# password of the other: npm run rotate -- redis.
 set -eu
+password_in() { sed -n 's,^redis://[^:]*:\([^@]*\)@.*,\1,p' "$1"; }
+REDIS_PASSWORD=${REDIS_PASSWORD:-$(password_in "$REDIS_URL_FILE")}
+admin=
+if [ -n "${REDIS_ADMIN_URL_FILE:-}" ]; then
+  admin="user admin on >$(password_in "$REDIS_ADMIN_URL_FILE") -@all +acl|setuser +acl|getuser"
+fi
 # the configuration comes on standard input, so that the password shows in no process list
 exec redis-server "$@" - <<CONFIGURATION
 save ""
@@ -13,4 +22,5 @@ maxmemory 200mb
 maxmemory-policy allkeys-lru
 user default off
 user aggios on >$REDIS_PASSWORD ~aggios:* &aggios:* -@all +ping +get +set +pttl +evalsha +script|load +publish +subscribe
+$admin
 CONFIGURATION

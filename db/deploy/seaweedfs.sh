@@ -3,6 +3,11 @@
 #
 #   S3_BUCKET=… S3_ACCESS_KEY=… S3_SECRET_KEY=… seaweedfs.sh [options of weed server]
 set -eu
+# NAME_FILE may name a file with the value
+for name in S3_ACCESS_KEY S3_SECRET_KEY; do
+  eval "file=\${${name}_FILE:-}"
+  if [ -n "$file" ]; then export "$name=$(cat "$file")"; fi
+done
 umask 077
 # in a file, so that the secret shows in no process list
 settings=$(mktemp)

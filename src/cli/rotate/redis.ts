@@ -55,7 +55,11 @@ async function asAdministrator({ config, env }: Rotation, work: (redis: Redis) =
   if (values.url === undefined)
     throw new Refusal('REDIS_ADMIN_URL: must lead to Redis as a user that may change the one of REDIS_URL')
   const { Redis } = await import('ioredis')
-  const redis = new Redis(values.url, { lazyConnect: true, retryStrategy: () => null, maxRetriesPerRequest: 0 })
+  const redis = new Redis(values.url, {
+    ...{ lazyConnect: true, retryStrategy: () => null, maxRetriesPerRequest: 0 },
+    // both send commands that this user needs no permission for otherwise
+    ...{ enableReadyCheck: false, disableClientInfo: true }
+  })
   redis.on('error', () => {})
   try {
     await redis.connect()
