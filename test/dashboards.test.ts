@@ -18,7 +18,8 @@ t.test('the files are those of the panels, and each has a picture', async (t) =>
   t.strictSame(readdirSync(join(root, folder)).sort(), files.sort())
   const page = readText('docs/observability.md')
   for (const dashboard of dashboards) {
-    t.equal(readText(`${folder}/${dashboard.uid}.json`), grafanaFile(dashboard), 'made by npm run dashboards')
+    const file = JSON.parse(readText(`${folder}/${dashboard.uid}.json`))
+    t.strictSame(file, JSON.parse(grafanaFile(dashboard)), 'made by npm run dashboards')
     t.match(page, `](${dashboard.uid}.svg)`)
     const picture = readText(`docs/${dashboard.uid}.svg`)
     for (const { title } of dashboard.panels) t.ok(picture.includes(`>${title}</text>`), title)
