@@ -122,29 +122,11 @@ export async function runFiles(
 
 /** Files that take longest. They come first, so that none of them is left for the end, when nothing runs beside it. */
 export const longest = [
-  ...['browser', 'mutation', 'faults', 'malformed-requests', 'rolling', 'redis-faults', 'start-up', 'replicas'],
-  ...[
-    'passwords',
-    'sign-in-timing',
-    'sign-in-limits',
-    'workers',
-    'isolation',
-    'contributing',
-    'first-start',
-    'processes',
-    'overload'
-  ],
-  ...[
-    'hasher',
-    'stack',
-    'traefik',
-    'upgrades',
-    'revocations',
-    'pgbouncer',
-    'email-change',
-    'sign-in-timing',
-    'single-use'
-  ]
+  ...['browser', 'drill', 'backups', 'isolation', 'faults', 'rolling', 'mutation', 'start-up', 'replicas'],
+  ...['first-start', 'malformed-requests', 'redis-faults', 'doctor', 'older-version', 'rate-limits', 'tenant-restore'],
+  ...['passwords', 'sign-in-timing', 'sign-in-limits', 'workers', 'contributing', 'contract', 'processes', 'overload'],
+  ...['hasher', 'stack', 'traefik', 'upgrades', 'upgrade-rehearsal', 'revocations', 'pgbouncer', 'email-change'],
+  ...['single-use', 'user-command']
 ]
 
 function longestFirst(files: string[]): string[] {
