@@ -81,7 +81,13 @@ t.test('a trace', async (t) => {
       t.ok(names.includes(name), `${name} of ${names}`)
     t.equal(named('hash password').length, 1)
     const invitation = named('POST /api/v1/invitations')[0]
-    t.ok(named('transaction').some(({ parentSpanId }) => parentSpanId === invitation?.spanId))
+    const [transaction] = named('transaction').filter(({ parentSpanId }) => parentSpanId === invitation?.spanId)
+    const within = collector.spans.filter(({ parentSpanId }) => parentSpanId === transaction?.spanId)
+    t.match(
+      within.find(({ name }) => name === 'insert invitations'),
+      { attributes: { 'db.operation.name': 'insert', 'db.collection.name': 'invitations' }, failed: false }
+    )
+    t.ok(within.some(({ name }) => name === 'insert audit_events') && within.some(({ name }) => name === 'commit'))
     t.ok(
       named('send mail').every(({ parentSpanId }) => !parentSpanId),
       'the request is over when its mail is sent'

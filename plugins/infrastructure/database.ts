@@ -105,7 +105,11 @@ export default fp(
     const pool = createRenewablePool(openPool(databaseUrl, databasePool, async () => {}))
     const pipeline = pooled ? undefined : createRenewablePipeline(openPipeline(databaseUrl))
     // one pool with two types: only the gate's type has the tables of tenants
-    const db = new Kysely<TenantTables>({ dialect: new PoolDialect({ pool }) })
+    const { traceStatement } = app
+    const db = new Kysely<TenantTables>({
+      dialect: new PoolDialect({ pool }),
+      ...(traceStatement && { log: traceStatement })
+    })
     const gate = createTenantGate(db, pool, pipeline, inlineTimeouts)
     const copies = databaseReplicaUrl === undefined ? undefined : createRenewablePool(openReplica(databaseReplicaUrl))
     const replica =

@@ -2,12 +2,19 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { ClientRequest, IncomingMessage } from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import type { LogEvent } from 'kysely'
 import { traceMembers } from '../../src/observability/log-format.ts'
 import { errorType, startTracing, type Tracing, traceParentOf } from '../../src/observability/tracing.ts'
+
+const postgresql = { 'db.system.name': 'postgresql' }
 
 type Span = NonNullable<ReturnType<Tracing['beginRequest']>>
 
 declare module 'fastify' {
+  interface FastifyInstance {
+    /** Makes a span of a statement of a transaction that has ended. Only there when traces are on. */
+    traceStatement?: (event: LogEvent) => void
+  }
   interface FastifyRequest {
     /** The span of a request that is traced. Only there when traces are on. */
     traced?: Span | undefined
@@ -31,6 +38,7 @@ export default fp(
       () => Object.entries(tracing.counts()).map(([result, value]) => ({ labels: { result }, value }))
     )
     traceRequests(app, tracing)
+    traceStatements(app, tracing)
     traceOutbound(app, tracing)
     // registered before all that it puts spans around, so that a request is traced from its first hook
     app.addHook('onReady', async () => traceWork(app, tracing))
@@ -74,10 +82,27 @@ function traceRequests(app: FastifyInstance, tracing: Tracing): void {
   })
 }
 
+/** A span for each statement of a transaction, named by what it does and to which table. Its text and values stay here. */
+function traceStatements(app: FastifyInstance, tracing: Tracing): void {
+  app.decorate('traceStatement', (event: LogEvent) => {
+    if (!tracing.active()) return
+    const { sql } = event.query
+    const [operation = 'statement'] = /[a-z]+/i.exec(sql) ?? []
+    const [, table] = /\b(?:from|into|update)\s+(?:only\s+)?"?([a-z_]+)"?/i.exec(sql) ?? []
+    const verb = operation.toLowerCase()
+    const attributes = {
+      ...postgresql,
+      'db.operation.name': verb,
+      ...(table !== undefined && { 'db.collection.name': table })
+    }
+    const failure = event.level === 'error' ? { type: errorType(event.error) } : undefined
+    tracing.record(table === undefined ? verb : `${verb} ${table}`, attributes, event.queryDurationMillis, failure)
+  })
+}
+
 /** Puts a span around what the rest of the product calls: the gate, Redis, hashes and mails. */
 function traceWork({ gate, passwords, mail, redis }: FastifyInstance, tracing: Tracing): void {
   const { query, transaction } = gate
-  const postgresql = { 'db.system.name': 'postgresql' }
   gate.query = (settings, statement, values) =>
     tracing.active()
       ? tracing.span(statement.name, { ...postgresql, 'db.operation.name': statement.name }, () =>

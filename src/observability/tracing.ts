@@ -74,8 +74,8 @@ export async function startTracing({ otlpEndpoint, otlpHeaders, sentryDsn, trace
   const tracer = provider.getTracer('aggios-api', build.version)
   const current = new AsyncLocalStorage<Scope | undefined>()
 
-  function begin(name: string, kind: SpanKind, attributes: Attributes, parent: Context): Scope {
-    const span = tracer.startSpan(name, { kind, attributes }, parent)
+  function begin(name: string, kind: SpanKind, attributes: Attributes, parent: Context, startTime?: number): Scope {
+    const span = tracer.startSpan(name, { kind, attributes, ...(startTime !== undefined && { startTime }) }, parent)
     return { span, context: trace.setSpan(parent, span), ended: false }
   }
 
@@ -114,6 +114,13 @@ export async function startTracing({ otlpEndpoint, otlpHeaders, sentryDsn, trace
     beginChild(name: string, attributes: Attributes): Scope | undefined {
       const parent = active()
       return parent && begin(name, SpanKind.CLIENT, attributes, parent.context)
+    },
+    /** Adds a child to the span under way, for work that has just ended. */
+    record(name: string, attributes: Attributes, durationMs: number, failure?: { type: string }): void {
+      const parent = active()
+      if (!parent) return
+      const startTime = performance.timeOrigin + performance.now() - durationMs
+      end(begin(name, SpanKind.CLIENT, attributes, parent.context, startTime), failure)
     },
     /** Runs `work` in a child of the span under way. With `root` it may become a trace of its own instead. */
     async span<T>(name: string, attributes: Attributes, work: () => Promise<T>, { root = false } = {}): Promise<T> {
