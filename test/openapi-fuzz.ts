@@ -94,6 +94,20 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
   return attempts
 }
 
+/** The request that an operation's examples make, with all query parameters. */
+export function exampleRequest(document: OpenApi, path: string, operation: Operation): { url: string; body?: string } {
+  const parameters = operation.parameters ?? []
+  const filling = ({ schema }: Parameter) => encode(String(exampleOf(document, schema)))
+  const filled = path.replaceAll(/\{(\w+)\}/g, (_, name) => {
+    const parameter = parameters.find((each) => each.name === name)
+    return parameter ? filling(parameter) : 'x'
+  })
+  const query = parameters.filter((each) => each.in === 'query').map((each) => `${each.name}=${filling(each)}`)
+  const schema = operation.requestBody?.content['application/json']?.schema
+  const url = query.length > 0 ? `${filled}?${query.join('&')}` : filled
+  return { url, ...(schema && { body: JSON.stringify(exampleOf(document, schema)) }) }
+}
+
 /**
  * Percent-encodes a text. One with half a surrogate pair, which encodeURIComponent refuses, becomes the bytes of
  * U+D800.

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { catalogue } from '../src/http/problems.ts'
 import { createTestDatabase, eventually, password, readText, root, startServer, testEnvironment } from './harness.ts'
+import { exampleRequest, type OpenApi } from './openapi-fuzz.ts'
 import { freePort } from './ports.ts'
 import { ask, program, registration, startTraefik } from './traefik.ts'
 import { longestBody, type Recorded } from './traffic.ts'
@@ -39,7 +40,8 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
   const { port, refusals, output } = await startWaf(t, url)
 
   t.test('no attack comes through', async (t) => {
-    t.ok(attacks.length >= 60, `${attacks.length} attacks`)
+    t.ok(attacks.length >= 60)
+    t.match(readText('docs/edge.md'), `sends ${attacks.length} attacks`, 'as the page says')
     for (const { what, ...attack } of attacks) {
       const { status, headers } = await send(port, attack)
       t.ok(status === 403 || status === 400, `${what}: ${status}`)
@@ -153,6 +155,21 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
     t.match(JSON.parse(reply.text), { status: 413, code: 'payload_too_large' })
   })
 
+  t.test('each operation passes, with the examples of its document', async (t) => {
+    const document = JSON.parse(readText('client/openapi.json')) as OpenApi
+    for (const [path, operations] of Object.entries(document.paths)) {
+      for (const [method, operation] of Object.entries(operations)) {
+        const { url, body } = exampleRequest(document, path, operation)
+        for (const type of Object.keys(operation.requestBody?.content ?? { none: {} })) {
+          const headers: Record<string, string> = type === 'none' ? {} : { 'content-type': type }
+          const sent = /json/.test(type) && body !== undefined ? { body } : {}
+          const { status } = await send(port, { method: method.toUpperCase(), path: url, headers, ...sent })
+          t.equal(status, 204, `${method} ${url} ${type}`)
+        }
+      }
+    }
+  })
+
   t.test('the requests of other tests pass', async (t) => {
     const folder = process.env.TEST_TRAFFIC
     const files = folder ? readdirSync(folder).map((name) => join(folder, name)) : []
@@ -161,6 +178,8 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
     )
     const requests = [...new Set(recorded)].map((line) => JSON.parse(line) as Recorded)
     t.ok(requests.length > 300, `${requests.length} requests`)
+    const kept = readText('test/traffic.jsonl').trim().split('\n').length
+    t.match(readText('docs/edge.md'), `replays ${kept} requests`, 'as the page says')
     const blocked: string[] = []
     const replay = async () => {
       for (let each = requests.pop(); each !== undefined; each = requests.pop()) {
@@ -184,6 +203,17 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
 t.test('between Traefik and the product', { skip: waf.skip || program.skip }, async (t) => {
   const database = await createTestDatabase(t)
   const server = await startServer(t, testEnvironment(database, { TRUST_PROXY: '127.0.0.1' }))
+
+  t.test('without it no attack makes the server stumble', async (t) => {
+    const statuses = new Map<number, number>()
+    for (const { what, ...attack } of attacks) {
+      const { status } = await send(server.port, { ...attack, headers: { ...attack.headers, host: 'localhost' } })
+      statuses.set(status, (statuses.get(status) ?? 0) + 1)
+      t.ok(status < 500, `${what}: ${status}`)
+    }
+    t.comment(Object.fromEntries(statuses))
+  })
+
   const wafPort = await freePort()
   const traefik = await startTraefik(t, { BACKEND_URLS: server.url, WAF_URL: `http://127.0.0.1:${wafPort}` })
   const entry = traefik.port('local')
