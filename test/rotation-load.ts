@@ -23,7 +23,7 @@ export type Load = {
   stop(): Promise<void>
 }
 
-const pauses = { read: 20, refresh: 100, sign_in: 400, upload: 150 }
+const pauses = { read: 50, refresh: 200, sign_in: 800, upload: 300 }
 
 export function startLoad(server: Server, agency: Agency): Load {
   const faults: string[] = []
@@ -81,7 +81,7 @@ export function startLoad(server: Server, agency: Agency): Load {
     }
   }
 
-  const running = (['read', 'read', 'read', 'refresh', 'sign_in', 'upload'] as const).map(repeat)
+  const running = (['read', 'read', 'refresh', 'sign_in', 'upload'] as const).map(repeat)
   return {
     ...{ faults, counts, sessions },
     async stop() {

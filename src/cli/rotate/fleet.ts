@@ -15,7 +15,7 @@ type SeenWorker = WorkerReport & { listener: string }
 export type Fleet = ReturnType<typeof openFleet>
 export type FleetOptions = { listener: string[]; timeout: number }
 
-const pollMs = 300
+const pollMs = 500
 const requestMs = 5000
 
 /**
