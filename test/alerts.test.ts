@@ -11,7 +11,8 @@ import { findProgram } from './parts.ts'
  */
 
 const promtool = findProgram('promtool')
-const files = ['alerts', 'objectives'].map((name) => `deploy/observability/prometheus/${name}.yml`)
+const folder = 'deploy/observability/prometheus'
+const files = ['alerts', 'objectives'].map((name) => `${folder}/${name}.yml`)
 
 type Rule = { alert?: string; record?: string; expr: string; labels: Record<string, string> }
 const rules = files.flatMap((file) =>
@@ -49,9 +50,9 @@ const testOf = (name: string, series: Record<string, string>, fires: readonly st
 })
 
 t.test('each alert fires at its fault and at nothing else', { skip: promtool.skip }, async (t) => {
-  const folder = temporaryFolder(t)
+  const scratch = temporaryFolder(t)
   async function judge(tests: object[], evaluation_interval: string) {
-    const file = join(folder, 'tests.yml')
+    const file = join(scratch, 'tests.yml')
     writeFileSync(file, stringify({ rule_files: files.map((each) => join(root, each)), evaluation_interval, tests }))
     return run(promtool.path, ['test', 'rules', file]).catch((err) => err as { stdout: string; stderr: string })
   }
@@ -72,6 +73,11 @@ t.test('each alert fires at its fault and at nothing else', { skip: promtool.ski
   for (const wrong of [missing, testOf('too many', plant(first, minutes), [], [minutes])]) {
     t.match((await judge([wrong], '2m')).stderr, /FAILED/)
   }
+})
+
+t.test('Prometheus takes the configuration of compose.observability.yaml', { skip: promtool.skip }, async (t) => {
+  const { stdout } = await run(promtool.path, ['check', 'config', join(root, `${folder}/prometheus.yml`)])
+  t.match(stdout, /2 rule files found/)
 })
 
 t.test('every alert has a fault, a page and a word about what to do', async (t) => {
