@@ -9,10 +9,12 @@ import type { Json } from './tokens.ts'
 
 type Document = {
   info: Json
+  tags: { name: string }[]
   paths: Record<string, Record<string, { responses: Json }>>
   components: {
     schemas: Record<string, { properties: Record<string, Json> }>
     examples?: Record<string, { value: unknown }>
+    securitySchemes: Json
   }
 }
 
@@ -66,17 +68,40 @@ t.test('the linters of the contract', needsPackages, async (t) => {
       t.match(await lint(t, () => {}), { code: 0 })
     }),
     t.test('would find what Redocly warns of', async (t) => {
-      const { code, output } = await lint(t, ({ info }) => delete info.license)
+      const { code, output } = await lint(t, (document) => {
+        keepOnePath(document)
+        delete document.info.license
+      })
       t.not(code, 0)
       t.match(output, 'info-license')
     }),
     t.test('would find what Spectral warns of', async (t) => {
-      const { code, output } = await lint(t, ({ info }) => delete info.contact)
+      const { code, output } = await lint(t, (document) => {
+        keepOnePath(document)
+        delete document.info.contact
+      })
       t.not(code, 0)
       t.match(output, 'info-contact')
     })
   ])
 })
+
+/** Removes all but one path and what it needs: the linters find nothing in that either, sooner than in the whole. */
+function keepOnePath(document: Document): void {
+  const path = '/api/v1/users/me'
+  document.paths = { [path]: document.paths[path] as Document['paths'][string] }
+  document.tags = document.tags.filter(({ name }) => name === 'me')
+  const { securitySchemes: _, ...components } = document.components
+  const unused = () => {
+    const text = JSON.stringify(document)
+    return Object.entries(components).flatMap(([kind, all]) =>
+      Object.keys(all)
+        .filter((name) => !text.includes(`"#/components/${kind}/${name}"`))
+        .map((name) => ({ all, name }))
+    )
+  }
+  for (let found = unused(); found.length > 0; found = unused()) for (const { all, name } of found) delete all[name]
+}
 
 /** Runs the script on a copy of the document with a change. */
 async function lint(t: Test, change: (document: Document) => void): Promise<{ code: number; output: string }> {
