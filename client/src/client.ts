@@ -24,6 +24,7 @@ import type {
 } from './schema.js'
 import { createSession } from './session.js'
 import { memoryStore, type TokenStore } from './stores.js'
+import { withTags } from './tags.js'
 
 export type AggiosClientOptions = {
   /** The origin of the API: an agency's host such as `https://acme.aggios.app`, or the general host. */
@@ -163,7 +164,7 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
   const send = withRetries(proofKey ? withProofs(plain, proofKey) : plain, options.retry)
   const session = createSession({ baseUrl, store, lock, send, onSignedOut })
   const anonymous = createFetchClient<paths>({ baseUrl, fetch: send })
-  const client = createFetchClient<paths>({ baseUrl, fetch: session.send })
+  const client = createFetchClient<paths>({ baseUrl, fetch: withTags(session.send, store) })
 
   return {
     ...client,
