@@ -60,7 +60,7 @@ export function openLedger(t: Owner, file: string): Ledger {
 
 export type Answer = { status: number; body: Record<string, unknown>; headers: Headers }
 
-/** Sends a request to one process. Rejects if the answer is missing or cut off. */
+/** Sends a request to one process, which must answer with the newest. Rejects if the answer is missing or cut off. */
 export async function ask(
   url: string,
   method: string,
@@ -72,6 +72,7 @@ export async function ask(
     // a machine that is busy takes its time; without an end a lost reply would hold the file until its own
     signal: AbortSignal.timeout(60_000),
     headers: {
+      'cache-control': 'no-cache',
       ...(body && { 'content-type': 'application/json' }),
       ...(token !== undefined && { authorization: `Bearer ${token}` }),
       ...(ifMatch !== undefined && { 'if-match': ifMatch })
