@@ -42,7 +42,8 @@ async function counted(work: () => Promise<unknown>): Promise<Counts> {
 }
 
 t.test('the hot path', async (t) => {
-  const app = await startApp(t)
+  // what the database answers; what memory answers is in remembered-reads.test.ts
+  const app = await startApp(t, { READ_MEMORY: 'off' })
   databasePort = Number(new URL(app.database.app).port)
   const acme = await createTenant(app, 'acme')
   const tag = (await acme.send('/api/v1/users/me')).headers.etag as string
