@@ -11,84 +11,139 @@ import { createKeyRing } from '../../keys.ts'
 import { Refusal } from '../operator.ts'
 import { reencryptProviders } from './provider.ts'
 import { newSecret, type Rotation } from './rotation.ts'
-import { openSecretFile } from './secret-file.ts'
+import { openSecretFile, type Progress, type SecretFile } from './secret-file.ts'
 
 /** An invitation is signed when its mail is sent, and can be used for so long. */
 const invitationSeconds = 7 * 86_400
 
+/** A list of keys in a file. `purpose` makes the ids of its keys: those in tokens, and those that are stored with passwords. */
+type Ring = { name: string; purpose: string }
+
+const tokenKeys: Ring = { name: 'JWT_SECRET', purpose: 'access token' }
+const peppers: Ring = { name: 'PASSWORD_PEPPER', purpose: 'pepper' }
+
 /**
  * Puts a new key in front of a ring, in two steps, because a process must know a key before another one uses it: the new key
- * is appended, and when every process has it, it becomes the first. The old one stays for what was made with it.
+ * is appended, and when every process has it, it becomes the first. The others stay for what was made with them.
+ *
+ * The notes come before each change, and name the new key by its id. So a run after an interruption finds that key wherever it
+ * stands, and never takes an old one for it.
  */
-async function switchRing({ env, fleet, step }: Rotation, name: string): Promise<void> {
-  const file = openSecretFile(env, name)
-  const keys = list(file.read())
-  if (keys.length === 0) throw new Refusal(`${file.path} has no key`)
-  const progress = file.progress()
-  if (progress === undefined && keys.length > 1) {
-    throw new Refusal(
-      `${file.path} has ${keys.length} keys already: drop those that nothing needs first, with --finish`
-    )
-  }
+async function switchRing({ env, fleet, step }: Rotation, ring: Ring): Promise<Progress> {
+  const file = openSecretFile(env, ring.name)
+  file.requireWritable()
+  let keys = keysIn(file)
+  let progress = progressOf(file, ring)
   if (progress === undefined) {
-    keys.push(newSecret())
+    const added = newSecret()
+    progress = file.remember({ step: 'appended', key: idOf(added, ring) })
+    keys = [...keys, added]
     file.write(keys.join(','))
-    file.remember({ step: 'appended' })
   }
-  if (progress?.step !== 'switched') {
-    await fleet.waitFor(name, keys)
+  await fleet.waitFor(ring.name, keys)
+  if (progress.step === 'appended') {
     step('every process knows the new key')
-    file.write([keys.at(-1), ...keys.slice(0, -1)].join(','))
+    const { key = '' } = progress
+    const isNew = (secret: string) => idOf(secret, ring) === key
+    keys = [...keys.filter(isNew), ...keys.filter((each) => !isNew(each))]
+    file.write(keys.join(','))
+    await fleet.waitFor(ring.name, keys)
+    progress = file.remember({ step: 'switched', key })
   }
-  await fleet.waitFor(name, list(file.read()))
-  if (progress?.step !== 'switched') file.remember({ step: 'switched' })
   step('every process uses the new key, and still knows the old one')
+  return progress
 }
 
+/**
+ * The notes of a ring whose first key every process uses, so that the others may be dropped. Undefined when they were dropped
+ * by a run that was interrupted then. A ring of several keys without notes was changed by hand, and counts from now on.
+ */
+async function requireSwitched({ env, fleet }: Rotation, ring: Ring): Promise<Progress | undefined> {
+  const file = openSecretFile(env, ring.name)
+  file.requireWritable()
+  const keys = keysIn(file)
+  const [first = ''] = keys
+  const progress = progressOf(file, ring)
+  if (progress?.step === 'appended') {
+    throw new Refusal('there is nothing to finish: the new key is not in front yet. Run rotate again first')
+  }
+  if (keys.length === 1 && file.progress()?.step !== 'switched') {
+    throw new Refusal(`there is nothing to finish: ${file.path} has one key only`)
+  }
+  await fleet.waitFor(ring.name, keys)
+  if (keys.length === 1) return undefined
+  return progress ?? file.remember({ step: 'switched', key: idOf(first, ring) })
+}
+
+/** The notes, where they belong to the keys that are in the file. */
+function progressOf(file: SecretFile, ring: Ring): Progress | undefined {
+  const progress = file.progress()
+  const ids = keysIn(file).map((secret) => idOf(secret, ring))
+  const place = ids.indexOf(progress?.key ?? '')
+  return ids.length > 1 && (place === 0 || (place > 0 && progress?.step === 'appended')) ? progress : undefined
+}
+
+function keysIn(file: SecretFile): string[] {
+  const keys = list(file.read())
+  if (keys.length === 0) throw new Refusal(`${file.path} has no key`)
+  return keys
+}
+
+const idOf = (secret: string, { purpose }: Ring) => createKeyRing([secret], purpose).first.id
+
 /** Drops all keys but the first. */
-async function dropOld({ env, fleet, step }: Rotation, name: string): Promise<string> {
+async function dropOld({ env, fleet, step }: Rotation, { name }: Ring): Promise<string> {
   const file = openSecretFile(env, name)
-  const [first = ''] = list(file.read())
+  const [first = ''] = keysIn(file)
   file.write(first)
-  file.forget()
   await fleet.waitFor(name, [first])
+  file.forget()
   step('no process knows the old key any more')
   return 'done: the old key is of no use any more'
 }
 
 /** What was signed with the old key of tokens has expired by then. */
-function dropTime({ config, env }: Rotation): Date {
-  const progress = openSecretFile(env, 'JWT_SECRET').progress()
-  if (progress?.step !== 'switched') throw new Refusal('there is nothing to finish: no new key is in front yet')
+function dropTime({ config }: Rotation, { at }: Progress): Date {
   const seconds = Math.max(config.refreshTokenTtl, config.accessTokenTtl, invitationSeconds)
-  return new Date(Date.parse(progress.at) + seconds * 1000)
+  return new Date(Date.parse(at) + seconds * 1000)
 }
 
 export async function rotateTokens(rotation: Rotation): Promise<string> {
-  await switchRing(rotation, 'JWT_SECRET')
-  return `The old key may be dropped from ${dropTime(rotation).toISOString()} on: rotate jwt --finish`
+  requireOwnPepper(rotation)
+  const time = dropTime(rotation, await switchRing(rotation, tokenKeys))
+  return `The old key may be dropped from ${time.toISOString()} on: rotate jwt --finish`
 }
 
 export async function finishTokens(rotation: Rotation, { now }: { now: boolean }): Promise<string> {
-  const time = dropTime(rotation)
-  if (!now && time.getTime() > Date.now()) {
+  requireOwnPepper(rotation)
+  const progress = await requireSwitched(rotation, tokenKeys)
+  const time = progress && dropTime(rotation, progress)
+  if (!now && time && time.getTime() > Date.now()) {
     throw new Refusal(
       `the old key may be dropped from ${time.toISOString()} on, when no session needs it any more. With --now it is dropped at once, and who has not come since the new key is signed out`
     )
   }
-  return dropOld(rotation, 'JWT_SECRET')
+  return dropOld(rotation, tokenKeys)
+}
+
+/** Without a setting of its own, the pepper is derived from the key of tokens, and would be dropped with it. */
+function requireOwnPepper({ env }: Rotation): void {
+  if (env.PASSWORD_PEPPER || env.PASSWORD_PEPPER_FILE) return
+  throw new Refusal('PASSWORD_PEPPER is not set: passwords would be lost with the key of tokens that they depend on')
 }
 
 export async function rotatePepper(rotation: Rotation, gate: TenantGate): Promise<string> {
-  await switchRing(rotation, 'PASSWORD_PEPPER')
+  await switchRing(rotation, peppers)
   const needed = await moveStored(rotation, gate)
   return `Passwords and second factors move to the new pepper when their owners sign in. ${stateOf(needed)}: rotate pepper --finish`
 }
 
 export async function finishPepper(rotation: Rotation, gate: TenantGate): Promise<string> {
+  // a process that still used the old pepper would store it again, after it was looked for
+  await requireSwitched(rotation, peppers)
   const needed = await moveStored(rotation, gate)
   if (needed.length > 0) throw new Refusal(`${stateOf(needed)}: the old pepper can't be dropped yet`)
-  return dropOld(rotation, 'PASSWORD_PEPPER')
+  return dropOld(rotation, peppers)
 }
 
 const stateOf = (needed: readonly string[]) =>
@@ -96,13 +151,13 @@ const stateOf = (needed: readonly string[]) =>
 
 /** Moves to the first pepper what can be moved without its owner, and names what still needs another one. */
 async function moveStored({ env }: Rotation, gate: TenantGate): Promise<string[]> {
-  const peppers = list(openSecretFile(env, 'PASSWORD_PEPPER').read())
-  await reencryptProviders(gate, peppers)
-  await signWithNewKey(gate, createAuditKeys(peppers))
+  const keys = keysIn(openSecretFile(env, peppers.name))
+  await reencryptProviders(gate, keys)
+  await signWithNewKey(gate, createAuditKeys(keys))
   const kinds = [
-    ['passwords', peppersInUse, createKeyRing(peppers, 'pepper').first.id],
-    ['second factors', factorKeysInUse, createStoredSecrets(peppers, 'second factor').first],
-    ['secrets of providers', providerKeysInUse, createStoredSecrets(peppers, 'identity provider').first]
+    ['passwords', peppersInUse, createKeyRing(keys, peppers.purpose).first.id],
+    ['second factors', factorKeysInUse, createStoredSecrets(keys, 'second factor').first],
+    ['secrets of providers', providerKeysInUse, createStoredSecrets(keys, 'identity provider').first]
   ] as const
   const needed: string[] = []
   for (const [kind, statement, first] of kinds) {

@@ -1,0 +1,122 @@
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { Refusal } from '../src/cli/operator.ts'
+import { finishTokens, rotateTokens } from '../src/cli/rotate/rings.ts'
+import type { Rotation } from '../src/cli/rotate/rotation.ts'
+import { readConfig } from '../src/config/config.ts'
+import type { Environment } from '../src/config/environment.ts'
+import { createKeyRing } from '../src/keys.ts'
+import { databaseUrls } from './databases.ts'
+import { temporaryFolder, testEnvironment } from './harness.ts'
+import { otherStrongSecret, strongSecret } from './tokens.ts'
+
+/*
+ * A rotation that stops at any point goes on when it is run again. The servers are a list of what they were told to use: what
+ * happens to real ones is in rotation.test.ts.
+ */
+
+/** Makes a folder with files of secrets, and a rotation that works on them. */
+function startSteps(t: Test, secrets: Record<string, string>, more: Environment = {}) {
+  const folder = temporaryFolder(t)
+  const file = (name: string) => join(folder, name.toLowerCase())
+  const read = (name: string) => readFileSync(file(name), 'utf8').trim()
+  const env: Environment = { ...testEnvironment(databaseUrls('postgres')), DATA_DIR: folder, ...more }
+  for (const [name, text] of Object.entries(secrets)) {
+    delete env[name]
+    env[`${name}_FILE`] = file(name)
+    writeFileSync(file(name), `${text}\n`)
+  }
+  const waits: string[] = []
+  const world = {
+    ...{ file, read, waits },
+    /** How often the servers follow, before one stays behind. */
+    patience: Number.POSITIVE_INFINITY
+  }
+  const rotation: Rotation = {
+    ...{ config: readConfig(env), env, step: () => {} },
+    fleet: {
+      behind: async () => [],
+      async waitFor(name, values) {
+        if (values.join(',') !== read(name)) throw new Error(`waits for something that is not in the file ${name}`)
+        if (world.patience-- <= 0) throw new Refusal('a process is behind')
+        waits.push(read(name))
+      }
+    }
+  }
+  return Object.assign(world, { rotation })
+}
+
+const idOf = (secret: string) => createKeyRing([secret], 'access token').first.id
+const [OLD, NEW, OTHER] = [strongSecret, otherStrongSecret, 'y3t-an0th3r-k3y-0f-th1rty-tw0-byt3s']
+const later = { step: 'switched', at: new Date().toISOString() }
+
+t.test('a ring goes on wherever it stopped, and never drops the key that it has made', async (t) => {
+  // what an interruption can leave behind, and what an operator's hand can
+  const states = {
+    'nothing was done': { keys: [OLD] },
+    'only the notes were written': { keys: [OLD], notes: { step: 'appended', key: idOf(NEW) } },
+    'the key was appended': { keys: [OLD, NEW], notes: { step: 'appended', key: idOf(NEW) } },
+    'the key was put in front, and a process stayed behind': {
+      keys: [NEW, OLD],
+      notes: { step: 'appended', key: idOf(NEW) }
+    },
+    'the key is in front everywhere': { keys: [NEW, OLD], notes: { step: 'switched', key: idOf(NEW) } },
+    'the old key was dropped, and the notes were not': {
+      keys: [NEW],
+      notes: { step: 'switched', key: idOf(NEW) },
+      gone: NEW
+    },
+    'the key was appended, and the notes were lost': { keys: [OLD, NEW] },
+    'the notes are those of another key': { keys: [OTHER, OLD], notes: { step: 'switched', key: idOf(NEW) } }
+  }
+  for (const [name, { keys, notes, gone = OLD }] of Object.entries<{ keys: string[]; notes?: object; gone?: string }>(
+    states
+  )) {
+    for (let patience = 0; patience < 4; patience++) {
+      const world = startSteps(t, { JWT_SECRET: keys.join(',') })
+      if (notes) writeFileSync(`${world.file('JWT_SECRET')}.rotation`, JSON.stringify({ ...later, ...notes }))
+      world.patience = patience
+      await rotateTokens(world.rotation).catch(() => {})
+      world.patience = Number.POSITIVE_INFINITY
+      await rotateTokens(world.rotation)
+      const [first = '', ...others] = world.read('JWT_SECRET').split(',')
+      t.not(first, gone, `${name}: another key signs`)
+      t.ok(others.includes(gone), 'and the one before is still known')
+      for (const [index, now] of world.waits.entries()) {
+        const before = index === 0 ? keys : (world.waits[index - 1] ?? '').split(',')
+        const signs = now.split(',')[0] ?? ''
+        if (index > 0 || signs !== keys[0])
+          t.ok(before.includes(signs), 'each process knows a key before one signs with it')
+      }
+      await t.rejects(finishTokens(world.rotation, { now: false }), /may be dropped from/)
+      world.patience = 1
+      await t.rejects(
+        finishTokens(world.rotation, { now: true }),
+        /a process is behind/,
+        'interrupted when the old keys were dropped'
+      )
+      world.patience = Number.POSITIVE_INFINITY
+      await finishTokens(world.rotation, { now: false })
+      t.equal(world.read('JWT_SECRET'), first)
+      t.notOk(existsSync(`${world.file('JWT_SECRET')}.rotation`))
+      await t.rejects(finishTokens(world.rotation, { now: true }), /nothing to finish/)
+    }
+  }
+})
+
+t.test('a ring that was changed by hand can be finished, after the time of its sessions', async (t) => {
+  const world = startSteps(t, { JWT_SECRET: `${NEW},${OLD}` })
+  await t.rejects(finishTokens(world.rotation, { now: false }), /may be dropped from/)
+  await finishTokens(world.rotation, { now: true })
+  t.equal(world.read('JWT_SECRET'), NEW)
+})
+
+t.test('nothing changes where the notes can not be written, or the pepper depends on the key', async (t) => {
+  const world = startSteps(t, { JWT_SECRET: OLD })
+  mkdirSync(`${world.file('JWT_SECRET')}.rotation.new`)
+  await t.rejects(rotateTokens(world.rotation), /rotation can't be written \(EISDIR\)/)
+  const derived = { ...world.rotation, env: { ...world.rotation.env, PASSWORD_PEPPER: '' } }
+  await t.rejects(rotateTokens(derived), /PASSWORD_PEPPER is not set/)
+  t.equal(world.read('JWT_SECRET'), OLD)
+})
