@@ -1,14 +1,17 @@
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { Refusal } from '../src/cli/operator.ts'
+import { finishDatabase, rotateDatabase } from '../src/cli/rotate/database.ts'
+import { withRotationLock } from '../src/cli/rotate/lock.ts'
 import { finishTokens, rotateTokens } from '../src/cli/rotate/rings.ts'
 import type { Rotation } from '../src/cli/rotate/rotation.ts'
+import { rotateStoreKey } from '../src/cli/rotate/s3.ts'
 import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { createKeyRing } from '../src/keys.ts'
-import { databaseUrls } from './databases.ts'
-import { temporaryFolder, testEnvironment } from './harness.ts'
+import { databaseUrls, withClient } from './databases.ts'
+import { commandFile, run, temporaryFolder, testEnvironment } from './harness.ts'
 import { otherStrongSecret, strongSecret } from './tokens.ts'
 
 /*
@@ -22,6 +25,7 @@ function startSteps(t: Test, secrets: Record<string, string>, more: Environment 
   const file = (name: string) => join(folder, name.toLowerCase())
   const read = (name: string) => readFileSync(file(name), 'utf8').trim()
   const env: Environment = { ...testEnvironment(databaseUrls('postgres')), DATA_DIR: folder, ...more }
+  const config = readConfig(env)
   for (const [name, text] of Object.entries(secrets)) {
     delete env[name]
     env[`${name}_FILE`] = file(name)
@@ -34,7 +38,7 @@ function startSteps(t: Test, secrets: Record<string, string>, more: Environment 
     patience: Number.POSITIVE_INFINITY
   }
   const rotation: Rotation = {
-    ...{ config: readConfig(env), env, step: () => {} },
+    ...{ config, env, step: () => {} },
     fleet: {
       behind: async () => [],
       async waitFor(name, values) {
@@ -119,4 +123,94 @@ t.test('nothing changes where the notes can not be written, or the pepper depend
   const derived = { ...world.rotation, env: { ...world.rotation.env, PASSWORD_PEPPER: '' } }
   await t.rejects(rotateTokens(derived), /PASSWORD_PEPPER is not set/)
   t.equal(world.read('JWT_SECRET'), OLD)
+})
+
+/** Works as a user who is not root, to whom a file can be read-only. */
+async function unprivileged(path: string, work: () => Promise<unknown>): Promise<void> {
+  const nobody = 65_534
+  const root = process.geteuid?.() === 0
+  chmodSync(path, 0o400)
+  if (root) {
+    const folder = join(path, '..')
+    for (const each of ['', ...readdirSync(folder)]) chownSync(join(folder, each), nobody, nobody)
+    process.seteuid?.(nobody)
+  }
+  try {
+    await work()
+  } finally {
+    if (root) process.seteuid?.(0)
+    chmodSync(path, 0o600)
+  }
+}
+
+t.test('the key of the store changes in both files, or a run is needed that names them again', async (t) => {
+  const world = startSteps(t, { S3_ACCESS_KEY: 'old', S3_SECRET_KEY: 'the secret of old' })
+  const [accessKeyFile, secretKeyFile] = [world.file('new_access'), world.file('new_secret')]
+  writeFileSync(accessKeyFile, 'new')
+  writeFileSync(secretKeyFile, 'the secret of new')
+  const given = { accessKeyFile, secretKeyFile }
+  const none = { accessKeyFile: undefined, secretKeyFile: undefined }
+  const pair = () => [world.read('S3_ACCESS_KEY'), world.read('S3_SECRET_KEY')]
+
+  for (const name of ['S3_ACCESS_KEY', 'S3_SECRET_KEY']) {
+    await unprivileged(world.file(name), async () => {
+      await t.rejects(rotateStoreKey(world.rotation, given), /can't be written \(EACCES\)/)
+      await t.rejects(rotateStoreKey(world.rotation, none), /EACCES/, 'and a second run does not say that it is done')
+    })
+    t.strictSame(pair(), ['old', 'the secret of old'])
+  }
+
+  // what a run leaves behind that was killed between the two files
+  writeFileSync(world.file('S3_SECRET_KEY'), 'the secret of new')
+  writeFileSync(`${world.file('S3_ACCESS_KEY')}.rotation`, JSON.stringify({ ...later, from: 'old' }))
+  await t.rejects(rotateStoreKey(world.rotation, none), /name its two files/)
+  await t.rejects(rotateStoreKey(world.rotation, { ...given, accessKeyFile: world.file('S3_ACCESS_KEY') }), /in use/)
+  // and one that was killed when it had written both
+  writeFileSync(world.file('S3_ACCESS_KEY'), 'new')
+  world.patience = 1
+  await t.rejects(rotateStoreKey(world.rotation, given), /a process is behind/)
+  world.patience = 2
+  t.match(await rotateStoreKey(world.rotation, none), /Disable old in/)
+})
+
+t.test('the database changes its role in each file, and no role is locked that a file names', async (t) => {
+  const { postgres, app } = databaseUrls('postgres')
+  const urls = { DATABASE_URL: app, DATABASE_REPLICA_URL: app }
+  const world = startSteps(t, urls, { ...urls, DATABASE_ADMIN_URL: postgres })
+  t.teardown(() => withClient(postgres, (client) => client.query('alter role aggios_app_b nologin password null')))
+  const role = (name: string) => new URL(world.read(name)).username
+  const logIn = (name: string) => withClient(world.read(name), (client) => client.query('select'))
+
+  await unprivileged(world.file('DATABASE_REPLICA_URL'), () =>
+    t.rejects(rotateDatabase(world.rotation), /database_replica_url can't be written/)
+  )
+  t.strictSame([role('DATABASE_URL'), existsSync(`${world.file('DATABASE_URL')}.rotation`)], ['aggios_app', false])
+
+  await rotateDatabase(world.rotation)
+  await logIn('DATABASE_URL')
+  const used = world.read('DATABASE_URL')
+  // what a run leaves behind that was killed between the two files
+  writeFileSync(world.file('DATABASE_REPLICA_URL'), app)
+  await t.rejects(finishDatabase(world.rotation), /database_replica_url still names aggios_app/)
+  await withClient(used, async () => {
+    await rotateDatabase(world.rotation)
+    t.equal(world.read('DATABASE_URL'), used, 'servers that use the new password keep it')
+    t.equal(world.read('DATABASE_REPLICA_URL'), used)
+    // a run for another installation on the same server
+    const other = startSteps(t, { DATABASE_URL: app }, { DATABASE_ADMIN_URL: postgres })
+    await t.rejects(rotateDatabase(other.rotation), /1 connections of aggios_app_b are open/)
+    t.equal(other.read('DATABASE_URL'), app)
+  })
+  await logIn('DATABASE_URL')
+})
+
+t.test('two rotations at once are one and a refusal', async (t) => {
+  const { app } = databaseUrls('postgres')
+  const world = startSteps(t, { JWT_SECRET: OLD })
+  const env = { PATH: process.env.PATH, ...world.rotation.env, METRICS_PORT: '9' } as NodeJS.ProcessEnv
+  await withRotationLock(app, () =>
+    t.rejects(run(process.execPath, [commandFile('rotate'), 'jwt'], { env }), /another rotation is under way/)
+  )
+  t.equal(world.read('JWT_SECRET'), OLD)
+  t.equal(await withRotationLock(app, async () => 'free again'), 'free again')
 })

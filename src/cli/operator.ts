@@ -60,8 +60,7 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
   config: Settings,
   work: (gate: TenantGate, config: Settings) => Promise<Result>
 ): Promise<never> {
-  const url = config.databaseUrl ?? findEmbeddedUrl(config.dataDir)
-  if (!url) end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
+  const url = requireUrl(config)
   const { gate, pool } = openGate(url, timeouts)
   try {
     const result = await work(gate, config)
@@ -70,6 +69,12 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
   } catch (err) {
     return end(1, err instanceof Refusal ? err.message : `failed: ${describe(err)}`)
   }
+}
+
+/** The database of a command: that of the settings, or the embedded one of a running server. Exits the process without one. */
+export function requireUrl({ databaseUrl, dataDir }: Pick<Config, 'databaseUrl' | 'dataDir'>): string {
+  const url = databaseUrl ?? findEmbeddedUrl(dataDir)
+  return url ?? end(69, 'there is no DATABASE_URL, and no server runs with its own PostgreSQL here')
 }
 
 /**

@@ -1,9 +1,10 @@
 import { Argument, type Command, InvalidArgumentError } from 'commander'
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { createOperatorCommand, endsSomething, standAlone } from './command.ts'
-import { operate, progress } from './operator.ts'
+import { operate, progress, requireUrl } from './operator.ts'
 import { finishDatabase, rotateDatabase } from './rotate/database.ts'
 import { openFleet } from './rotate/fleet.ts'
+import { withRotationLock } from './rotate/lock.ts'
 import { reencrypt, rotateClientSecret, type SharedProvider, sharedProviders } from './rotate/provider.ts'
 import { finishRedis, rotateRedis } from './rotate/redis.ts'
 import { finishPepper, finishTokens, rotatePepper, rotateTokens } from './rotate/rings.ts'
@@ -108,7 +109,8 @@ if (import.meta.main) await standAlone(command).parseAsync()
 function run(options: Options, work: (rotation: Rotation, gate: TenantGate) => Promise<string>): Promise<never> {
   return operate((gate, config) => {
     const step = (line: string) => void process.stderr.write(`${line}\n`)
-    return work({ config, env: process.env, fleet: openFleet(config, options), step }, gate)
+    const rotation = { config, env: process.env, fleet: openFleet(config, options), step }
+    return withRotationLock(requireUrl(config), () => work(rotation, gate))
   })
 }
 

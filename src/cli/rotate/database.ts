@@ -18,16 +18,20 @@ const drainMs = 40_000
 /**
  * Makes the servers log in as the other role, with a new password. The one before stays until `finishDatabase`, so no
  * connection is refused meanwhile.
+ *
+ * A run after an interruption begins anew while any file still names the old role. The password that a file already has for the
+ * new role stays then, because servers may use it.
  */
 export async function rotateDatabase(rotation: Rotation): Promise<string> {
   const { fleet, step } = rotation
   const files = urlFiles(rotation)
   const [file] = files
-  const progress = file.progress()
-  if (progress?.step !== 'switched') {
-    const from = roleIn(file)
-    const to = from === logins[0] ? logins[1] : logins[0]
-    const password = newSecret()
+  for (const each of files) each.requireWritable()
+  const from = file.progress()?.from ?? roleIn(file)
+  const to = from === logins[0] ? logins[1] : logins[0]
+  if (files.some((each) => roleIn(each) === from)) {
+    const switched = files.find((each) => roleIn(each) === to)
+    const password = switched ? decodeURIComponent(new URL(switched.read()).password) : newSecret()
     await asAdministrator(rotation, async (client) => {
       const { rows } = await client.query(
         "select pg_has_role($1, 'aggios_app', 'usage') as usable from pg_roles where rolname = $1",
@@ -35,16 +39,20 @@ export async function rotateDatabase(rotation: Rotation): Promise<string> {
       )
       if (!rows[0]?.usable)
         throw new Refusal(`there is no role ${to} with the rights of aggios_app: run db/roles.sql again`)
+      // roles belong to the whole server: another installation, or a server that --listener does not name, may use this one
+      const open = switched ? 0 : await countConnections(client, to)
+      if (open > 0)
+        throw new Refusal(`${open} connections of ${to} are open: something uses it, and would lose its password`)
+      // the notes come first: without them, the next run could not tell the old role from the new one
+      file.remember({ step: 'switched', from })
       await client.query(`alter role ${to} login password ${client.escapeLiteral(scramVerifier(password))}`)
     })
     step(`${to} has a new password`)
-    // first the notes: a file that has changed without them would let the next run begin anew, and lock the role in use
-    file.remember({ step: 'switched', from })
     for (const each of files) each.write(withLogin(each.read(), to, password))
   }
   for (const { name, read } of files) await fleet.waitFor(name, [read()])
-  step(`every process logs in as ${roleIn(file)}`)
-  return `${file.progress()?.from} can be locked now: rotate database --finish`
+  step(`every process logs in as ${to}`)
+  return `${from} can be locked now: rotate database --finish`
 }
 
 /** Locks the role that no server uses any more, when its last connection has ended. */
@@ -53,22 +61,28 @@ export async function finishDatabase(rotation: Rotation): Promise<string> {
   const [file] = files
   const from = file.progress()?.from
   if (from === undefined) throw new Refusal('there is nothing to finish: no other role is in use yet')
-  if (from === roleIn(file)) throw new Refusal(`${file.path} still names ${from}: run rotate database again`)
+  for (const each of files) {
+    // the connections of a replica are not seen in pg_stat_activity of the primary
+    if (roleIn(each) === from) throw new Refusal(`${each.path} still names ${from}: run rotate database again`)
+  }
   for (const { name, read } of files) await rotation.fleet.waitFor(name, [read()])
   await asAdministrator(rotation, async (client) => {
     for (const deadline = performance.now() + drainMs; ; ) {
-      const { rows } = await client.query('select count(*)::int as open from pg_stat_activity where usename = $1', [
-        from
-      ])
-      if (rows[0].open === 0) break
+      const open = await countConnections(client, from)
+      if (open === 0) break
       if (performance.now() > deadline)
-        throw new Refusal(`${rows[0].open} connections of ${from} are still open: something else uses it`)
+        throw new Refusal(`${open} connections of ${from} are still open: something else uses it`)
       await sleep(200)
     }
     await client.query(`alter role ${client.escapeIdentifier(from)} nologin password null`)
   })
   file.forget()
   return `done: ${from} is locked`
+}
+
+async function countConnections(client: pg.Client, role: string): Promise<number> {
+  const { rows } = await client.query('select count(*)::int as open from pg_stat_activity where usename = $1', [role])
+  return rows[0].open
 }
 
 /** The replica has the same roles, so its URL changes with the other one. */

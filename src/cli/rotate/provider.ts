@@ -96,7 +96,9 @@ export async function reencryptProviders(gate: TenantGate, peppers: readonly str
   }
 }
 
-export async function reencrypt({ config, step }: Rotation, gate: TenantGate): Promise<string> {
+export async function reencrypt({ config, fleet, step }: Rotation, gate: TenantGate): Promise<string> {
+  // a process that does not know the first pepper yet could not read what is encrypted with it
+  await fleet.waitFor('PASSWORD_PEPPER', config.passwordPepper)
   const count = await reencryptProviders(gate, config.passwordPepper)
   step(`${count} secrets of agencies' providers were encrypted anew`)
   return 'done: all of them are encrypted with a key of the first pepper'

@@ -12,6 +12,7 @@ import { openSecretFile } from './secret-file.ts'
 export async function rotateRedis(rotation: Rotation): Promise<string> {
   const { env, fleet, step } = rotation
   const file = openSecretFile(env, 'REDIS_URL')
+  file.requireWritable()
   if (file.progress() === undefined) {
     const url = new URL(file.read())
     const password = newSecret()
@@ -19,6 +20,7 @@ export async function rotateRedis(rotation: Rotation): Promise<string> {
     step(`${userOf(url)} has a second password`)
     url.password = password
     file.write(url.href)
+    // a run that was interrupted before this line gives the user one more password, and `finishRedis` removes all but the last
     file.remember({ step: 'switched' })
   }
   await fleet.waitFor('REDIS_URL', [file.read()])

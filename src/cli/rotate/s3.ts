@@ -15,28 +15,30 @@ export type NewKey = { accessKeyFile: string | undefined; secretKeyFile: string 
 export async function rotateStoreKey({ config, env, fleet, step }: Rotation, given: NewKey): Promise<string> {
   const access = openSecretFile(env, 'S3_ACCESS_KEY')
   const secret = openSecretFile(env, 'S3_SECRET_KEY')
-  const progress = access.progress()
-  if (progress === undefined) {
-    const { accessKeyFile, secretKeyFile } = given
-    if (accessKeyFile === undefined || secretKeyFile === undefined) {
-      throw new Refusal(
-        'make a second key in the store, and name its two files: --access-key-file and --secret-key-file'
-      )
-    }
+  for (const file of [access, secret]) file.requireWritable()
+  const before = access.read()
+  const from = access.progress()?.from ?? before
+  const { accessKeyFile, secretKeyFile } = given
+  if (accessKeyFile !== undefined && secretKeyFile !== undefined) {
     const [s3AccessKey, s3SecretKey] = [readGiven(accessKeyFile), readGiven(secretKeyFile)]
-    if (s3AccessKey === access.read()) throw new Refusal('this key is in use already: make a second one')
-    await requireWorking({ ...config, s3AccessKey, s3SecretKey })
-    step('the new key works')
-    access.remember({ step: 'switched', from: access.read() })
-    secret.write(s3SecretKey)
-    access.write(s3AccessKey)
+    if (s3AccessKey === from) throw new Refusal('this key is in use already: make a second one')
+    if (s3AccessKey !== before || s3SecretKey !== secret.read()) {
+      await requireWorking({ ...config, s3AccessKey, s3SecretKey })
+      step('the new key works')
+      access.remember({ step: 'switched', from })
+      // the name comes last: while the file still has the old one, a run begins with both again
+      secret.write(s3SecretKey)
+      access.write(s3AccessKey)
+    }
+  } else if (before === from) {
+    throw new Refusal('make a second key in the store, and name its two files: --access-key-file and --secret-key-file')
   }
-  const from = access.progress()?.from
   await fleet.waitFor('S3_ACCESS_KEY', [access.read()])
   await fleet.waitFor('S3_SECRET_KEY', [secret.read()])
   access.forget()
+  const old = [...new Set([from, before])].filter((key) => key !== access.read()).join(' and ')
   const time = new Date(Date.now() + linkSeconds * 1000).toISOString()
-  return `done: every process uses the new key. Disable ${from} in the store after ${time}, when links that it has signed have expired`
+  return `done: every process uses the new key. Disable ${old} in the store after ${time}, when links that it has signed have expired`
 }
 
 /** Writes, reads, copies, lists and removes an object with a key. Throws Refusal when the store refuses any of it. */
