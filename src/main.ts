@@ -11,7 +11,7 @@ import { describe } from './error-text.ts'
 import { buildInternal, type InternalListener } from './processes/internal-listener.ts'
 import { type Processes, serveInProcess } from './processes/serving.ts'
 import { startWorkers, WorkerEnded } from './processes/supervisor.ts'
-import { type SecretFiles, watchSecretFiles } from './secrets/secret-files.ts'
+import { type SecretFiles, secretFilesOf, watchSecretFiles } from './secrets/secret-files.ts'
 import { onHangUp, onSignals } from './signals.ts'
 
 /** The exit code EX_CONFIG of sysexits.h: a configuration error. */
@@ -31,7 +31,10 @@ onSignals(stop, cutOff)
 process.on('SIGUSR2', (signal) => internal?.logLevel.toggle(signal))
 
 try {
-  config = readConfig(readEnvironment())
+  const environment = readEnvironment()
+  // during the start there is nothing to read again; without files of secrets the signal ends the process, as it does anywhere
+  if (secretFilesOf(environment).size > 0) onHangUp(() => void secretFiles?.reload())
+  config = readConfig(environment)
   await start(config)
 } catch (err) {
   if (!stopping) await fail(err)
@@ -69,11 +72,9 @@ async function start(settings: Config): Promise<void> {
   void examineAtStart(running, internal.log)
 }
 
-/** Reads the files of secrets again when they change, and at once on SIGHUP. */
+/** Reads the files of secrets again when they change. */
 async function followSecretFiles(running: Config, { renew }: Processes, { log }: InternalListener): Promise<void> {
   secretFiles = watchSecretFiles(process.env, running, log, renew)
-  if (!secretFiles.watches) return
-  onHangUp(secretFiles.reload)
   await secretFiles.start()
 }
 

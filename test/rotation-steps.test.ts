@@ -1,5 +1,8 @@
+import { once } from 'node:events'
 import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { Refusal } from '../src/cli/operator.ts'
 import { finishDatabase, rotateDatabase } from '../src/cli/rotate/database.ts'
@@ -11,7 +14,8 @@ import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { createKeyRing } from '../src/keys.ts'
 import { databaseUrls, withClient } from './databases.ts'
-import { commandFile, run, temporaryFolder, testEnvironment } from './harness.ts'
+import { commandFile, eventually, run, startServer, temporaryFolder, testEnvironment } from './harness.ts'
+import { freePort } from './ports.ts'
 import { otherStrongSecret, strongSecret } from './tokens.ts'
 
 /*
@@ -213,4 +217,24 @@ t.test('two rotations at once are one and a refusal', async (t) => {
   )
   t.equal(world.read('JWT_SECRET'), OLD)
   t.equal(await withRotationLock(app, async () => 'free again'), 'free again')
+})
+
+t.test('SIGHUP during the start ends nothing', async (t) => {
+  // the start waits for a database that takes the connection and says nothing
+  const silent = createServer(() => {}).listen(0, '127.0.0.1')
+  t.teardown(() => silent.close())
+  await once(silent, 'listening')
+  const { port } = silent.address() as { port: number }
+  const database = { DATABASE_URL: `postgres://aggios_app:any@127.0.0.1:${port}/aggios` }
+  const { rotation } = startSteps(t, { JWT_SECRET: OLD }, database)
+  const metrics = await freePort()
+  const server = await startServer(t, { ...rotation.env, METRICS_PORT: String(metrics) }, { ready: false })
+  await eventually(() =>
+    fetch(`http://127.0.0.1:${metrics}/health`).then(
+      () => true,
+      () => false
+    )
+  )
+  server.child.kill('SIGHUP')
+  t.equal(await Promise.race([server.exited, sleep(500, 'it goes on')]), 'it goes on')
 })

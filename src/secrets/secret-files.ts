@@ -107,7 +107,6 @@ export function watchSecretFiles(
     },
     /** Reads the files now. What is in them counts at once. Never rejects. */
     reload: () => look({ stable: false }).catch(warn),
-    watches: files.size > 0,
     /** `problems`: what is wrong with the files as they are. */
     stats: () => ({ files: files.size, refused, problems })
   }
