@@ -1,6 +1,6 @@
 import type { Config } from '../config/config.ts'
 import { settings } from '../config/settings.ts'
-import { fingerprint } from './fingerprints.ts'
+import { fingerprint, newFingerprintSalt } from './fingerprints.ts'
 
 /** The secrets that a running process takes over from their files. All others are read at the start only. */
 export const liveSettings = [
@@ -30,8 +30,8 @@ type Commit = () => void
 /** Makes sure that the new values can be used, or rejects. Nothing changes before its result is called. */
 type Prepare = (values: SecretValues) => Commit | Promise<Commit>
 
-/** What a process says about its secrets: fingerprints of those in force, and the settings whose new value it refused. */
-export type SecretsReport = { in_force: Record<string, string[]>; refused: string[] }
+/** What a process says about its secrets: fingerprints of those in force, with their salt, and the settings whose new value it refused. */
+export type SecretsReport = { salt: string; in_force: Record<string, string[]>; refused: string[] }
 
 type Log = { info(facts: object, text: string): void; error(facts: object, text: string): void }
 
@@ -58,6 +58,7 @@ export function createLiveSecrets(config: Config, log: Log) {
   const followers: { keys: readonly LiveSetting[]; prepare: Prepare }[] = []
   const refused = new Map<string, string>()
   const counts = { adopted: 0, refused: 0 }
+  const salt = newFingerprintSalt()
   let wanted: SecretValues = config
   let running: Promise<void> = Promise.resolve()
   let retry: NodeJS.Timeout | undefined
@@ -130,10 +131,10 @@ export function createLiveSecrets(config: Config, log: Log) {
       const prints = await Promise.all(
         set.map(async (key) => {
           const name = nameOf(key)
-          return [name, await Promise.all(listOf(config[key]).map((value) => fingerprint(name, value)))] as const
+          return [name, await Promise.all(listOf(config[key]).map((value) => fingerprint(salt, name, value)))] as const
         })
       )
-      return { in_force: Object.fromEntries(prints), refused: [...refused.keys()] }
+      return { salt, in_force: Object.fromEntries(prints), refused: [...refused.keys()] }
     },
     stats: () => ({ ...counts, waiting: refused.size }),
     close(): void {

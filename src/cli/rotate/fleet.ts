@@ -2,13 +2,14 @@ import { lookup } from 'node:dns/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Config } from '../../config/config.ts'
 import { fingerprint } from '../../secrets/fingerprints.ts'
+import type { SecretsReport } from '../../secrets/live-secrets.ts'
 import { Refusal } from '../operator.ts'
 
 /** What a process says on the internal listener. */
 type WorkerReport = {
   worker: string
   status: string
-  secrets?: { in_force: Record<string, string[]>; refused: string[] }
+  secrets?: SecretsReport
 }
 type SeenWorker = WorkerReport & { listener: string }
 
@@ -60,16 +61,23 @@ export function openFleet({ metricsHost, metricsPort }: Config, { listener, time
 
   /** The processes that do not use exactly these values, each with the reason. */
   async function behind(name: string, values: readonly string[]): Promise<string[]> {
-    const wanted = JSON.stringify(await Promise.all(values.map((value) => fingerprint(name, value))))
     const workers = await look()
     if (workers.length === 0) return ['no process answers']
-    return workers.flatMap(({ listener, worker, secrets }) => {
-      if (JSON.stringify(secrets?.in_force[name]) === wanted) return []
-      const refused = secrets?.refused.some((text) => text.includes(name))
-      return [
-        `process ${worker} at ${listener} ${secrets ? (refused ? 'refuses it' : 'has another one') : 'is silent'}`
-      ]
-    })
+    const late = await Promise.all(
+      workers.map(async ({ listener, worker, secrets }) => {
+        if (secrets && (await uses(secrets, name, values))) return []
+        const refused = secrets?.refused.some((text) => text.includes(name))
+        return [
+          `process ${worker} at ${listener} ${secrets ? (refused ? 'refuses it' : 'has another one') : 'is silent'}`
+        ]
+      })
+    )
+    return late.flat()
+  }
+
+  async function uses({ salt, in_force }: SecretsReport, name: string, values: readonly string[]): Promise<boolean> {
+    const wanted = await Promise.all(values.map((value) => fingerprint(salt, name, value)))
+    return JSON.stringify(in_force[name]) === JSON.stringify(wanted)
   }
 
   return {
