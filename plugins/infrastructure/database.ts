@@ -31,7 +31,7 @@ declare module 'fastify' {
      * Runs one statement as the signed-in user in the token's tenant, in one network flush. Without a token, `scope`
      * names the tenant and the user: ones that the server has verified or created itself, never input.
      *
-     * A remembered statement may return its rows at once.
+     * A remembered statement may return its rows at once, and may be answered from memory, where no scope is named.
      */
     tenantQuery<Values extends object, Row>(
       statement: RememberedStatement<Values, Row>,
@@ -164,11 +164,13 @@ export default fp(
       this: FastifyRequest,
       statement: Statement<Values, Row>,
       values: Values,
-      scope: Scope = this.user
+      scope?: Scope
     ) {
-      return isRemembered(statement)
-        ? app.readMemory.read(this, { statement, scope, values }, () => query(this, statement, values, scope))
-        : query(this, statement, values, scope)
+      const { user } = this
+      // what is read about somebody else than the caller decides something, such as who may sign in
+      return isRemembered(statement) && !scope
+        ? app.readMemory.read(this, { statement, scope: user, values }, () => query(this, statement, values, user))
+        : query(this, statement, values, scope ?? user)
     } as FastifyRequest['tenantQuery'])
     app.decorateRequest('withTenant', function (this: FastifyRequest, work, scope = this.user) {
       const { tenant_id, user_id } = scope
