@@ -57,6 +57,43 @@ t.test('what a failover has undone is not believed', async (t) => {
   t.equal(app.revocations.stats().entries, 0)
 })
 
+t.test('another database that answers is not believed to have the same history', async (t) => {
+  const app = await startApp(t)
+  const there = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const status = async () => (await acme.send(me)).statusCode
+  const { databaseUrl, ...secrets } = app.config
+
+  await t.test('DATABASE_URL does not lead there while the process runs', async (t) => {
+    // both could be used: a name of the same server is another place, too
+    for (const url of [there.config.databaseUrl, String(databaseUrl).replace('127.0.0.1', 'localhost')]) {
+      await app.secrets.renew({ ...secrets, databaseUrl: url })
+      t.strictSame((await app.secrets.report()).refused, ['DATABASE_URL'])
+    }
+    await app.secrets.renew({ ...secrets, databaseUrl: `${databaseUrl}?application_name=other` })
+    t.strictSame((await app.secrets.report()).refused, [])
+    t.equal(await status(), 200)
+  })
+
+  await t.test('and a proxy that leads there makes everything be read again', async (t) => {
+    // its transaction ids are lower than those that were seen here
+    await withClient(there.database.postgres, async (client) => {
+      const entry = `insert into changes (tenant_id, kind, subject, xid, expires_at) values ($1, 'session', $2, '5', now() + '1 day')`
+      await client.query(entry, [acme.id, sidOf(acme.owner.tokens)])
+    })
+    await app.revocations.readNow()
+    t.equal(await status(), 200)
+    t.equal(app.readMemory.stats().entries, 1)
+    const { query } = app.gate
+    app.gate.query = (scope, statement, values) =>
+      (statement.name.startsWith('changes_') ? there.gate.query : query)(scope, statement, values)
+    await app.revocations.readNow()
+    t.equal(app.readMemory.stats().entries, 0, 'nothing is remembered')
+    await app.revocations.readNow()
+    t.equal(await status(), 401, 'what was revoked there is')
+  })
+})
+
 t.test('a process that was halted has missed nothing', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')

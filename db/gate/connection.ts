@@ -36,6 +36,12 @@ export class TimeoutClosingClient extends Connection {
   }
 }
 
+/** The server and the database that a URL leads to, as pg reads it. */
+export function placeOf(url: string): string {
+  const { host, port, database } = new pg.Client({ connectionString: url })
+  return JSON.stringify([host, port, database])
+}
+
 /** The code of the messages by which `note_change` tells the connection of its changes. */
 const noteCode = 'AG001'
 

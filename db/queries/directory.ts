@@ -175,12 +175,20 @@ export type Revocation = {
 }
 
 /**
+ * Which server answers, and which of its databases. Transaction ids, and so snapshots, mean something in one database only. A
+ * server that has started anew counts as another one: what it has lost in a crash, and what it was restored to, is unknown.
+ */
+const source = sql<string>`(select concat_ws(' ', extract(epoch from pg_postmaster_start_time()), d.oid)
+  from pg_database d where d.datname = current_database())`
+
+/**
  * Reads the current snapshot. Call it before reading all unexpired revocations (`changesPage`). Every change that is visible
  * in the snapshot is then known, so later reads ask for the rest only (`changesUnseen`).
  */
 export const changesSnapshot = statement(
   'changes_snapshot',
-  (_, __: Record<never, never>) => sql<{ snapshot: string }>`select pg_current_snapshot()::text as snapshot`
+  (_, __: Record<never, never>) => sql<{ snapshot: string; source: string }>`
+  select pg_current_snapshot()::text as snapshot, ${source} as source`
 )
 
 /**
@@ -203,8 +211,11 @@ export const changesPage = statement(
 /** Returns the snapshot of this read first, then each change that was not visible in the snapshot `seen`. */
 export const changesUnseen = statement(
   'changes_unseen',
-  (_, $: { seen: string }) => sql<{ snapshot: string } | ({ snapshot: null } & (Revocation | ReadChange))>`
-  select snapshot, tenant_id, kind, subject, state, seconds_left from changes_unseen(${$.seen}::text::pg_snapshot)`
+  (_, $: { seen: string }) => sql<
+    { snapshot: string; source: string } | ({ snapshot: null } & (Revocation | ReadChange))
+  >`
+  select snapshot, case when snapshot is not null then ${source} end as source, tenant_id, kind, subject, state, seconds_left
+  from changes_unseen(${$.seen}::text::pg_snapshot)`
 )
 
 export const peppersInUse = statement(

@@ -8,6 +8,8 @@ import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailabl
 import { createPoller } from '../../src/poller.ts'
 import { nilUuid } from '../../src/uuids.ts'
 
+/** What a read has seen, and of which server. */
+type Seen = { snapshot: string; source: string }
 type TenantListener = (tenantId: string | undefined) => void
 
 declare module 'fastify' {
@@ -50,6 +52,8 @@ const pageRows = 10_000
  * a transaction that commits late is not missed, and no row is read twice. An announcement through Redis only makes a
  * process read sooner.
  *
+ * When another server answers than before, by a failover say, the read counts as failed, and everything is read again.
+ *
  * Five seconds after the last successful read, the memory counts as unknown, and signed-in requests get 503.
  */
 export default fp(
@@ -57,7 +61,7 @@ export default fp(
     const memory = createRevocationList()
     const listeners: TenantListener[] = []
     /** The snapshot of the last read. Undefined when all revocations must be read. */
-    let seen: string | undefined
+    let seen: Seen | undefined
     /** When the last successful read began, by the monotonic clock. */
     let lastRead = never
 
@@ -113,20 +117,21 @@ export default fp(
         page = read.found === pageRows ? readPage(read.last_tenant, read.last_id) : undefined
         if (read.found > 0) memory.rememberLines(read.entries)
       }
-      await readUnseen(now.snapshot, forgetAll)
+      await readUnseen(now, forgetAll)
       for (const _ of memory.endReread()) await yieldToEventLoop()
     }
 
     /** Calls `onRead` before what was remembered earlier counts as known again. */
-    async function readUnseen(before: string, onRead = () => {}): Promise<void> {
+    async function readUnseen(before: Seen, onRead = () => {}): Promise<void> {
       const startedAt = { now: performance.now(), wall: Date.now() }
-      const rows = await app.gate.query(systemScope, changesUnseen, { seen: before })
+      const rows = await app.gate.query(systemScope, changesUnseen, { seen: before.snapshot })
       const changed = new Set<string | undefined>()
-      let snapshot = before
+      let next = before
       for (const [index, row] of rows.entries()) {
         if (index % pageRows === pageRows - 1) await yieldToEventLoop()
         if (row.snapshot !== null) {
-          snapshot = row.snapshot
+          if (row.source !== before.source) throw new Error('another server, or another database, answers')
+          next = row
           continue
         }
         switch (row.kind) {
@@ -145,7 +150,7 @@ export default fp(
       }
       for (const tenantId of changed) notify(tenantId)
       onRead()
-      seen = snapshot
+      seen = next
       lastRead = startedAt.now
       app.readMemory.feedRead(startedAt)
     }

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { TimeoutClosingClient, tellChanges } from '../../db/gate/connection.ts'
+import { placeOf, TimeoutClosingClient, tellChanges } from '../../db/gate/connection.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createRenewablePipeline, createRenewablePool } from '../../db/gate/connections.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
@@ -131,6 +131,10 @@ export default fp(
       await Promise.all([db.destroy(), pipeline?.close()])
     })
     app.secrets.follow(['databaseUrl'], async ({ databaseUrl: url = '' }) => {
+      // what is remembered, and transaction ids, are those of one server
+      if (placeOf(url) !== placeOf(app.config.databaseUrl ?? '')) {
+        throw new Error('DATABASE_URL: only its login and its parameters can change while the process runs')
+      }
       const next = openPool(url, databasePool, async () => {})
       await requireUsable(next, 'DATABASE_URL')
       return () => {
