@@ -251,6 +251,33 @@ t.test(
   }
 )
 
+t.test('of what was swept the highest number is known, whatever was swept last', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  await app.revocations.readNow()
+  await allRows(app.database, "delete from changes where kind in ('user', 'agency', 'usage')")
+  const rename = 'update users set name = $2, version = version + 1 where id = $1'
+  const seen = await withClient(app.database.postgres, async (client) => {
+    // it began first, and writes last
+    await client.query('begin')
+    await client.query('select')
+    await asOwner(app.database, acme.id, acme.owner.id, [["update tenants set name = 'Other'", []]])
+    await client.query(rename, [acme.owner.id, 'Late'])
+    const [{ seen }] = await allRows(app.database, 'select pg_current_snapshot()::text as seen')
+    await client.query('commit')
+    await client.query("update changes set expires_at = expires_at - interval '2 minutes'")
+    // one at a time; what another transaction of the server may not have seen stays
+    await eventually(async () => {
+      await client.query('select sweep(1)')
+      const { rows } = await client.query("select from changes where kind in ('user', 'agency')")
+      return rows.length === 0
+    })
+    return seen as string
+  })
+  const rows = await app.gate.query(systemScope, changesUnseen, { seen })
+  t.match(rows.slice(1), [{ kind: 'swept' }])
+})
+
 t.test('a plan or a name that changes beside a suspension leaves the agency suspended', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')

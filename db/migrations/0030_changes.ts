@@ -153,7 +153,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     end;
 
     -- As in 0009, and the entries for remembered reads a minute after they were written. One whose transaction, or an older one,
-    -- is not over in somebody's snapshot stays. A number from the future comes from another server, by a restored dump.
+    -- is not over in somebody's snapshot stays. A number from the future comes from another server, by a restored dump. What was
+    -- swept before may have had higher numbers: a transaction that lasts for a while may write late.
     create or replace function sweep(batch integer) returns bigint
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
@@ -178,7 +179,10 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       )
       select max(gone.xid), count(*) into newest, removed from gone;
       if removed > 0 then
-        delete from changes c where c.tenant_id = nobody and c.kind = 'swept' and c.subject = nobody;
+        with replaced as (
+          delete from changes c where c.tenant_id = nobody and c.kind = 'swept' and c.subject = nobody returning c.state::xid8 as state
+        )
+        select least(greatest(newest, max(r.state)), pg_snapshot_xmax(present)) into newest from replaced r;
         insert into changes (tenant_id, kind, subject, state, expires_at)
           values (nobody, 'swept', nobody, newest::text, now() + interval '100 years');
       end if;
