@@ -1,6 +1,8 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { withClient } from './databases.ts'
 import { asOwner, createTenant, startApp, type TestApp } from './harness.ts'
+import { needsRedis, startRedis } from './redis.ts'
 
 /*
  * Reads that a process answers from its memory: when it may, and when it asks the database.
@@ -84,6 +86,34 @@ t.test('what memory answers', async (t) => {
     await app.revocations.readNow()
     t.strictSame(await counted(app, () => get(me)), fromMemory)
   })
+})
+
+t.test('what others announce makes a process read soon, and not too often', needsRedis, async (t) => {
+  const redis = await startRedis(t)
+  const app = await startApp(t, { REDIS_URL: redis.url })
+  const { query } = app.gate
+  let reads = 0
+  app.gate.query = (scope, statement, values) => {
+    if (statement.name === 'changes_unseen') reads++
+    return query(scope, statement, values)
+  }
+  /** The reads while `announce` was called a hundred times, and those that time alone or a bound of 50 ms would give. */
+  const during = async (announce: () => unknown) => {
+    reads = 0
+    const begin = performance.now()
+    for (let count = 0; count < 100; count++) {
+      await announce()
+      await sleep(5)
+    }
+    const elapsed = performance.now() - begin
+    return { reads, byTime: elapsed / 500 + 2, most: elapsed / 50 + elapsed / 500 + 2 }
+  }
+  const writes = await during(() => redis.admin.publish('aggios:writes', 'another process'))
+  t.ok(writes.reads > writes.byTime && writes.reads <= writes.most, JSON.stringify(writes))
+  const revoked = await during(() => redis.admin.publish('aggios:revocations', ''))
+  t.ok(revoked.reads > revoked.most, `revocations are read at once: ${JSON.stringify(revoked)}`)
+  const own = await during(() => app.shared.announce('revocations'))
+  t.ok(own.reads <= own.byTime, `its own are no news: ${JSON.stringify(own)}`)
 })
 
 t.test('with READ_MEMORY=off the database answers', async (t) => {

@@ -6,6 +6,7 @@ import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createRevocationList } from '../../src/auth/revocation-list.ts'
 import { type Problem, sessionRevoked, tenantSuspended, tokenExpired, unavailable } from '../../src/http/problems.ts'
 import { createPoller } from '../../src/poller.ts'
+import { createThrottle } from '../../src/throttle.ts'
 import { nilUuid } from '../../src/uuids.ts'
 
 /** What a read has seen, and of which server. */
@@ -36,7 +37,9 @@ declare module 'fastify' {
 const intervalMs = 500
 export const staleAfterMs = 5000
 const topic = 'revocations'
-/** How often a process announces at most that it has written what others may remember. */
+/** A revocation is read at once. */
+const writesTopic = 'writes'
+/** How often a process announces at most that it has written what others may remember, and reads what others have written. */
 const announceMs = 50
 const never = -2 * staleAfterMs
 const refusals = { revoked: sessionRevoked, outdated: tokenExpired, suspended: tenantSuspended }
@@ -182,29 +185,21 @@ export default fp(
     app.metrics.gauge('aggios_revocations', 'Revocations that are remembered', () => stats().entries)
     app.metrics.gauge('aggios_revocation_lag_seconds', 'Since revocations were read', () => stats().lag_ms / 1000)
 
-    let announcing: NodeJS.Timeout | undefined
-    let announceAgain = false
-    function announce(): void {
-      announceAgain = announcing !== undefined
-      if (announceAgain) return
-      app.shared.announce(topic)
-      announcing = setTimeout(() => {
-        announcing = undefined
-        if (announceAgain) announce()
-      }, announceMs)
-      announcing.unref()
-    }
-    app.readMemory.onWrite(announce)
-
     // an announcement carries no content; the database has it
     app.shared.onAnnounced(topic, poller.wake)
+    // many processes may write at once: each says so now and then, and each reads now and then
+    const announceWrites = createThrottle(announceMs, () => app.shared.announce(writesTopic))
+    const readWrites = createThrottle(announceMs, poller.wake)
+    app.readMemory.onWrite(announceWrites.run)
+    app.shared.onAnnounced(writesTopic, readWrites.run)
     app.addHook('onReady', async () => {
       await poller.run()
       poller.start()
     })
     // not in preClose: the requests in progress still need the revocations
     app.addHook('onClose', () => {
-      clearTimeout(announcing)
+      announceWrites.stop()
+      readWrites.stop()
       return poller.stop()
     })
   },

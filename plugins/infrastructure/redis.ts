@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import type { FastifyRedis } from '@fastify/redis'
 import fp from 'fastify-plugin'
 import type { RedisOptions } from 'ioredis'
@@ -16,7 +17,7 @@ declare module 'fastify' {
        * does not answer. Undefined without REDIS_URL.
        */
       markUsed: ((id: string, seconds: number) => Promise<boolean>) | undefined
-      /** Calls the listeners of all processes, of this one too. Delivery is not guaranteed. Never throws. */
+      /** Calls the listeners of all other processes. Delivery is not guaranteed. Never throws. */
       announce(topic: string): void
       onAnnounced(topic: string, listener: () => void): void
       /** Calls the listener whenever Redis is reached again. What was stored before may be lost then. */
@@ -76,6 +77,8 @@ export default fp(
       disableClientInfo: true
     } satisfies RedisOptions
     const client = new Redis(redisUrl, options)
+    /** The content of each announcement is who has made it. */
+    const self = randomUUID()
     const subscriber = client.duplicate({ autoResubscribe: false })
     let lost = false
     client.on('error', (err) => {
@@ -93,7 +96,9 @@ export default fp(
         .subscribe(...[...listeners.keys()].map((topic) => prefix + topic))
         .catch(() => subscriber.disconnect(true))
     })
-    subscriber.on('message', (channel) => notify(channel.slice(prefix.length)))
+    subscriber.on('message', (channel, from) => {
+      if (from !== self) notify(channel.slice(prefix.length))
+    })
 
     app.secrets.follow(['redisUrl'], async ({ redisUrl: url = '' }) => {
       if (placeOf(url) !== placeOf(app.config.redisUrl ?? '')) {
@@ -137,7 +142,7 @@ export default fp(
         return (await attempt(() => redis.set(`${prefix}used:${id}`, '', 'EX', seconds, 'NX'))) === 'OK'
       },
       announce(topic: string) {
-        attempt(() => redis.publish(prefix + topic, '')).catch(() => {})
+        attempt(() => redis.publish(prefix + topic, self)).catch(() => {})
       },
       onAnnounced,
       onConnected: (listener: () => void) => void client.on('ready', listener),
