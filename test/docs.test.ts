@@ -160,6 +160,7 @@ const notLimits: Record<string, string> = {
   // of the command that rotates secrets
   database: 'drainMs',
   fleet: 'pollMs requestMs',
+  lock: 'idle_in_transaction_session_timeout',
   'live-secrets': 'retryMs',
   connections: 'drainMs pollMs',
   'secret-files': 'intervalMs',
