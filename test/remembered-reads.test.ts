@@ -116,6 +116,37 @@ t.test('what others announce makes a process read soon, and not too often', need
   t.ok(own.reads <= own.byTime, `its own are no news: ${JSON.stringify(own)}`)
 })
 
+t.test('a transaction notes a subject once, and looks at none of the entries that have died', async (t) => {
+  const app = await startApp(t)
+  const acme = await createTenant(app, 'acme')
+  const store =
+    'insert into storage_usage (tenant_id, bytes) values ($1, 1) on conflict (tenant_id) do update set bytes = $2'
+  const entries =
+    'select count(*)::int as n from changes where kind = $1 and subject = $2 and xid = pg_current_xact_id()'
+  await withClient(app.database.postgres, async (other) => {
+    // so that nothing which dies meanwhile may be removed
+    await other.query('begin isolation level repeatable read')
+    await other.query('select from tenants')
+    await withClient(app.database.postgres, async (client) => {
+      for (let bytes = 2; bytes < 200; bytes++) await client.query(store, [acme.id, bytes])
+      const looks = "select pg_stat_get_xact_tuples_returned('changes_subject'::regclass)::int as n"
+      await client.query('begin')
+      const [before] = (await client.query(looks)).rows
+      await client.query(store, [acme.id, 300])
+      await client.query(store, [acme.id, 301])
+      const [after] = (await client.query(looks)).rows
+      t.equal(after.n - before.n, 1, 'looked at one entry')
+      t.strictSame((await client.query(entries, ['usage', acme.id])).rows, [{ n: 1 }])
+      await client.query('savepoint before')
+      await client.query('update users set version = version + 1 where id = $1', [acme.owner.id])
+      await client.query('rollback to before')
+      await client.query('update users set version = version + 1 where id = $1', [acme.owner.id])
+      t.strictSame((await client.query(entries, ['user', acme.owner.id])).rows, [{ n: 1 }], 'also after a rollback')
+      await client.query('commit')
+    })
+  })
+})
+
 t.test('with READ_MEMORY=off the database answers', async (t) => {
   const app = await startApp(t, { READ_MEMORY: 'off' })
   const acme = await createTenant(app, 'acme')

@@ -16,7 +16,6 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     alter index revocations_pkey rename to changes_pkey;
     alter index revocations_xid rename to changes_xid;
     alter index revocations_expiry rename to changes_expiry;
-    alter index revocations_subject rename to changes_subject;
 
     --   kind user:   subject = user id     the person, in one agency, or in all of them where the tenant is the nil UUID
     --   kind agency: subject = tenant id   anything of the agency; the nil UUID: anything of all agencies
@@ -34,6 +33,12 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       where kind in ('session', 'sessions', 'member', 'tenant', 'plan');
     grant insert (kind, subject, state, expires_at) on revocations to aggios_app;
     grant select, insert (tenant_id, kind, subject, state, expires_at), delete on revocations to aggios_directory;
+
+    -- The newest entry of a subject comes first, before all dead ones that a long transaction keeps from being removed. One
+    -- dies with each write of a subject, so they are removed early.
+    drop index revocations_subject;
+    create index changes_subject on changes (tenant_id, kind, subject, id);
+    alter table changes set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
 
     drop trigger replace_revocation on changes;
     create trigger replace_revocation before insert on changes
@@ -58,19 +63,22 @@ export async function up(db: Kysely<unknown>): Promise<void> {
 
     set role aggios_directory;
 
-    -- One entry of a subject stays, but where two transactions write at once: none waits for the other. A transaction writes one.
-    -- Whoever writes through the gate is told by the message, so that its process need not wait for the feed.
+    -- One entry of a subject stays, but where two transactions write at once: none waits for the other, and the sweep removes what
+    -- is left. A transaction writes one for all of its changes of a subject that follow each other. Whoever writes through the
+    -- gate is told by the message, so that its process need not wait for the feed.
     create function note_change(agency uuid, what text, about uuid) returns void
-      language plpgsql volatile set search_path = public, pg_temp
+      language plpgsql volatile set search_path = public, pg_temp set enable_seqscan = off set enable_sort = off
     as $body$
+    declare
+      noted constant text := concat_ws(' ', pg_current_xact_id(), what, agency, about);
     begin
-      if exists (select from changes c where c.tenant_id = agency and c.kind = what and c.subject = about
-          and c.xid = pg_current_xact_id()) then
+      if current_setting('app.noted', true) = noted then
         return;
       end if;
+      perform set_config('app.noted', noted, true);
       delete from changes c where (c.tenant_id, c.id) in (
         select o.tenant_id, o.id from changes o where o.tenant_id = agency and o.kind = what and o.subject = about
-        for update skip locked);
+        order by o.id desc limit 1 for update skip locked);
       insert into changes (tenant_id, kind, subject, expires_at) values (agency, what, about, now() + interval '1 minute');
       if current_setting('app.request', true) <> '' then
         raise info using errcode = 'AG001', message = format('%s %s %s', what, agency, about);
