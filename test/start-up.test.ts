@@ -225,7 +225,7 @@ t.test('.env', async (t) => {
     for (const { name, file } of commands) {
       if (name === 'openapi' || name === 'migrate' || name === 'doctor') continue
       const given = {
-        ...{ tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'], user: ['show', 'x'] },
+        ...{ tenant: ['suspend', 'x'], plan: ['list'], files: ['compare'], user: ['show', 'x'], rotate: ['status'] },
         aggios: ['tenants', 'list']
       }
       const words = (given as Record<string, string[]>)[name] ?? []
