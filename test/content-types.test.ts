@@ -1,5 +1,6 @@
 import t from 'tap'
 import { mediaTypePattern } from '../src/http/media-types.ts'
+import { usageOf } from './file-requests.ts'
 import { createFile } from './forms.ts'
 import { allRows, createTenant, post, startApp } from './harness.ts'
 import { startScriptedS3 } from './scripted-s3.ts'
@@ -52,7 +53,7 @@ for (const kind of ['disk', 'S3'] as const) {
     const app = await startApp(t, env)
     const acme = await createTenant(app, 'acme')
     const rows = () => allRows(app.database, 'select id from files')
-    const room = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+    const room = () => usageOf(acme)
     const resumable = (type: string) =>
       acme.send({
         method: 'POST',

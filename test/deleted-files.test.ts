@@ -1,6 +1,6 @@
 import t from 'tap'
 import { withClient } from './databases.ts'
-import { contentOf, listNames } from './file-requests.ts'
+import { contentOf, listNames, usageOf } from './file-requests.ts'
 import { createFile, disagreements, type FileReply, storedObjects } from './forms.ts'
 import {
   addMember,
@@ -34,7 +34,7 @@ t.test('a deleted file', async (t) => {
   const remove = (token: string, file: FileReply, query = '') =>
     act(token, 'DELETE', `/api/v1/files/${file.id}${query}`)
   const restore = (token: string, file: FileReply) => act(token, 'POST', `/api/v1/files/${file.id}/restore`)
-  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+  const usage = () => usageOf(acme)
 
   t.test('is nowhere but among the deleted ones, and comes back whole', async (t) => {
     const file = await createFile(acme, 'precious', 'precious.txt')

@@ -7,6 +7,7 @@ import { v4 as randomUuid } from 'uuid'
 import { systemScope } from '../db/gate/gate-query.ts'
 import { purgeTenant } from '../db/queries/directory.ts'
 import { fileKey, imageKey, uploadKey } from '../src/files/store/keys.ts'
+import { usageOf } from './file-requests.ts'
 import { boundary, createFile, disagreements, fileForm, form, onePixel, storedObjects, sweep } from './forms.ts'
 import {
   allRows,
@@ -81,7 +82,7 @@ t.test('the sweep', async (t) => {
       [fileKey(acme.id, ready.id), fileKey(rival.id, kept.id)].sort()
     )
     t.strictSame(await disagreements(app, acme), [])
-    t.equal((await acme.send('/api/v1/tenant')).json().usage.storage_bytes, 5)
+    t.equal(await usageOf(acme), 5)
     const { pending, deleted: gone } = sweptBy(app)
     t.strictSame([pending - before.pending, gone - before.deleted], [1, 1])
   })

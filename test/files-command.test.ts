@@ -8,6 +8,7 @@ import { compareFiles } from '../db/queries/file-comparison.ts'
 import { fileKey, imageKey } from '../src/files/store/keys.ts'
 import type { ObjectStore } from '../src/files/store/object-store.ts'
 import { type DatabaseUrls, withClient } from './databases.ts'
+import { usageOf } from './file-requests.ts'
 import { createFile, disagreements, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -130,7 +131,7 @@ t.test('npm run files -- compare', async (t) => {
 t.test('a comparison beside servers that are at work', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
-  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+  const usage = () => usageOf(acme)
   const lines: string[] = []
   const repair = (store: ObjectStore) =>
     compareFiles({ gate: app.gate, store, repair: true, report: (line) => void lines.push(line) })

@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { fileKey, markKey, uploadKey } from '../src/files/store/keys.ts'
 import type { DirectRequest, ObjectStore, Part } from '../src/files/store/object-store.ts'
 import { partBytes, writeObject } from '../src/files/store/object-writer.ts'
-import { uploadResumably } from './file-requests.ts'
+import { uploadResumably, usageOf } from './file-requests.ts'
 import { form } from './forms.ts'
 import { createTenant, post, startApp } from './harness.ts'
 import { asRoot, bucket, createMinioAdmin, encrypt, objectStores, type StartedStore } from './object-stores.ts'
@@ -241,7 +241,7 @@ async function carries(t: Test, store: ObjectStore, { environment, s3 }: Started
   const acme = await createTenant(app, 'acme')
   const rival = await createTenant(app, 'rival')
   const content = Buffer.concat([Buffer.from('%PDF-1.7\n'), randomBytes(partBytes + 12_345)])
-  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+  const usage = () => usageOf(acme)
   const remove = async (file: string) => {
     t.equal((await acme.send({ method: 'DELETE', url: `/api/v1/files/${file}?permanent=true` })).statusCode, 204)
     await app.objectSweep.run()

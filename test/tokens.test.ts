@@ -333,6 +333,7 @@ t.test('what an access token must be', async (t) => {
     await asOwner(app.database, acme.id, acme.owner.id, [
       ['update users set email = $1, version = version + 1 where id = $2', ['new@acme.example', acme.owner.id]]
     ])
+    await app.revocations.readNow()
     const reply = await sendAuthorization(app, `Bearer ${token}`)
     t.match(reply.json(), { id: acme.owner.id, email: 'new@acme.example' })
     const foreign = withClaims({ email: 'somebody@rival.example' })

@@ -14,8 +14,18 @@ export type Recorded = { method: string; url: string; headers: Record<string, st
 export const longestBody = 8192
 const folder = process.env.TEST_TRAFFIC && resolve(process.env.TEST_TRAFFIC)
 
+/** `inject` also takes headers that no client can put on a socket. */
+function isSendable({ headers }: Recorded): boolean {
+  try {
+    for (const [name, value] of Object.entries(headers)) http.validateHeaderValue(name, value)
+    return true
+  } catch {
+    return false
+  }
+}
+
 function write(request: Recorded): void {
-  if (!folder || !request.url.startsWith('/api/')) return
+  if (!folder || !request.url.startsWith('/api/') || !isSendable(request)) return
   mkdirSync(folder, { recursive: true })
   appendFileSync(join(folder, `${process.pid}.jsonl`), `${JSON.stringify(request)}\n`)
 }

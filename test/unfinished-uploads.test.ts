@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { v4 as randomUuid } from 'uuid'
 import { mebibyte, sha256 } from './bytes.ts'
+import { usageOf } from './file-requests.ts'
 import { disagreements } from './forms.ts'
 import {
   addMember,
@@ -110,7 +111,7 @@ t.test('unfinished uploads', async (t) => {
     await createMember(app, acme, 'ada', 'member'),
     await createMember(app, acme, 'bob', 'member')
   ] as const
-  const usage = async () => (await acme.send('/api/v1/tenant')).json().usage.storage_bytes
+  const usage = () => usageOf(acme)
   const list = async (sender: Pick<Sender, 'send'>, query = '') =>
     (await sender.send(`/api/v1/files/uploads${query}`)).json()
   const end = (sender: Pick<Sender, 'send'>, id: string) =>
