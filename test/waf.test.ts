@@ -61,6 +61,10 @@ async function send(
 t.test('the WAF alone', { skip: waf.skip }, async (t) => {
   const { taken, url } = await startTaker(t)
   const { port, refusals, output } = await startWaf(t, url)
+  // begun first, because it takes half a minute
+  const slow = http.request({ port, method: 'POST', path: '/api/v1/auth/login', headers: { 'content-length': 100 } })
+  slow.setHeader('content-type', 'application/json').write('{"email":')
+  const slowReply = once(slow, 'response') as Promise<[http.IncomingMessage]>
 
   t.test('no attack comes through', async (t) => {
     t.ok(attacks.length >= 60)
@@ -94,7 +98,7 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
   t.test('its problems are those of the product', async (t) => {
     const source = readText('deploy/waf/problems.go')
     const written = [...source.matchAll(/\{Code: "(\w+)", +Title: "([^"]+)"\}/g)]
-    t.equal(written.length, 4)
+    t.equal(written.length, 5)
     for (const [, code = '', title] of written) t.equal(catalogue.get(code)?.title, title, code)
   })
 
@@ -221,6 +225,12 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
     t.strictSame(blocked, [])
     for (const { rules, path } of refusals().slice(-blocked.length, blocked.length ? undefined : 0))
       t.comment(path, JSON.stringify(rules))
+  })
+
+  t.test('a body that does not come holds nothing for longer than half a minute', async (t) => {
+    const [reply] = await slowReply
+    t.match(reply, { statusCode: 408, headers: { connection: 'close' } })
+    reply.resume()
   })
 })
 

@@ -36,7 +36,11 @@ import (
 //go:embed rules.conf
 var rules string
 
-const stopTimeout = 30 * time.Second
+const (
+	stopTimeout = 30 * time.Second
+	// for a body that is judged, from the headers on: as long as the backend waits
+	bodyTimeout = 30 * time.Second
+)
 
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
@@ -174,7 +178,10 @@ func judge(waf coraza.WAF, next http.Handler) http.Handler {
 			request.Header.Set("X-Request-Id", id)
 		}
 		transaction := waf.NewTransactionWithID(id)
+		connection := http.NewResponseController(reply)
+		_ = connection.SetReadDeadline(time.Now().Add(bodyTimeout))
 		interruption, err := examine(transaction, request)
+		_ = connection.SetReadDeadline(time.Time{})
 		if err == nil && interruption == nil {
 			// before the answer, because an upload takes long and needs none of it
 			_ = transaction.Close()
@@ -184,7 +191,12 @@ func judge(waf coraza.WAF, next http.Handler) http.Handler {
 		defer transaction.Close()
 		if err != nil {
 			// the body did not come, or not all of it
-			refuse(reply, http.StatusBadRequest, id)
+			status := http.StatusBadRequest
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				status = http.StatusRequestTimeout
+			}
+			reply.Header().Set("Connection", "close")
+			refuse(reply, status, id)
 			return
 		}
 		status := interruption.Status

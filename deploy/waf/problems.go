@@ -19,6 +19,7 @@ type problem struct {
 var problems = map[int]problem{
 	http.StatusBadRequest:            {Code: "malformed_request", Title: "The request is not well-formed HTTP"},
 	http.StatusForbidden:             {Code: "request_blocked", Title: "The request looks like an attack"},
+	http.StatusRequestTimeout:        {Code: "request_timeout", Title: "The request did not arrive in time"},
 	http.StatusRequestEntityTooLarge: {Code: "payload_too_large", Title: "The body is too large"},
 	http.StatusServiceUnavailable:    {Code: "unavailable", Title: "A part of the service is away"},
 }

@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os'
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { systemScope } from '../../db/gate/gate-query.ts'
 import { peppersInUse } from '../../db/queries/directory.ts'
+import { requireKeysInUse } from '../../db/queries/keys-in-use.ts'
 import { argon2, failures } from '../../src/auth/argon2.ts'
 import { createHasher } from '../../src/auth/hasher.ts'
 import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
@@ -24,11 +24,7 @@ export default fp(
     /** Rejects when a stored password needs a pepper that is not among these. */
     async function requirePeppers(values: readonly string[]): Promise<KeyRing> {
       const peppers = createKeyRing(values, 'pepper')
-      const stored = await app.gate.query(systemScope, peppersInUse, {})
-      const missing = stored.map(({ id }) => id).filter((id) => !peppers.byId.has(id))
-      if (missing.length > 0) {
-        throw new Error(`PASSWORD_PEPPER lacks the pepper of stored passwords (key id ${missing.join(', ')})`)
-      }
+      await requireKeysInUse(app.gate, peppersInUse, (id) => peppers.byId.has(id), 'stored passwords')
       return peppers
     }
     for (const err of failures) {

@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { systemScope } from '../../db/gate/gate-query.ts'
+import { requireKeysInUse } from '../../db/queries/keys-in-use.ts'
 import {
   listProviders,
   type ProviderRow,
@@ -60,17 +60,8 @@ export default fp(
     const { config } = app
     const make = (peppers: readonly string[]) => createStoredSecrets(peppers, 'identity provider')
 
-    /** Rejects when a stored secret needs a key that is not among the peppers. */
-    async function requireKeys(peppers: readonly string[]): Promise<void> {
-      const known = make(peppers)
-      const stored = await app.gate.query(systemScope, providerKeysInUse, {})
-      const missing = stored.map(({ id }) => id).filter((id) => !known.has(id))
-      if (missing.length > 0) {
-        throw new Error(
-          `PASSWORD_PEPPER lacks the pepper of secrets of identity providers (key id ${missing.join(', ')})`
-        )
-      }
-    }
+    const requireKeys = (peppers: readonly string[]) =>
+      requireKeysInUse(app.gate, providerKeysInUse, make(peppers).has, 'secrets of identity providers')
 
     await requireKeys(config.passwordPepper)
     app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) => {
@@ -96,23 +87,27 @@ export default fp(
     const standard = { email_claim: 'email', name_claim: 'name', trust_email: false, own: false }
     const shared: Provider[] = []
     // `config` has the secrets in force, so each step at a provider uses the newest one
-    if (config.googleClientId && config.googleClientSecret) {
-      const { googleClientId: client_id, googleIssuer: issuer } = config
-      const google = { key: 'google', kind: 'google', name: 'Google', issuer, client_id, ...standard } as const
+    for (const { client_id, secret, ...facts } of [
+      {
+        kind: 'google',
+        name: 'Google',
+        issuer: config.googleIssuer,
+        client_id: config.googleClientId,
+        secret: 'googleClientSecret'
+      },
+      {
+        kind: 'github',
+        name: 'GitHub',
+        issuer: config.githubUrl,
+        client_id: config.githubClientId,
+        secret: 'githubClientSecret'
+      }
+    ] as const) {
+      if (!client_id || !config[secret]) continue
       shared.push({
-        ...google,
+        ...{ ...standard, ...facts, key: facts.kind, client_id },
         get client_secret() {
-          return config.googleClientSecret as string
-        }
-      })
-    }
-    if (config.githubClientId && config.githubClientSecret) {
-      const { githubClientId: client_id, githubUrl: issuer } = config
-      const github = { key: 'github', kind: 'github', name: 'GitHub', issuer, client_id, ...standard } as const
-      shared.push({
-        ...github,
-        get client_secret() {
-          return config.githubClientSecret as string
+          return config[secret] as string
         }
       })
     }

@@ -1,7 +1,8 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { v4 as randomUuid } from 'uuid'
-import { type Scope, systemScope } from '../../db/gate/gate-query.ts'
+import type { Scope } from '../../db/gate/gate-query.ts'
+import { requireKeysInUse } from '../../db/queries/keys-in-use.ts'
 import {
   countFactorFailure,
   type FactorKind,
@@ -90,15 +91,8 @@ export default fp(
   async (app) => {
     const make = (peppers: readonly string[]) => createStoredSecrets(peppers, 'second factor')
 
-    /** Rejects when a stored secret needs a key that is not among the peppers. */
-    async function requireKeys(peppers: readonly string[]): Promise<void> {
-      const known = make(peppers)
-      const stored = await app.gate.query(systemScope, factorKeysInUse, {})
-      const missing = stored.map(({ id }) => id).filter((id) => !known.has(id))
-      if (missing.length > 0) {
-        throw new Error(`PASSWORD_PEPPER lacks the pepper of stored second factors (key id ${missing.join(', ')})`)
-      }
-    }
+    const requireKeys = (peppers: readonly string[]) =>
+      requireKeysInUse(app.gate, factorKeysInUse, make(peppers).has, 'stored second factors')
 
     await requireKeys(app.config.passwordPepper)
     app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) => {
