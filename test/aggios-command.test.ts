@@ -29,9 +29,9 @@ t.test('npm run aggios', async (t) => {
   await addMember(app, acme, rival.owner.id, 'viewer')
   const env = { PATH: process.env.PATH, ...testEnvironment(app.database) } as NodeJS.ProcessEnv
 
-  const run = (...args: string[]) =>
+  const runWith = (more: NodeJS.ProcessEnv | Record<string, string>, ...args: string[]) =>
     new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
-      const options = { cwd: elsewhere, env }
+      const options = { cwd: elsewhere, env: { ...env, ...more } }
       execFile(
         process.execPath,
         [...process.execArgv, commandFile('aggios'), ...args],
@@ -39,11 +39,13 @@ t.test('npm run aggios', async (t) => {
         (err, stdout, stderr) => resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
       )
     })
-  const data = async (...args: string[]) => {
-    const { code, stdout, stderr } = await run(...args, '--json')
+  const run = (...args: string[]) => runWith({}, ...args)
+  const dataWith = async (more: Record<string, string>, ...args: string[]) => {
+    const { code, stdout, stderr } = await runWith(more, ...args, '--json')
     if (code !== 0) throw new Error(stdout + stderr)
     return JSON.parse(stdout)
   }
+  const data = (...args: string[]) => dataWith({}, ...args)
   const eventsIn = async (tenantId: string, action: string) =>
     (
       await allRows(
@@ -56,7 +58,18 @@ t.test('npm run aggios', async (t) => {
   t.test('says what there is, and names what it does not know', async (t) => {
     const help = await run('--help')
     t.equal(help.code, 0)
-    for (const name of ['doctor', 'files', 'jobs', 'migrate', 'outbox', 'people', 'plans', 'sessions', 'tenants']) {
+    for (const name of [
+      'doctor',
+      'files',
+      'jobs',
+      'keys',
+      'migrate',
+      'outbox',
+      'people',
+      'plans',
+      'sessions',
+      'tenants'
+    ]) {
       t.match(help.stdout, new RegExp(`^  ${name} `, 'm'))
     }
     t.match(await run('tenants', 'forget'), { code: 2, stderr: /unknown command 'forget'/ })
@@ -71,6 +84,33 @@ t.test('npm run aggios', async (t) => {
       t.strictSame([code, stderr], [2, ''], words)
       t.match(JSON.parse(stdout), { error })
     }
+  })
+
+  t.test('lists keys, and what is stored that needs each', async (t) => {
+    const { PASSWORD_PEPPER: pepper = '' } = env
+    const settings = (text: string) => ({ PASSWORD_PEPPER: text })
+    const alone = await data('keys', 'list')
+    t.match(alone, {
+      keys: [
+        { setting: 'JWT_SECRET', first: true, needed_by: [] },
+        { setting: 'PASSWORD_PEPPER', first: true, needed_by: ['passwords'] }
+      ],
+      missing: []
+    })
+    const [, { id }] = alone.keys
+    const [, added, old] = (await dataWith(settings(`a newer pepper of the tests,${pepper}`), 'keys', 'list')).keys
+    t.match(
+      [added, old],
+      [
+        { first: true, needed_by: [] },
+        { id, first: false, needed_by: ['passwords'] }
+      ]
+    )
+    const lost = await dataWith(settings('another pepper of the tests'), 'keys', 'list')
+    t.strictSame(lost.missing, [{ id, needed_by: 'passwords' }])
+    const { stdout } = await run('keys', 'list')
+    t.match(stdout, /^JWT_SECRET [\w-]{11}: the first, in use; needed by tokens that it has signed\nPASSWORD_PEPPER /)
+    t.notMatch(stdout, pepper)
   })
 
   t.test('lists, shows, suspends and restores agencies', async (t) => {

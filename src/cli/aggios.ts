@@ -8,6 +8,7 @@ import { command as logLevel } from './log-level.ts'
 import { command as migrate } from './migrate.ts'
 import { command as outbox } from './outbox.ts'
 import { command as plans } from './plan.ts'
+import { command as keys } from './rotate/keys.ts'
 import { command as rotate } from './rotate.ts'
 import { command as sessions } from './sessions.ts'
 import { command as tenants } from './tenant.ts'
@@ -20,6 +21,7 @@ export const program = createProgram(
     doctor,
     files,
     jobs,
+    keys,
     'log-level': logLevel,
     migrate,
     outbox,

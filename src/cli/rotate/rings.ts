@@ -5,7 +5,6 @@ import { peppersInUse } from '../../../db/queries/directory.ts'
 import { providerKeysInUse } from '../../../db/queries/sign-in/identity-providers.ts'
 import { factorKeysInUse } from '../../../db/queries/sign-in/second-factors.ts'
 import { createAuditKeys } from '../../auth/audit-keys.ts'
-import { createStoredSecrets } from '../../auth/stored-secrets.ts'
 import { list } from '../../config/value-readers.ts'
 import { createKeyRing } from '../../keys.ts'
 import { Refusal } from '../operator.ts'
@@ -17,10 +16,17 @@ import { openSecretFile, type Progress, type SecretFile } from './secret-file.ts
 const invitationSeconds = 7 * 86_400
 
 /** A list of keys in a file. `purpose` makes the ids of its keys: those in tokens, and those that are stored with passwords. */
-type Ring = { name: string; purpose: string }
+export type Ring = { name: string; purpose: string }
 
-const tokenKeys: Ring = { name: 'JWT_SECRET', purpose: 'access token' }
-const peppers: Ring = { name: 'PASSWORD_PEPPER', purpose: 'pepper' }
+export const tokenKeys: Ring = { name: 'JWT_SECRET', purpose: 'access token' }
+export const peppers: Ring = { name: 'PASSWORD_PEPPER', purpose: 'pepper' }
+
+/** What is stored that needs a pepper. Each kind has ids of its own for the same pepper. */
+const storedKinds = [
+  { kind: 'passwords', inUse: peppersInUse, ring: peppers },
+  { kind: 'second factors', inUse: factorKeysInUse, ring: { ...peppers, purpose: 'second factor' } },
+  { kind: 'secrets of providers', inUse: providerKeysInUse, ring: { ...peppers, purpose: 'identity provider' } }
+] as const
 
 /**
  * Puts a new key in front of a ring, in two steps, because a process must know a key before another one uses it: the new key
@@ -89,6 +95,9 @@ function keysIn(file: SecretFile): string[] {
   return keys
 }
 
+/** The ids of secrets, in their order. */
+export const keysOf = (secrets: readonly string[], ring: Ring) => secrets.map((secret) => idOf(secret, ring))
+
 const idOf = (secret: string, { purpose }: Ring) => createKeyRing([secret], purpose).first.id
 
 /** Drops all keys but the first. */
@@ -154,15 +163,16 @@ async function moveStored({ env }: Rotation, gate: TenantGate): Promise<string[]
   const keys = keysIn(openSecretFile(env, peppers.name))
   await reencryptProviders(gate, keys)
   await signWithNewKey(gate, createAuditKeys(keys))
-  const kinds = [
-    ['passwords', peppersInUse, createKeyRing(keys, peppers.purpose).first.id],
-    ['second factors', factorKeysInUse, createStoredSecrets(keys, 'second factor').first],
-    ['secrets of providers', providerKeysInUse, createStoredSecrets(keys, 'identity provider').first]
-  ] as const
-  const needed: string[] = []
-  for (const [kind, statement, first] of kinds) {
-    const stored = await gate.query(systemScope, statement, {})
-    if (stored.some(({ id }) => id !== first)) needed.push(kind)
+  const stored = await readStoredKeys(gate)
+  return stored.filter(({ ring, ids }) => ids.some((id) => id !== keysOf(keys, ring)[0])).map(({ kind }) => kind)
+}
+
+/** For each kind of what is stored, the ids of the keys that it needs. */
+export async function readStoredKeys(gate: TenantGate): Promise<{ kind: string; ring: Ring; ids: string[] }[]> {
+  const stored: { kind: string; ring: Ring; ids: string[] }[] = []
+  for (const { kind, inUse, ring } of storedKinds) {
+    const rows = await gate.query(systemScope, inUse, {})
+    stored.push({ kind, ring, ids: rows.map(({ id }) => id) })
   }
-  return needed
+  return stored
 }
