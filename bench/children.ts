@@ -20,8 +20,13 @@ export function adopt<Child extends ChildProcess>(child: Child): Child {
   return child
 }
 
-process.once('exit', () => {
+/** Ends what a scenario that failed has left, so that it does not disturb the next one. */
+export function stopChildren(): void {
   for (const child of children) child.kill('SIGTERM')
+}
+
+process.once('exit', () => {
+  stopChildren()
   rmSync(scratch, { recursive: true, force: true })
 })
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {

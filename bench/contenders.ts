@@ -8,7 +8,7 @@ import { membersText, type UserKey, userText } from './peers/query.ts'
 import type { Server } from './servers.ts'
 
 /** The number of requests in a load: one person of each of the 1,000 agencies. */
-const spread = 1_000
+export const spread = 1_000
 
 /** Picks people, spread evenly over a dataset. */
 export function pick(users: readonly SeededUser[], count: number): SeededUser[] {

@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util'
 import { type Bench, type Scenario, sizes } from './bench.ts'
+import { stopChildren } from './children.ts'
 import { type Dataset, openDatabase } from './database.ts'
 import { describeDisturbance } from './disturbance.ts'
 import { chooseLoadGenerator } from './load.ts'
@@ -146,7 +147,14 @@ try {
       continue
     }
     say(`${scenario.name}: ${scenario.about}`)
-    await scenario.run(bench)
+    try {
+      await scenario.run(bench)
+    } catch (err) {
+      // what the others have measured is still of use
+      say(`${scenario.name} failed: ${(err as Error).stack}`)
+      process.exitCode = 1
+      stopChildren()
+    }
   }
 } finally {
   await database.stop()
@@ -161,4 +169,4 @@ const machine = [
   .trimEnd()
 print(`\n${machine}\n\n${textTable(goalRows(findings))}`)
 if (!quick) print(`\n${textTable(pairRows(findings))}\n\n${textTable(figureRows(findings))}`)
-if (whole) writePage(findings, machine)
+if (whole && process.exitCode !== 1) writePage(findings, machine)
