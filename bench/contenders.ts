@@ -105,14 +105,29 @@ export function productFreshReads(server: Server, dataset: Dataset): Contender {
 /** The time after which a read shows every change, of any process: a second, and some more. */
 const staleMs = 1_500
 
+/** `PATCH /api/v1/users/me`, which gives a person another name in each request of a load. */
+function rename(user: SeededUser): HttpRequest {
+  const { path, headers } = readMe(user)
+  const body = JSON.stringify({ name: `Ada ${counterMark}` })
+  return { method: 'PATCH', path, headers: { ...headers, 'content-type': 'application/json' }, body }
+}
+
+/** Changes of names, of people of all agencies in turn. */
+export function productWrites(server: Server, dataset: Dataset): Contender {
+  return {
+    label: 'aggios, changes',
+    server,
+    requests: pick(dataset.users, spread).map(rename),
+    async check() {
+      await sleep(staleMs)
+      await checkReplies(server, dataset, readMe, oneUser)
+    }
+  }
+}
+
 /** Nine reads of people of all agencies, and then a change of somebody's name, in turn. Each name is another one. */
 export function productMix(server: Server, dataset: Dataset, label: string): Contender {
   const people = pick(dataset.users, spread)
-  const rename = (user: SeededUser): HttpRequest => {
-    const { path, headers } = readMe(user)
-    const body = JSON.stringify({ name: `Ada ${counterMark}` })
-    return { method: 'PATCH', path, headers: { ...headers, 'content-type': 'application/json' }, body }
-  }
   // everybody is renamed once in a cycle, and read nine times
   const requests = Array.from({ length: 10 * people.length }, (_, turn) => {
     const user = people[(turn * 7) % people.length] as SeededUser

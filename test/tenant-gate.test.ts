@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import pg from 'pg'
 import t, { type Test } from 'tap'
+import { maxNames } from '../db/gate/connection.ts'
 import type { TenantTransaction } from '../db/gate/gate.ts'
 import { type GateSettings, systemScope } from '../db/gate/gate-query.ts'
 import { statement } from '../db/gate/statement.ts'
@@ -178,9 +179,22 @@ t.test('a plan that the schema has outgrown heals', async (t) => {
   const ask = (way: typeof byPool, times: number) =>
     Promise.all(Array.from({ length: times }, () => app.gate.query(inA, way, {}).then((rows) => rows[0], codeOf)))
 
+  const inTransactions = (times: number) =>
+    Promise.all(
+      Array.from({ length: times }, () =>
+        app.gate
+          .transaction(inA, async (trx) => (await sql`select * from wide where n > ${0}`.execute(trx)).rows[0])
+          .catch(codeOf)
+      )
+    )
+
+  t.strictSame(new Set((await inTransactions(20)).map((row) => JSON.stringify(row))), new Set(['{"n":1}']))
   t.strictSame(new Set((await ask(byPipeline, 20)).map((row) => JSON.stringify(row))), new Set(['{"n":1}']))
   t.strictSame(new Set((await ask(byPool, 20)).map((row) => JSON.stringify(row))), new Set(['{"n":1}']))
   await withClient(database.owner, (owner) => owner.query('alter table wide add column more int default 2'))
+  await t.test('a transaction runs again, and nobody notices', async (t) => {
+    for (const row of await inTransactions(20)) t.strictSame(row, { n: 1, more: 2 })
+  })
   await t.test('a read is asked again, and nobody notices', async (t) => {
     for (const row of await ask(byPipeline, 60)) t.strictSame(row, { n: 1, more: 2 })
   })
@@ -206,6 +220,38 @@ t.test('a plan that the schema has outgrown heals', async (t) => {
     for (const row of await whilePipelineIsBusy()) t.strictSame(row, { n: 1, more: 2 })
     await withClient(database.owner, (owner) => owner.query('alter table wide add column most int default 3'))
     for (const row of await whilePipelineIsBusy()) t.strictSame(row, { n: 1, more: 2, most: 3 })
+  })
+})
+
+t.test('statements of transactions are parsed once a connection', withoutPooler, async (t) => {
+  const database = await prepare(t)
+  const app = await startApp(t, { DATABASE_POOL: '1' }, database)
+  type Prepared = { statement: string; uses: number }
+  const prepared = (trx: TenantTransaction) =>
+    sql<Prepared>`select statement, (generic_plans + custom_plans)::int as uses from pg_prepared_statements
+      where name like 'transaction_%'`
+      .execute(trx)
+      .then(({ rows }) => rows)
+  const run = (text: string, times: number) =>
+    app.gate.transaction(inA, async (trx) => {
+      for (let time = 0; time < times; time++) await sql`select ${sql.raw(text)}, ${time}::int`.execute(trx)
+      return prepared(trx)
+    })
+
+  await t.test('those that are sent again and again, and no others', async (t) => {
+    t.strictSame(
+      (await run("'rare'", 3)).filter(({ statement }) => statement.includes('rare')),
+      []
+    )
+    t.match(
+      (await run("'often'", 20)).filter(({ statement }) => statement.includes('often')),
+      [{ uses: 16 }]
+    )
+  })
+  await t.test('and not without bounds', async (t) => {
+    let all: Prepared[] = []
+    for (let text = 0; text < maxNames + 10; text++) all = await run(`'text ${text}'`, 5)
+    t.equal(all.length, maxNames)
   })
 })
 

@@ -1,6 +1,6 @@
 import { resolve } from 'node:path'
 import type { Scenario } from '../bench.ts'
-import { productFreshReads, productReads, productRefusals } from '../contenders.ts'
+import { productFreshReads, productReads, productRefusals, productWrites } from '../contenders.ts'
 import { comparePair } from '../pairs.ts'
 import { startProduct } from '../servers.ts'
 import { compareRefreshes } from './sessions.ts'
@@ -11,7 +11,7 @@ import { compareRefreshes } from './sessions.ts'
  */
 export const version: Scenario = {
   name: 'version',
-  about: 'GET /users/me, a refusal and refreshes of this checkout, against those of the one in BENCH_AGAINST',
+  about: 'GET /users/me, a refusal, a change and refreshes of this checkout, against those of the one in BENCH_AGAINST',
   inQuick: false,
   async run(bench) {
     const folder = process.env.BENCH_AGAINST
@@ -27,6 +27,8 @@ export const version: Scenario = {
     bench.pair('version/database', await comparePair(bench.conditions(), ...fresh))
     const refusals = [productRefusals(ours, dataset, 'no token'), productRefusals(theirs, dataset, 'no token')] as const
     bench.pair('version/refusal', await comparePair(bench.conditions(), ...refusals))
+    const writes = [productWrites(ours, dataset), productWrites(theirs, dataset)] as const
+    bench.pair('version/change', await comparePair(bench.conditions(), ...writes))
     const { median, low, high } = await compareRefreshes(bench, dataset, ours, theirs)
     const detail = `${low.toFixed(2)} to ${high.toFixed(2)}`
     bench.figure({ name: 'version/refresh', value: median, unit: 'ratio', detail })

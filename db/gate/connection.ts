@@ -1,5 +1,5 @@
 import pg from 'pg'
-import { ConnectFailure } from './failures.ts'
+import { ConnectFailure, isStalePlan } from './failures.ts'
 import type { ReadChange } from './memory.ts'
 import { socketOf } from './pg-internals.ts'
 
@@ -19,17 +19,73 @@ export class Connection extends pg.Client {
   }
 }
 
+/** A text gets a name when it was sent so often, and only so many texts get one. */
+const usesBeforeName = 4
+export const maxNames = 500
+const maxCounted = 5_000
+
 /**
+ * Names for the texts of transactions. PostgreSQL parses and plans a statement with a name once a connection, and any other
+ * one at each use, which costs it as much as to run it.
+ *
+ * The number of names is bounded, because each connection keeps the plans of all of them.
+ */
+export function createStatementNames() {
+  const names = new Map<string, string>()
+  const uses = new Map<string, number>()
+  let generation = 0
+
+  return {
+    find(text: string): string | undefined {
+      const known = names.get(text)
+      if (known !== undefined || names.size === maxNames) return known
+      const used = uses.get(text) ?? 0
+      if (used < usesBeforeName) {
+        if (uses.size === maxCounted) uses.clear()
+        uses.set(text, used + 1)
+        return undefined
+      }
+      uses.delete(text)
+      const name = `transaction_${generation}_${names.size}`
+      names.set(text, name)
+      return name
+    },
+
+    /** Gives all texts other names, because a change of the schema has made the plan of this one stale. */
+    renew(name: string): void {
+      if (!name.startsWith(`transaction_${generation}_`)) return
+      generation++
+      names.clear()
+    }
+  }
+}
+
+export type StatementNames = ReturnType<typeof createStatementNames>
+
+/**
+ * A connection of the pool. Sends the texts of transactions as named statements, if it is given names.
+ *
  * Closes its socket when a query exceeds pg's `query_timeout`. pg itself only stops waiting, and a rollback on the same
  * connection would wait for another timeout.
  */
-export class TimeoutClosingClient extends Connection {
+export class PoolClient extends Connection {
+  readonly #names: StatementNames | undefined
+  constructor(config?: pg.ClientConfig & { statementNames?: StatementNames }) {
+    super(config)
+    this.#names = config?.statementNames
+  }
+
   // stands for the many overloads in pg's types
   override query(...args: unknown[]): never {
-    const result: unknown = (super.query as (...args: unknown[]) => unknown)(...args)
+    const [text, values] = args
+    const named = typeof text === 'string' && Array.isArray(values) && values.length > 0
+    const name = named ? this.#names?.find(text) : undefined
+    const given = name === undefined ? args : [{ name, text, values }]
+    const result: unknown = (super.query as (...args: unknown[]) => unknown)(...given)
     if (result instanceof Promise) {
       result.catch((err: Error) => {
         if (err.message === 'Query read timeout') socketOf(this).destroy()
+        if (name !== undefined && isStalePlan(err)) this.#names?.renew(name)
       })
     }
     return result as never

@@ -44,7 +44,7 @@ export type TenantGate = {
    * them every policy compares against NULL and matches nothing.
    *
    * Keep `work` to queries: it holds a connection until it settles. A rejection rolls everything back. After a
-   * serialization failure or a deadlock `work` runs again, up to three times.
+   * serialization failure, a deadlock or a stale plan `work` runs again, up to three times.
    */
   transaction<T>(settings: GateSettings, work: (trx: TenantTransaction) => Promise<T>): Promise<T>
   /**
@@ -214,7 +214,8 @@ export function createTenantGate(
           )
         } catch (err) {
           errors.count(err)
-          if (attempt === maxAttempts || classifyFailure(err) !== 'conflict') throw err
+          const isTransient = classifyFailure(err) === 'conflict' || isStalePlan(err)
+          if (attempt === maxAttempts || !isTransient) throw err
           await sleep(Math.random() * 20 * 2 ** attempt)
         }
       }

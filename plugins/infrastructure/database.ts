@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { placeOf, TimeoutClosingClient, tellChanges } from '../../db/gate/connection.ts'
+import { createStatementNames, PoolClient, placeOf, tellChanges } from '../../db/gate/connection.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createRenewablePipeline, createRenewablePool } from '../../db/gate/connections.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
@@ -73,6 +73,7 @@ export default fp(
     // a pooler in transaction mode refuses start-up options, and does not keep prepared statements
     const pooled = app.config.databasePooler === 'transaction'
     const inlineTimeouts = pooled ? { all: timeouts, keyed: keyedTimeouts } : undefined
+    const statementNames = pooled ? undefined : createStatementNames()
     const log = (err: Error, text: string) => app.log.warn({ err }, text)
 
     function openPool(url: string, max: number, onConnect: (client: pg.ClientBase) => Promise<void>) {
@@ -84,7 +85,8 @@ export default fp(
         keepAlive: true,
         application_name: 'aggios-pool',
         query_timeout: queryTimeoutMs,
-        Client: TimeoutClosingClient,
+        Client: PoolClient,
+        ...{ statementNames },
         async onConnect(client) {
           await onConnect(client)
           if (!pooled) await prepareGate(client)
