@@ -6,6 +6,8 @@ import { budgetFaults, budgetMinutes, type Fault, faults, healthySeries, minutes
 import { createTenant, readText, root, run, startApp, temporaryFolder } from './harness.ts'
 import { findProgram } from './parts.ts'
 
+// rehearsal: each alert fires at its fault
+
 /*
  * The alerts of deploy/observability/prometheus: each fires at the fault that it is for, and at nothing else. What they ask for exists.
  */

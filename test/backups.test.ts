@@ -11,6 +11,8 @@ import { withClient } from './databases.ts'
 import { eventually, temporaryFolder } from './harness.ts'
 import { asRoot, bucket } from './object-stores.ts'
 
+// rehearsal: continuous archiving, and a restore to a second of choice
+
 /*
  * Continuous archiving by db/deploy/backup.sh: a base backup and the write-ahead log in a bucket, and a restore to a second of choice.
  */

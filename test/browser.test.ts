@@ -20,6 +20,7 @@ import { servePage } from './page-server.ts'
 import { findProgram } from './parts.ts'
 
 // bounded in time: how long a page takes
+// rehearsal: what only a browser can show
 
 /*
  * What only a browser can show: whether a page works under its policy, whether a script may read a reply, and what tabs share.

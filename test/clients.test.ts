@@ -16,6 +16,7 @@ import {
 import { stopwatch } from './machine.ts'
 
 // bounded in time: how long generated programs take
+// rehearsal: generated clients in other languages
 
 /** Skips a test if a build that it needs is missing. If CI is "true", the test runs and fails. */
 function needs(path: string, command: string) {

@@ -27,6 +27,8 @@ import { eventually, readText, root } from './harness.ts'
 import { findProgram } from './parts.ts'
 import { freePort } from './ports.ts'
 
+// rehearsal: Dockerfiles and compose files, by their linters
+
 /*
  * The containers of compose.yaml, as far as they can be tried without Docker: what the image of the product would contain,
  * SeaweedFS with its command, and PostgreSQL with its settings, certificates and access rules.

@@ -139,6 +139,8 @@ t.test('the walk in CONTRIBUTING.md', async (t) => {
       `import t from 'tap'
 import { proveMatrix } from './isolation.ts'
 
+// rehearsal: the walk of CONTRIBUTING.md, followed in a copy
+
 t.test('no wrong actor gets through any operation of notes', async (t) => {
   const { operations } = await proveMatrix(t, ({ path }) => path.startsWith('/api/v1/notes'))
   t.equal(operations, 3)

@@ -6,6 +6,8 @@ import { startWatched } from './dashboard-run.ts'
 import { createTestDatabase, readText, root } from './harness.ts'
 import { findProgram } from './parts.ts'
 
+// rehearsal: dashboards show a run with a real Prometheus
+
 /*
  * The dashboards: Grafana reads the files that `npm run dashboards` makes, and no panel of a running product is empty.
  */

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { createDevice, makeProof } from './dpop.ts'
 import {
@@ -99,6 +100,8 @@ t.test('two processes with one Redis', { ...needsRedis }, async (t) => {
     // two connections of each of the processes, of which the test is one
     const connected = async () => String(await redis.admin.client('LIST')).split('user=aggios').length - 1 === 6
     await eventually(connected)
+    // each process refuses the nonces up to the second in which it was connected
+    await sleep(1000)
     t.match(await use(two, before), { status: 401, body: { code: 'use_dpop_nonce' } })
     // one nonce more, and not one a process
     await renew(two)

@@ -5,6 +5,8 @@ import type { DrillReport } from './drill-run.ts'
 import { differences, type State } from './drill-state.ts'
 import { root, run } from './harness.ts'
 
+// rehearsal: everything is destroyed and restored
+
 t.test(
   'npm run drill restores a destroyed installation to a second',
   { skip: archiveSkip, timeout: 540_000 },

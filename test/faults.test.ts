@@ -10,6 +10,7 @@ import { type Answer, ask, prepareAgency, registerAgency } from './oracle.ts'
 import { commitAnswered, type FaultName, startStand, tryFaults, urlsOf } from './stand.ts'
 
 // bounded in time: the slowest answer, and how soon a process recovers
+// rehearsal: outages of every part, under load
 
 /*
  * Processes that lose their database in many ways, while clients keep a ledger of what they were told (test/oracle.ts).

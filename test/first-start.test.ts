@@ -21,6 +21,7 @@ import { accepts, freePort } from './ports.ts'
 import { call, createEmptyDatabase, me, refresh, refusal, register, startOrFail, stop } from './server-calls.ts'
 
 // bounded in time: how soon a process starts and ends
+// rehearsal: first starts in fresh folders
 
 /** Records the output of a process, by stream. */
 function record(server: Server) {

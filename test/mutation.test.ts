@@ -6,6 +6,8 @@ import { runMatrix } from './isolation.ts'
 import { createWorld } from './isolation-world.ts'
 import { mutants } from './mutants.ts'
 
+// rehearsal: the proof of the isolation finds planted holes
+
 /** The checks of the catalogue that find something. */
 function failedChecks(database: DatabaseUrls, plant?: string): Promise<string[]> {
   return withClient(database.postgres, async (client) => {

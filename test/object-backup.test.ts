@@ -18,6 +18,8 @@ import { archiveSkip, startBackupStore } from './archive.ts'
 import { createFile, storedObjects, sweep } from './forms.ts'
 import { commandFile, createTenant, elsewhere, startApp, temporaryFolder, testEnvironment } from './harness.ts'
 
+// rehearsal: the copy of the files in another bucket
+
 /*
  * The copy of the store's objects in the bucket for backups: `npm run files -- backup` and `restore`.
  */

@@ -20,6 +20,8 @@ import {
 import { registerAgency } from './oracle.ts'
 import { freePort } from './ports.ts'
 
+// rehearsal: processes of an older version on a newer schema
+
 /*
  * A process of an older version on a newer schema, and which processes know the owner's credentials.
  */

@@ -7,6 +7,8 @@ import { servePage } from './page-server.ts'
 import { findProgram } from './parts.ts'
 import { freePort } from './ports.ts'
 
+// rehearsal: a browser with an authenticator
+
 /*
  * A browser adds a passkey and signs in with it, by the TypeScript client, on the page of an agency under a base domain as
  * in production. Its authenticator is a virtual one.

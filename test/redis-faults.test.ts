@@ -15,6 +15,7 @@ import { needsRedis, type RedisServer, startRedis, unusedRedisUrl } from './redi
 import { me } from './requests.ts'
 
 // bounded in time: answers while Redis does not answer
+// rehearsal: outages of Redis, under load
 
 /*
  * Redis is away, frozen, flushed, read-only or full. No request fails, nothing becomes unlimited, no revoked token works again, and

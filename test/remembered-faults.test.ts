@@ -22,6 +22,7 @@ import { type Actor, type Ask, createHistory } from './remembered-history.ts'
 import { urlsOf } from './stand.ts'
 
 // bounded in time: how old an answer may be
+// rehearsal: processes and databases die under reads from memory
 
 /*
  * Remembered reads while something happens to processes, Redis, clocks or the database. An answer is never older than a second:

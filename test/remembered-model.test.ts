@@ -7,6 +7,7 @@ import { needsRedis, startRedis } from './redis.ts'
 import { type Actor, type Ask, createHistory, type Target, Violation, type Way } from './remembered-history.ts'
 
 // bounded in time: how old an answer may be
+// rehearsal: random reads and changes over several processes
 
 /*
  * People of two agencies change names and read them, at random, at two processes with one database. No answer is older than a

@@ -25,6 +25,7 @@ import { createRandom } from './random.ts'
 import { decode, makeToken } from './tokens.ts'
 
 // bounded in time: when a replica is left
+// rehearsal: replicas with different clocks and keys
 
 /*
  * Replicas with different clocks or keys, replies that are lost, and processes with few files or little memory.

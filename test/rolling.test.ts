@@ -21,6 +21,7 @@ import { freePort } from './ports.ts'
 import { ask, startTraefik } from './traefik.ts'
 
 // bounded in time: how long a deploy takes
+// rehearsal: twenty deploys under load
 
 /*
  * Twenty rolling deploys: each process in turn is told to stop and is started again, while clients send requests without a pause.

@@ -18,6 +18,8 @@ import { comeBack, startWorld } from './rotation-world.ts'
 import { me, refresh } from './server-calls.ts'
 import { decode, makeToken, otherStrongSecret } from './tokens.ts'
 
+// rehearsal: every secret is replaced under load
+
 /*
  * Each secret is rotated while clients use the server: no request fails, and nobody is signed out.
  */

@@ -9,13 +9,13 @@ import { createDatabase, type DatabaseUrls, templateDatabase } from './databases
 import { untilMachineHasTime, watchMachine } from './machine.ts'
 import { bundlePackages } from './packages.ts'
 import { startPgBouncer } from './pgbouncer.ts'
-import { type Outcome, runFile, runFiles } from './test-files.ts'
+import { findRehearsal, type Outcome, runFile, runFiles } from './test-files.ts'
 
 /*
  * Starts one PostgreSQL for the whole run, creates the database that every test copies, and runs the files of tests:
- * those that are named, with `--changed` those that a change since a commit can have touched, else all. Failures are
- * printed again at the end, and the last line counts them. With TEST_PGBOUNCER=1 the product connects through PgBouncer
- * in transaction mode.
+ * those that are named, with `--changed` those that a change since a commit can have touched, with `--all` or in CI all, and
+ * else all but rehearsals, which are reported as skipped. Failures are printed again at the end, and the last line counts
+ * them. With TEST_PGBOUNCER=1 the product connects through PgBouncer in transaction mode.
  */
 
 /** The line with which a file says that a busy machine may break its bounds in time, and what it bounds. */
@@ -23,12 +23,13 @@ const bounded = /^\/\/ bounded in time: \S/m
 /** In CI, more second runs than this count as a failure. */
 const mostSecondRuns = 3
 
-/** Files that run at once: one more than there are cores, because a file often waits for its server or its database. */
-const jobs = 3
+/** Files that run at once: more than there are cores, because a file often waits for its server or its database. */
+const jobs = 4
 
 const { values: given, positionals: named } = readArguments()
 const timeoutSeconds = Number(given.timeout)
 if (!(timeoutSeconds > 0)) refuse(`--timeout=${given.timeout}: must be seconds`)
+const leftOut: string[] = []
 const files = chooseFiles()
 
 const dir = mkdtempSync(join(tmpdir(), 'aggios-test-'))
@@ -63,7 +64,7 @@ const secondRuns: string[] = []
 // If many files failed, they failed for another reason, unless the hypervisor took too much CPU time
 if (files.length > 1 && (broken().length <= 6 || wasShortOfTime())) {
   for (const [file, { failures }] of broken()) {
-    if (!bounded.test(readFileSync(join(import.meta.dirname, '..', file), 'utf8'))) continue
+    if (!bounded.test(sourceOf(file))) continue
     print(`${file} failed beside others and runs once more, alone`, failures)
     secondRuns.push(file)
     await decide(file)
@@ -79,10 +80,11 @@ if (files.length > 1) {
   print('the most CPU time', largest('cpuSeconds', 1))
 }
 print(`${secondRuns.length} needed a second run`, secondRuns)
+if (leftOut.length > 0) print(`${leftOut.length} rehearsals were left out: npm test -- --all runs them`, leftOut)
 const skips = [...outcomes].flatMap(([file, each]) => each.skips.map((line) => `${file}: ${line.trim()}`))
 if (skips.length > 0) print('skipped', skips)
 const sum = (key: 'passed' | 'failed' | 'skipped') => [...outcomes.values()].reduce((all, each) => all + each[key], 0)
-const skipped = sum('skipped')
+const skipped = sum('skipped') + leftOut.length
 const excess = process.env.CI && secondRuns.length > mostSecondRuns ? 1 : 0
 if (excess) print(`more than ${mostSecondRuns} needed a second run, which counts as a failure`, [])
 const failed = sum('failed') + excess
@@ -94,6 +96,7 @@ function readArguments() {
     return parseArgs({
       allowPositionals: true,
       options: {
+        all: { type: 'boolean' },
         changed: { type: 'boolean' },
         since: { type: 'string', default: 'HEAD' },
         timeout: { type: 'string', default: '600' }
@@ -118,12 +121,24 @@ function chooseFiles(): string[] {
     return touched
   }
   const all = readdirSync(import.meta.dirname).filter((name) => name.endsWith('.test.ts'))
-  if (named.length === 0) return all.map((name) => `test/${name}`)
+  if (named.length === 0) return all.map((name) => `test/${name}`).filter(isWanted)
   for (const name of named) {
     if (all.some((file) => `test/${file}` === name)) continue
     refuse(`${name} is no file of tests: name one as test/auth.test.ts`)
   }
   return named
+}
+
+/** Whether a file runs when none is named. Notes the rehearsals that do not. */
+function isWanted(file: string): boolean {
+  const what = findRehearsal(sourceOf(file))
+  if (what === undefined || given.all || process.env.CI) return true
+  leftOut.push(`${file}: ${what}`)
+  return false
+}
+
+function sourceOf(file: string): string {
+  return readFileSync(join(import.meta.dirname, '..', file), 'utf8')
 }
 
 /**

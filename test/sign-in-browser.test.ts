@@ -14,6 +14,8 @@ import { freePort } from './ports.ts'
 import { clientId, clientSecret, startOpenIdProvider } from './providers.ts'
 import { ask, openssl } from './traefik.ts'
 
+// rehearsal: people sign in on pages of their agency, in a browser
+
 /*
  * People sign in on pages of their agency, in a browser, by the TypeScript client, against a server in production: HTTPS,
  * no origin that nobody has listed, mails by SMTP, and providers on the public internet.

@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t, { type Test } from 'tap'
 import { testsTouchedBy } from './changed-files.ts'
-import { root } from './harness.ts'
-import { longest, runFile, runFiles } from './test-files.ts'
+import { readText, root } from './harness.ts'
+import { findRehearsal, longest, runFile, runFiles } from './test-files.ts'
 
 const tap = pathToFileURL(join(root, 'node_modules', 'tap', 'dist', 'esm', 'index.js')).href
 
@@ -69,6 +69,15 @@ t.test('files run beside each other, and each is told once', async (t) => {
     onDone: (file, { passed }) => void told.push(`${file} ${passed}`)
   })
   t.strictSame(told.sort(), files.map((file) => `${file} 1`).sort())
+})
+
+t.test('rehearsals say what they rehearse, and CI runs them', (t) => {
+  t.equal(findRehearsal("import t from 'tap'\n\n// rehearsal: a restore\n\nt.pass()"), 'a restore')
+  t.equal(findRehearsal("import t from 'tap'\n// no rehearsal: a restore"), undefined)
+  t.match(findRehearsal(readText('test/drill.test.ts')), /restored/)
+  t.equal(findRehearsal(readText('test/isolation.test.ts')), undefined, 'the proof of the isolation is none')
+  t.match(readText('.ci/run'), /^exec npm test --silent -- --all$/m)
+  t.end()
 })
 
 t.test('every file that starts first is there', (t) => {

@@ -88,6 +88,14 @@ export async function runFile(
   return outcome
 }
 
+/**
+ * What a file rehearses, if it is a rehearsal: a piece of work on whole installations, by the line with which it says so.
+ * Rehearsals take about as long as all other files together.
+ */
+export function findRehearsal(source: string): string | undefined {
+  return /^\/\/ rehearsal: (\S.*)$/m.exec(source)?.[1]
+}
+
 /** The CPU time of all children that have ended so far, in ticks of 10 ms. */
 let ticksOfEnded = 0
 

@@ -23,6 +23,8 @@ import {
   startTraefik
 } from './traefik.ts'
 
+// rehearsal: certificates by a real ACME server
+
 /*
  * Traefik with HTTPS in front of the real product, and certificates of an ACME server. Clients are told apart by their
  * loopback address: 127.0.0.1 is the proxy's.

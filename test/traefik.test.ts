@@ -19,6 +19,7 @@ import { freePort } from './ports.ts'
 import { ask, complaints, program, type Question, readStatic, registration, startTraefik } from './traefik.ts'
 
 // bounded in time: how soon a proxy notices
+// rehearsal: several processes behind a real Traefik
 
 /*
  * Traefik in front of the real product. Clients are told apart by their loopback address: 127.0.0.1 is the proxy's.

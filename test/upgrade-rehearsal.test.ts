@@ -9,6 +9,8 @@ import { allRows, createTestDatabase, eventually, startServer, testEnvironment }
 import { registerAgency } from './oracle.ts'
 import { copySources } from './source-copy.ts'
 
+// rehearsal: an upgrade and the way back, under load
+
 /*
  * docs/upgrades.md, carried out under load: the next version migrates, serves beside this one and alone, and is taken back. The next
  * version is a copy of the sources with one more step, which adds a column and declares an index.

@@ -11,6 +11,7 @@ import { allRows, eventually, root, type Server, startServer, testEnvironment } 
 import { ask, registerAgency } from './oracle.ts'
 
 // bounded in time: how long old and new processes work together
+// rehearsal: upgrades of several processes at once
 
 /*
  * An upgrade to a new version. All its processes find an older schema at the same moment, and one dies while it migrates. Processes

@@ -17,6 +17,8 @@ import { freePort } from './ports.ts'
 import { call, me, register } from './server-calls.ts'
 import { decode, otherStrongSecret, strongSecret } from './tokens.ts'
 
+// rehearsal: a real vault writes the secrets
+
 /*
  * A vault whose agent writes the secrets into files, with the templates of deploy/openbao: what changes in the vault reaches a server
  * that runs.

@@ -12,6 +12,8 @@ import { longestBody, type Recorded } from './traffic.ts'
 import { startTaker, startWaf, waf } from './waf.ts'
 import { type Attack, attacks } from './waf-attacks.ts'
 
+// rehearsal: attacks, and all recorded requests, through the WAF
+
 /*
  * The WAF of deploy/waf: attacks are refused, and what the tests of the product send is not.
  */
@@ -257,7 +259,8 @@ t.test('between Traefik and the product', { skip: waf.skip || program.skip }, as
   const host = 'acme.localhost'
 
   t.test('without the WAF there is no way around it', async (t) => {
-    t.ok((await ask(entry, '/api/v1/health', { host })).status >= 502)
+    const { status, text } = await ask(entry, '/api/v1/health', { host })
+    t.ok(status >= 502, `${status} ${text}`)
   })
 
   const { child, refusals } = await startWaf(t, `http://127.0.0.1:${traefik.port('judged')}`, wafPort)

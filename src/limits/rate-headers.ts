@@ -32,8 +32,18 @@ export function rateHeaders(counted: readonly Counted[]): { policy: string; stat
 export function findExceeded(counted: readonly Counted[], detail?: string): Problem | undefined {
   if (counted.every(({ verdict }) => verdict.allowed)) return undefined
   const exceeded = counted.filter(({ verdict }) => !verdict.allowed)
-  const headers = { 'retry-after': String(Math.max(1, ...exceeded.map(secondsUntilReset))) }
-  return rateLimited(detail === undefined ? { headers } : { detail, headers })
+  const seconds = Math.max(1, ...exceeded.map(secondsUntilReset))
+  return detail === undefined ? exceededFor(seconds) : rateLimited({ detail, headers: retryAfter(seconds) })
 }
+
+/** The last problem without a detail: the requests of a flood get the same one for a second. */
+let last: { seconds: number; problem: Problem } | undefined
+
+function exceededFor(seconds: number): Problem {
+  if (last?.seconds !== seconds) last = { seconds, problem: rateLimited({ headers: retryAfter(seconds) }) }
+  return last.problem
+}
+
+const retryAfter = (seconds: number) => ({ 'retry-after': String(seconds) })
 
 const secondsUntilReset = ({ verdict }: Counted) => Math.ceil(verdict.ends_in_ms / 1000)
