@@ -158,3 +158,15 @@ export async function openCluster(
     promote: () => withClient(url('postgres'), (client) => client.query('select pg_promote(true, 30)')).then(() => {})
   }
 }
+
+/** From now on a commit of `cluster` is acknowledged when its standby has it too. Resolves when the standby follows. */
+export async function requireStandby(cluster: Cluster): Promise<void> {
+  await withClient(cluster.url('postgres'), async (client) => {
+    await client.query("alter system set synchronous_standby_names = 'standby'")
+    await client.query('select pg_reload_conf()')
+    await eventually(async () => {
+      const { rows } = await client.query('select sync_state from pg_stat_replication')
+      return rows[0]?.sync_state === 'sync'
+    })
+  })
+}

@@ -3,6 +3,7 @@ import type pg from 'pg'
 import t, { type Test } from 'tap'
 import { Connection } from '../db/gate/connection.ts'
 import { classifyFailure } from '../db/gate/failures.ts'
+import { requireStandby } from './cluster.ts'
 import { withClient } from './databases.ts'
 import { allRows, eventually } from './harness.ts'
 import { stopwatch } from './machine.ts'
@@ -210,14 +211,7 @@ t.test('a database that lets nobody in is away until it does', async (t) => {
 
 t.test('a failover', async (t) => {
   const standby = await cluster.addStandby()
-  await withClient(database.postgres, async (client) => {
-    await client.query("alter system set synchronous_standby_names = 'standby'")
-    await client.query('select pg_reload_conf()')
-    await eventually(async () => {
-      const { rows } = await client.query('select sync_state from pg_stat_replication')
-      return rows[0]?.sync_state === 'sync'
-    }, 15_000)
-  })
+  await requireStandby(cluster)
   const old = { ...cluster }
 
   t.test('loses nothing that was acknowledged', async (t) => {

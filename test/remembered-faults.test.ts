@@ -2,8 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { startCluster } from './cluster.ts'
-import { withClient } from './databases.ts'
+import { requireStandby, startCluster } from './cluster.ts'
 import { startFaultProxy } from './fault-proxy.ts'
 import {
   eventually,
@@ -18,7 +17,7 @@ import { ask, registerAgency } from './oracle.ts'
 import { findFakeClock } from './parts.ts'
 import { freePort } from './ports.ts'
 import { needsRedis, startRedis } from './redis.ts'
-import { type Actor, type Ask, createHistory } from './remembered-history.ts'
+import { askServers, createHistory, startReaders } from './remembered-history.ts'
 import { urlsOf } from './stand.ts'
 
 // bounded in time: how old an answer may be
@@ -30,47 +29,6 @@ import { urlsOf } from './stand.ts'
  */
 
 const fakeClock = findFakeClock()
-
-/** Sends to one of several processes. A request without a reply has the status 0. */
-const askOf = (servers: Server[]): Ask => {
-  return async (process, { method, url, token, headers, body }) => {
-    try {
-      const reply = await fetch(`${servers[process]?.url}${url}`, {
-        method,
-        headers: { authorization: `Bearer ${token}`, ...(body && { 'content-type': 'application/json' }), ...headers },
-        ...(body && { body: JSON.stringify(body) }),
-        signal: AbortSignal.timeout(30_000)
-      })
-      const text = await reply.text()
-      const etag = reply.headers.get('etag') ?? undefined
-      return { status: reply.status, body: text === '' ? {} : JSON.parse(text), etag }
-    } catch {
-      return { status: 0, body: {}, etag: undefined }
-    }
-  }
-}
-
-/** One person writes by the first process, and reads by both, until the returned function is called, which rejects with the first violation. */
-function startReaders(history: ReturnType<typeof createHistory>, actor: Actor) {
-  let stopped = false
-  const loop = async (work: () => Promise<void>, ms: number) => {
-    while (!stopped) {
-      await work()
-      await sleep(ms)
-    }
-  }
-  const loops = Promise.all([
-    loop(() => history.write(actor, 0, 'person'), 300),
-    loop(() => history.read(actor, 0, 'person', 'plain'), 30),
-    loop(() => history.read(actor, 1, 'person', 'plain'), 30),
-    loop(() => history.read(actor, 1, 'person', 'own tag'), 100)
-  ])
-  loops.catch(() => {})
-  return async () => {
-    stopped = true
-    await loops
-  }
-}
 
 async function startWorld(t: Test) {
   const redis = await startRedis(t)
@@ -108,7 +66,7 @@ async function startWorld(t: Test) {
     proxy,
     servers,
     actor,
-    history: createHistory(askOf(servers), { [actor.person]: String(me.body.name) }),
+    history: createHistory(askServers(servers), { [actor.person]: String(me.body.name) }),
     setClock: (offset: string) => writeFileSync(clockFile, offset),
     async restart(index: number) {
       const server = servers[index] as Server
@@ -178,14 +136,7 @@ t.test('remembered reads', needsRedis, async (t) => {
 
   await t.test('the database is killed, and another one takes over', async (t) => {
     const standby = await cluster.addStandby()
-    await withClient(cluster.url('postgres'), async (client) => {
-      await client.query("alter system set synchronous_standby_names = 'standby'")
-      await client.query('select pg_reload_conf()')
-      await eventually(async () => {
-        const { rows } = await client.query('select sync_state from pg_stat_replication')
-        return rows[0]?.sync_state === 'sync'
-      })
-    })
+    await requireStandby(cluster)
     await during(t, async () => {
       await cluster.kill('SIGKILL')
       await standby.promote()

@@ -1,3 +1,6 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Server } from './harness.ts'
+
 /*
  * A history of the names of people and agencies, as their writers saw them, and what each read may show of it. Used with processes
  * of this one (remembered-model.test.ts), and with others that faults happen to (remembered-faults.test.ts).
@@ -75,4 +78,45 @@ export function createHistory(ask: Ask, first: Record<string, string>) {
   }
 
   return { write, read, counts }
+}
+
+/** Sends to one of several processes. A request without a reply has the status 0. */
+export const askServers = (servers: Server[]): Ask => {
+  return async (process, { method, url, token, headers, body }) => {
+    try {
+      const reply = await fetch(`${servers[process]?.url}${url}`, {
+        method,
+        headers: { authorization: `Bearer ${token}`, ...(body && { 'content-type': 'application/json' }), ...headers },
+        ...(body && { body: JSON.stringify(body) }),
+        signal: AbortSignal.timeout(30_000)
+      })
+      const text = await reply.text()
+      const etag = reply.headers.get('etag') ?? undefined
+      return { status: reply.status, body: text === '' ? {} : JSON.parse(text), etag }
+    } catch {
+      return { status: 0, body: {}, etag: undefined }
+    }
+  }
+}
+
+/** One person writes by the first process, and reads by both, until the returned function is called, which rejects with the first violation. */
+export function startReaders(history: ReturnType<typeof createHistory>, actor: Actor) {
+  let stopped = false
+  const loop = async (work: () => Promise<void>, ms: number) => {
+    while (!stopped) {
+      await work()
+      await sleep(ms)
+    }
+  }
+  const loops = Promise.all([
+    loop(() => history.write(actor, 0, 'person'), 300),
+    loop(() => history.read(actor, 0, 'person', 'plain'), 30),
+    loop(() => history.read(actor, 1, 'person', 'plain'), 30),
+    loop(() => history.read(actor, 1, 'person', 'own tag'), 100)
+  ])
+  loops.catch(() => {})
+  return async () => {
+    stopped = true
+    await loops
+  }
 }
