@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Client } from 'minio'
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { Connection, PoolClient } from '../db/gate/connection.ts'
+import { Connection, PooledConnection } from '../db/gate/connection.ts'
 import { ConnectFailure, classifyFailure } from '../db/gate/failures.ts'
 import { serializeValue } from '../db/gate/gate-query.ts'
 import { Parser, type PgConnection, serialize, socketOf } from '../db/gate/pg-internals.ts'
@@ -274,7 +274,7 @@ t.test('the messages of pg by which a lost connection is recognized', async (t) 
     await ended
   })
   t.test('after a query timeout, which closes the socket', async (t) => {
-    const client = await open(t, new PoolClient({ ...server, query_timeout: 20 }))
+    const client = await open(t, new PooledConnection({ ...server, query_timeout: 20 }))
     t.strictSame(await failureOf(client.query('select')), ['Query read timeout', 'connection'])
     await until(() => socketOf(client).destroyed)
   })

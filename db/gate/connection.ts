@@ -1,5 +1,5 @@
 import pg from 'pg'
-import { ConnectFailure, isStalePlan } from './failures.ts'
+import { ConnectFailure, isStalePlan, UnreplicatedCommit } from './failures.ts'
 import type { ReadChange } from './memory.ts'
 import { socketOf } from './pg-internals.ts'
 
@@ -62,33 +62,57 @@ export function createStatementNames() {
 
 export type StatementNames = ReturnType<typeof createStatementNames>
 
+/** The function of PostgreSQL whose only warnings say that a commit no longer waits for a synchronous standby. */
+const standbyWait = 'SyncRepWaitForLSN'
+
 /**
  * A connection of the pool. Sends the texts of transactions as named statements, if it is given names.
  *
- * Closes its socket when a query exceeds pg's `query_timeout`. pg itself only stops waiting, and a rollback on the same
+ * When a query exceeds pg's `query_timeout`, it closes its socket. pg itself only stops waiting, and a rollback on the same
  * connection would wait for another timeout.
+ *
+ * When somebody cancels the wait of a commit for a synchronous standby, PostgreSQL answers with a warning and with success. The
+ * standby may lack that commit, and a failover may undo it. So the query rejects with UnreplicatedCommit, and the socket is
+ * closed.
  */
-export class PoolClient extends Connection {
+export class PooledConnection extends Connection {
   readonly #names: StatementNames | undefined
+  #unreplicated = false
+
   constructor(config?: pg.ClientConfig & { statementNames?: StatementNames }) {
     super(config)
     this.#names = config?.statementNames
+    this.on('notice', ({ routine }) => {
+      if (routine === standbyWait) this.#unreplicated = true
+    })
   }
 
   // stands for the many overloads in pg's types
   override query(...args: unknown[]): never {
     const [text, values] = args
-    const named = typeof text === 'string' && Array.isArray(values) && values.length > 0
-    const name = named ? this.#names?.find(text) : undefined
+    const repeats = typeof text === 'string' && Array.isArray(values) && values.length > 0
+    const name = repeats ? this.#names?.find(text) : undefined
     const given = name === undefined ? args : [{ name, text, values }]
     const result: unknown = (super.query as (...args: unknown[]) => unknown)(...given)
-    if (result instanceof Promise) {
-      result.catch((err: Error) => {
+    if (!(result instanceof Promise)) return result as never
+    return result.then(
+      (value) => {
+        this.requireReplicated()
+        return value
+      },
+      (err: Error) => {
         if (err.message === 'Query read timeout') socketOf(this).destroy()
         if (name !== undefined && isStalePlan(err)) this.#names?.renew(name)
-      })
-    }
-    return result as never
+        throw err
+      }
+    ) as never
+  }
+
+  /** Throws UnreplicatedCommit. For a query object, which pg tells of its end by a callback. */
+  requireReplicated(): void {
+    if (!this.#unreplicated) return
+    socketOf(this).destroy()
+    throw new UnreplicatedCommit()
   }
 }
 

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type pg from 'pg'
+import { PooledConnection } from './connection.ts'
 import type { Timeouts } from './connection-settings.ts'
 import { classifyFailure, isStalePlan } from './failures.ts'
 import { GateQuery, type GateSettings, type QueryCallback, type QueryConfig } from './gate-query.ts'
@@ -30,10 +31,12 @@ export async function queryOnPool(
   const client = await pool.connect()
   let broken = false
   try {
-    return await new Promise<unknown[]>((resolve, reject) => {
+    const rows = await new Promise<unknown[]>((resolve, reject) => {
       const done: QueryCallback = (err, rows) => (err ? reject(err) : resolve(rows))
       client.query(new GateQuery(settings, config, done, inlineTimeouts) as unknown as pg.Submittable)
     })
+    if (client instanceof PooledConnection) client.requireReplicated()
+    return rows
   } catch (err) {
     broken = classifyFailure(err) === 'connection' || isStalePlan(err)
     throw err

@@ -15,6 +15,13 @@ export class ConnectFailure extends Error {
   }
 }
 
+/** Thrown when a commit is in force on the primary, and PostgreSQL does not know whether a synchronous standby has it. */
+export class UnreplicatedCommit extends Error {
+  constructor() {
+    super('the wait for the synchronous standby was cancelled')
+  }
+}
+
 const failureBySqlState: Record<string, Failure> = {
   '40001': 'conflict',
   '40P01': 'conflict',
@@ -67,6 +74,7 @@ export function classifyFailure(err: unknown): Failure {
   if (code?.startsWith('08')) return 'connection'
   if (code !== undefined && systemErrorCodes.has(code) && syscall !== undefined) return 'connection'
   if (err.message.startsWith('timeout exceeded when trying to connect')) return 'overloaded'
+  if (err instanceof UnreplicatedCommit) return 'connection'
   return err instanceof ConnectFailure || driverMessages.test(err.message) ? 'connection' : undefined
 }
 

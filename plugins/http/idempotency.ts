@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { inScope, type TenantTransaction } from '../../db/gate/gate.ts'
+import { inScope, queryIn, type TenantTransaction } from '../../db/gate/gate.ts'
 import type { Scope } from '../../db/gate/gate-query.ts'
+import { confirmEarlier } from '../../db/queries/confirmation.ts'
 import { type ClaimedKey, claimKey, type StoredReply, storeReply } from '../../db/queries/idempotency.ts'
 import { messageKeyword } from '../../src/http/field-errors.ts'
 import { canonicalJson } from '../../src/http/json.ts'
@@ -68,7 +69,10 @@ export default fp(
         const known = await claimKey(trx, claimed)
         if (known === 'in_use') throw idempotencyKeyInUse({ headers: { 'retry-after': '1' } })
         if (known === 'reused') throw idempotencyKeyReused()
-        if (known) return { value: JSON.parse(known.body) as T, stored: known, replayed: true }
+        if (known) {
+          await queryIn(trx, confirmEarlier, {})
+          return { value: JSON.parse(known.body) as T, stored: known, replayed: true }
+        }
         const value = scope ? await inScope(trx, scope, claimed.owner, () => work(trx)) : await work(trx)
         const stored = { status: reply.statusCode, headers: headersOf(reply), body: reply.serialize(value) as string }
         if (!(await storeReply(trx, claimed, stored))) throw sessionRevoked()

@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { Kysely } from 'kysely'
 import pg from 'pg'
-import { createStatementNames, PoolClient, placeOf, tellChanges } from '../../db/gate/connection.ts'
+import { createStatementNames, PooledConnection, placeOf, tellChanges } from '../../db/gate/connection.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
 import { createRenewablePipeline, createRenewablePool } from '../../db/gate/connections.ts'
 import { createTenantGate, type PipelineStats, type TenantGate, type TenantTransaction } from '../../db/gate/gate.ts'
@@ -85,7 +85,7 @@ export default fp(
         keepAlive: true,
         application_name: 'aggios-pool',
         query_timeout: queryTimeoutMs,
-        Client: PoolClient,
+        Client: PooledConnection,
         ...{ statementNames },
         async onConnect(client) {
           await onConnect(client)

@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { confirmEarlier } from '../../db/queries/confirmation.ts'
 import { endSession } from '../../db/queries/sessions.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { invalidRefreshToken, tenantMismatch, unauthenticated } from '../../src/http/problems.ts'
@@ -11,11 +12,10 @@ type SignOutRequest = FastifyRequest<{ Body: { refresh_token?: string } | null }
  */
 export async function signOut(app: FastifyInstance, request: SignOutRequest, reply: FastifyReply): Promise<void> {
   const session = await requireSession(app, request, reply)
-  await request.tenantQuery(
-    endSession,
-    { ...session, token_seconds: revocationSeconds(app.config), action: 'session.ended' },
-    { tenant_id: session.tenant_id, user_id: null }
-  )
+  const scope = { tenant_id: session.tenant_id, user_id: null }
+  const token_seconds = revocationSeconds(app.config)
+  const [ended] = await request.tenantQuery(endSession, { ...session, token_seconds, action: 'session.ended' }, scope)
+  if (!ended) await request.tenantQuery(confirmEarlier, {}, scope)
   await app.revocations.readNow()
 }
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { confirmEarlier } from '../../db/queries/confirmation.ts'
 import { type FileRow, readFile } from '../../db/queries/files.ts'
 import { headBytes, requireFileType } from '../../src/files/file-types.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
@@ -31,7 +32,7 @@ export async function completeUpload(
   const { tenant_id } = request.user
   const [lease] = await request.tenantQuery(leaseCompletion, { tenant_id, id, seconds: leaseSeconds })
   if (!lease) {
-    const [done] = await request.tenantQuery(readFile, { tenant_id, id })
+    const done = await findCompleted(request, id)
     if (done) return done
     throw conflict({ detail: 'the upload is being completed' })
   }
@@ -46,6 +47,14 @@ export async function completeUpload(
     else await request.tenantQuery(releaseCompletion, { tenant_id, id }).catch(() => {})
     throw err
   }
+}
+
+/** The file that an earlier request has completed, for a reply that says so. */
+export async function findCompleted(request: FastifyRequest, id: string): Promise<FileRow | undefined> {
+  const { tenant_id } = request.user
+  const [file] = await request.tenantQuery(readFile, { tenant_id, id })
+  if (file) await request.tenantQuery(confirmEarlier, {})
+  return file
 }
 
 /** Reads the object, checks it, and publishes the file. */

@@ -1,5 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
+import { confirmEarlier } from '../../db/queries/confirmation.ts'
 import { readFile } from '../../db/queries/files.ts'
 import { linkSeconds } from '../../src/files/file-links.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
@@ -8,7 +9,7 @@ import { writeObject } from '../../src/files/store/object-writer.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
 import { conflict, malformedRequest, notFound, payloadTooLarge, tenantMismatch } from '../../src/http/problems.ts'
 import { Bytes, NoContent } from '../schemas.ts'
-import { completeUpload } from './completion.ts'
+import { completeUpload, findCompleted } from './completion.ts'
 import { bodyOf, withUpload } from './receiving.ts'
 import { File, FileParams, LinkParams, Upload, UploadInput } from './schemas.ts'
 import { readUpload } from './upload-queries.ts'
@@ -96,7 +97,7 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
       const arrived = upload.size === 0 ? 0 : ((await app.objects.size(from)) ?? (await app.objects.size(to)))
       if (arrived === undefined) {
         // another request may have completed the upload meanwhile
-        const [done] = await request.tenantQuery(readFile, { tenant_id, id })
+        const done = await findCompleted(request, id)
         if (done) return done
         throw conflict({ detail: 'nothing has arrived yet' })
       }
@@ -112,6 +113,7 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
     const { tenant_id, user_id } = request.user
     const [file] = await request.tenantQuery(readFile, { tenant_id, id })
     if (file?.created_by !== user_id) throw notFound()
+    await request.tenantQuery(confirmEarlier, {})
     return file
   }
 
