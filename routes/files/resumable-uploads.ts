@@ -1,6 +1,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
+import { confirmEarlier } from '../../db/queries/confirmation.ts'
 import { abandonFile, readFile } from '../../db/queries/files.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
 import { fileKey } from '../../src/files/store/keys.ts'
@@ -142,6 +143,8 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
       const [file] = upload ? [] : await request.tenantQuery(readFile, { tenant_id, id })
       const known = upload ?? file
       if (known?.created_by !== user_id) throw notFound()
+      // the whole size tells the client that its upload is done
+      if (file) await request.tenantQuery(confirmEarlier, {})
       reply.header('upload-length', known.size).header('upload-offset', upload ? upload.received : known.size)
       if (upload) reply.header('upload-expires', upload.expires_at.toUTCString())
     }
