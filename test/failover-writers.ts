@@ -16,7 +16,8 @@ export type Request = { method: string; path: string; token?: string; body?: obj
 /** `asked`: a request was sent, and its outcome is not known. */
 export type Outcome = 'asked' | 'acknowledged'
 export type Upload = { name: string; digest: string; outcome: Outcome; id?: string }
-export type SignOut = { session: string; access: string; refresh: string; outcome: Outcome }
+/** `endedAt`: when the sign-out was acknowledged. */
+export type SignOut = { session: string; access: string; refresh: string; outcome: Outcome; endedAt: number }
 
 export type Writer = {
   slug: string
@@ -206,12 +207,12 @@ export async function startWriters({ urls, count, random }: Plan): Promise<Write
     acknowledge()
     const access = String(opened.body.access_token)
     const refresh = String(opened.body.refresh_token)
-    const noted: SignOut = { session: sessionOf(access), access, refresh, outcome: 'asked' }
+    const noted: SignOut = { session: sessionOf(access), access, refresh, outcome: 'asked', endedAt: 0 }
     writer.signOuts.push(noted)
     const request = { method: 'POST', path: '/auth/logout', token: access }
     const { answer } = await untilAnswered(request)
     if (answer.status !== 204) return reject(request, answer)
-    noted.outcome = 'acknowledged'
+    Object.assign(noted, { outcome: 'acknowledged', endedAt: performance.now() })
     acknowledge()
   }
 
