@@ -12,6 +12,8 @@ import { createRandom } from './random.ts'
 import { askServers, createHistory, startReaders } from './remembered-history.ts'
 import { urlsOf } from './stand.ts'
 
+// rehearsal: a failover to a synchronous standby, under writes
+
 /*
  * A primary with a synchronous standby, two processes that reach the primary by one address, and writers that note what was
  * acknowledged. The standby dies and comes back, and the primary is killed for good. `FAILOVER_WRITES=10000` writes more.
