@@ -103,7 +103,7 @@ t.test('what is drawn of the guard is what may be answered', async (t) => {
 /** Limits that a row of the table states, by the file that sets them. */
 const inTable: Record<string, string> = {
   app: 'bodyLimit connectionTimeout keepAliveTimeout headersTimeout connectionsCheckingInterval maxHeaderSize',
-  passwords: 'depth',
+  passwords: 'depth waitTimeoutMs',
   hasher: 'answerTimeoutMs restartDelayMs',
   decoders: 'cpuMs wallMs',
   gate: 'semaphoreTimeoutMs',

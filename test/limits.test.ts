@@ -27,7 +27,7 @@ import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
 import { lookupTimeoutMs } from '../src/auth/breached-passwords.ts'
 import * as hasher from '../src/auth/hasher.ts'
-import { createPasswords } from '../src/auth/passwords.ts'
+import { createPasswords, waitTimeoutMs } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
 import { depths, imageLimits, typeLimits } from '../src/files/decoders.ts'
 import { linkSeconds } from '../src/files/file-links.ts'
@@ -209,8 +209,9 @@ t.test('the limits of the database', async (t) => {
 })
 
 t.test('how many passwords are hashed at once, and wait', async (t) => {
-  const { value, over } = rowAbout('password hashes at once; waiting')
-  const [, depth] = /^one a core; (\d+)$/.exec(value) ?? []
+  const { value, over } = rowAbout('password hashes at once; waiting; how long')
+  const [, depth, seconds] = /^one a core; (\d+); (\d+) s$/.exec(value) ?? []
+  t.equal(Number(seconds) * 1000, waitTimeoutMs)
   const room = availableParallelism() + Number(depth)
   const passwords = await createPasswords(createKeyRing(['a pepper of the tests'], 'pepper'))
   const outcomes = await Promise.allSettled(

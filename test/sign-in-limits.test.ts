@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
+import type { Hasher } from '../src/auth/hasher.ts'
 import { createPasswords } from '../src/auth/passwords.ts'
 import { Problem } from '../src/http/problems.ts'
 import { createKeyRing } from '../src/keys.ts'
@@ -14,7 +15,7 @@ import { bearer, from, login, me } from './requests.ts'
 
 t.test('when there is more to hash than can be', async (t) => {
   t.test('a queue runs so many, lets so many wait, and refuses the rest at once', async (t) => {
-    const queue = createBoundedQueue(2, 3)
+    const queue = createBoundedQueue(2, 3, 60_000)
     const finish: (() => void)[] = []
     let running = 0
     let most = 0
@@ -42,7 +43,7 @@ t.test('when there is more to hash than can be', async (t) => {
     t.match(queue.stats(), { running: 0, waiting: 0 }, 'a failure gives its place back')
   })
   t.test('parties take turns, and a flood gives way to who has less', async (t) => {
-    const queue = createBoundedQueue(1, 4)
+    const queue = createBoundedQueue(1, 4, 60_000)
     const order: string[] = []
     const finish: (() => void)[] = []
     const ask = (fairnessKey: string, name: string) =>
@@ -62,6 +63,20 @@ t.test('when there is more to hash than can be', async (t) => {
     await Promise.all([...flood.slice(0, 3), ...others])
     t.strictSame(order, ['a1', 'a2', 'b1', 'a3', 'b2'])
     t.match(queue.stats(), { running: 0, waiting: 0, refused: 3 })
+  })
+  t.test('a hash waits for a bounded time, and is then refused as if there were no room', async (t) => {
+    let finish = () => {}
+    const stuck: Hasher = {
+      hash: () => new Promise((done) => (finish = () => done('a hash'))),
+      verify: async () => true
+    }
+    const passwords = await createPasswords(createKeyRing(['a pepper'], 'pepper'), stuck, 1, 2, 50)
+    const first = passwords.hash(password)
+    const err = await passwords.hash(password).catch((reason: unknown) => reason)
+    t.match(err, { kind: { code: 'overloaded' }, options: { headers: { 'retry-after': '1' } } })
+    t.match(passwords.stats(), { running: 1, waiting: 0, refused: 1 })
+    finish()
+    t.match(await first, { password_hash: 'a hash' })
   })
   t.test('hashing and checking share one queue, and the excess is told to come back', async (t) => {
     const passwords = await createPasswords(createKeyRing(['a pepper'], 'pepper'), argon2, 1, 2)

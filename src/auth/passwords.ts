@@ -36,18 +36,22 @@ export type Passwords = {
   stats(): { running: number; waiting: number; refused: number }
 }
 
+/** Shorter than clients and proxies wait for a reply. */
+export const waitTimeoutMs = 15_000
+
 /**
  * Hashes passwords with argon2id and a pepper, at most `concurrency` at once: one a core, since more would only make
  * each hash slower. Waiting hashes are served round robin by agency. When `depth` hashes wait already, a further one
- * fails with 503 `overloaded`.
+ * fails with 503 `overloaded`. So does one that has waited for `timeoutMs`.
  */
 export async function createPasswords(
   given: KeyRing,
   hasher: Hasher = argon2,
   concurrency = availableParallelism(),
-  depth = 64
+  depth = 64,
+  timeoutMs = waitTimeoutMs
 ): Promise<Passwords> {
-  const queue = createBoundedQueue(concurrency, depth)
+  const queue = createBoundedQueue(concurrency, depth, timeoutMs)
   let inForce = await withDecoy(given)
 
   async function queued<T>(job: () => Promise<T>, fairnessKey: string | undefined): Promise<T> {

@@ -20,7 +20,7 @@ type Waiter = { start(): void; refuse(err: QueueFull): void }
  * A running job holds its slot until it settles, even if its client has gone. So a flood of aborted requests can't
  * start more than `concurrency` jobs.
  */
-export function createBoundedQueue(concurrency: number, depth: number, timeoutMs = Number.POSITIVE_INFINITY) {
+export function createBoundedQueue(concurrency: number, depth: number, timeoutMs: number) {
   const waiting = createRoundRobinQueue<Waiter>()
   let running = 0
   let refused = 0
@@ -49,7 +49,6 @@ export function createBoundedQueue(concurrency: number, depth: number, timeoutMs
     return new Promise((start, refuse) => {
       const waiter = { start, refuse }
       waiting.add(waiter, fairnessKey)
-      if (timeoutMs === Number.POSITIVE_INFINITY) return
       const giveUp = () => {
         if (!waiting.remove(waiter, fairnessKey)) return
         refused++

@@ -13,8 +13,8 @@ export type Limits = {
    */
   cpuMs: number
   /**
-   * The timeout of one job in milliseconds of wall-clock time. A job that exceeds it means that the machine is
-   * overloaded.
+   * The timeout of one job, and of its wait for the subprocess, in milliseconds of wall-clock time. A job that exceeds it
+   * means that the machine is overloaded.
    */
   wallMs: number
   /** The number of jobs after which the subprocess is replaced, so that anything a job left behind ends with it. */
@@ -58,10 +58,10 @@ const crashSignals: readonly unknown[] = ['SIGABRT', 'SIGBUS', 'SIGFPE', 'SIGILL
  * by fairness key. A job whose subprocess ended without exceeding a limit is tried once more.
  *
  * Throws `JobRefused` when a job exceeded a limit, or when its second subprocess crashed too. Throws `overloaded` when
- * too many jobs wait, or when the second subprocess was killed from outside or timed out.
+ * too many jobs wait, when one has waited for `wallMs`, or when the second subprocess was killed from outside or timed out.
  */
 export function createSandbox<Job, Result>({ program, args, limits, depth, log }: Options) {
-  const queue = createBoundedQueue(1, depth)
+  const queue = createBoundedQueue(1, depth, limits.wallMs)
   let subprocess: Subprocess<Job, Result> | undefined
   let done = 0
   let killed = 0
