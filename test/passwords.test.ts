@@ -20,13 +20,24 @@ import {
   type Tokens,
   testEnvironment
 } from './harness.ts'
-import { stopwatch } from './machine.ts'
 import { bearer, login, me } from './requests.ts'
 import { fingerprint } from './tokens.ts'
 
 function register(app: TestApp, word: unknown, slug: string, change: object = {}): Promise<Reply> {
   const body = { tenant: { name: 'An agency', slug }, name: 'Ada', email: `${slug}@agency.example`, password: word }
   return send(app, 'localhost', post('/auth/register', { ...body, ...change }))
+}
+
+/** Counts the passwords that an application compares from now on. Each costs a hash. */
+function countComparisons({ passwords }: TestApp): () => number {
+  const { verify } = passwords
+  let count = 0
+  const counting: typeof verify = (...given) => {
+    count++
+    return verify(...given)
+  }
+  Object.assign(passwords, { verify: counting })
+  return () => count
 }
 
 type Stored = { password_hash: string; pepper_id: string; password_version: number }
@@ -185,12 +196,12 @@ t.test('signing in takes any password of 1 to 1,024 bytes, and hashes no other',
   for (const word of ['x', 'x'.repeat(1024), '🦊'.repeat(256), '\0', 'é'.repeat(512)]) {
     t.match((await login(app, acme.owner.email, word)).json(), { status: 401, code: 'invalid_credentials' })
   }
+  const compared = countComparisons(app)
   for (const word of ['', 'x'.repeat(1025), '🦊'.repeat(257), 'é'.repeat(513), 'x'.repeat(60_000)]) {
-    const elapsed = stopwatch()
     const reply = await login(app, acme.owner.email, word)
     t.match(reply.json(), { status: 400, code: 'validation_failed', errors: [{ path: '/body/password' }] })
-    t.ok(elapsed() < 1000)
   }
+  t.equal(compared(), 0)
   for (const word of [null, 1, true, {}, ['x']]) t.equal((await login(app, acme.owner.email, word)).statusCode, 400)
   t.equal((await login(app, acme.owner.email.toUpperCase(), password)).statusCode, 200, 'an address in any case')
 })
@@ -320,18 +331,11 @@ t.test('who can not sign in is told the same, after the same work', async (t) =>
   t.equal(audited.length, 6, 'and each is recorded')
 
   // test/sign-in-timing.test.ts compares the times
-  const { verify } = app.passwords
-  let hashes = 0
-  Object.assign(app.passwords, {
-    verify: (...args: Parameters<typeof verify>) => {
-      hashes++
-      return verify(...args)
-    }
-  })
+  const compared = countComparisons(app)
   for (const [name, body] of Object.entries(cases)) {
-    hashes = 0
+    const before = compared()
     await attempt(body)
-    t.equal(hashes, 1, `${name}: one hash, as where there is a password`)
+    t.equal(compared() - before, 1, `${name}: one hash, as where there is a password`)
   }
 })
 
