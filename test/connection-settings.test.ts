@@ -131,6 +131,8 @@ async function flow(app: TestApp): Promise<string[]> {
   )
   say('a second agency', await acme.send(post('/tenants', { name: 'More', slug: 'more' })))
   say('taken', await acme.send(post('/tenants', { name: 'More', slug: 'more' })))
+  // the mail goes out meanwhile
+  await eventually(async () => (await acme.send('/api/v1/invitations')).json().data[0]?.delivery === 'sent')
   for (const path of ['users/me', 'users/me/sessions', 'tenant', 'members', 'invitations', 'files', 'audit-events']) {
     say(path, await acme.send(`/api/v1/${path}?limit=3`.replace(/(me|sessions|tenant)\?limit=3$/, '$1')))
   }

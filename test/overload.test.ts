@@ -22,6 +22,7 @@ import {
 } from './hostile-clients.ts'
 
 // bounded in time: answers to honest clients during an attack
+// rehearsal: floods, slow clients and clients that go
 
 /*
  * A server gets more than it can do: internal errors, floods of requests, and slow connections. The slow connections are tried on a

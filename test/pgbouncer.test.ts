@@ -20,6 +20,8 @@ import { allRows, createTenant, createTestDatabase, eventually, post, send, star
 import { type PgBouncer, pgbouncer, startPgBouncer } from './pgbouncer.ts'
 import { freePort } from './ports.ts'
 
+// rehearsal: the product through a real PgBouncer
+
 /*
  * The product with PgBouncer in transaction mode in front of PostgreSQL. Every transaction may get another connection, and may
  * leave nothing on it.
