@@ -115,8 +115,8 @@ t.test('a process that is killed while its transaction runs', async (t) => {
 
 type Cut = {
   url: string
-  /** From the next commit on, answers are dropped. */
-  arm(): void
+  /** Answers are dropped from the next commit on of a transaction in which this text is sent. */
+  arm(text: string): void
   /** Whether that commit has been sent. */
   sprung(): boolean
 }
@@ -126,9 +126,10 @@ async function startCut(t: Test, target: string): Promise<Cut> {
   const { hostname, port } = new URL(target)
   const sockets = new Set<Socket>()
   const deaf = new Set<Socket>()
-  let armed = false
+  let wanted: string | undefined
   let sprung = false
   const server = createServer((near) => {
+    let isWanted = false
     const far = connect(Number(port), hostname)
     for (const socket of [near, far]) {
       sockets.add(socket)
@@ -139,8 +140,10 @@ async function startCut(t: Test, target: string): Promise<Cut> {
       })
     }
     near.on('data', (chunk) => {
-      if (armed && chunk.includes('commit')) {
-        armed = false
+      isWanted ||= wanted !== undefined && chunk.includes(wanted)
+      if (isWanted && chunk.includes('commit')) {
+        wanted = undefined
+        isWanted = false
         sprung = true
         deaf.add(near)
       }
@@ -159,8 +162,8 @@ async function startCut(t: Test, target: string): Promise<Cut> {
   url.port = String((server.address() as { port: number }).port)
   return {
     url: url.href,
-    arm() {
-      armed = true
+    arm(text) {
+      wanted = text
       sprung = false
     },
     sprung: () => sprung
@@ -175,7 +178,7 @@ t.test('a process that does not hear that its transaction was committed', async 
     (await allRows(app.database, 'select from invitations where email = $1', [`${name}@example.com`])).length === 1
 
   await t.test('says that it does not know, and tells it when it is asked again', async (t) => {
-    cut.arm()
+    cut.arm('unheard@example.com')
     const outcome = await invite(server, acme, 'unheard')
     t.match(outcome, { status: 503 })
     t.ok(cut.sprung())
@@ -185,7 +188,7 @@ t.test('a process that does not hear that its transaction was committed', async 
     await assertOne(t, app, 'unheard')
   })
   await t.test('and is killed, leaves the reply for who asks again', async (t) => {
-    cut.arm()
+    cut.arm('killed@example.com')
     const asked = invite(server, acme, 'killed')
     await eventually(() => committed('killed'), 10_000)
     server.child.kill('SIGKILL')
