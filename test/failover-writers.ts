@@ -2,6 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sha256 } from './bytes.ts'
 import { fileForm } from './forms.ts'
 import { password } from './harness.ts'
+import { prepareAgency } from './oracle.ts'
+import { sidOf } from './tokens.ts'
 
 /*
  * Writers that note what they were told. Each has an agency of its own, sends one request at a time to any process, and repeats
@@ -75,23 +77,15 @@ export async function send(url: string, { method, path, token, body, headers }: 
   }
 }
 
-const sessionOf = (access: string): string =>
-  JSON.parse(Buffer.from(access.split('.')[1] ?? '', 'base64url').toString()).sid
-
 async function register(url: string, slug: string): Promise<Writer> {
-  const name = `${slug} 0`
-  const body = { tenant: { name: slug, slug }, name, email: `owner@${slug}.example`, password }
-  const registered = await send(url, { method: 'POST', path: '/auth/register', body })
-  if (registered.status !== 201) throw new Error(`${registered.status} ${JSON.stringify(registered.body)}`)
-  const { access_token, refresh_token, user, tenant } = registered.body as Record<string, string> & {
-    user: { id: string }
-    tenant: { id: string }
-  }
-  const access = String(access_token)
+  const { id, sessions } = await prepareAgency(url, slug, 1)
+  const [session] = sessions
+  if (!session) throw new Error('no session was opened')
+  const { access, refresh } = session
   const me = await send(url, { method: 'GET', path: '/users/me', token: access })
   return {
-    ...{ slug, tenant: tenant.id, person: user.id, access, refresh: String(refresh_token) },
-    ...{ session: sessionOf(access), rotations: 0, names: [name], etag: String(me.headers.get('etag')) },
+    ...{ slug, tenant: id, person: String(me.body.id), access, refresh },
+    ...{ session: session.id, rotations: 0, names: [String(me.body.name)], etag: String(me.headers.get('etag')) },
     ...{ invitations: new Map(), uploads: [], signOuts: [] }
   }
 }
@@ -207,7 +201,7 @@ export async function startWriters({ urls, count, random }: Plan): Promise<Write
     acknowledge()
     const access = String(opened.body.access_token)
     const refresh = String(opened.body.refresh_token)
-    const noted: SignOut = { session: sessionOf(access), access, refresh, outcome: 'asked', endedAt: 0 }
+    const noted: SignOut = { session: sidOf({ access_token: access }), access, refresh, outcome: 'asked', endedAt: 0 }
     writer.signOuts.push(noted)
     const request = { method: 'POST', path: '/auth/logout', token: access }
     const { answer } = await untilAnswered(request)

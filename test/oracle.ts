@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { DatabaseUrls } from './databases.ts'
 import { allRows, eventually, type Owner, password } from './harness.ts'
 import { stopwatch } from './machine.ts'
+import { sidOf } from './tokens.ts'
 
 /*
  * Clients with a ledger, and a judge. A client writes each request into the ledger before it sends it, and the outcome
@@ -102,8 +103,7 @@ export async function prepareAgency(url: string, slug: string, clients: number):
   for (let i = 0; i < clients; i++) {
     const reply = await ask(url, 'POST', '/auth/login', { body: { email: `owner@${slug}.example`, password } })
     const { access_token, refresh_token } = reply.body as { access_token: string; refresh_token: string }
-    const { sid } = JSON.parse(Buffer.from(access_token.split('.')[1] ?? '', 'base64url').toString())
-    sessions.push({ access: access_token, refresh: refresh_token, rotations: 0, id: sid })
+    sessions.push({ access: access_token, refresh: refresh_token, rotations: 0, id: sidOf({ access_token }) })
   }
   return { slug, id: (body.tenant as { id: string }).id, sessions }
 }

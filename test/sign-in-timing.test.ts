@@ -16,7 +16,7 @@ import { assertSame, compare, isSame, type Kinds, rankSumProbability, roundsOf }
 import { fingerprint } from './tokens.ts'
 
 // bounded in time: that replies take the same time whoever has an address
-// rehearsal: thousands of sign-ins, whose times tell nothing
+// rehearsal: thousands of sign-ins, which take the same time for everybody
 
 /*
  * What the time of a reply tells about an address: nothing. Of each kind of account 400 requests are compared, each about

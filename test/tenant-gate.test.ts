@@ -243,6 +243,11 @@ t.test('statements of transactions are parsed once a connection', withoutPooler,
       (await run("'rare'", 3)).filter(({ statement }) => statement.includes('rare')),
       []
     )
+    const long = `'${'long '.repeat(2_000)}'`
+    t.strictSame(
+      (await run(long, 20)).filter(({ statement }) => statement.includes('long')),
+      []
+    )
     t.match(
       (await run("'often'", 20)).filter(({ statement }) => statement.includes('often')),
       [{ uses: 16 }]

@@ -19,16 +19,17 @@ export class Connection extends pg.Client {
   }
 }
 
-/** A text gets a name when it was sent so often, and only so many texts get one. */
+/** How often a text is sent without a name before it gets one. */
 const usesBeforeName = 4
+/** The most texts with a name. Each connection keeps a plan for each of them. */
 export const maxNames = 500
-const maxCounted = 5_000
+/** The most texts whose uses are counted. A longer text than `maxLength` characters gets no name, and is not counted. */
+const maxCounted = 1_000
+const maxLength = 10_000
 
 /**
  * Names for the texts of transactions. PostgreSQL parses and plans a statement with a name once a connection, and any other
  * one at each use, which costs it as much as to run it.
- *
- * The number of names is bounded, because each connection keeps the plans of all of them.
  */
 export function createStatementNames() {
   const names = new Map<string, string>()
@@ -38,7 +39,7 @@ export function createStatementNames() {
   return {
     find(text: string): string | undefined {
       const known = names.get(text)
-      if (known !== undefined || names.size === maxNames) return known
+      if (known !== undefined || names.size === maxNames || text.length > maxLength) return known
       const used = uses.get(text) ?? 0
       if (used < usesBeforeName) {
         if (uses.size === maxCounted) uses.clear()

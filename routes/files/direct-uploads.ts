@@ -1,7 +1,5 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyRequest } from 'fastify'
-import { confirmEarlier } from '../../db/queries/confirmation.ts'
-import { readFile } from '../../db/queries/files.ts'
 import { linkSeconds } from '../../src/files/file-links.ts'
 import { cleanFileName } from '../../src/files/file-names.ts'
 import { fileKey, uploadKey } from '../../src/files/store/keys.ts'
@@ -110,10 +108,8 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
 
   /** The file that the caller completed before. Throws `not_found`. */
   async function requireCompleted(request: FastifyRequest, id: string) {
-    const { tenant_id, user_id } = request.user
-    const [file] = await request.tenantQuery(readFile, { tenant_id, id })
-    if (file?.created_by !== user_id) throw notFound()
-    await request.tenantQuery(confirmEarlier, {})
+    const file = await findCompleted(request, id)
+    if (file?.created_by !== request.user.user_id) throw notFound()
     return file
   }
 

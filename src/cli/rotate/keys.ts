@@ -22,27 +22,22 @@ type Listed = { setting: string; id: string; first: boolean; needed_by: string[]
 
 async function listKeys(gate: TenantGate, { jwtSecret, passwordPepper }: Config): Promise<Result> {
   const kinds = await readStoredKeys(gate)
-  const describe = ({ name }: Ring, id: string, index: number, needed_by: string[]): Listed => ({
-    ...{ setting: name, id, first: index === 0, needed_by }
-  })
-  const signing = keysOf(jwtSecret, tokenKeys).map((id, index) => describe(tokenKeys, id, index, []))
-  const storing = passwordPepper.map((secret, index) => {
-    const needs = kinds.filter(({ ring, ids }) => ids.includes(keysOf([secret], ring)[0] as string))
-    return describe(
-      peppers,
-      keysOf([secret], peppers)[0] as string,
-      index,
-      needs.map(({ kind }) => kind)
-    )
-  })
+  const needing = (pepper: string) =>
+    kinds.filter(({ ring, ids }) => keysOf([pepper], ring).some((id) => ids.includes(id))).map(({ kind }) => kind)
+  const list = (ring: Ring, secrets: readonly string[], neededBy: (secret: string) => string[]): Listed[] =>
+    secrets.map((secret, index) => {
+      const [id = ''] = keysOf([secret], ring)
+      return { setting: ring.name, id, first: index === 0, needed_by: neededBy(secret) }
+    })
+  const keys = [...list(tokenKeys, jwtSecret, () => []), ...list(peppers, passwordPepper, needing)]
   const missing = kinds.flatMap(({ kind, ring, ids }) => {
     const known = keysOf(passwordPepper, ring)
     return ids.filter((id) => !known.includes(id)).map((id) => ({ id, needed_by: kind }))
   })
-  const lines = [...signing, ...storing].map(({ setting, id, first, needed_by }) => {
+  const lines = keys.map(({ setting, id, first, needed_by }) => {
     const use = setting === tokenKeys.name ? 'tokens that it has signed' : needed_by.join(', ') || 'nothing'
     return `${setting} ${id}: ${first ? 'the first, in use' : 'not the first'}; needed by ${use}`
   })
   const lost = missing.map(({ id, needed_by }) => `missing ${id}: needed by ${needed_by}`)
-  return { text: [...lines, ...lost].join('\n'), data: { keys: [...signing, ...storing], missing } }
+  return { text: [...lines, ...lost].join('\n'), data: { keys, missing } }
 }
