@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { opaqueBytes } from './bytes.ts'
 import type { Tenant } from './harness.ts'
 
 /*
@@ -27,7 +27,7 @@ export function startLoad(url: string, tenants: readonly Tenant[], { clients, fi
     const number = ++count
     const kind = number % 2 === 0 ? 'invitation' : 'file'
     const form = new FormData()
-    form.set('file', new Blob([randomBytes(fileBytes)]), `file-${number}.bin`)
+    form.set('file', new Blob([opaqueBytes(fileBytes)]), `file-${number}.bin`)
     const reply = await fetch(`${url}/api/v1/${kind === 'file' ? 'files' : 'invitations'}`, {
       method: 'POST',
       headers: {

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -6,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import * as tus from 'tus-js-client'
 import { StoreFailure } from '../src/files/store/object-store.ts'
-import { mebibyte, sha256 } from './bytes.ts'
+import { mebibyte, opaqueBytes, sha256 } from './bytes.ts'
 import { disagreements, storedObjects } from './forms.ts'
 import {
   allRows,
@@ -90,7 +89,7 @@ t.test('with tus-js-client', async (t) => {
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const { upload } = await listen(app, acme)
-  const content = randomBytes(11 * mebibyte + 17)
+  const content = opaqueBytes(11 * mebibyte + 17)
   const fileOf = async (url: string | null) => (await acme.send(`/api/v1/files/${idOf(url)}`)).json()
 
   t.test('a file goes in at once, or in small pieces', async (t) => {
@@ -310,7 +309,7 @@ t.test('who takes over', async (t) => {
   const acme = await createTenant(app, 'acme')
   const { begin, append, ask } = speak(acme)
   const { port, headers } = await listen(app, acme)
-  const content = randomBytes(12 * mebibyte)
+  const content = opaqueBytes(12 * mebibyte)
 
   /** A PATCH whose body the test writes piece by piece. */
   function slowly(url: string, offset: number) {
@@ -362,7 +361,7 @@ t.test('an upload that dies between its last byte and its end can be resumed', a
   const app = await startApp(t)
   const acme = await createTenant(app, 'acme')
   const { begin, append, ask } = speak(acme)
-  const content = randomBytes(7 * mebibyte)
+  const content = opaqueBytes(7 * mebibyte)
   const { finishParts, put } = app.objects
   const fail = () => Promise.reject(new StoreFailure('away', new Error('unplugged')))
 
@@ -396,7 +395,7 @@ t.test('an upload on which nothing moves is given up, with all that was there', 
   const acme = await createTenant(app, 'acme')
   const { begin, append, ask } = speak(acme)
   const url = locationOf(await begin(12 * mebibyte))
-  await append(url, 0, randomBytes(6 * mebibyte))
+  await append(url, 0, opaqueBytes(6 * mebibyte))
   const [row] = await allRows(app.database, 'select expires_at from files')
   const left = row.expires_at.getTime() - Date.now()
   t.ok(left > 10 * 60_000 && left <= 15 * 60_000, `${left} ms are left`)

@@ -1,10 +1,10 @@
-import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import http from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { protectUnsentReplies } from '../src/processes/idle-connections.ts'
+import { opaqueBytes } from './bytes.ts'
 import { createTestDatabase, eventually, password, startServer, testEnvironment } from './harness.ts'
 import { stopwatch } from './machine.ts'
 
@@ -30,7 +30,7 @@ async function read(reply: http.IncomingMessage): Promise<Buffer> {
 }
 
 t.test('a reply that waits in memory is not cut off, and idle connections end after it', async (t) => {
-  const content = randomBytes(30 * 2 ** 20)
+  const content = opaqueBytes(30 * 2 ** 20)
   let written: http.ServerResponse | undefined
   const server = http.createServer((request, reply) => {
     if (request.url === '/idle') return reply.end()
@@ -67,7 +67,7 @@ t.test('a download that began before a shutdown ends whole, and the process ends
   })
   const { access_token } = (await registered.json()) as { access_token: string }
   const headers = { authorization: `Bearer ${access_token}` }
-  const content = randomBytes(30 * 2 ** 20)
+  const content = opaqueBytes(30 * 2 ** 20)
   const body = new FormData()
   body.append('file', new Blob([content]), 'plan.bin')
   const uploaded = await server.fetch('/api/v1/files', { method: 'POST', headers, body })

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import http from 'node:http'
 import { buffer } from 'node:stream/consumers'
@@ -7,6 +6,7 @@ import { fileKey } from '../src/files/store/keys.ts'
 import { type ObjectStore, storeTimeoutMs } from '../src/files/store/object-store.ts'
 import { partBytes } from '../src/files/store/object-writer.ts'
 import { createS3Store } from '../src/files/store/s3.ts'
+import { opaqueBytes } from './bytes.ts'
 import { createTenant, startApp } from './harness.ts'
 import { stopwatch } from './machine.ts'
 import { type Fault, silence, startScriptedS3 } from './scripted-s3.ts'
@@ -69,7 +69,7 @@ t.test('a store that says nothing counts as away after its time', { buffered: tr
 
 t.test('a store is not away when it is the reader who pauses', { buffered: true }, async (t) => {
   const stub = await startScriptedS3(t)
-  const content = randomBytes(4_000_000)
+  const content = opaqueBytes(4_000_000)
   stub.objects.set(key, { content, modified_at: new Date() })
   const store = createS3Store(stub.settings)
   t.teardown(() => store.close())
