@@ -20,13 +20,17 @@ export type Toxic =
   | { type: 'reset_after'; bytes: number; direction: Direction }
   /** Delivers so many bytes, and then ends this direction (FIN). The other direction goes on. */
   | { type: 'half_close'; bytes: number; direction: Direction }
-  /** Breaks the connection where these bytes begin. The bytes before them are delivered. */
-  | { type: 'cut_on'; pattern: string; direction: Direction; times?: number }
+  /**
+   * Breaks the connection where these bytes begin. The bytes before them are delivered. `after`: only a connection on which
+   * the client has sent this text under this fault.
+   */
+  | { type: 'cut_on'; pattern: string; direction: Direction; times?: number; after?: string }
 
 /** The bytes that one direction of a connection has passed under the present fault. */
 type Progress = { passed: number; tail: Buffer }
 
-type Pair = { near: Socket; far: Socket }
+/** `sent`: the toxics whose text (`after`) the client has sent on this connection. */
+type Pair = { near: Socket; far: Socket; sent: WeakSet<Toxic> }
 
 /**
  * A TCP proxy in front of a server on loopback, which can add network faults. One fault at a time is active, on
@@ -55,7 +59,7 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
 
   const server: Server = createServer({ allowHalfOpen: true }, (near) => {
     const far = connect({ port: upstreamPort, host: '127.0.0.1', allowHalfOpen: true })
-    const pair = { near, far }
+    const pair: Pair = { near, far, sent: new WeakSet() }
     pairs.add(pair)
     carry(pair, near, far, 'upstream')
     carry(pair, far, near, 'downstream')
@@ -89,6 +93,10 @@ export async function startFaultProxy(t: Owner, target: number): Promise<FaultPr
 
   async function pass(pair: Pair, to: Socket, direction: Direction, progress: Progress, chunk: Buffer): Promise<void> {
     const current = toxic
+    if (current?.type === 'cut_on' && current.after !== undefined) {
+      if (direction === 'upstream' && chunk.includes(current.after)) pair.sent.add(current)
+      if (!pair.sent.has(current)) return write(to, chunk)
+    }
     if (current === undefined || ('direction' in current && current.direction && current.direction !== direction)) {
       return write(to, chunk)
     }

@@ -62,10 +62,10 @@ t.test('a commit whose acknowledgement is lost', async (t) => {
   const { slug, id, sessions } = await prepareAgency(url(), 'unheard', 1)
   const [session] = sessions
   const token = session?.access ?? ''
-  /** Sends a request whose commit gets no answer from the database, and sends it again. */
-  async function twice(send: () => Promise<Answer>, pattern = commitAnswered): Promise<Answer> {
+  /** Sends a request whose commit gets no answer from the database, and sends it again. `text` is in its transaction only. */
+  async function twice(text: string, send: () => Promise<Answer>, pattern = commitAnswered): Promise<Answer> {
     const before = proxy.hits()
-    await proxy.add({ type: 'cut_on', pattern, direction: 'downstream', times: 1 })
+    await proxy.add({ type: 'cut_on', pattern, direction: 'downstream', times: 1, after: text })
     const first = await send()
     await proxy.clear()
     t.equal(proxy.hits(), before + 1, 'the answer was cut off')
@@ -77,33 +77,35 @@ t.test('a commit whose acknowledgement is lost', async (t) => {
   t.test('of a conditional change: it is there, and asked for again it is not done again', async (t) => {
     const { headers } = await ask(url(), 'GET', '/tenant', { token })
     const ifMatch = headers.get('etag') as string
-    const again = await twice(() => ask(url(), 'PATCH', '/tenant', { token, ifMatch, body: { name: 'Unheard' } }))
+    const again = await twice('Unheard', () =>
+      ask(url(), 'PATCH', '/tenant', { token, ifMatch, body: { name: 'Unheard' } })
+    )
     t.match(again, { status: 412 })
     t.match((await ask(url(), 'GET', '/tenant', { token })).body, { name: 'Unheard' })
     t.equal(await count("select from audit_events where tenant_id = $1 and action = 'tenant.updated'", id), 1)
   })
   t.test('of an invitation: there is one', async (t) => {
     const body = { email: 'unheard@example.com', role: 'viewer' }
-    const again = await twice(() => ask(url(), 'POST', '/invitations', { token, body }))
+    const again = await twice(body.email, () => ask(url(), 'POST', '/invitations', { token, body }))
     t.match(again, { status: 409, body: { code: 'already_invited' } })
     t.equal(await count("select from invitations where email = 'unheard@example.com'"), 1)
     t.equal(await count("select from audit_events where tenant_id = $1 and action = 'invitation.created'", id), 1)
   })
   t.test('of another agency: there is one', async (t) => {
     const body = { name: 'Second', slug: 'unheard-second' }
-    const again = await twice(() => ask(url(), 'POST', '/tenants', { token, body }))
+    const again = await twice(body.slug, () => ask(url(), 'POST', '/tenants', { token, body }))
     t.match(again, { status: 409, body: { code: 'slug_taken' } })
     t.equal(await count("select from tenants where slug = 'unheard-second'"), 1)
   })
   t.test('of a registration: the account is there', async (t) => {
-    const again = await twice(() => registerAgency(url(), 'unheard-third'))
+    const again = await twice('unheard-third', () => registerAgency(url(), 'unheard-third'))
     t.match(again, { status: 409 })
     const body = { email: 'owner@unheard-third.example', password: 'correct horse battery' }
     t.match(await ask(url(), 'POST', '/auth/login', { body }), { status: 200 })
   })
   t.test('of a refresh: the same token gives the one successor', async (t) => {
     const body = { refresh_token: session?.refresh }
-    const again = await twice(() => ask(url(), 'POST', '/auth/refresh', { body }), 'rotated')
+    const again = await twice(session?.id ?? '', () => ask(url(), 'POST', '/auth/refresh', { body }), 'rotated')
     t.equal(again.status, 200)
     t.strictSame(await allRows(database, 'select counter, revoked_at from sessions where id = $1', [session?.id]), [
       { counter: 1, revoked_at: null }
