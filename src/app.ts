@@ -18,6 +18,7 @@ import secondFactors from '../plugins/auth/second-factors.ts'
 import sessionReach from '../plugins/auth/session-reach.ts'
 import spentProofs from '../plugins/auth/spent-proofs.ts'
 import tokens from '../plugins/auth/tokens.ts'
+import events from '../plugins/events/events.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
 import addresses from '../plugins/http/addresses.ts'
@@ -191,6 +192,7 @@ export function buildApp(
   app.register(passkeys)
   app.register(mail)
   app.register(accountMails)
+  app.register(events)
   app.register(housekeeping)
   app.register(dns)
   app.register(domainChecks)

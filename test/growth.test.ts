@@ -15,6 +15,12 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   storage_usage: { bound: 'one row an agency' },
   plans: { bound: 'made by the operator' },
   audit_horizon: { bound: 'one row' },
+  event_horizon: { bound: 'one row' },
+  events: {
+    swept: `insert into events (tenant_id, id, created_at, position)
+      select $1, gen_random_uuid(), now() - interval '31 days', 0 where $1 <> $2::uuid`,
+    left: "created_at < now() - interval '30 days'"
+  },
   audit_retention: { bound: 'one row' },
   object_sweep: { bound: 'one row' },
   job_runs: { bound: 'a row for each background job' },

@@ -309,6 +309,8 @@ export class Cases {
 const lasting: Record<string, string> = {
   audit_seals: 'false',
   audit_signatures: 'false',
+  // each goes with a row of audit_events
+  events: 'false',
   changes: "expires_at > now() + interval '1 hour'"
 }
 

@@ -26,6 +26,7 @@ const rows: Record<string, string> = {
   changes: `insert into changes (tenant_id, kind, subject, expires_at)
     values ($1, 'session', $2, now() + interval '1 day'), ($1, 'member', $3, now() + interval '1 day')`,
   audit_events: `insert into audit_events (tenant_id, action, actor_id) values ($1, 'canary', $2), ($1, 'canary', $3)`,
+  events: `insert into events (tenant_id, id, created_at) values ($1, $2, now()), ($1, $3, now())`,
   invitations: `insert into invitations (tenant_id, id, email, role, invited_by)
     values ($1, gen_random_uuid(), 'one-' || $2::uuid || '@example.com', 'viewer', $2),
       ($1, gen_random_uuid(), 'two-' || $3::uuid || '@example.com', 'viewer', $3)`,
@@ -77,6 +78,7 @@ async function prepare(t: Test): Promise<{ database: DatabaseUrls; tables: Table
     }
     // what the triggers have noted of the rows above
     await client.query("delete from changes where kind not in ('session', 'member')")
+    await client.query('delete from events e using audit_events a where a.id = e.id')
     return ordered
   })
   return { database, tables }

@@ -20,6 +20,7 @@ import {
   sweepOutbox,
   sweepSessions
 } from '../../db/queries/directory.ts'
+import { sweepEvents } from '../../db/queries/events.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
 import { createPoller } from '../../src/poller.ts'
 import type { JobResult } from './jobs.ts'
@@ -107,6 +108,7 @@ export default fp(
       // an ended session is kept for as long as an unused one
       sessions: inBatches(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
       outbox: inBatches(sweepOutbox, {}),
+      events: inBatches(sweepEvents, {}),
       account_mails: inBatches(sweepAccountMails, {}),
       idempotency: inBatches(sweepIdempotencyKeys, {}),
       invitations: inBatches(sweepInvitations, {}),

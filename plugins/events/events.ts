@@ -1,0 +1,89 @@
+import fp from 'fastify-plugin'
+import { systemScope } from '../../db/gate/gate-query.ts'
+import { eventsAfter, newestEvent, placeEvents } from '../../db/queries/events.ts'
+import { createPoller } from '../../src/poller.ts'
+
+/** Called when an agency has new events. `newest`: the position of the newest of them that is known. */
+export type EventsListener = (tenantId: string, newest: number) => void
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    events: {
+      /** Calls `listener` for each agency with new events, whichever process has placed them. Returns how to end that. */
+      follow(listener: EventsListener): () => void
+      /** Places what was committed until now, and tells the listeners of this process. Otherwise that happens twice a second. */
+      run(): Promise<void>
+      /** Like `run`, for callers that do not wait. */
+      wake(): void
+    }
+  }
+}
+
+const intervalMs = 500
+/** Events in one transaction, and in one read. */
+const batch = 1000
+
+/**
+ * Gives events their positions (db/migrations/0031_events.ts), and tells who listens in this process which agencies have
+ * new ones. Every process does both: one of them places, and all read what was placed.
+ */
+export default fp(
+  async (app) => {
+    const listeners = new Set<EventsListener>()
+    const counts = { placed: 0 }
+    /** Everything up to this position was told. Who listens first and reads then misses nothing. */
+    let told = 0
+
+    async function place(stopping: AbortSignal): Promise<void> {
+      for (let placed = batch; placed >= batch && !stopping.aborted; ) {
+        const agencies = await app.gate.query(systemScope, placeEvents, { batch })
+        placed = agencies.reduce((sum, agency) => sum + agency.placed, 0)
+        counts.placed += placed
+      }
+    }
+
+    async function tell(stopping: AbortSignal): Promise<void> {
+      if (listeners.size === 0) {
+        const [newest] = await app.gate.query(systemScope, newestEvent, {})
+        // nobody came meanwhile, who might have read before this
+        if (listeners.size === 0) told = newest?.position ?? 0
+        return
+      }
+      while (!stopping.aborted) {
+        const agencies = await app.gate.query(systemScope, eventsAfter, { reached: told, batch })
+        if (agencies.length === 0) return
+        for (const { tenant_id, newest } of agencies) {
+          told = Math.max(told, newest)
+          for (const listener of listeners) listener(tenant_id, newest)
+        }
+      }
+    }
+
+    const poller = createPoller({
+      intervalMs,
+      async work(stopping) {
+        await place(stopping)
+        await tell(stopping)
+      },
+      onError: (err) => app.log.warn({ err }, 'events could not be placed, and are tried again')
+    })
+
+    app.decorate('events', {
+      follow(listener: EventsListener) {
+        listeners.add(listener)
+        return () => void listeners.delete(listener)
+      },
+      run: async () => void (await poller.run()),
+      wake: poller.wake
+    })
+    app.metrics.counter(
+      'aggios_events_placed_total',
+      'Events that this process has given their positions',
+      () => counts.placed
+    )
+    app.addHook('onReady', async () => poller.start())
+    app.addHook('preClose', async () => void poller.stop())
+    app.addHook('onClose', () => poller.stop())
+  },
+  { name: 'events', dependencies: ['database', 'metrics'] }
+)
