@@ -1,6 +1,6 @@
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { eventsAfter, newestEvent, placeEvents } from '../../db/queries/events.ts'
+import { eventsAfter, newestEvent, placeEvents } from '../../db/queries/events/events.ts'
 import { createPoller } from '../../src/poller.ts'
 
 /** Called when an agency has new events. `newest`: the position of the newest of them that is known. */

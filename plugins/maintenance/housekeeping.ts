@@ -20,7 +20,7 @@ import {
   sweepOutbox,
   sweepSessions
 } from '../../db/queries/directory.ts'
-import { sweepEvents } from '../../db/queries/events.ts'
+import { sweepEvents } from '../../db/queries/events/events.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
 import { createPoller } from '../../src/poller.ts'
 import type { JobResult } from './jobs.ts'

@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import { statement } from '../gate/statement.ts'
+import { statement } from '../../gate/statement.ts'
 
 /*
  * Queries for events: db/migrations/0031_events.ts. Positions are exact numbers up to 2^53.
