@@ -45,6 +45,8 @@ async function copyDatabase(t: Test, database: DatabaseUrls): Promise<DatabaseUr
 
 /** A digest of every row of each table that belongs to an agency, and of its people and its own row. */
 async function rowsOf(app: TestApp, tenant: Tenant): Promise<Record<string, string>> {
+  // events get their positions a moment after they happened
+  await app.events.run()
   return withClient(app.database.postgres, async (client) => {
     const { rows: tables } = await client.query<{ name: string }>(
       `select c.relname as name from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id'
