@@ -21,8 +21,9 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       position   bigint,
       primary key (tenant_id, id)
     );
-    create index events_of_tenant on events (tenant_id, position);
-    create index events_placed on events (position);
+    -- without the events that have no position, so that the transaction of a change writes to two indexes only
+    create index events_of_tenant on events (tenant_id, position) where position is not null;
+    create index events_placed on events (position) where position is not null;
     create index events_unplaced on events (created_at) where position is null;
 
     -- One row. position: that of the newest event that has one. Whoever places events holds its lock until the commit.
