@@ -19,7 +19,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
   events: {
     swept: `insert into events (tenant_id, id, created_at, position)
       select $1, gen_random_uuid(), now() - interval '31 days', 0 where $1 <> $2::uuid`,
-    left: "created_at < now() - interval '30 days'"
+    left: 'position = 0'
   },
   audit_retention: { bound: 'one row' },
   object_sweep: { bound: 'one row' },
