@@ -1,18 +1,20 @@
-export type Poller = ReturnType<typeof createPoller<void>>
+export type Poller = Pick<ReturnType<typeof createPoller<unknown>>, 'start' | 'wake' | 'stop'>
 
 /**
  * Runs `work` again and again, `intervalMs` after the end of the last run. One run is in progress at a time. The timer
- * does not keep the process alive.
+ * does not keep the process alive. `jitter` is the part of the interval of which a random share is left out.
  *
  * A failed run is reported to `onError` once, and the next run comes after the same interval. `work` gets a signal that
  * is aborted when the poller stops, so that a long run can end early.
  */
 export function createPoller<Result = void>({
   intervalMs,
+  jitter = 0,
   work,
   onError
 }: {
   intervalMs: number
+  jitter?: number
   work: (stopping: AbortSignal) => Promise<Result>
   onError: (err: unknown) => void
 }) {
@@ -25,7 +27,7 @@ export function createPoller<Result = void>({
 
   function schedule(): void {
     if (!started || signal.aborted) return
-    timer = setTimeout(wake, intervalMs)
+    timer = setTimeout(wake, intervalMs * (1 - jitter * Math.random()))
     timer.unref()
   }
 

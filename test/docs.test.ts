@@ -173,6 +173,8 @@ const notLimits: Record<string, string> = {
   'folder-lock': 'exitTimeoutMs',
   health: 'freshForMs inspectedForMs timeoutMs',
   housekeeping: 'intervalMs',
+  // docs/operations.md says how it records
+  jobs: 'recordIntervalMs',
   'internal-listener': 'requestTimeout',
   // docs/providers.md states them, with their operations
   openid: 'rememberMs timeout',
@@ -180,7 +182,7 @@ const notLimits: Record<string, string> = {
   'outbound-requests': 'outboundTimeoutMs',
   provider: 'providerTimeoutMs',
   providers: 'depth',
-  mail: 'intervalMs recordIntervalMs smtpTimeoutMs',
+  mail: 'intervalMs smtpTimeoutMs',
   'index-builds': 'catalogueLockMs firstReportMs lockPauseMs lock_timeout nameLimit progressIntervalMs',
   migrate: 'lockWaitMs attemptPauseMs connectionTimeoutMillis',
   'owner-connection': 'statement_timeout lock_timeout idle_in_transaction_session_timeout connectionTimeoutMillis',

@@ -109,3 +109,22 @@ t.test('the work learns that the poller stops', async (t) => {
   await poller.stop()
   await running
 })
+
+t.test('a random share of the interval is left out', async (t) => {
+  const { random } = Math
+  t.teardown(() => {
+    Math.random = random
+  })
+  Math.random = () => 1
+  let runs = 0
+  const poller = createPoller({
+    intervalMs: never,
+    jitter: 1,
+    work: async () => void runs++,
+    onError: (err) => t.fail(String(err))
+  })
+  t.teardown(() => poller.stop())
+  poller.start()
+  while (runs < 3) await sleep(1)
+  await poller.stop()
+})

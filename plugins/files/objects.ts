@@ -3,7 +3,6 @@ import fp from 'fastify-plugin'
 import { openStore } from '../../src/files/store/configured-store.ts'
 import type { ObjectStore } from '../../src/files/store/object-store.ts'
 import { createUploadSlots, type UploadOwner } from '../../src/files/upload-slots.ts'
-import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -60,20 +59,16 @@ export default fp(
         return work()
       })
     )
-    const poller = createPoller({
-      intervalMs: stalePartsIntervalMs,
-      work: metrics.trackJob('stale_parts', stalePartsIntervalMs, () => store.dropStaleParts()),
-      onError: (err) => app.log.warn({ err }, 'parts of given up uploads could not be removed')
-    })
     app.addHook('onReady', async () => {
-      poller.start()
-      poller.wake()
       store.check().catch((err) => app.log.error({ err }, 'the object store can not be used'))
     })
-    app.addHook('onClose', async () => {
-      await poller.stop()
-      store.close()
+    app.addHook('onClose', async () => store.close())
+    app.jobs.define({
+      name: 'stale_parts',
+      intervalMs: stalePartsIntervalMs,
+      atStart: true,
+      tasks: { stale_parts: () => store.dropStaleParts() }
     })
   },
-  { name: 'objects', dependencies: ['config', 'metrics'] }
+  { name: 'objects', dependencies: ['config', 'metrics', 'jobs'] }
 )

@@ -7,6 +7,7 @@ import {
   settleAccountMail
 } from '../../db/queries/accounts/mails.ts'
 import { type LinkPurpose, linkPurposes, mailedLinkSeconds } from '../../src/auth/one-time-tokens.ts'
+import { processDue } from '../../src/due-work.ts'
 import { type AccountMailKind, accountMail, linkTo } from '../../src/mail/account-mails.ts'
 import { agencyNewsKinds } from '../../src/mail/agency-news.ts'
 import type { Mail } from '../../src/mail/layout.ts'
@@ -38,20 +39,24 @@ export default fp(
       verification_seconds: mailedLinkSeconds.verification
     }
 
-    app.mail.addSource(async (stopping) => {
-      for (let news = 0; !stopping.aborted; ) {
-        const urgent = await claim(kinds)
-        if (urgent === undefined && news++ === newsInRound) return app.mail.wake()
-        const id = urgent ?? (await claim(agencyNewsKinds))
-        if (id === undefined) return
-        await send(id)
-      }
+    app.mail.addSource(({ stopping }) => {
+      let news = 0
+      return processDue({
+        batch: 1,
+        stopping,
+        async claim(batch) {
+          const urgent = await claimOf(kinds, batch)
+          if (urgent.length > 0) return urgent
+          if (news++ < newsInRound) return claimOf(agencyNewsKinds, batch)
+          app.mail.wake()
+          return []
+        },
+        work: ({ id }) => send(id)
+      })
     })
 
-    async function claim(of: readonly string[]): Promise<string | undefined> {
-      const [due] = await app.gate.query(systemScope, claimAccountMail, { kinds: of, batch: 1, lease_seconds })
-      return due?.id
-    }
+    const claimOf = (kinds: readonly string[], batch: number) =>
+      app.gate.query(systemScope, claimAccountMail, { kinds, batch, lease_seconds })
 
     async function send(id: string): Promise<void> {
       const [entry] = await app.gate.query(systemScope, prepareAccountMail, { id, ...limits })

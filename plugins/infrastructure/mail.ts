@@ -13,11 +13,12 @@ import {
   readOutboxEntry,
   type SpentAllowance
 } from '../../db/queries/outbox.ts'
+import { processDue } from '../../src/due-work.ts'
 import { rateLimited } from '../../src/http/problems.ts'
 import type { Mail } from '../../src/mail/layout.ts'
 import { mailboxOf } from '../../src/mail/mailboxes.ts'
 import { invitationMail } from '../../src/mail/mails.ts'
-import { createPoller } from '../../src/poller.ts'
+import type { TaskRun } from '../maintenance/jobs.ts'
 
 type QueuedMail = { kind: MailKind; subject_id: string; generation: number; to: string }
 
@@ -36,7 +37,7 @@ declare module 'fastify' {
       /** Throws `rate_limited` as `queue` does, for a mail to this address that is written in another way. */
       requireAllowance(trx: TenantTransaction, to: string): Promise<void>
       /** Adds a source of mails. It sends the mails that are due, one after the other, until it is stopped. */
-      addSource(sendDue: (stopping: AbortSignal) => Promise<void>): void
+      addSource(sendDue: (run: TaskRun) => Promise<void>): void
       /** Tries to send a mail for the `attempts`-th time, and counts and logs how that ended. Never rejects. */
       attempt(compose: () => Mail, mail: { id: string; attempts: number; tenant_id?: string | null }): Promise<Attempt>
       /** Makes this process look into the outbox now and not only after the interval. Returns at once. */
@@ -47,8 +48,6 @@ declare module 'fastify' {
 }
 
 const intervalMs = 5_000
-/** The outbox is looked into often, and its success is recorded once in this time. */
-const recordIntervalMs = 60_000
 /**
  * One mail a lease. The lease is longer than the timeouts of SMTP, so that no other process sends the same mail
  * meanwhile.
@@ -176,58 +175,39 @@ export default fp(
       })
     }
 
-    async function sendOutbox(stopping: AbortSignal): Promise<void> {
-      for (let claimed = batch; claimed === batch && !stopping.aborted; ) {
-        const due = await app.gate.query(systemScope, claimMail, { batch, lease_seconds })
-        for (const { tenant_id, id } of due) await send(tenant_id, id)
-        claimed = due.length
-      }
-    }
-
-    const sources = [sendOutbox]
-    async function sendAll(stopping: AbortSignal): Promise<void> {
-      for (const sendDue of sources) await sendDue(stopping)
-    }
-    const sendTracked = enabled ? app.metrics.trackJob('send_mails', intervalMs, sendAll) : sendAll
-    let recordedAt = performance.now()
-    const poller = createPoller({
+    const sources = [
+      ({ stopping }: TaskRun) =>
+        processDue({
+          batch,
+          stopping,
+          claim: (batch) => app.gate.query(systemScope, claimMail, { batch, lease_seconds }),
+          work: ({ tenant_id, id }) => send(tenant_id, id)
+        })
+    ]
+    app.addHook('onClose', async () => transport?.close())
+    const job = app.jobs.define({
+      name: 'outbox',
       intervalMs,
-      async work(stopping) {
-        await sendTracked(stopping)
-        if (performance.now() - recordedAt < recordIntervalMs) return
-        recordedAt = performance.now()
-        await app.jobs.record('outbox')
-      },
-      onError(err) {
-        app.log.warn({ err }, 'the outbox could not be worked on')
-        void app.jobs.record('outbox', err)
+      atStart: true,
+      off: enabled ? undefined : 'SMTP_URL is not set',
+      tasks: {
+        async send_mails(run) {
+          for (const sendDue of sources) await sendDue(run)
+        }
       }
     })
-    const wake = () => {
-      if (enabled) poller.wake()
-    }
 
     app.decorate('mail', {
       queue,
       requireAllowance,
-      addSource: (sendDue: (stopping: AbortSignal) => Promise<void>) => void sources.push(sendDue),
+      addSource: (sendDue: (run: TaskRun) => Promise<void>) => void sources.push(sendDue),
       attempt,
-      wake,
+      wake: job.wake,
       stats: () => ({ ...counts })
     })
     app.metrics.counter('aggios_mails_total', 'Tries to send a mail of the outbox, by how they ended', () =>
       Object.entries(counts).map(([outcome, value]) => ({ labels: { outcome }, value }))
     )
-    app.addHook('onReady', async () => {
-      if (enabled) poller.start()
-      wake()
-    })
-    // ends the work early, while the last requests are answered
-    app.addHook('preClose', async () => void poller.stop())
-    app.addHook('onClose', async () => {
-      await poller.stop()
-      transport?.close()
-    })
   },
   { name: 'mail', dependencies: ['database', 'config', 'metrics', 'jobs'] }
 )

@@ -3,14 +3,14 @@ import { systemScope } from '../../db/gate/gate-query.ts'
 import { queueAgencyNotice } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { type ClaimedDomain, claimDomains, settleDomain } from '../../db/queries/sign-in/domains.ts'
-import { createPoller } from '../../src/poller.ts'
+import { processDue } from '../../src/due-work.ts'
 import { domainRecord } from '../../src/tenancy/domain-names.ts'
 import type { JobResult } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
     domainChecks: {
-      /** Looks all domains up that are due. Otherwise they are looked for once a minute. Rejects when that can't be done. */
+      /** Looks all domains up that are due. Otherwise they are looked for once a minute. */
       run(): Promise<JobResult | undefined>
     }
   }
@@ -19,7 +19,7 @@ declare module 'fastify' {
 const intervalMs = 60_000
 /** Domains that are looked up at the same time. */
 const batch = 10
-/** Longer than the look-ups of a batch, so that no other process does them too. */
+/** Longer than the look-ups of two batches, so that no other process does them too. */
 const lease_seconds = 60
 
 /**
@@ -45,42 +45,25 @@ export default fp(
       })
     }
 
-    /** Resolves to the failures of single domains, which are tried again. */
-    async function checkDue(stopping: AbortSignal): Promise<unknown[]> {
-      const failures: unknown[] = []
-      for (let more = true; more && !stopping.aborted; ) {
-        const claimed = await app.gate.query(systemScope, claimDomains, { batch, lease_seconds })
-        const results = await Promise.allSettled(claimed.map(check))
-        failures.push(...results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : [])))
-        more = claimed.length === batch
-      }
-      return failures
-    }
-    const checkTracked = app.metrics.trackJob('domain_checks', intervalMs, checkDue)
-
-    const poller = createPoller({
+    const job = app.jobs.define({
+      name: 'domain_checks',
       intervalMs,
-      async work(stopping) {
-        const failures = await checkTracked(stopping)
-        for (const err of failures) warn(err)
-        return app.jobs.record('domain_checks', failures[0])
-      },
-      async onError(err) {
-        warn(err)
-        await app.jobs.record('domain_checks', err)
+      tasks: {
+        domain_checks: ({ stopping, itemFailed }) =>
+          processDue({
+            batch,
+            concurrency: batch,
+            stopping,
+            claim: (batch) => app.gate.query(systemScope, claimDomains, { batch, lease_seconds }),
+            work: (claimed) => check(claimed).catch((err) => itemFailed(err, { tenant_id: claimed.tenant_id }))
+          })
       }
     })
-    function warn(err: unknown): void {
-      app.log.warn({ err }, 'domains could not be looked up, and are tried again')
-    }
 
-    app.decorate('domainChecks', { run: poller.run })
+    app.decorate('domainChecks', { run: job.run })
     app.metrics.counter('aggios_domain_checks_total', 'Daily look-ups of proven domains, by outcome', () =>
       Object.entries(counts).map(([outcome, value]) => ({ labels: { outcome }, value }))
     )
-    app.addHook('onReady', async () => poller.start())
-    app.addHook('preClose', async () => void poller.stop())
-    app.addHook('onClose', () => poller.stop())
   },
   { name: 'domain-checks', dependencies: ['database', 'dns', 'metrics', 'jobs'] }
 )

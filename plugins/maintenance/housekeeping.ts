@@ -22,8 +22,7 @@ import {
 } from '../../db/queries/directory.ts'
 import { sweepEvents } from '../../db/queries/events/events.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
-import { createPoller } from '../../src/poller.ts'
-import type { JobResult } from './jobs.ts'
+import type { JobResult, TaskRun } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -52,7 +51,7 @@ export default fp(
      * Seals new audit events. The heads of the chains are written to the log as well, so that a chain that was replaced
      * by an older one in the database can be recognised.
      */
-    async function seal(stopping: AbortSignal): Promise<void> {
+    async function seal({ stopping }: TaskRun): Promise<void> {
       const { signed_from, first } = await declareSigning(app.gate, auditKeys)
       if (first) app.log.warn({ signed_from }, 'the signing of the audit log begins; this must not be seen again')
       for (;;) {
@@ -70,15 +69,15 @@ export default fp(
     /**
      * Drops whole months of audit events by the retention that the owner has set, and then the seals of these months.
      */
-    async function drop(stopping: AbortSignal): Promise<void> {
+    async function drop(run: TaskRun): Promise<void> {
       const { dropped, busy, to } = await dropAuditMonths(app.gate, auditKeys)
       if (dropped > 0) app.log.info({ months: dropped, to }, 'audit events dropped')
       if (busy) app.log.info('audit events are being read, and are dropped later')
-      if (dropped > 0 || mayPrune) await inBatches(pruneAuditSeals, {})(stopping)
+      if (dropped > 0 || mayPrune) await inBatches(pruneAuditSeals, {})(run)
       mayPrune = false
     }
 
-    async function purge(stopping: AbortSignal): Promise<void> {
+    async function purge({ stopping }: TaskRun): Promise<void> {
       for (;;) {
         const [purged] = await app.gate.query(systemScope, purgeTenant, {})
         if (!purged?.id || stopping.aborted) return
@@ -86,12 +85,16 @@ export default fp(
       }
     }
 
-    /** Makes a job that removes one batch of rows after another until none is left, however many expire in a minute. */
+    async function partitions(): Promise<void> {
+      await app.gate.query(systemScope, ensureAuditPartitions, {})
+    }
+
+    /** Makes a task that removes one batch of rows after another until none is left, however many expire in a minute. */
     function inBatches<Values extends object>(
       sweeping: Statement<Values & { batch: number }, { removed: number }>,
       values: Values
-    ): (stopping: AbortSignal) => Promise<void> {
-      return async (stopping) => {
+    ): (run: TaskRun) => Promise<void> {
+      return async ({ stopping }) => {
         for (;;) {
           const [swept] = await app.gate.query(systemScope, sweeping, { ...values, batch })
           if (!swept || swept.removed < batch || stopping.aborted) return
@@ -99,8 +102,8 @@ export default fp(
       }
     }
 
-    const works = {
-      partitions: async () => void (await app.gate.query(systemScope, ensureAuditPartitions, {})),
+    const tasks = {
+      partitions,
       purge,
       seal,
       drop,
@@ -115,35 +118,9 @@ export default fp(
       one_time_marks: inBatches(sweepOneTimeMarks, {}),
       failures: inBatches(sweepFailures, {})
     }
-    const jobs = Object.entries(works).map(([job, work]) => [job, app.metrics.trackJob(job, intervalMs, work)] as const)
-    const warn = (err: unknown, job?: string) => app.log.warn({ err, job }, 'housekeeping failed, and is tried again')
-
-    const poller = createPoller({
-      intervalMs,
-      /** Runs all jobs, also after one has failed. */
-      async work(stopping): Promise<JobResult | undefined> {
-        const failures: unknown[] = []
-        for (const [job, runJob] of jobs) {
-          if (stopping.aborted) return
-          await runJob(stopping).catch((err) => {
-            failures.push(err)
-            warn(err, job)
-          })
-        }
-        return app.jobs.record('housekeeping', failures[0])
-      },
-      onError: warn
-    })
-
-    app.decorate('housekeeping', { run: poller.run })
-    app.addHook('onReady', async () => {
-      // every change writes an audit event, which needs the partition of the current month
-      await works.partitions()
-      poller.start()
-    })
-    // ends the work early, while the last requests are answered
-    app.addHook('preClose', async () => void poller.stop())
-    app.addHook('onClose', () => poller.stop())
+    // every change writes an audit event, which needs the partition of the current month
+    app.addHook('onReady', partitions)
+    app.decorate('housekeeping', { run: app.jobs.define({ name: 'housekeeping', intervalMs, tasks }).run })
   },
   { name: 'housekeeping', dependencies: ['database', 'metrics', 'jobs'] }
 )

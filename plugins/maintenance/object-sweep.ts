@@ -9,10 +9,10 @@ import {
   removeFile
 } from '../../db/queries/files.ts'
 import { findOrphans } from '../../db/queries/orphans.ts'
+import { processDue } from '../../src/due-work.ts'
 import { fileKey, uploadKey } from '../../src/files/store/keys.ts'
 import { StoreFailure } from '../../src/files/store/object-store.ts'
-import { createPoller } from '../../src/poller.ts'
-import type { JobResult } from './jobs.ts'
+import type { JobResult, TaskRun } from './jobs.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -45,24 +45,27 @@ export default fp(
     const counts = { pending: 0, deleted: 0, orphans: 0 }
     const reportsOnly = app.config.sweep === 'report'
 
-    /** Removes the object first and its row last, so that after a crash in between the row is found again. */
-    async function removeFiles(stopping: AbortSignal): Promise<void> {
-      for (;;) {
-        if (!(await app.storeFence.check())) return
-        if (reportsOnly) return reportFiles()
-        const claimed = await app.gate.query(systemScope, claimFiles, { batch, lease_seconds })
-        for (const file of claimed) {
-          await removeClaimed(file).catch((err) => {
+    async function claim(batch: number): Promise<ClaimedFile[]> {
+      if (!(await app.storeFence.check())) return []
+      return app.gate.query(systemScope, claimFiles, { batch, lease_seconds })
+    }
+
+    function removeFiles({ stopping, itemFailed }: TaskRun): Promise<void> {
+      return processDue({
+        batch,
+        stopping,
+        claim,
+        work: (file) =>
+          removeClaimed(file).catch((err) => {
             // go on with the other files, unless the store is away
             if (err instanceof StoreFailure && err.kind === 'away') throw err
-            app.log.warn({ err, file_id: file.id }, 'a file could not be removed, and is tried again')
+            itemFailed(err, { file_id: file.id })
           })
-        }
-        if (claimed.length < batch || stopping.aborted) return
-      }
+      })
     }
 
     async function reportFiles(): Promise<void> {
+      if (!(await app.storeFence.check())) return
       const due = await app.gate.query(systemScope, dueFiles, { batch })
       report(due.map(({ tenant_id, id }) => fileKey(tenant_id, id)))
     }
@@ -71,6 +74,7 @@ export default fp(
       if (keys.length > 0) app.log.info({ keys }, 'objects would be removed from the store')
     }
 
+    /** Removes the object first and its row last, so that after a crash in between the row is found again. */
     async function removeClaimed({ tenant_id, id, was, store_id }: ClaimedFile): Promise<void> {
       const key = fileKey(tenant_id, id)
       if (store_id !== null) await app.objects.dropParts(key, store_id)
@@ -102,44 +106,38 @@ export default fp(
       counts.orphans++
     }
 
-    const warn = (err: unknown) => app.log.warn({ err }, 'the object store could not be swept, and is tried again')
-
-    const steps =
-      app.config.sweep === 'off'
-        ? []
-        : [
-            app.metrics.trackJob('remove_files', intervalMs, removeFiles),
-            app.metrics.trackJob('remove_orphans', intervalMs, removeOrphans)
-          ]
-
-    async function sweep(stopping: AbortSignal): Promise<JobResult | undefined> {
-      if (steps.length === 0) return { outcome: 'off', reason: 'SWEEP is off' }
-      const before = { ...counts }
-      const failures: unknown[] = []
-      for (const step of steps) {
-        if (stopping.aborted) return
-        await step(stopping).catch((err) => {
-          failures.push(err)
-          warn(err)
+    /** Logs what a task has removed, also before it failed. */
+    function logged(task: (run: TaskRun) => Promise<void>): (run: TaskRun) => Promise<void> {
+      return async (run) => {
+        const before = { ...counts }
+        await task(run).finally(() => {
+          const swept = {
+            pending: counts.pending - before.pending,
+            deleted: counts.deleted - before.deleted,
+            orphans: counts.orphans - before.orphans
+          }
+          if (Object.values(swept).some((count) => count > 0)) app.log.info({ swept }, 'object store swept')
         })
       }
-      const result = await app.jobs.record('object_sweep', failures[0])
-      const swept = Object.entries(counts).map(([what, count]) => [what, count - before[what as keyof typeof before]])
-      if (swept.some(([, count]) => Number(count) > 0))
-        app.log.info({ swept: Object.fromEntries(swept) }, 'object store swept')
-      const reason = app.storeFence.reason()
-      return reason !== undefined && result.outcome === 'succeeded' ? { outcome: 'off', reason } : result
     }
 
-    const poller = createPoller({ intervalMs, work: sweep, onError: warn })
-    app.decorate('objectSweep', { wake: poller.wake, run: poller.run, stats: () => ({ ...counts }) })
+    const job = app.jobs.define({
+      name: 'object_sweep',
+      intervalMs,
+      off: app.config.sweep === 'off' ? 'SWEEP is off' : undefined,
+      tasks: { remove_files: reportsOnly ? reportFiles : logged(removeFiles), remove_orphans: logged(removeOrphans) }
+    })
+
+    async function run(): Promise<JobResult | undefined> {
+      const result = await job.run()
+      const reason = app.storeFence.reason()
+      return reason !== undefined && result?.outcome === 'succeeded' ? { outcome: 'off', reason } : result
+    }
+
+    app.decorate('objectSweep', { wake: job.wake, run, stats: () => ({ ...counts }) })
     app.metrics.counter('aggios_objects_swept_total', 'What the sweep removed from the object store', () =>
       Object.entries(counts).map(([kind, value]) => ({ labels: { kind }, value }))
     )
-    app.addHook('onReady', async () => poller.start())
-    // ends the work early, while the last requests are answered
-    app.addHook('preClose', async () => void poller.stop())
-    app.addHook('onClose', () => poller.stop())
   },
   { name: 'object-sweep', dependencies: ['database', 'objects', 'metrics', 'store-fence', 'jobs'] }
 )
