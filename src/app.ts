@@ -19,6 +19,8 @@ import sessionReach from '../plugins/auth/session-reach.ts'
 import spentProofs from '../plugins/auth/spent-proofs.ts'
 import tokens from '../plugins/auth/tokens.ts'
 import events from '../plugins/events/events.ts'
+import webhookDeliveries from '../plugins/events/webhook-deliveries.ts'
+import webhookSecrets from '../plugins/events/webhook-secrets.ts'
 import decoders from '../plugins/files/decoders.ts'
 import objects from '../plugins/files/objects.ts'
 import addresses from '../plugins/http/addresses.ts'
@@ -75,6 +77,7 @@ import problemsRoutes from '../routes/problems/index.ts'
 import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
+import webhooksRoutes from '../routes/webhooks/index.ts'
 import type { Config } from './config/config.ts'
 import { createProxyTrust } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
@@ -193,6 +196,8 @@ export function buildApp(
   app.register(mail)
   app.register(accountMails)
   app.register(events)
+  app.register(webhookSecrets)
+  app.register(webhookDeliveries)
   app.register(housekeeping)
   app.register(dns)
   app.register(domainChecks)
@@ -213,6 +218,7 @@ export function buildApp(
       api.register(invitationsRoutes, { prefix: '/invitations' })
       api.register(domainsRoutes, { prefix: '/domains' })
       api.register(enforcementRoutes, { prefix: '/enforcement' })
+      api.register(webhooksRoutes, { prefix: '/webhooks' })
       api.register(filesRoutes, { prefix: '/files' })
       api.register(imagesRoutes)
       api.register(auditEventsRoutes, { prefix: '/audit-events' })

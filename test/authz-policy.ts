@@ -17,6 +17,7 @@ import { mfaPolicies } from './authz-policy-mfa.ts'
 import { passkeyPolicies } from './authz-policy-passkeys.ts'
 import { providerPolicies } from './authz-policy-providers.ts'
 import { signInPolicies } from './authz-policy-sign-in.ts'
+import { webhookPolicies } from './authz-policy-webhooks.ts'
 import { password } from './harness.ts'
 import type { Side, World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
@@ -52,6 +53,7 @@ export const policies: Record<string, Policy> = {
   ...mfaPolicies,
   ...providerPolicies,
   ...domainPolicies,
+  ...webhookPolicies,
   ...passkeyPolicies,
 
   // the signed-in person

@@ -9,7 +9,13 @@ import type { Reply } from './harness.ts'
 const secretName =
   /password|token|secret|code|verifier|credential|signature|assertion|attestation|clientdata|authenticatordata|challenge|otpauth|state|nonce/i
 /** Members with such a name that hold no secret. */
-const harmless = new Set(['token_type', 'code_challenge_method', 'recovery_codes_left', 'status_code'])
+const harmless = new Set([
+  'token_type',
+  'code_challenge_method',
+  'recovery_codes_left',
+  'status_code',
+  'previous_secret_until'
+])
 
 /** Members about a person: no secrets, and in no line either. */
 const personalName = /^email$/

@@ -42,6 +42,19 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
     left: "address = 'x@y.example'"
   },
   identity_providers: { bound: 'ten an agency: each takes one of ten places' },
+  webhook_endpoints: { bound: 'twenty an agency; one that is removed goes with its deliveries' },
+  webhook_deliveries: {
+    swept: `insert into webhook_deliveries (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, created_at)
+      select $1, $2, 'event', gen_random_uuid(), 'file.created', now(), 1, now() - interval '31 days'`,
+    left: "created_at < now() - interval '30 days'"
+  },
+  webhook_attempts: {
+    swept: `with delivery as (
+      insert into webhook_deliveries (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, created_at)
+      select $1, $2, 'event', gen_random_uuid(), 'file.created', now(), 1, now() - interval '31 days' returning tenant_id, id)
+      insert into webhook_attempts (tenant_id, delivery_id, number, started_at, duration_ms)
+      select tenant_id, id, 1, now(), 1 from delivery`
+  },
   tenant_domains: { bound: 'the domains that an agency has proven, or tries to' },
   user_identities: { bound: 'twenty a person, and one at each provider of an agency; a row goes with its person' },
   one_time_marks: {

@@ -371,6 +371,7 @@ class Matrix extends Cases {
     if (typeof cursor !== 'string') throw new Error(`${operation.id}: B has no second page`)
     const own = await policy.make(this.world, a, 'owner')
     const made = await this.ask(attemptOf(operation, { ...own, query: { cursor: 'bm9uZQ' } }))
+    await this.rebase()
     await this.refuse(operation, 'X8 the cursor of B', attemptOf(operation, { ...own, query: { cursor } }), {
       ...{ status: 400, code: 'invalid_cursor' },
       like: fingerprint(made)

@@ -46,6 +46,12 @@ const rows: Record<string, string> = {
   identity_providers: `insert into identity_providers (tenant_id, id, place, name, issuer, client_id, client_secret, key_id)
     values ($1, $2, 1, 'one', 'https://one.example', 'id', 'sealed', 'key'),
       ($1, $3, 2, 'two', 'https://two.example', 'id', 'sealed', 'key')`,
+  webhook_endpoints: `insert into webhook_endpoints (tenant_id, id, url, secret, key_id)
+    values ($1, $2, 'https://one.example', 'sealed', 'key'), ($1, $3, 'https://two.example', 'sealed', 'key')`,
+  webhook_deliveries: `insert into webhook_deliveries (tenant_id, id, endpoint_id, cause, event_id, event_type, event_at, position)
+    values ($1, $2, $2, 'event', $2, 'file.created', now(), 1), ($1, $3, $3, 'event', $3, 'file.created', now(), 2)`,
+  webhook_attempts: `insert into webhook_attempts (tenant_id, delivery_id, number, started_at, duration_ms)
+    values ($1, $2, 1, now(), 1), ($1, $3, 1, now(), 1)`,
   tenant_domains: `insert into tenant_domains (tenant_id, name)
     values ($1, 'one-' || $2::uuid || '.example'), ($1, 'two-' || $3::uuid || '.example')`,
   // both of one person, because a stored reply is shown only to the person who sent the request

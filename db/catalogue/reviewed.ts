@@ -50,6 +50,7 @@ export const definerFunctions = [
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
+  'claim_webhook_deliveries(integer,integer,interval)',
   'confirm_email_change(uuid,text)',
   'confirm_my_factor(uuid,bigint,bytea[])',
   'count_my_factor_failure(uuid)',
@@ -139,6 +140,7 @@ export const definerFunctions = [
   'sweep_outbox(integer)',
   'sweep_sessions(integer,interval)',
   'sweep_sign_in_failures(integer)',
+  'sweep_webhooks(integer)',
   'tenant_entry(uuid)',
   'tenant_limits(uuid)',
   'touch_my_identity(uuid,text)',
@@ -147,7 +149,9 @@ export const definerFunctions = [
   'use_account_link(uuid,text)',
   'use_my_factor(uuid,bigint,bytea,uuid,bytea,text)',
   'use_my_passkey(uuid,uuid,bigint,boolean)',
-  'use_once(uuid,interval)'
+  'use_once(uuid,interval)',
+  'webhook_backlog()',
+  'webhook_keys_in_use()'
 ]
 
 /** Functions that only triggers call. The server may not call them. */
@@ -158,6 +162,7 @@ export const triggerFunctions = [
   'forget_identities()',
   'forget_provider_identities()',
   'forget_tenant_sign_in()',
+  'forget_webhooks()',
   'keep_break_glass_factor()',
   'keep_break_glass_owner()',
   'keep_enforced_provider()',

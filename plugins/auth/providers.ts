@@ -131,7 +131,7 @@ export default fp(
       let timer: NodeJS.Timeout | undefined
       const late = new Promise<never>((_, reject) => {
         timer = setTimeout(
-          () => reject(new OutboundFailure('all requests together', { timeout: true })),
+          () => reject(new OutboundFailure('all requests together', { reason: 'timeout' })),
           providerTimeoutMs
         )
       })

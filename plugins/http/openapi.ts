@@ -75,6 +75,7 @@ export default fp(
           { name: 'people', description: 'Members and invitations' },
           { name: 'files', description: 'Documents and images' },
           { name: 'audit', description: 'Who did what' },
+          { name: 'webhooks', description: 'Events that are sent to servers of an agency' },
           { name: 'health', description: 'Whether the service can serve' },
           { name: 'docs', description: 'What you are reading' }
         ],

@@ -21,6 +21,7 @@ import {
   sweepSessions
 } from '../../db/queries/directory.ts'
 import { sweepEvents } from '../../db/queries/events/events.ts'
+import { sweepWebhooks } from '../../db/queries/webhooks/deliveries.ts'
 import { createAuditKeys } from '../../src/auth/audit-keys.ts'
 import type { JobResult, TaskRun } from './jobs.ts'
 
@@ -112,6 +113,7 @@ export default fp(
       sessions: inBatches(sweepSessions, { age_seconds: app.config.refreshTokenTtl }),
       outbox: inBatches(sweepOutbox, {}),
       events: inBatches(sweepEvents, {}),
+      webhook_deliveries: inBatches(sweepWebhooks, {}),
       account_mails: inBatches(sweepAccountMails, {}),
       idempotency: inBatches(sweepIdempotencyKeys, {}),
       invitations: inBatches(sweepInvitations, {}),

@@ -1,6 +1,7 @@
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { readUpkeep, type Upkeep } from '../../db/queries/operations/upkeep.ts'
+import { readWebhookBacklog } from '../../db/queries/webhooks/deliveries.ts'
 import type { Sample } from '../../src/metrics.ts'
 import type { HealthReport } from './health.ts'
 
@@ -8,6 +9,8 @@ import type { HealthReport } from './health.ts'
 const freshForMs = 5000
 /** Less than the time in which a process must answer the internal listener. */
 const timeoutMs = 2000
+
+type Behind = Upkeep & { webhooks: { waiting: number; seconds: number } }
 
 /**
  * The metrics that have to be asked for: whether the services that this process needs answer, and how far the background
@@ -17,14 +20,18 @@ const timeoutMs = 2000
 export default fp(
   async (app) => {
     let services: HealthReport | undefined
-    let upkeep: Upkeep | undefined
+    let upkeep: Behind | undefined
     let readAt = Number.NEGATIVE_INFINITY
 
-    async function readJobs(): Promise<Upkeep | undefined> {
+    async function readJobs(): Promise<Behind | undefined> {
       if (upkeep && performance.now() - readAt < freshForMs) return upkeep
-      const [row] = await withTimeout(app.gate.query(systemScope, readUpkeep, {}))
+      const reads = [
+        app.gate.query(systemScope, readUpkeep, {}),
+        app.gate.query(systemScope, readWebhookBacklog, {})
+      ] as const
+      const [[jobs], [webhooks]] = await withTimeout(Promise.all(reads))
       readAt = performance.now()
-      return row
+      return jobs && webhooks && { ...jobs, webhooks }
     }
 
     app.metrics.refresh(async () => {
@@ -37,7 +44,7 @@ export default fp(
 
     const eachService = (read: (check: HealthReport['database']) => number) => (): Sample[] =>
       Object.entries(services ?? {}).map(([dependency, check]) => ({ labels: { dependency }, value: read(check) }))
-    const behind = (read: (upkeep: Upkeep) => number) => (): Sample[] => (upkeep ? [{ value: read(upkeep) }] : [])
+    const behind = (read: (upkeep: Behind) => number) => (): Sample[] => (upkeep ? [{ value: read(upkeep) }] : [])
 
     const { metrics } = app
     metrics.gauge(
@@ -59,6 +66,16 @@ export default fp(
       'aggios_mails_due_age_seconds',
       'How long the oldest of them has been due',
       behind(({ mail_seconds }) => mail_seconds)
+    )
+    metrics.gauge(
+      'aggios_webhooks_waiting',
+      'Deliveries to enabled webhooks that wait',
+      behind(({ webhooks }) => webhooks.waiting)
+    )
+    metrics.gauge(
+      'aggios_webhooks_due_age_seconds',
+      'How long the first delivery that is due has waited',
+      behind(({ webhooks }) => webhooks.seconds)
     )
     metrics.gauge(
       'aggios_audit_unsealed_seconds',

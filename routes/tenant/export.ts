@@ -57,6 +57,17 @@ const parts = [
       and id > ${$.after}
     order by id limit ${$.limit}`,
     { slow: true }
+  ),
+  // without the secrets, which are of no use elsewhere
+  statement(
+    'export_webhooks',
+    (_, $: Position) => sql<Line>`
+    select id::text as position, jsonb_build_object('table', 'webhook', 'row', jsonb_build_object('id', id, 'url', url,
+      'description', description, 'event_types', event_types, 'status', status, 'created_by', created_by,
+      'created_at', created_at))::text as line
+    from webhook_endpoints where tenant_id = ${$.tenant_id} and deleted_at is null and id > ${$.after}
+    order by id limit ${$.limit}`,
+    { slow: true, replica: true }
   )
 ]
 

@@ -9,12 +9,12 @@ const sizes = { nonce: 12, tag: 16 }
 export type SealedSecret = { secret: Buffer; key_id: string }
 
 /** What a key is for. The name is part of the derivation, so it never changes. */
-export type SecretPurpose = 'second factor' | 'identity provider'
+export type SecretPurpose = 'second factor' | 'identity provider' | 'webhook'
 export type StoredSecrets = ReturnType<typeof createStoredSecrets>
 
 /**
  * Encrypts secrets that the server must be able to read again (AES-256-GCM), so that a copy of the database is not enough
- * to use them. A sealed secret opens only for the owner whom it was sealed for: a person, or a provider.
+ * to use them. A sealed secret opens only for the owner whom it was sealed for: a person, a provider or a webhook.
  *
  * The keys are derived from the password peppers, which stay configured for as long as something stored needs them. A
  * token secret would not do, because it may have to be removed at once, and everything that is stored would be lost.

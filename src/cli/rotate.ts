@@ -86,7 +86,7 @@ part(
 
 part(
   'provider',
-  "Makes the servers use another client secret of a provider, which you have made there. Without a provider it encrypts the secrets of agencies' own providers anew, with the first pepper."
+  "Makes the servers use another client secret of a provider, which you have made there. Without a provider it encrypts the secrets of agencies' own providers and webhooks anew, with the first pepper."
 )
   .addArgument(new Argument('[provider]', 'the provider').choices(sharedProviders))
   .option('--secret-file <path>', 'a file with the new secret')

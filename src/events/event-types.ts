@@ -132,7 +132,17 @@ export const eventTypes = {
   'user.recovery_codes_renewed': { seen_by: 'admin', target: 'person', text: 'Somebody made new recovery codes' },
   'user.sessions_ended': { seen_by: 'admin', target: 'person', text: 'Somebody ended their other sessions' },
   'user.signed_out': { seen_by: 'admin', target: 'person', text: 'An operator signed somebody out' },
-  'user.updated': { seen_by: 'viewer', target: 'person', text: 'Somebody changed their name' }
+  'user.updated': { seen_by: 'viewer', target: 'person', text: 'Somebody changed their name' },
+  'webhook.created': { seen_by: 'admin', target: 'webhook', text: 'A webhook was added' },
+  'webhook.deleted': { seen_by: 'admin', target: 'webhook', text: 'A webhook was removed' },
+  'webhook.disabled': {
+    seen_by: 'admin',
+    target: 'webhook',
+    text: 'A webhook was switched off, because its endpoint failed for days or said that it is gone'
+  },
+  'webhook.replayed': { seen_by: 'admin', target: 'webhook', text: 'Events are delivered to a webhook again' },
+  'webhook.secret_rotated': { seen_by: 'admin', target: 'webhook', text: 'A webhook has a new signing secret' },
+  'webhook.updated': { seen_by: 'admin', target: 'webhook', text: 'A webhook was changed' }
 } as const satisfies Record<string, { seen_by: 'viewer' | 'admin'; target: string | null; text: string }>
 
 export type EventType = keyof typeof eventTypes

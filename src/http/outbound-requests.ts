@@ -3,16 +3,25 @@ import { request as requestHttps } from 'node:https'
 import { BlockList, isIP, type LookupFunction } from 'node:net'
 import { createHostLookup, createSystemLookup, type HostLookup } from './host-lookups.ts'
 
-/** An outbound request that failed. `timeout`: the other side took too long. The message has nothing that it has sent. */
+/** `refused`: the address is one that must not be requested. `unknown_host`: DNS knows no address of the host. */
+export type OutboundReason = 'refused' | 'unknown_host' | 'timeout' | 'failed'
+
+/** An outbound request that failed. The message has nothing that the other side has sent. */
 export class OutboundFailure extends Error {
-  readonly timeout: boolean
-  constructor(message: string, { timeout = false, cause }: { timeout?: boolean; cause?: unknown } = {}) {
+  readonly reason: OutboundReason
+  constructor(message: string, { reason = 'failed', cause }: { reason?: OutboundReason; cause?: unknown } = {}) {
     super(message, { cause })
-    this.timeout = timeout
+    this.reason = reason
+  }
+
+  /** Whether the other side took too long. */
+  get timeout(): boolean {
+    return this.reason === 'timeout'
   }
 }
 
-export type OutboundFetch = (url: string | URL, init?: OutboundRequest) => Promise<Response>
+export type OutboundClient<Reply> = (url: string | URL, init?: OutboundRequest) => Promise<Reply>
+export type OutboundFetch = OutboundClient<Response>
 type OutboundRequest = {
   method?: string | undefined
   headers?: ConstructorParameters<typeof Headers>[0] | undefined
@@ -67,35 +76,65 @@ const isLoopbackName = (hostname: string) =>
   /^(?:(?:[a-z0-9-]+\.)*localhost|127(?:\.\d{1,3}){3}|\[::1\])$/.test(hostname)
 
 /**
- * Makes a `fetch` for addresses that a customer has configured, or that an answer of somebody else names. A request goes
+ * Tells why an address is never requested, or returns undefined: only https is, or in `development` http to this machine, and
+ * no address with a password. One whose host is an IP address must be of the public internet, unless `privateNetworks` are
+ * allowed.
+ */
+export function outboundFault(
+  url: URL,
+  { development, privateNetworks = development }: { development: boolean; privateNetworks?: boolean }
+): string | undefined {
+  const isPlain = url.protocol === 'http:' && development && isLoopbackName(url.hostname)
+  if (url.protocol !== 'https:' && !isPlain) return 'only https is requested'
+  if (url.username !== '' || url.password !== '') return 'the address has a password'
+  // an address that is written as such is not looked up
+  const literal = url.hostname.replace(/^\[(.*)\]$/, '$1')
+  if (isIP(literal) && !privateNetworks && !isPublicAddress(literal)) return 'the address is not public'
+}
+
+type OutboundOptions = { development: boolean; privateNetworks?: boolean; findAddresses?: HostLookup }
+
+/**
+ * Makes a `fetch` that follows no redirect, takes at most 1 MiB, and waits 5 seconds for the whole answer. Where it connects to
+ * is decided as `createOutboundClient` says. Rejects with OutboundFailure.
+ */
+export function createOutboundFetch(options: OutboundOptions): OutboundFetch {
+  return createOutboundClient({ ...options, timeoutMs: outboundTimeoutMs, readReply })
+}
+
+/**
+ * Makes a client for addresses that a customer has configured, or that an answer of somebody else names. A request goes
  * to https only, and to the public internet only, so that nobody can reach what stands beside this server (SSRF). The
- * host is resolved once, by `findAddresses`, and the address that was checked is the one that is connected to.
+ * host is resolved once, by `findAddresses`, and the address that was checked is the one that is connected to. Variables that
+ * name a proxy are ignored.
  *
- * It follows no redirect, takes at most 1 MiB, and waits 5 seconds for the whole answer. Rejects with OutboundFailure.
+ * It follows no redirect, and ends after `timeoutMs` with the whole answer, which `readReply` reads. Rejects with
+ * OutboundFailure.
  *
  * `privateNetworks` allows private addresses too, for servers that the operator has chosen in the settings. `development`
  * allows them as well, and http to this machine.
  */
-export function createOutboundFetch({
+export function createOutboundClient<Reply>({
   development,
   privateNetworks = development,
-  findAddresses = privateNetworks ? createSystemLookup() : createHostLookup({ servers: [] })
-}: {
-  development: boolean
-  privateNetworks?: boolean
-  findAddresses?: HostLookup
-}): OutboundFetch {
+  findAddresses = privateNetworks ? createSystemLookup() : createHostLookup({ servers: [] }),
+  timeoutMs,
+  readReply
+}: OutboundOptions & {
+  timeoutMs: number
+  readReply: (reply: IncomingMessage) => Promise<Reply>
+}): OutboundClient<Reply> {
   async function findAllowed(hostname: string) {
     const addresses = await findAddresses(hostname).catch((cause: unknown) => {
       const { code } = cause as { code?: string }
       const timeout = code === 'ETIMEOUT' || code === 'ECANCELLED'
       throw new OutboundFailure(timeout ? 'the name servers did not answer' : 'the host was not found', {
-        timeout,
+        reason: timeout ? 'timeout' : 'unknown_host',
         cause
       })
     })
     const allowed = privateNetworks ? addresses : addresses.filter(({ address }) => isPublicAddress(address))
-    if (allowed.length === 0) throw new OutboundFailure('the host has no public address')
+    if (allowed.length === 0) throw new OutboundFailure('the host has no public address', { reason: 'refused' })
     return allowed
   }
 
@@ -112,16 +151,10 @@ export function createOutboundFetch({
 
   return async (target, { method = 'GET', headers, body, signal } = {}) => {
     const url = new URL(target)
-    const isPlain = url.protocol === 'http:' && development && isLoopbackName(url.hostname)
-    if (url.protocol !== 'https:' && !isPlain) throw new OutboundFailure('only https is requested')
-    if (url.username !== '' || url.password !== '') throw new OutboundFailure('the address has a password')
-    // an address that is written as such is not looked up
-    const literal = url.hostname.replace(/^\[(.*)\]$/, '$1')
-    if (isIP(literal) && !privateNetworks && !isPublicAddress(literal)) {
-      throw new OutboundFailure('the address is not public')
-    }
+    const fault = outboundFault(url, { development, privateNetworks })
+    if (fault !== undefined) throw new OutboundFailure(fault, { reason: 'refused' })
     const sent = body === undefined || body === null ? undefined : String(body)
-    const timeout = AbortSignal.timeout(outboundTimeoutMs)
+    const timeout = AbortSignal.timeout(timeoutMs)
     const options: RequestOptions = {
       method,
       agent: false,
@@ -135,16 +168,24 @@ export function createOutboundFetch({
       }
     }
     try {
-      return await exchange(url, options, sent)
+      return await exchange(url, options, sent, readReply)
     } catch (err) {
       if (err instanceof OutboundFailure) throw err
       const late = timeout.aborted || signal?.aborted === true
-      throw new OutboundFailure(late ? 'the answer took too long' : 'the request failed', { timeout: late, cause: err })
+      throw new OutboundFailure(late ? 'the answer took too long' : 'the request failed', {
+        reason: late ? 'timeout' : 'failed',
+        cause: err
+      })
     }
   }
 }
 
-function exchange(url: URL, options: RequestOptions, body: string | undefined): Promise<Response> {
+function exchange<Reply>(
+  url: URL,
+  options: RequestOptions,
+  body: string | undefined,
+  readReply: (reply: IncomingMessage) => Promise<Reply>
+): Promise<Reply> {
   return new Promise((fulfil, reject) => {
     const send = url.protocol === 'https:' ? requestHttps : requestHttp
     const request = send(url, options, (reply) => {

@@ -2,7 +2,8 @@ import type { LinkPurpose } from '../auth/one-time-tokens.ts'
 import { nameInMail, nameInSubject } from '../names.ts'
 import { type AgencyNewsKind, agencyNewsTexts } from './agency-news.ts'
 import { type Locale, layOut, type Mail } from './layout.ts'
-import { type AccountTexts, type AccountWords, type NoticeKind, noticeTexts } from './notices.ts'
+import { noticeTexts } from './notice-texts.ts'
+import type { AccountTexts, AccountWords, NoticeKind } from './notices.ts'
 
 export type AccountMailKind = LinkPurpose | NoticeKind | AgencyNewsKind
 

@@ -11,7 +11,7 @@ import { changeTenant } from '../tenant-status.ts'
  * Restores one agency from a copy of the database of an earlier time, while the others go on.
  *
  * Both databases are reached through the gate, set to this agency. So row security itself keeps every other agency out of it, also from
- * the owner of the tables. Restored are the agency, its members, invitations, files, domains and providers. People, their passwords and
+ * the owner of the tables. Restored are the agency, its members, invitations, files, domains, providers and webhooks. People, their passwords and
  * sessions, and the audit log belong to the present: they stay as they are.
  */
 
@@ -22,6 +22,7 @@ export type AgencyCopy = {
   files: Row[]
   domains: Row[]
   providers: Row[]
+  webhooks: Row[]
 }
 /** A row as JSON text, which keeps what JavaScript's numbers and dates would round. */
 type Row = { id: string; json: string }
@@ -52,7 +53,8 @@ export function readAgency(source: TenantGate, tenantId: string): Promise<Agency
       invitations: await rowsOf('invitations', 'id'),
       files: await rowsOf('files', 'id', sql`status in ('ready', 'deleted')`),
       domains: await rowsOf('tenant_domains', 'name'),
-      providers: await rowsOf('identity_providers', 'id')
+      providers: await rowsOf('identity_providers', 'id'),
+      webhooks: await rowsOf('webhook_endpoints', 'id', sql`deleted_at is null`)
     }
   })
 }
@@ -83,6 +85,7 @@ export function restoreAgency(
     await restoreDomains(trx, copy.domains)
     await removeOthers(trx, 'identity_providers', 'id', copy.providers)
     await upsert(trx, 'identity_providers', ['tenant_id', 'id'], copy.providers)
+    await restoreWebhooks(trx, copy.webhooks)
     await recordAudit(trx, {
       action: 'tenant.restored',
       actor_id: null,
@@ -203,6 +206,20 @@ async function restoreDomains(trx: TenantTransaction, rows: Row[]): Promise<void
   const names = new Set(present.map(({ name }) => name))
   const gone = rows.filter(({ id }) => !names.has(id)).map(({ json }) => json)
   await insertRows(trx, 'tenant_domains', gone, unproven)
+}
+
+/** What was sent, and what waits, belongs to the present. A webhook that the copy does not have is removed as by its owner. */
+async function restoreWebhooks(trx: TenantTransaction, rows: Row[]): Promise<void> {
+  await sql`
+    update webhook_endpoints set deleted_at = coalesce(deleted_at, now()), secret = '', key_id = '', previous_secret = null,
+      previous_key_id = null, previous_until = null
+    where id::text <> all (${rows.map(({ id }) => id)})`.execute(trx)
+  await upsert(trx, 'webhook_endpoints', ['tenant_id', 'id'], rows)
+  // a lease of the copy names a process of its time
+  await sql`
+    update webhook_endpoints set lease = null, busy_until = '-infinity', next_at = now() where deleted_at is null`.execute(
+    trx
+  )
 }
 
 async function removeOthers(trx: TenantTransaction, table: string, id: string, rows: Row[]): Promise<void> {

@@ -2,10 +2,12 @@ import type { TenantGate } from '../../../db/gate/gate.ts'
 import { systemScope } from '../../../db/gate/gate-query.ts'
 import { listAgencies } from '../../../db/queries/operations/operators.ts'
 import { listProviders, resealProvider } from '../../../db/queries/sign-in/identity-providers.ts'
+import { listWebhookSecrets, resealWebhook } from '../../../db/queries/webhooks/secrets.ts'
 import { createGithubProtocol } from '../../auth/providers/github.ts'
 import { createOpenIdProtocol } from '../../auth/providers/openid.ts'
 import type { Provider } from '../../auth/providers/provider.ts'
 import { createStoredSecrets } from '../../auth/stored-secrets.ts'
+import { createWebhookSecrets } from '../../events/webhook-secrets.ts'
 import { createOutboundFetch } from '../../http/outbound-requests.ts'
 import { Refusal, tenantScope } from '../operator.ts'
 import { newSecret, type Rotation } from './rotation.ts'
@@ -74,9 +76,13 @@ async function requireKnown({ config }: Rotation, kind: SharedProvider, client_s
     throw new Refusal(`${kind} does not know the new secret, and nothing was changed: ${answer}`)
 }
 
-/** Encrypts the secrets of agencies' providers anew where another pepper than the first was used. Resolves to how many. */
-export async function reencryptProviders(gate: TenantGate, peppers: readonly string[]): Promise<number> {
+/**
+ * Encrypts the secrets of agencies' providers and webhooks anew where another pepper than the first was used. Resolves to how
+ * many rows that were.
+ */
+export async function reencryptAgencySecrets(gate: TenantGate, peppers: readonly string[]): Promise<number> {
   const secrets = createStoredSecrets(peppers, 'identity provider')
+  const webhookSecrets = createWebhookSecrets(peppers)
   let changed = 0
   for (let after = ''; ; ) {
     const page = await gate.query(systemScope, listAgencies, { one: null, after, batch: pageOfAgencies })
@@ -89,6 +95,13 @@ export async function reencryptProviders(gate: TenantGate, peppers: readonly str
         await gate.query(tenantScope(tenant_id), resealProvider, values)
         changed++
       }
+      for (const row of await gate.query(tenantScope(tenant_id), listWebhookSecrets, { tenant_id })) {
+        const sealed = webhookSecrets.reseal(row)
+        if (!sealed) continue
+        const values = { tenant_id, id: row.endpoint_id, before: row.secret, ...sealed }
+        await gate.query(tenantScope(tenant_id), resealWebhook, values)
+        changed++
+      }
     }
     const last = page.at(-1)
     if (!last || page.length < pageOfAgencies) return changed
@@ -99,7 +112,7 @@ export async function reencryptProviders(gate: TenantGate, peppers: readonly str
 export async function reencrypt({ config, fleet, step }: Rotation, gate: TenantGate): Promise<string> {
   // a process that does not know the first pepper yet could not read what is encrypted with it
   await fleet.waitFor('PASSWORD_PEPPER', config.passwordPepper)
-  const count = await reencryptProviders(gate, config.passwordPepper)
-  step(`${count} secrets of agencies' providers were encrypted anew`)
+  const count = await reencryptAgencySecrets(gate, config.passwordPepper)
+  step(`the secrets of ${count} providers and webhooks of agencies were encrypted anew`)
   return 'done: all of them are encrypted with a key of the first pepper'
 }

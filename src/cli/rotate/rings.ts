@@ -8,7 +8,7 @@ import { createAuditKeys } from '../../auth/audit-keys.ts'
 import { list } from '../../config/value-readers.ts'
 import { createKeyRing } from '../../keys.ts'
 import { Refusal } from '../operator.ts'
-import { reencryptProviders } from './provider.ts'
+import { reencryptAgencySecrets } from './provider.ts'
 import { newSecret, type Rotation } from './rotation.ts'
 import { openSecretFile, type Progress, type SecretFile } from './secret-file.ts'
 
@@ -161,7 +161,7 @@ const stateOf = (needed: readonly string[]) =>
 /** Moves to the first pepper what can be moved without its owner, and names what still needs another one. */
 async function moveStored({ env }: Rotation, gate: TenantGate): Promise<string[]> {
   const keys = keysIn(openSecretFile(env, peppers.name))
-  await reencryptProviders(gate, keys)
+  await reencryptAgencySecrets(gate, keys)
   await signWithNewKey(gate, createAuditKeys(keys))
   const stored = await readStoredKeys(gate)
   return stored.filter(({ ring, ids }) => ids.some((id) => id !== keysOf(keys, ring)[0])).map(({ kind }) => kind)
