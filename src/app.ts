@@ -3,11 +3,14 @@ import type { Socket } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
 import accounts from '../plugins/auth/accounts.ts'
+import apiKeys from '../plugins/auth/api-keys.ts'
 import bearer from '../plugins/auth/bearer.ts'
 import breachedPasswords from '../plugins/auth/breached-passwords.ts'
 import credentials from '../plugins/auth/credentials.ts'
 import deniedAttempts from '../plugins/auth/denied-attempts.ts'
 import guard from '../plugins/auth/guard.ts'
+import keyLookups from '../plugins/auth/key-lookups.ts'
+import keyUses from '../plugins/auth/key-uses.ts'
 import passkeys from '../plugins/auth/passkeys.ts'
 import passwords from '../plugins/auth/passwords.ts'
 import proofUses from '../plugins/auth/proof-uses.ts'
@@ -60,6 +63,7 @@ import upkeep from '../plugins/observability/upkeep.ts'
 import hosts from '../plugins/tenancy/hosts.ts'
 import tenantLookup from '../plugins/tenancy/tenant-lookup.ts'
 import tenants from '../plugins/tenancy/tenants.ts'
+import apiKeysRoutes from '../routes/api-keys/index.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
@@ -79,7 +83,7 @@ import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
 import webhooksRoutes from '../routes/webhooks/index.ts'
 import type { Config } from './config/config.ts'
-import { createProxyTrust } from './http/addresses.ts'
+import { createRangeTest } from './http/addresses.ts'
 import { isDecodable } from './http/paths.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemText, requestTimeout } from './http/problems.ts'
 import { logging } from './observability/log-format.ts'
@@ -112,7 +116,7 @@ export function buildApp(
     bodyLimit,
     ...logging(settings, logStream),
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
-    trustProxy: settings.trustProxy.length > 0 ? createProxyTrust(settings.trustProxy) : false,
+    trustProxy: settings.trustProxy.length > 0 ? createRangeTest(settings.trustProxy) : false,
     genReqId: requestId,
     rewriteUrl(request) {
       overrideMethod(request)
@@ -169,6 +173,8 @@ export function buildApp(
   app.register(revocations)
   app.register(tenants)
   app.register(tokens)
+  app.register(apiKeys)
+  app.register(keyUses)
   app.register(counters)
   app.register(proofUses)
   // these collect facts about a request
@@ -178,6 +184,7 @@ export function buildApp(
   app.register(rates)
   app.register(concurrency)
   app.register(tenantLookup)
+  app.register(keyLookups)
   app.register(spentProofs)
   // these decide by the facts
   app.register(deniedAttempts)
@@ -217,6 +224,7 @@ export function buildApp(
       api.register(membersRoutes, { prefix: '/members' })
       api.register(invitationsRoutes, { prefix: '/invitations' })
       api.register(domainsRoutes, { prefix: '/domains' })
+      api.register(apiKeysRoutes, { prefix: '/api-keys' })
       api.register(enforcementRoutes, { prefix: '/enforcement' })
       api.register(webhooksRoutes, { prefix: '/webhooks' })
       api.register(filesRoutes, { prefix: '/files' })

@@ -80,6 +80,7 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
     JWT_SECRET: jwtSecret,
     PASSWORD_PEPPER: 'a pepper of the tests',
     RATE_LIMIT: '0',
+    RATE_LIMIT_KEY: '0',
     RATE_LIMIT_TENANT: '0',
     RATE_LIMIT_AUTH: '0',
     TENANTS_PER_DAY: '0',

@@ -35,10 +35,10 @@ export const recordRefusedSignIn = statement(
   { writes: true }
 )
 
-/** Records a request of a signed-in user that was refused, in the tenant of the token. */
+/** Records a request of a signed-in user, or of an API key, that was refused, in the tenant of the token. */
 export const recordDenial = statement(
   'record_denial',
-  (_, $: { session_id: string; method: string; route: string }) => sql<never>`
+  (_, $: { session_id: string | null; method: string; route: string }) => sql<never>`
   insert into audit_events (action, session_id, detail)
   values ('authz.denied', ${$.session_id}, jsonb_build_object('method', ${$.method}::text, 'route', ${$.route}::text))`,
   { writes: true }

@@ -55,7 +55,7 @@ export async function claimKey(
 
 /**
  * Stores the reply under a key that this transaction has claimed. Resolves to false when the owner is no longer a
- * member.
+ * member, or is an API key that has ended.
  */
 export async function storeReply(
   trx: TenantTransaction,
@@ -63,9 +63,14 @@ export async function storeReply(
   { status, headers, body }: StoredReply
 ): Promise<boolean> {
   const { rows } = await sql`
+    with member as materialized (
+      select from memberships where tenant_id = ${owner.tenant_id} and user_id = ${owner.user_id} for key share
+    ), api_key as materialized (
+      select from api_keys where tenant_id = ${owner.tenant_id} and id = ${owner.user_id} for key share
+    )
     insert into idempotency_keys (route, key, fingerprint, status, headers, body)
     select ${route}, ${key}, ${fingerprint}::bytea, ${status}::integer, ${JSON.stringify(headers)}::jsonb, ${body}
-    from memberships where tenant_id = ${owner.tenant_id} and user_id = ${owner.user_id} for key share
+    where exists (select from member) or exists (select from api_key)
     returning 1`.execute(trx)
   return rows.length > 0
 }

@@ -1,15 +1,15 @@
 import { mayManage, type Role } from '../../src/auth/roles.ts'
 import type { TenantTransaction } from '../gate/gate.ts'
 import { recordAudit } from './audit.ts'
-import { deleteMember, lockRoles, updateRole } from './members.ts'
+import { deleteMember, lockKeyRole, lockRoles, updateRole } from './members.ts'
 import { endMemberSessions, publishMember } from './revocations.ts'
 
-/** `actor_id` acts on the member `user_id`. `token_seconds` is the life of an access token, and so of a revocation. */
+/** `actor_id`, a person or an API key, acts on the member `user_id`. `token_seconds` is the life of an access token, and so of a revocation. */
 type Act = { actor_id: string; user_id: string; token_seconds: number }
 
 /**
  * The outcome of an act on a member. It is decided by the roles in the database, not by those in the token. Every outcome but
- * `done` has changed nothing. `gone`: the actor is no longer a member.
+ * `done` has changed nothing. `gone`: the actor is no longer a member, or the key has ended.
  */
 export type MemberOutcome = 'done' | 'forbidden' | 'last_owner' | 'not_found' | 'gone'
 
@@ -82,7 +82,7 @@ async function lockPair(
 ): Promise<'gone' | 'not_found' | { actor: Role; target: Role; owners: number }> {
   const rows = await lockRoles(trx, [actor_id, user_id])
   const roleOf = (id: string) => rows.find((row) => row.user_id === id)?.role
-  const actor = roleOf(actor_id)
+  const actor = roleOf(actor_id) ?? (await lockKeyRole(trx, actor_id))
   const target = roleOf(user_id)
   if (!actor) return 'gone'
   if (!target) return 'not_found'

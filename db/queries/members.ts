@@ -43,6 +43,12 @@ export function lockRoles(trx: TenantTransaction, userIds: string[]): Promise<{ 
     .execute()
 }
 
+/** The role of an API key, which stays as it is until the transaction ends. */
+export async function lockKeyRole(trx: TenantTransaction, id: string): Promise<Role | undefined> {
+  const { rows } = await sql<{ role: Role }>`select role from api_keys where id = ${id} for share`.execute(trx)
+  return rows[0]?.role
+}
+
 export async function updateRole(trx: TenantTransaction, userId: string, role: Role): Promise<void> {
   await trx
     .updateTable('memberships')
@@ -69,11 +75,14 @@ export async function insertMember(trx: TenantTransaction, userId: string, role:
 const inviters = sql.join(roles.filter((role) => allows('admin', role)).map((role) => sql.lit(role)))
 
 /**
- * A SQL condition: whether the author of an invitation may still invite. `invitation` is the alias of its table. An invitation
- * becomes invalid when its author is demoted, removed or disabled. Resending by a member who may invite makes it valid again.
+ * A SQL condition: whether the author of an invitation, a person or an API key, may still invite. `invitation` is the alias of its
+ * table. An invitation becomes invalid when its author is demoted, removed or disabled, or has ended or expired. Resending by a
+ * member who may invite makes it valid again.
  */
 export function inviterMayInvite(invitation: string): RawBuilder<boolean> {
   const [tenant, author] = [sql.ref(`${invitation}.tenant_id`), sql.ref(`${invitation}.invited_by`)]
-  return sql`exists (select from memberships as author join users on users.id = author.user_id
-    where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)`
+  return sql`(exists (select from memberships as author join users on users.id = author.user_id
+    where author.tenant_id = ${tenant} and author.user_id = ${author} and author.role in (${inviters}) and users.disabled_at is null)
+    or exists (select from api_keys as key where key.tenant_id = ${tenant} and key.id = ${author} and key.role in (${inviters})
+      and 'invitations:write' = any (key.permissions) and (key.expires_at is null or key.expires_at > now())))`
 }

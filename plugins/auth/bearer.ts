@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import type { Bearer } from '../../src/auth/admission.ts'
+import { keyIn } from '../../src/auth/api-keys/key-format.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
 import { createTokenCache, schemeOf, type TokenScheme, tokenIn } from '../../src/auth/token-cache.ts'
 import { invalidToken, Problem, tokenExpired, unauthenticated } from '../../src/http/problems.ts'
@@ -9,13 +10,13 @@ declare module 'fastify' {
   interface FastifyInstance {
     bearers: {
       /**
-       * The claims of a valid bearer token, for a public route that treats signed-in people differently. The host may
+       * The claims of a person's valid bearer token, for a public route that treats signed-in people differently. The host may
        * belong to another tenant than the token. Undefined without a token. Throws the problem of an invalid token,
        * like other routes.
        */
       findLive(request: FastifyRequest): AccessClaims | undefined
       /**
-       * The claims of a bearer token that this server has signed, also when it has expired or is revoked. Undefined
+       * The claims of a person's bearer token that this server has signed, also when it has expired or is revoked. Undefined
        * without a token.
        */
       findSigned(request: FastifyRequest): AccessClaims | undefined
@@ -24,6 +25,8 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** The verified bearer token of the request. Undefined when the request has none. */
     bearer: PresentedToken | undefined
+    /** The API key of the request, when this process does not know it: `key-lookups` asks the database. */
+    unknownKey: string | undefined
   }
 }
 
@@ -34,6 +37,8 @@ export const cachedTokens = 20_000
 /**
  * Reads and verifies the access token of each request (RFC 6750, 2.1), also of those that send a proof with it (RFC 9449,
  * 7.1): `proofs` checks these. Refuses nothing: `src/auth/admission.ts` decides.
+ *
+ * An API key (`agg_…`) is a bearer token too.
  *
  * Verified tokens are cached, because verification costs more than the rest of a request. Expiry and revocation are
  * checked on every cache hit, because they can change.
@@ -75,10 +80,20 @@ export default fp(
       }
     }
 
+    function readKey(request: FastifyRequest, token: string): PresentedToken {
+      const known = app.apiKeys.recall(token)
+      if (!known) request.unknownKey = token
+      return { scheme: 'Bearer', ...(known ?? { claims: undefined, problem: invalidToken() }) }
+    }
+
     app.decorateRequest('bearer', undefined)
+    app.decorateRequest('unknownKey', undefined)
     app.addHook('onRequest', (request, _reply, done) => {
       const { authorization } = request.headers
-      if (authorization !== undefined) request.bearer = readBearer(authorization)
+      if (authorization !== undefined) {
+        const key = keyIn(authorization)
+        request.bearer = key === undefined ? readBearer(authorization) : readKey(request, key)
+      }
       done()
     })
 
@@ -88,6 +103,7 @@ export default fp(
         if (!request.bearer) throw unauthenticated()
         const { claims, problem } = request.bearer
         if (problem) throw problem
+        if (claims?.key) throw invalidToken()
         return claims
       },
       findSigned(request: FastifyRequest) {
@@ -96,13 +112,13 @@ export default fp(
         const token = tokenIn(authorization)
         if (token === undefined) throw unauthenticated()
         const claims = app.tokens.verify(token, { expired: 'accepted' })
-        const problem = schemeProblem(schemeOf(authorization), claims)
+        const problem = claims.key ? invalidToken() : schemeProblem(schemeOf(authorization), claims)
         if (problem) throw problem
         return claims
       }
     })
   },
-  { name: 'bearer', dependencies: ['tokens', 'revocations', 'metrics'] }
+  { name: 'bearer', dependencies: ['tokens', 'api-keys', 'revocations', 'metrics'] }
 )
 
 /** The problem of a token with the scheme of the other kind of tokens. A bound token must never be enough alone. */

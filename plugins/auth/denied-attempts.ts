@@ -14,7 +14,9 @@ declare module 'fastify' {
 export default fp(
   async (app) => {
     async function record(request: FastifyRequest, caller: AccessClaims): Promise<void> {
-      const attempt = { session_id: caller.sid, method: request.method, route: request.routeOptions.url ?? '' }
+      // a key has no session
+      const session_id = caller.key ? null : caller.sid
+      const attempt = { session_id, method: request.method, route: request.routeOptions.url ?? '' }
       try {
         await request.tenantQuery(recordDenial, attempt, caller)
       } catch (err) {

@@ -73,6 +73,7 @@ export default fp(
           { name: 'me', description: 'The signed-in person' },
           { name: 'tenant', description: 'Agencies' },
           { name: 'people', description: 'Members and invitations' },
+          { name: 'keys', description: 'API keys: a way in for programs' },
           { name: 'files', description: 'Documents and images' },
           { name: 'audit', description: 'Who did what' },
           { name: 'webhooks', description: 'Events that are sent to servers of an agency' },
@@ -109,6 +110,7 @@ export default fp(
             ...(config.takesProof && { headers: withProof(schema.headers as object | undefined) }),
             security: schema.security ?? (access === 'public' ? [] : [{ bearer: [] }, { dpop: [] }]),
             'x-authz': access,
+            ...(config.permission && config.permission !== 'never' && { 'x-permission': config.permission }),
             response: { ...(schema.response as object), ...problemResponses(codes) }
           } as never
         }

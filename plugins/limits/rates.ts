@@ -14,7 +14,7 @@ declare module 'fastify' {
      */
     overLimit: Problem | undefined
     /**
-     * The claims of the person whose limits apply: of a valid token, or of one whose revocation could not be checked.
+     * The claims of the person, or of the API key, whose limits apply: of a valid token, or of one whose revocation could not be checked.
      */
     sender: AccessClaims | undefined
   }
@@ -39,7 +39,8 @@ export const maxSenders = 150_000
 const pageFactor = 10
 
 /**
- * Rate limits. Requests with a valid token count for the person, in all of their tenants together, and for the tenant.
+ * Rate limits. Requests with a valid token count for the person, in all of their tenants together, or for the API key, and
+ * for the tenant.
  * They do not count for the address, so that an office behind one address can work. A tenant's quota can't be used up
  * without a token of that tenant.
  *
@@ -48,11 +49,12 @@ const pageFactor = 10
  */
 export default fp(
   async (app) => {
-    const { rateLimit, rateLimitTenant } = app.config
+    const { rateLimit, rateLimitKey, rateLimitTenant } = app.config
     const pageRate = { ...rateLimit, max: rateLimit.max * pageFactor }
     const countAnonymous = app.createCounter('anonymous', maxKeys)
     const countPreflight = app.createCounter('preflight', maxKeys)
     const countUser = app.createCounter('user', maxSenders)
+    const countKey = app.createCounter('key', maxSenders)
     const countTenant = app.createCounter('tenant', maxSenders)
 
     function countRequest(request: FastifyRequest): Counted[] | Promise<Counted[]> {
@@ -66,9 +68,9 @@ export default fp(
 
     function countSender(
       { tenant }: FastifyRequest,
-      { tenant_id, user_id }: AccessClaims
+      { tenant_id, user_id, key }: AccessClaims
     ): Counted[] | Promise<Counted[]> {
-      return after(countUser(user_id, rateLimit), (user) => {
+      return after(key ? countKey(user_id, rateLimitKey) : countUser(user_id, rateLimit), (user) => {
         // a request over the person's limit does not count for the tenant
         if (user && !user.verdict.allowed) return [user]
         const limits = tenant?.id === tenant_id ? tenant.limits : app.tenants.limitsOf(tenant_id)

@@ -26,7 +26,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access, problems: ['invalid_cursor'] },
+      config: { access, permission: 'audit:read', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listAuditEvents',
         summary: 'Who did what',
@@ -51,7 +51,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/export',
     {
-      config: { access, throttled: true },
+      config: { access, permission: 'audit:read', throttled: true },
       schema: {
         operationId: 'exportAuditEvents',
         summary: 'Every event, one JSON document per line',
@@ -83,7 +83,7 @@ const auditEvents: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/verify',
     {
-      config: { access, throttled: 3, problems: ['invalid_cursor'] },
+      config: { access, permission: 'audit:read', throttled: 3, problems: ['invalid_cursor'] },
       schema: {
         operationId: 'verifyAuditEvents',
         summary: 'Whether the log is as it was written',

@@ -29,7 +29,7 @@ export const AuditEvent = Type.Object(
     created_at: Timestamp,
     action: Type.String({ examples: ['member.role_changed'] }),
     actor_id: Nullable(
-      Type.String({ format: 'uuid', description: 'The person who did it; null for an unknown person' })
+      Type.String({ format: 'uuid', description: 'The person or the API key that did it; null for an unknown person' })
     ),
     target_id: Nullable(Type.String({ format: 'uuid' })),
     session_id: Nullable(Type.String({ format: 'uuid' })),

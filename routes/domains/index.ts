@@ -17,7 +17,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access, problems: ['invalid_cursor'] },
+      config: { access, permission: 'never', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listDomains',
         summary: 'The domains of the agency',
@@ -42,7 +42,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: true, problems: ['conflict', 'reauthentication_required'] },
+      config: { access, permission: 'never', throttled: true, problems: ['conflict', 'reauthentication_required'] },
       schema: {
         operationId: 'addDomain',
         summary: 'Add a domain',
@@ -76,7 +76,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:name',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'never', problems: ['not_found'] },
       schema: {
         operationId: 'getDomain',
         summary: 'One domain of the agency',
@@ -98,7 +98,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:name/verify',
     {
-      config: { access, throttled: true, problems: ['not_found', 'domain_not_proven'] },
+      config: { access, permission: 'never', throttled: true, problems: ['not_found', 'domain_not_proven'] },
       schema: {
         operationId: 'verifyDomain',
         summary: 'Look for the record of a domain now',
@@ -132,7 +132,7 @@ const domains: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:name',
     {
-      config: { access, problems: ['not_found', 'reauthentication_required'] },
+      config: { access, permission: 'never', problems: ['not_found', 'reauthentication_required'] },
       schema: {
         operationId: 'removeDomain',
         summary: 'Remove a domain',

@@ -33,7 +33,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access },
+      config: { access, permission: 'never' },
       schema: {
         operationId: 'getEnforcement',
         summary: 'Through which provider people have to come in',
@@ -53,7 +53,11 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
   app.put(
     '',
     {
-      config: { access, problems: ['not_found', 'reauthentication_required', 'enforcement_not_ready'] },
+      config: {
+        access,
+        permission: 'never',
+        problems: ['not_found', 'reauthentication_required', 'enforcement_not_ready']
+      },
       schema: {
         operationId: 'enforceProvider',
         summary: "Demand that people come in through the agency's own provider",
@@ -93,7 +97,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '',
     {
-      config: { access, problems: ['reauthentication_required'] },
+      config: { access, permission: 'never', problems: ['reauthentication_required'] },
       schema: {
         operationId: 'endEnforcement',
         summary: 'Let people come in as they like again',
@@ -121,7 +125,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
   app.put(
     '/break-glass/:user_id',
     {
-      config: { access, problems: ['not_found', 'conflict', 'reauthentication_required'] },
+      config: { access, permission: 'never', problems: ['not_found', 'conflict', 'reauthentication_required'] },
       schema: {
         operationId: 'addBreakGlassOwner',
         summary: 'Let an owner come in without the provider',
@@ -141,7 +145,11 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/break-glass/:user_id',
     {
-      config: { access, problems: ['not_found', 'last_break_glass_owner', 'reauthentication_required'] },
+      config: {
+        access,
+        permission: 'never',
+        problems: ['not_found', 'last_break_glass_owner', 'reauthentication_required']
+      },
       schema: {
         operationId: 'removeBreakGlassOwner',
         summary: 'Let an owner come in through the provider only',

@@ -40,7 +40,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:id/content',
     {
-      config: { access: 'viewer', problems },
+      config: { access: 'viewer', permission: 'files:read', problems },
       schema: {
         operationId: 'getFileContent',
         summary: 'The bytes of a file',
@@ -58,7 +58,7 @@ const content: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:id/url',
     {
-      config: { access: 'viewer', problems: ['not_found'] },
+      config: { access: 'viewer', permission: 'files:read', problems: ['not_found'] },
       schema: {
         operationId: 'getFileUrl',
         summary: 'A link to the bytes',

@@ -25,7 +25,12 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/uploads',
     {
-      config: { access: 'member', throttled: 12, problems: ['file_too_large', 'quota_exceeded'] },
+      config: {
+        access: 'member',
+        permission: 'files:write',
+        throttled: 12,
+        problems: ['file_too_large', 'quota_exceeded']
+      },
       schema: {
         operationId: 'createUpload',
         summary: 'Begin a direct upload',
@@ -74,6 +79,7 @@ const directUploads: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access: 'member',
+        permission: 'files:write',
         problems: ['not_found', 'conflict', 'validation_failed', 'unsupported_media_type', 'storage_full']
       },
       schema: {

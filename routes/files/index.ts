@@ -29,6 +29,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access: 'member',
+        permission: 'files:write',
         throttled: 12,
         upload: true,
         receives: { type: 'multipart/form-data', schema: FileForm },
@@ -53,7 +54,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access: 'viewer', problems: ['invalid_cursor'] },
+      config: { access: 'viewer', permission: 'files:read', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listFiles',
         summary: 'Files',
@@ -83,7 +84,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:id',
     {
-      config: { access: 'viewer', problems: ['not_found'] },
+      config: { access: 'viewer', permission: 'files:read', problems: ['not_found'] },
       schema: {
         operationId: 'getFile',
         summary: 'A file, without its bytes',
@@ -102,7 +103,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id',
     {
-      config: { access: 'member', problems: ['not_found'] },
+      config: { access: 'member', permission: 'files:write', problems: ['not_found'] },
       schema: {
         operationId: 'deleteFile',
         summary: 'Delete a file',
@@ -137,7 +138,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:id/restore',
     {
-      config: { access: 'member', problems: ['not_found', 'conflict'] },
+      config: { access: 'member', permission: 'files:write', problems: ['not_found', 'conflict'] },
       schema: {
         operationId: 'restoreFile',
         summary: 'Restore a deleted file',

@@ -82,7 +82,12 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: 12, problems: ['file_too_large', 'quota_exceeded', 'unsupported_version'] },
+      config: {
+        access,
+        permission: 'files:write',
+        throttled: 12,
+        problems: ['file_too_large', 'quota_exceeded', 'unsupported_version']
+      },
       schema: {
         operationId: 'createResumableUpload',
         summary: 'Begin a resumable upload',
@@ -120,7 +125,12 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
     '/:id/content',
     {
       // HEAD is hidden in the OpenAPI document for other routes
-      config: { access, problems: ['not_found', 'unsupported_version'], swagger: { exposeHeadRoute: true } },
+      config: {
+        access,
+        permission: 'files:write',
+        problems: ['not_found', 'unsupported_version'],
+        swagger: { exposeHeadRoute: true }
+      },
       schema: {
         operationId: 'getResumableUpload',
         summary: 'How much of an upload has arrived',
@@ -155,6 +165,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
     {
       config: {
         access,
+        permission: 'files:write',
         upload: true,
         receives: { type: 'application/offset+octet-stream', schema: Bytes },
         problems: ['not_found', 'conflict', 'unsupported_version', 'validation_failed', 'storage_full']
@@ -194,7 +205,7 @@ const resumableUploads: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id/content',
     {
-      config: { access, problems: ['not_found', 'unsupported_version'] },
+      config: { access, permission: 'files:write', problems: ['not_found', 'unsupported_version'] },
       schema: {
         operationId: 'cancelResumableUpload',
         summary: 'Give an upload up',

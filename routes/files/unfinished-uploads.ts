@@ -15,7 +15,7 @@ const unfinishedUploads: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/uploads',
     {
-      config: { access: 'member', problems: ['invalid_cursor'] },
+      config: { access: 'member', permission: 'files:read', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listUploads',
         summary: 'Unfinished uploads',
@@ -40,7 +40,7 @@ const unfinishedUploads: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/uploads/:id',
     {
-      config: { access: 'member', problems: ['not_found'] },
+      config: { access: 'member', permission: 'files:write', problems: ['not_found'] },
       schema: {
         operationId: 'endUpload',
         summary: 'End an unfinished upload',

@@ -34,7 +34,7 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access: 'owner' },
+      config: { access: 'owner', permission: 'never' },
       schema: {
         operationId: 'listIdentityProviders',
         summary: 'The own sign-in providers of the agency',
@@ -53,7 +53,7 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:id',
     {
-      config: { access: 'owner', problems: ['not_found'] },
+      config: { access: 'owner', permission: 'never', problems: ['not_found'] },
       schema: {
         operationId: 'getIdentityProvider',
         summary: 'A sign-in provider of the agency',
@@ -75,7 +75,7 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access: 'owner', throttled: true, problems: [fresh, 'conflict'] },
+      config: { access: 'owner', permission: 'never', throttled: true, problems: [fresh, 'conflict'] },
       schema: {
         operationId: 'createIdentityProvider',
         summary: 'Add a sign-in provider of the agency',
@@ -113,7 +113,7 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/:id',
     {
-      config: { access: 'owner', problems: [fresh, 'not_found', 'precondition_failed'] },
+      config: { access: 'owner', permission: 'never', problems: [fresh, 'not_found', 'precondition_failed'] },
       schema: {
         operationId: 'updateIdentityProvider',
         summary: 'Change a sign-in provider of the agency',
@@ -154,7 +154,7 @@ const identityProviders: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id',
     {
-      config: { access: 'owner', problems: [fresh, 'not_found', 'conflict'] },
+      config: { access: 'owner', permission: 'never', problems: [fresh, 'not_found', 'conflict'] },
       schema: {
         operationId: 'deleteIdentityProvider',
         summary: 'Remove a sign-in provider of the agency',

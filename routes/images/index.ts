@@ -86,7 +86,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.put(
     '/tenant/logo',
     {
-      config: { access: 'admin', ...upload },
+      config: { access: 'admin', permission: 'tenant:write', ...upload },
       schema: {
         operationId: 'setLogo',
         summary: 'Set the logo',
@@ -112,7 +112,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/tenant/logo',
     {
-      config: { access: 'admin' },
+      config: { access: 'admin', permission: 'tenant:write' },
       schema: {
         operationId: 'deleteLogo',
         summary: 'Remove the logo',

@@ -18,7 +18,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access, problems: ['invalid_cursor'] },
+      config: { access, permission: 'invitations:read', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listInvitations',
         summary: 'Invitations that wait',
@@ -42,7 +42,13 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: true, repeatable: true, problems: ['already_invited', 'already_a_member'] },
+      config: {
+        access,
+        permission: 'invitations:write',
+        throttled: true,
+        repeatable: true,
+        problems: ['already_invited', 'already_a_member']
+      },
       schema: {
         operationId: 'createInvitation',
         summary: 'Invite somebody by e-mail',
@@ -79,7 +85,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:id/resend',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'invitations:write', problems: ['not_found'] },
       schema: {
         operationId: 'resendInvitation',
         summary: 'Send an invitation again',
@@ -110,7 +116,7 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'invitations:write', problems: ['not_found'] },
       schema: {
         operationId: 'revokeInvitation',
         summary: 'Take an invitation back',

@@ -23,7 +23,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access: 'viewer', problems: ['invalid_cursor'] },
+      config: { access: 'viewer', permission: 'members:read', problems: ['invalid_cursor'] },
       schema: {
         operationId: 'listMembers',
         summary: 'The people of the agency',
@@ -47,7 +47,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:user_id',
     {
-      config: { access: 'viewer', problems: ['not_found'] },
+      config: { access: 'viewer', permission: 'members:read', problems: ['not_found'] },
       schema: {
         operationId: 'getMember',
         summary: 'One person of the agency',
@@ -69,7 +69,11 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/:user_id',
     {
-      config: { access: 'admin', problems: ['not_found', 'last_owner', 'last_break_glass_owner'] },
+      config: {
+        access: 'admin',
+        permission: 'members:write',
+        problems: ['not_found', 'last_owner', 'last_break_glass_owner']
+      },
       schema: {
         operationId: 'updateMember',
         summary: "Change a member's role",
@@ -98,7 +102,11 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:user_id',
     {
-      config: { access: 'viewer', problems: ['not_found', 'last_owner', 'last_break_glass_owner'] },
+      config: {
+        access: 'viewer',
+        permission: 'members:write',
+        problems: ['not_found', 'last_owner', 'last_break_glass_owner']
+      },
       schema: {
         operationId: 'removeMember',
         summary: 'Remove a member, or leave',
@@ -119,7 +127,7 @@ const members: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:user_id/sessions',
     {
-      config: { access: 'admin', problems: ['not_found'] },
+      config: { access: 'admin', permission: 'members:write', problems: ['not_found'] },
       schema: {
         operationId: 'endMemberSessions',
         summary: 'Sign a member out of this agency',

@@ -30,7 +30,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access: 'viewer' },
+      config: { access: 'viewer', permission: 'tenant:read' },
       schema: {
         operationId: 'getTenant',
         summary: 'The agency',
@@ -58,7 +58,11 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '',
     {
-      config: { access: 'admin', problems: ['precondition_failed', 'conflict', 'reauthentication_required'] },
+      config: {
+        access: 'admin',
+        permission: 'tenant:write',
+        problems: ['precondition_failed', 'conflict', 'reauthentication_required']
+      },
       schema: {
         operationId: 'updateTenant',
         summary: 'Change the agency',
@@ -112,7 +116,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/export',
     {
-      config: { access: 'owner', throttled: true },
+      config: { access: 'owner', permission: 'never', throttled: true },
       schema: {
         operationId: 'exportTenant',
         summary: 'Everything of the agency, one JSON document per line',
@@ -153,7 +157,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '',
     {
-      config: { access: 'owner', problems: ['reauthentication_required'] },
+      config: { access: 'owner', permission: 'never', problems: ['reauthentication_required'] },
       schema: {
         operationId: 'deleteTenant',
         summary: 'Delete the agency',
@@ -195,7 +199,11 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/transfer',
     {
-      config: { access: 'owner', problems: ['not_found', 'last_break_glass_owner', 'reauthentication_required'] },
+      config: {
+        access: 'owner',
+        permission: 'never',
+        problems: ['not_found', 'last_break_glass_owner', 'reauthentication_required']
+      },
       schema: {
         operationId: 'transferTenant',
         summary: 'Hand the agency over',

@@ -6,6 +6,8 @@ import {
   tenantSuspended,
   unauthenticated
 } from '../http/problems.ts'
+import type { KeyReach } from './api-keys/key-reach.ts'
+import type { Permission } from './api-keys/permissions.ts'
 import type { AccessClaims } from './claims.ts'
 import { type Access, allows } from './roles.ts'
 
@@ -13,9 +15,10 @@ import { type Access, allows } from './roles.ts'
 export type Bearer = { claims: AccessClaims; problem: Problem | undefined } | { claims: undefined; problem: Problem }
 
 /**
- * A route's declaration: who may call it, and whether it answers on `any` host, or on the host of a `suspended` tenant.
+ * A route's declaration: who may call it, which permission an API key needs for it (`never`: no key may call it), and whether it
+ * answers on `any` host, or on the host of a `suspended` tenant.
  */
-export type Entrance = { access: Access; host?: 'any' | 'suspended' }
+export type Entrance = { access: Access; permission?: Permission | 'never'; host?: 'any' | 'suspended' }
 
 /** The facts that the hooks have collected about a request. */
 export type Facts = {
@@ -29,6 +32,8 @@ export type Facts = {
   tenant: { id: string; status: 'active' | 'suspended' } | undefined
   /** The bearer token. Undefined when the request has none. */
   bearer: Bearer | undefined
+  /** The address of the client. Undefined when the connection is gone. */
+  readonly address?: string | undefined
 }
 
 /** The decision about a request. It has `refusal` or `caller`, or neither on a public route. */
@@ -55,11 +60,12 @@ export type Decision = {
  * 5. `unauthenticated`, `invalid_token`, `tenant_mismatch`, `token_expired`, `session_revoked`, `invalid_dpop_proof`,
  *    `use_dpop_nonce`: is the token valid on this host, and has it the proof that it needs? Host and token are compared
  *    before any other problem of the token is shown.
- * 6. `forbidden`: is the caller's role sufficient?
+ * 6. `forbidden`: is the caller's role sufficient, and for an API key also the address and its permissions?
  *
  * Checks 5 and 6 are skipped on public routes.
  */
-export function decide({ access, host }: Entrance, facts: Facts): Decision {
+export function decide(entrance: Entrance, facts: Facts): Decision {
+  const { access, host } = entrance
   const { malformed, overLimit, hostProblem, tenant } = facts
   if (malformed) return { refusal: malformed }
   if (overLimit) return { refusal: overLimit }
@@ -74,7 +80,25 @@ export function decide({ access, host }: Entrance, facts: Facts): Decision {
   if (access === 'internal') return { refusal: forbidden() }
   const decision = authenticate(facts)
   const { caller } = decision
-  return caller && !allows(access, caller.role) ? { refusal: forbidden(), attempt: caller } : decision
+  if (!caller) return decision
+  const refusal = caller.key && findKeyRefusal(entrance, caller.key, facts)
+  if (refusal) return { refusal, attempt: caller }
+  return allows(access, caller.role) ? decision : { refusal: forbidden(), attempt: caller }
+}
+
+/** Why an API key may not call a route, whatever its role is. A route for persons of any agency is for no key. */
+function findKeyRefusal(
+  { access, permission = 'never' }: Entrance,
+  { allowsFrom, permissions }: KeyReach,
+  facts: Facts
+): Problem | undefined {
+  if (allowsFrom && !allowsFrom(facts.address ?? '')) {
+    return forbidden({ detail: 'this API key may not be used from this address' })
+  }
+  if (access === 'user' || permission === 'never') return forbidden({ detail: 'no API key may do this' })
+  return permissions.has(permission)
+    ? undefined
+    : forbidden({ detail: `this API key lacks the permission ${permission}` })
 }
 
 function authenticate({ bearer, tenant }: Facts): Decision {

@@ -102,6 +102,7 @@ export const settings = {
   smtpUrl: secret('SMTP_URL', smtpUrl),
   mailFrom: optional('MAIL_FROM', text),
   rateLimit: setting('RATE_LIMIT', '300/1m', rate),
+  rateLimitKey: setting('RATE_LIMIT_KEY', '300/1m', rate),
   rateLimitTenant: setting('RATE_LIMIT_TENANT', '6000/1m', rate),
   rateLimitAuth: setting('RATE_LIMIT_AUTH', '10/1m', rate),
   tenantsPerDay: setting('TENANTS_PER_DAY', '5', integer(0, 1_000_000)),

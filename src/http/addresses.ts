@@ -18,19 +18,28 @@ export function readAddress(text: string | undefined): string | undefined {
   return /^::ffff:([\d.]+)$/.exec(address)?.[1] ?? address
 }
 
-/** Returns a test for whether a hop, with or without a port, is in one of these addresses and CIDR ranges. */
-export function createProxyTrust(ranges: readonly string[]): (hop: string) => boolean {
-  const proxies = new BlockList()
+/** Whether a text is an address or a CIDR range. A range of all addresses is none. */
+export function isRange(text: string): boolean {
+  const [address = '', prefix, ...rest] = text.split('/')
+  const family = isIP(address)
+  if (family === 0 || address.includes('%') || rest.length > 0) return false
+  if (prefix === undefined) return true
+  return /^[1-9]\d{0,2}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128)
+}
+
+/** Returns a test for whether an address, with or without a port, is in one of these addresses and CIDR ranges. */
+export function createRangeTest(ranges: readonly string[]): (text: string) => boolean {
+  const list = new BlockList()
   for (const range of ranges) {
-    const [text = '', prefix] = range.split('/')
-    const address = readAddress(text) as string
-    const isMapped = text.includes(':') && !address.includes(':')
+    const [start = '', prefix] = range.split('/')
+    const address = readAddress(start) as string
+    const isMapped = start.includes(':') && !address.includes(':')
     const bits = address.includes(':') ? 128 : 32
     const given = prefix === undefined ? bits : Number(prefix) - (isMapped ? 96 : 0)
-    proxies.addSubnet(address, given, bits === 128 ? 'ipv6' : 'ipv4')
+    list.addSubnet(address, given, bits === 128 ? 'ipv6' : 'ipv4')
   }
-  return (hop) => {
-    const address = readAddress(hop)
-    return address !== undefined && proxies.check(address, address.includes(':') ? 'ipv6' : 'ipv4')
+  return (text) => {
+    const address = readAddress(text)
+    return address !== undefined && list.check(address, address.includes(':') ? 'ipv6' : 'ipv4')
   }
 }

@@ -1,0 +1,24 @@
+import { createRangeTest } from '../../http/addresses.ts'
+import type { Permission } from './permissions.ts'
+
+/** What an API key may do, and from where. Claims have it only where the caller is a key. */
+export type KeyReach = {
+  permissions: ReadonlySet<Permission>
+  cidrs: readonly string[]
+  /** Whether the key may be used from an address. Undefined: from every address. */
+  allowsFrom: ((address: string) => boolean) | undefined
+}
+
+/**
+ * The lifetime in seconds of an access token that a key has got, and how long a process remembers a key. The entry of the
+ * change feed that revokes them lives for 20 minutes (db/migrations/0033_api_keys.ts).
+ */
+export const keyTokenSeconds = 900
+
+export function keyReach(permissions: readonly Permission[], cidrs: readonly string[]): KeyReach {
+  return {
+    permissions: new Set(permissions),
+    cidrs,
+    allowsFrom: cidrs.length > 0 ? createRangeTest(cidrs) : undefined
+  }
+}

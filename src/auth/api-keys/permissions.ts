@@ -1,0 +1,28 @@
+import type { Role } from '../roles.ts'
+
+/**
+ * What an API key may be allowed, with the lowest role that a key needs for it. A route names the permission that a key needs,
+ * beside its `access`.
+ *
+ * Every permission of this table ends up in the OpenAPI document and on the page about keys.
+ */
+export const permissionTable = {
+  'tenant:read': { role: 'viewer', may: 'read the agency' },
+  'tenant:write': { role: 'admin', may: 'change the name, the settings and the logo of the agency' },
+  'members:read': { role: 'viewer', may: 'read who is in the agency' },
+  'members:write': { role: 'admin', may: 'change roles up to admin, sign people out and remove them' },
+  'invitations:read': { role: 'admin', may: 'read invitations' },
+  'invitations:write': { role: 'admin', may: 'invite people, and take invitations back' },
+  'files:read': { role: 'viewer', may: 'list and download files' },
+  'files:write': { role: 'member', may: 'upload, change and delete files' },
+  'audit:read': { role: 'admin', may: 'read, export and check the audit log' }
+} as const satisfies Record<string, { role: Role; may: string }>
+
+export type Permission = keyof typeof permissionTable
+export const permissions = Object.keys(permissionTable) as Permission[]
+
+export const isPermission = (text: string): text is Permission => Object.hasOwn(permissionTable, text)
+
+/** The roles that a key can have. A key is never an owner. */
+export const keyRoles = ['admin', 'member', 'viewer'] as const satisfies Role[]
+export type KeyRole = (typeof keyRoles)[number]
