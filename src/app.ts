@@ -66,6 +66,7 @@ import tenants from '../plugins/tenancy/tenants.ts'
 import apiKeysRoutes from '../routes/api-keys/index.ts'
 import auditEventsRoutes from '../routes/audit-events/index.ts'
 import authRoutes from '../routes/auth/index.ts'
+import authorizationServerRoutes from '../routes/authorization-server/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
 import domainsRoutes from '../routes/domains/index.ts'
 import enforcementRoutes from '../routes/enforcement/index.ts'
@@ -211,6 +212,7 @@ export function buildApp(
   app.register(objectSweep)
   app.register(openapi)
 
+  app.register(authorizationServerRoutes)
   app.register(
     async (api) => {
       api.register(healthRoutes, { prefix: '/health' })

@@ -89,7 +89,9 @@ export function watchContract(app: FastifyInstance): string[] {
     const pointerPart = (text: string) => encodeURIComponent(text.replaceAll('~', '~0').replaceAll('/', '~1'))
 
     return (method: string, route: string | undefined, status: number, sent: string[], type: string, body: string) => {
-      const problem = type.startsWith('application/problem+json')
+      // RFC 6749, 5.2, wants JSON of the token endpoint's own errors
+      const oauth = route === '/api/v1/auth/token' && type.startsWith('application/json') && 'error' in JSON.parse(body)
+      const problem = oauth || type.startsWith('application/problem+json')
       if (status >= 400 && !problem) faults.push(`${method} ${route}: ${status} as ${type}`)
       if (problem && !problemSchema(JSON.parse(body)))
         faults.push(`${method} ${route}: ${status} ${errorsText(problemSchema)} ${body}`)

@@ -4,6 +4,26 @@
  */
 
 export interface paths {
+  '/.well-known/oauth-authorization-server': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * Where OAuth clients get tokens
+     * @description Metadata of RFC 8414, on the general host only: agencies are no issuers.
+     */
+    get: operations['getAuthorizationServer']
+    put?: never
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/health': {
     parameters: {
       query?: never
@@ -278,6 +298,26 @@ export interface paths {
      * @description Signs in to the agency of the host, else to `tenant`, else to the agency used last. The page must be one of that agency. The person was verified by the device, so no second factor is asked for. An unknown passkey and a wrong signature get the same answer.
      */
     post: operations['signInWithPasskey']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  '/api/v1/auth/token': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A short-lived access token for an API key
+     * @description OAuth 2.0 client credentials (RFC 6749, 4.4). The client is an API key: `client_id` is its id and `client_secret` the whole key, by HTTP Basic or in the body. `scope` narrows the permissions. There is no refresh token: ask again. The token ends with the key.
+     */
+    post: operations['getToken']
     delete?: never
     options?: never
     head?: never
@@ -2005,6 +2045,10 @@ export interface components {
         | 'invalid_challenge'
         | 'invalid_dpop_proof'
         | 'use_dpop_nonce'
+        | 'invalid_request'
+        | 'invalid_scope'
+        | 'unsupported_grant_type'
+        | 'invalid_client'
         | 'validation_failed'
         | 'malformed_json'
         | 'malformed_request'
@@ -2054,6 +2098,11 @@ export interface components {
         | 'overloaded'
         | 'storage_full'
         | 'shutting_down'
+      /**
+       * @description The code once more, for OAuth clients; only at the token endpoint
+       * @enum {string}
+       */
+      error?: 'invalid_request' | 'invalid_scope' | 'unsupported_grant_type' | 'invalid_client'
       request_id?: string
       /** @description Every failure of validation, with a JSON pointer each; only with `validation_failed` */
       errors?: components['schemas']['FieldError'][]
@@ -2076,6 +2125,47 @@ export interface components {
     FieldError: {
       path: string
       message: string
+    }
+    AuthorizationServer: {
+      /**
+       * Format: uri
+       * @example https://api.aggios.example
+       */
+      issuer: string
+      /**
+       * Format: uri
+       * @example https://api.aggios.example/api/v1/auth/token
+       */
+      token_endpoint: string
+      /**
+       * @example [
+       *       "client_secret_basic",
+       *       "client_secret_post"
+       *     ]
+       */
+      token_endpoint_auth_methods_supported: string[]
+      /**
+       * @example [
+       *       "client_credentials"
+       *     ]
+       */
+      grant_types_supported: string[]
+      /**
+       * @description None: there is no authorization endpoint
+       * @example []
+       */
+      response_types_supported: string[]
+      /**
+       * @example [
+       *       "files:read"
+       *     ]
+       */
+      scopes_supported: string[]
+      /**
+       * Format: uri
+       * @example https://api.aggios.example/api/v1/docs
+       */
+      service_documentation: string
     }
     Health: {
       /**
@@ -2415,6 +2505,41 @@ export interface components {
        * @example acme
        */
       tenant?: string
+    }
+    TokenRequest: {
+      /**
+       * @example client_credentials
+       * @enum {string}
+       */
+      grant_type: 'client_credentials'
+      /** @description The id of the API key, unless it is sent by HTTP Basic */
+      client_id?: string
+      /** @description The API key, unless it is sent by HTTP Basic */
+      client_secret?: string
+      /**
+       * @description Permissions with spaces between them. Default: all of the key
+       * @example files:read
+       */
+      scope?: string
+    }
+    KeyToken: {
+      /**
+       * @description A JWT
+       * @example eyJhbGciOiJIUzI1NiJ9…
+       */
+      access_token: string
+      /**
+       * @example Bearer
+       * @enum {string}
+       */
+      token_type: 'Bearer'
+      /**
+       * @description Seconds
+       * @example 900
+       */
+      expires_in: number
+      /** @example files:read */
+      scope: string
     }
     UserPatch: {
       /** @example Ada Lovelace */
@@ -4115,6 +4240,7 @@ export interface components {
 }
 export type Problem = components['schemas']['Problem']
 export type FieldError = components['schemas']['FieldError']
+export type AuthorizationServer = components['schemas']['AuthorizationServer']
 export type Health = components['schemas']['Health']
 export type Liveness = components['schemas']['Liveness']
 export type RegistrationInput = components['schemas']['RegistrationInput']
@@ -4135,6 +4261,8 @@ export type EmailVerification = components['schemas']['EmailVerification']
 export type PasskeyRequestOptions = components['schemas']['PasskeyRequestOptions']
 export type PasskeyAssertion = components['schemas']['PasskeyAssertion']
 export type PasskeySignIn = components['schemas']['PasskeySignIn']
+export type TokenRequest = components['schemas']['TokenRequest']
+export type KeyToken = components['schemas']['KeyToken']
 export type UserPatch = components['schemas']['UserPatch']
 export type Confirmation = components['schemas']['Confirmation']
 export type PasswordChange = components['schemas']['PasswordChange']
@@ -4236,6 +4364,123 @@ export type HeaderRetryAfter = components['headers']['Retry-After']
 export type HeaderWwwAuthenticate = components['headers']['WWW-Authenticate']
 export type $defs = Record<string, never>
 export interface operations {
+  getAuthorizationServer: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description AuthorizationServer */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['AuthorizationServer']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_not_found`: There is no such agency
+       *     `route_not_found`: There is no such route
+       */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
   getHealth: {
     parameters: {
       query?: never
@@ -6233,6 +6478,166 @@ export interface operations {
         }
         content: {
           'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `payload_too_large`: The body is too large */
+      413: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unsupported_media_type`: This media type is not accepted here */
+      415: {
+        headers: {
+          Accept: components['headers']['Accept']
+          'Accept-Encoding': components['headers']['Accept-Encoding']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  getToken: {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/x-www-form-urlencoded': components['schemas']['TokenRequest']
+      }
+    }
+    responses: {
+      /** @description KeyToken */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['KeyToken']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `invalid_request`: The request for a token is not well-formed
+       *     `invalid_scope`: The key does not have this scope
+       *     `unsupported_grant_type`: This grant type is not supported
+       *     `validation_failed`: Validation failed
+       *     `malformed_json`: The body is not JSON
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+          'application/json': components['schemas']['Problem']
+        }
+      }
+      /** @description `invalid_client`: The client could not be authenticated */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/json': components['schemas']['Problem']
         }
       }
       /** @description `tenant_not_found`: There is no such agency */

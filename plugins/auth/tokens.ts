@@ -33,6 +33,8 @@ declare module '@fastify/jwt' {
 declare module 'fastify' {
   interface FastifyInstance {
     tokens: {
+      /** The `iss` of all tokens. */
+      readonly issuer: string
       /**
        * Issues an access token, and the refresh token with this counter of the session. Of a session with a key, both are
        * of use only with a proof of that key.
@@ -151,6 +153,7 @@ export default fp(
     }
 
     app.decorate('tokens', {
+      issuer,
       issue(subject: TokenSubject, counter: number): TokenReply {
         const issuedAt = Math.floor(Date.now() / 1000)
         const { signer, boundSigner, refreshTokens } = inForce

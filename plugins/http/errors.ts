@@ -106,7 +106,10 @@ function sendProblem(problem: Problem, err: unknown, request: FastifyRequest, re
   if (options.headers) reply.headers(options.headers)
   reply.header('cache-control', 'no-store')
   if (kind.status === 401 || kind.code === 'forbidden') reply.header('www-authenticate', challenges(kind.code, request))
-  return reply.type('application/problem+json; charset=utf-8').serializer(asItIs).send(problemText(problem, request.id))
+  return reply
+    .type(`${problems.mediaTypeOf(kind)}; charset=utf-8`)
+    .serializer(asItIs)
+    .send(problemText(problem, request.id))
 }
 
 /** Takes the place of a serializer that the handler has set. */
@@ -114,9 +117,10 @@ const asItIs = (text: string) => text
 
 /**
  * The WWW-Authenticate header (RFC 6750, 3, and RFC 9449, 7.1): both ways to present a token, first the one that the client
- * has to take. There is no error code when no token was sent.
+ * has to take. There is no error code when no token was sent. The token endpoint asks for the client's own credentials.
  */
 function challenges(code: string, { bearer, keyThumbprint }: FastifyRequest): string {
+  if (code === 'invalid_client') return 'Basic realm="aggios"'
   const error = challengeError(code)
   const proof = `DPoP realm="aggios"${error}, algs="${proofAlgorithm}"`
   const isBound = keyThumbprint !== null || bearer?.claims?.cnf !== undefined || proofCodes.has(code)

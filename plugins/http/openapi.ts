@@ -7,7 +7,7 @@ import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
 import { acceptedTypes } from '../../src/http/media-types.ts'
 import { isNullableEnum, splitNullableEnum } from '../../src/http/nullable-enums.ts'
 import { fieldErrorSchema, problemExamples, problemSchema } from '../../src/http/problem-schemas.ts'
-import { catalogue } from '../../src/http/problems.ts'
+import { catalogue, mediaTypeOf, type ProblemKind } from '../../src/http/problems.ts'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -130,20 +130,23 @@ function examplesOf(codes: string[]): Schema {
 
 /** One response a status, with its codes in the description. */
 function problemResponses(codes: string[]): Record<number, Schema> {
-  const byStatus = new Map<number, string[]>()
+  const byStatus = new Map<number, ProblemKind[]>()
   for (const code of new Set(codes)) {
     const kind = catalogue.get(code)
     if (!kind) throw new Error(`the catalogue has no ${code}`)
-    byStatus.set(kind.status, [...(byStatus.get(kind.status) ?? []), code])
+    byStatus.set(kind.status, [...(byStatus.get(kind.status) ?? []), kind])
   }
   return Object.fromEntries(
     [...byStatus].map(([status, each]) => [
       status,
       {
-        description: each.map((code) => `\`${code}\`: ${catalogue.get(code)?.title}`).join('  \n'),
-        content: {
-          'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' }, ...examplesOf(each) }
-        }
+        description: each.map(({ code, title }) => `\`${code}\`: ${title}`).join('  \n'),
+        content: Object.fromEntries(
+          each.map((kind) => [
+            mediaTypeOf(kind),
+            { schema: { $ref: '#/components/schemas/Problem' }, ...examplesOf(each.map(({ code }) => code)) }
+          ])
+        )
       }
     ])
   )

@@ -1,5 +1,6 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { NoContent, Registration, TokenReply } from '../schemas.ts'
+import clientCredentials from './client-credentials.ts'
 import passkeys from './passkeys.ts'
 import recovery from './recovery.ts'
 import { refresh } from './refresh.ts'
@@ -14,6 +15,7 @@ const auth: FastifyPluginAsyncTypebox = async (app) => {
   const tags = ['auth']
   app.register(recovery)
   app.register(passkeys)
+  app.register(clientCredentials)
 
   app.post(
     '/register',

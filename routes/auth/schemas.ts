@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Email, Name, NewPassword, PasskeyAssertion, Password, Slug } from '../schemas.ts'
+import { Email, Name, NewPassword, PasskeyAssertion, Password, Slug, StringEnum } from '../schemas.ts'
 
 const strict = { additionalProperties: false }
 
@@ -72,3 +72,28 @@ export type PasswordReset = Static<typeof PasswordReset>
 
 export const EmailVerification = Type.Object({ token: mailedToken }, { ...strict, title: 'EmailVerification' })
 export type EmailVerification = Static<typeof EmailVerification>
+
+export const TokenRequest = Type.Object(
+  {
+    grant_type: StringEnum(['client_credentials'], { examples: ['client_credentials'] }),
+    client_id: Type.Optional(Type.String({ description: 'The id of the API key, unless it is sent by HTTP Basic' })),
+    client_secret: Type.Optional(Type.String({ description: 'The API key, unless it is sent by HTTP Basic' })),
+    scope: Type.Optional(
+      Type.String({
+        description: 'Permissions with spaces between them. Default: all of the key',
+        examples: ['files:read']
+      })
+    )
+  },
+  { title: 'TokenRequest' }
+)
+
+export const KeyToken = Type.Object(
+  {
+    access_token: Type.String({ description: 'A JWT', examples: ['eyJhbGciOiJIUzI1NiJ9…'] }),
+    token_type: StringEnum(['Bearer'], { examples: ['Bearer'] }),
+    expires_in: Type.Integer({ description: 'Seconds', examples: [900] }),
+    scope: Type.String({ examples: ['files:read'] })
+  },
+  { title: 'KeyToken' }
+)

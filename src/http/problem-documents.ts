@@ -15,7 +15,8 @@ export type ProblemOptions = {
   cause?: unknown
 }
 
-export type ProblemKind = { code: string; status: number; title: string; remedy: string }
+/** `isOAuth`: OAuth clients read the code from `error` (RFC 6749, 5.2). */
+export type ProblemKind = { code: string; status: number; title: string; remedy: string; isOAuth: boolean }
 
 export class Problem extends ExpectedError {
   readonly kind: ProblemKind
@@ -37,8 +38,19 @@ type ProblemMaker = (options?: ProblemOptions) => Problem
  * them would cost more than its reply.
  */
 export function problem(code: string, status: number, title: string, remedy: string): ProblemMaker {
-  const kind = { code, status, title, remedy }
-  catalogue.set(code, kind)
+  return makerOf({ code, status, title, remedy, isOAuth: false })
+}
+
+/** As `problem`, for the token endpoint: OAuth clients expect `application/json` with a member `error`. */
+export function oauthProblem(code: string, status: number, title: string, remedy: string): ProblemMaker {
+  return makerOf({ code, status, title, remedy, isOAuth: true })
+}
+
+/** The media type of a problem document. */
+export const mediaTypeOf = ({ isOAuth }: ProblemKind) => (isOAuth ? 'application/json' : 'application/problem+json')
+
+function makerOf(kind: ProblemKind): ProblemMaker {
+  catalogue.set(kind.code, kind)
   const plain = new Problem(kind, {})
   return (options) => (options === undefined ? plain : new Problem(kind, options))
 }
@@ -50,9 +62,10 @@ const constants = new WeakMap<ProblemKind, Constants>()
 function constantsOf(kind: ProblemKind): Constants {
   const known = constants.get(kind)
   if (known) return known
-  const { code, status, title } = kind
+  const { code, status, title, isOAuth } = kind
   const head = JSON.stringify({ type: `/api/v1/problems/${code}`, title, status }).slice(0, -1)
-  const made = { head, code: `,"code":${JSON.stringify(code)}` }
+  const text = JSON.stringify(code)
+  const made = { head, code: isOAuth ? `,"code":${text},"error":${text}` : `,"code":${text}` }
   constants.set(kind, made)
   return made
 }

@@ -23,6 +23,11 @@ export const problemSchema = {
     status: { type: 'integer', minimum: 400, maximum: 599 },
     detail: { type: 'string' },
     code: { type: 'string', enum: [...catalogue.keys()] },
+    error: {
+      type: 'string',
+      enum: [...catalogue.values()].filter(({ isOAuth }) => isOAuth).map(({ code }) => code),
+      description: 'The code once more, for OAuth clients; only at the token endpoint'
+    },
     request_id: { type: 'string' },
     errors: {
       type: 'array',

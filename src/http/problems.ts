@@ -3,31 +3,15 @@ import { problem } from './problem-documents.ts'
 export {
   catalogue,
   type FieldError,
+  mediaTypeOf,
   Problem,
   type ProblemKind,
   type ProblemOptions,
   problemText
 } from './problem-documents.ts'
 
-export {
-  domainNotProven,
-  enforcementNotReady,
-  identityNotLinked,
-  identityTaken,
-  invalidChallenge,
-  invalidDpopProof,
-  invalidOauthState,
-  invalidPasskey,
-  invalidSignInCode,
-  invitationForAnother,
-  lastBreakGlassOwner,
-  lastSignInMethod,
-  providerError,
-  providerRequired,
-  providerTimeout,
-  signInCancelled,
-  useDpopNonce
-} from './sign-in-problems.ts'
+export * from './sign-in-problems.ts'
+export * from './token-problems.ts'
 
 /*
  * The catalogue of all problems that clients can get (RFC 9457).
