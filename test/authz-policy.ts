@@ -13,6 +13,7 @@ import {
 } from './authz-calls.ts'
 import { domainPolicies } from './authz-policy-domains.ts'
 import { filePolicies } from './authz-policy-files.ts'
+import { keyPolicies } from './authz-policy-keys.ts'
 import { mfaPolicies } from './authz-policy-mfa.ts'
 import { passkeyPolicies } from './authz-policy-passkeys.ts'
 import { providerPolicies } from './authz-policy-providers.ts'
@@ -54,6 +55,7 @@ export const policies: Record<string, Policy> = {
   ...providerPolicies,
   ...domainPolicies,
   ...webhookPolicies,
+  ...keyPolicies,
   ...passkeyPolicies,
 
   // the signed-in person
@@ -169,7 +171,7 @@ export const policies: Record<string, Policy> = {
   listMembers: read('viewer', { paged: true }),
   getMember: read('viewer', {
     objects: { user_id: 'member' },
-    make: standing((_, side) => ({ params: { user_id: side.people.member.id } }))
+    make: standing((_, side) => ({ params: { user_id: side.people.owner.id } }))
   }),
   updateMember: {
     access: 'admin',

@@ -82,6 +82,7 @@ const contract: Record<string, string | undefined> = {
   PASSKEY_RP_ID: undefined,
   PASSKEY_ORIGINS: '',
   RATE_LIMIT: '300/1m',
+  RATE_LIMIT_KEY: '300/1m',
   RATE_LIMIT_TENANT: '6000/1m',
   RATE_LIMIT_AUTH: '10/1m',
   TENANTS_PER_DAY: '5',

@@ -85,7 +85,7 @@ t.test('the drawing of a request has its parts in the order of src/app.ts', asyn
   const drawn = [...hooks.matchAll(/^(\w+) {2,}/gm)].map(([, name]) => name).filter((name) => registered.includes(name))
   t.strictSame(drawn, [
     ...['headers', 'requestBody', 'bearer', 'proofs', 'hosts', 'rates', 'concurrency', 'tenantLookup'],
-    ...['spentProofs', 'cors']
+    ...['keyLookups', 'spentProofs', 'cors']
   ])
   t.strictSame(
     drawn,
@@ -112,6 +112,7 @@ const inTable: Record<string, string> = {
   'start-up': 'startTimeoutMs',
   database:
     'acquireTimeoutMs idleTimeoutMs queryTimeoutMs statement_timeout lock_timeout idle_in_transaction_session_timeout',
+  'api-keys': 'refusalMs',
   'breached-passwords': 'lookupTimeoutMs cooldownMs',
   redis: 'commandTimeoutMs connectTimeoutMs cooldownMs',
   revocations: 'staleAfterMs',
@@ -175,6 +176,7 @@ const notLimits: Record<string, string> = {
   housekeeping: 'intervalMs',
   // docs/operations.md says how it records
   jobs: 'recordIntervalMs',
+  'key-uses': 'intervalMs',
   'internal-listener': 'requestTimeout',
   // docs/providers.md states them, with their operations
   openid: 'rememberMs timeout',

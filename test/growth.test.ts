@@ -55,6 +55,7 @@ const tables: Record<string, { bound: string } | { swept: string; left?: string 
       insert into webhook_attempts (tenant_id, delivery_id, number, started_at, duration_ms)
       select tenant_id, id, 1, now(), 1 from delivery`
   },
+  api_keys: { bound: 'a hundred an agency: more are refused, and one that ends has no row' },
   tenant_domains: { bound: 'the domains that an agency has proven, or tries to' },
   user_identities: { bound: 'twenty a person, and one at each provider of an agency; a row goes with its person' },
   one_time_marks: {

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { setImmediate as breathe } from 'node:timers/promises'
 import type { InjectOptions } from 'fastify'
+import { permissions } from '../src/auth/api-keys/permissions.ts'
 import { catalogue, Problem, problemText } from '../src/http/problems.ts'
 import type { Call, Policy } from './authz-calls.ts'
 import { tenantTables } from './catalogue-defects.ts'
@@ -27,6 +28,11 @@ export type Expected = { status: number; code: string; deniedIn?: Side; like?: o
 const sameDetails: Record<string, (string | undefined)[]> = {
   route_not_found: ['the API is described at /api/v1/docs, and for programs at /api/v1/openapi.json'],
   slug_taken: ['another agency has this slug'],
+  forbidden: [
+    ...[undefined, 'no API key may do this', 'this API key may not be used from this address'],
+    ...permissions.map((name) => `this API key lacks the permission ${name}`)
+  ],
+  token_expired: [undefined, 'this API key has expired'],
   invalid_token: [undefined, 'send this token as DPoP, with a proof of its key', 'send this token as Bearer'],
   invalid_dpop_proof: [
     'the token needs a proof in the DPoP header',

@@ -4,7 +4,7 @@ import pg from 'pg'
 import type { Test } from 'tap'
 import { v7 as uuidv7 } from 'uuid'
 import { buildApp } from '../src/app.ts'
-import { createProofNonces } from '../src/auth/dpop/nonces.ts'
+import type { Permission } from '../src/auth/api-keys/permissions.ts'
 import { type LinkPurpose, linkPurposes } from '../src/auth/one-time-tokens.ts'
 import { type Access, type Role, roles } from '../src/auth/roles.ts'
 import { readConfig } from '../src/config/config.ts'
@@ -13,8 +13,9 @@ import { createKeyRing } from '../src/keys.ts'
 import { fresh, type ObjectKind } from './authz-calls.ts'
 import { watchContract } from './contract-check.ts'
 import type { DatabaseUrls } from './databases.ts'
-import { createProofKey, makeProof, type ProofKey } from './dpop.ts'
 import { createTestDatabase, jwtSecret, password, testEnvironment } from './harness.ts'
+import { makeWrongKeys, plantKey } from './isolation-keys.ts'
+import { makeWrongProofs, proofsOf } from './isolation-proofs.ts'
 import { type NameServer, startNameServer } from './name-server.ts'
 import { unknownId } from './requests.ts'
 import { decode, encode, type Json, makeToken, seconds } from './tokens.ts'
@@ -43,6 +44,7 @@ export type Operation = {
   method: Method
   path: string
   access: Access
+  permission: Permission | undefined
   query: Json[]
   body: boolean
   /** Whether it takes a proof without a token. */
@@ -88,7 +90,7 @@ export type World = {
   close(): Promise<void>
 }
 
-type WrongToken = {
+export type WrongToken = {
   id: string
   title: string
   authorization: string | undefined
@@ -97,7 +99,7 @@ type WrongToken = {
   /** Makes the proof that is sent with the token. */
   proof?: (request: ProvenRequest) => string
 }
-type ProvenRequest = { method: string; host: string; url: string }
+export type ProvenRequest = { method: string; host: string; url: string }
 
 /** Starts an application on a database of its own, with three agencies. */
 export async function createWorld(t: Test, { env, plant, before, after }: Hole = {}): Promise<World> {
@@ -129,6 +131,8 @@ export async function createWorld(t: Test, { env, plant, before, after }: Hole =
   }
   t.teardown(close)
   await app.ready()
+  // when a key was last used is written once a minute, also in the middle of a case
+  app.keyUses.note = () => {}
   await sql.connect()
   // the trigger refuses events with such a request id, and the audit log of B is not sealed meanwhile
   await sql.query(`
@@ -185,7 +189,11 @@ export async function createWorld(t: Test, { env, plant, before, after }: Hole =
   await sql.query('delete from memberships where user_id = $1', [world.gone.member])
   await sql.query('delete from sessions where id = $1', [world.gone.session])
   await sql.query('delete from files where id in ($1, $2)', [world.gone.file, world.gone.upload])
-  world.wrongTokens = [...(await makeWrongTokens(world)), ...(await makeWrongProofs(world, config.jwtSecret))]
+  world.wrongTokens = [
+    ...(await makeWrongTokens(world)),
+    ...(await makeWrongProofs(world, config.jwtSecret)),
+    ...(await makeWrongKeys(world))
+  ]
   await app.revocations.readNow()
   after?.(world)
   return world
@@ -199,6 +207,7 @@ function operationsOf(app: FastifyInstance): Operation[] {
       method: method.toUpperCase() as Method,
       path,
       access: operation['x-authz'] as Access,
+      permission: operation['x-permission'] as Permission | undefined,
       query: ((operation.parameters ?? []) as Json[]).filter((parameter) => parameter.in === 'query'),
       body: bodyOf(operation)?.content['application/json'] !== undefined,
       proof: ((operation.parameters ?? []) as Json[]).some(({ name }) => name === 'dpop')
@@ -327,6 +336,7 @@ async function planters(app: FastifyInstance, sql: pg.Client) {
     const side: Side = { id, slug, host: `${slug}.localhost`, canary: slug, people }
     for (let i = 0; i < 2; i++) {
       await plantInvitation(side)
+      await plantKey(sql, side, { role: 'viewer', permissions: [] })
       await sql.query('insert into tenant_domains (tenant_id, name) values ($1, $2)', [id, `${slug}-${i}.example`])
       // to be listed; without stored bytes, because worlds are made often
       await plantRow(side, people.owner.id, 'ready', contentOf(side))
@@ -431,65 +441,5 @@ async function makeWrongTokens(world: World): Promise<WrongToken[]> {
     refused('N6', 'a disabled person', `Bearer ${disabled.token}`, 'session_revoked'),
     refused('N8', 'somebody who was removed', `Bearer ${removed.token}`, 'session_revoked'),
     refused('N9', 'a role that was lowered', `Bearer ${lowered.token}`, 'token_expired')
-  ]
-}
-
-/** Tokens that are bound to a key, and proofs of it. */
-function proofsOf(app: FastifyInstance, secrets: readonly string[]) {
-  const nonces = createProofNonces(createKeyRing(secrets, 'dpop nonce'))
-  const bind = ({ id: user_id, email, role, sid, token }: Person, { thumbprint: key_thumbprint }: ProofKey) => {
-    const { tenant_id } = decode(token).claims as { tenant_id: string }
-    return app.tokens.issue({ user_id, email, tenant_id, role, sid, key_thumbprint }, 0).access_token
-  }
-  const prove = (key: ProofKey, token: string, { method, host, url }: ProvenRequest, change: Json = {}) =>
-    makeProof(key, { method, url: `http://${host}${url}`, token, nonce: nonces.issue() }, change)
-  const key = createProofKey()
-  return {
-    bind,
-    prove,
-    proveAs(person: Person, request: ProvenRequest) {
-      const token = bind(person, key)
-      return { authorization: `DPoP ${token}`, dpop: prove(key, token, request) }
-    }
-  }
-}
-
-/** A token of an owner of A that is bound to a key, as somebody has it who has stolen it. */
-async function makeWrongProofs(world: World, secrets: readonly string[]): Promise<WrongToken[]> {
-  const { app, a, b } = world
-  const { bind, prove } = proofsOf(app, secrets)
-  const [key, other] = [createProofKey(), createProofKey()]
-  const token = bind(await world.plantPerson(a, 'owner'), key)
-  const invalid = { authorization: `DPoP ${token}`, status: 401, code: 'invalid_dpop_proof' }
-  const unbound = (await world.plantPerson(a, 'owner')).token
-  return [
-    {
-      ...invalid,
-      id: 'D1',
-      title: 'bound, as a bearer token',
-      authorization: `Bearer ${token}`,
-      code: 'invalid_token'
-    },
-    {
-      ...{ ...invalid, id: 'D1', title: 'bound, as a bearer token with a proof', code: 'invalid_token' },
-      ...{ authorization: `Bearer ${token}`, proof: (request) => prove(key, token, request) }
-    },
-    { ...invalid, id: 'D2', title: 'bound, without a proof' },
-    { ...invalid, id: 'D3', title: 'with the proof of another key', proof: (request) => prove(other, token, request) },
-    {
-      ...{ ...invalid, id: 'D4', title: 'with a proof for the host of B' },
-      proof: (request) => prove(key, token, { ...request, host: b.host })
-    },
-    {
-      ...{ ...invalid, id: 'D5', title: 'with a proof from before', code: 'use_dpop_nonce' },
-      proof: (request) => prove(key, token, request, { nonce: undefined })
-    },
-    {
-      ...invalid,
-      id: 'D6',
-      title: 'not bound, as a bound one',
-      authorization: `DPoP ${unbound}`,
-      code: 'invalid_token'
-    }
   ]
 }

@@ -3,7 +3,8 @@ import { type Access, allows, type Role, roles } from '../src/auth/roles.ts'
 import { fresh, type ObjectKind, type Policy } from './authz-calls.ts'
 import { policies } from './authz-policy.ts'
 import { eventually } from './harness.ts'
-import { type Attempt, attemptOf, bearerOf, Cases, Enough } from './isolation-cases.ts'
+import { type Attempt, attemptOf, bearerOf, Enough } from './isolation-cases.ts'
+import { KeyCases } from './isolation-keys.ts'
 import { createWorld, methods, type Operation, type Person, type Side, type World } from './isolation-world.ts'
 import { unknownId } from './requests.ts'
 import { fingerprint } from './tokens.ts'
@@ -79,7 +80,7 @@ export async function runMatrix(world: World, { only, hasty = false, report }: O
   return { operations: operations.length, actors: matrix.actors.size, cases: matrix.cases, failures: matrix.failures }
 }
 
-class Matrix extends Cases {
+class Matrix extends KeyCases {
   compareTables(): void {
     for (const each of this.world.disagreements) this.fail('routes', each)
     const known = new Set(this.world.operations.map(({ id }) => id))
@@ -93,6 +94,7 @@ class Matrix extends Cases {
       this.fail(operation.id, `is for ${operation.access} by the document and for ${policy.access} by the policy`)
     }
     await this.#control(operation, policy)
+    await this.allowKeys(operation, policy)
     // the calls that succeeded may have left objects to remove; removed later, they would look like changes by a
     // refused call
     await this.world.app.objectSweep.run()
@@ -234,6 +236,7 @@ class Matrix extends Cases {
         expected
       )
     }
+    await this.refuseKeys(operation, policy)
     await this.#tryPaths(operation, own, as)
   }
 

@@ -12,6 +12,7 @@ import * as pipeline from '../db/gate/pipeline.ts'
 import * as replica from '../db/gate/replica.ts'
 import { startTimeoutMs } from '../db/gate/start-up.ts'
 import { statement } from '../db/gate/statement.ts'
+import * as keys from '../plugins/auth/api-keys.ts'
 import * as breaches from '../plugins/auth/breached-passwords.ts'
 import * as revocations from '../plugins/auth/revocations.ts'
 import * as uploads from '../plugins/files/objects.ts'
@@ -21,10 +22,13 @@ import * as redis from '../plugins/infrastructure/redis.ts'
 import { demandsPerDay } from '../plugins/limits/attempts.ts'
 import * as requests from '../plugins/limits/rates.ts'
 import * as tenants from '../plugins/tenancy/tenants.ts'
+import { maxKeys as maxApiKeys } from '../routes/api-keys/queries.ts'
+import { maxCidrs, overlapSeconds } from '../routes/api-keys/schemas.ts'
 import * as resumable from '../routes/files/appending.ts'
 import * as direct from '../routes/files/direct-uploads.ts'
 import { quotaDivisor } from '../routes/files/receiving.ts'
 import { maxHeaderSize } from '../src/app.ts'
+import { keyTokenSeconds } from '../src/auth/api-keys/key-reach.ts'
 import { lookupTimeoutMs } from '../src/auth/breached-passwords.ts'
 import * as hasher from '../src/auth/hasher.ts'
 import { createPasswords, waitTimeoutMs } from '../src/auth/passwords.ts'
@@ -226,6 +230,7 @@ t.test('how many passwords are hashed at once, and wait', async (t) => {
 t.test('how often anybody may ask is a setting', async (t) => {
   const names = (start: string) => [...rowAbout(start).value.matchAll(/`(\w+)`/g)].map(([, name]) => name)
   t.strictSame(names('requests of a person; of an agency'), [settings.rateLimit.name, settings.rateLimitTenant.name])
+  t.strictSame(names('requests of an API key'), [settings.rateLimitKey.name])
   t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
   t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
   t.strictSame(names('agencies that one person makes'), [settings.tenantsPerDay.name])
@@ -325,6 +330,11 @@ t.test('how much a process remembers', (t) => {
     requests.maxSenders,
     requests.maxKeys
   ])
+  const remembered = rowAbout('API keys that a process remembers').value
+  t.strictSame(numbers('API keys that a process remembers'), [keys.rememberedKeys, 15, keys.refusedKeys, 10])
+  t.strictSame(times(remembered), [keyTokenSeconds * 1000, keys.refusalMs])
+  const week = overlapSeconds.max / 86_400
+  t.strictSame(numbers('API keys of an agency'), [maxApiKeys, maxCidrs, week])
   t.end()
 })
 

@@ -109,7 +109,10 @@ t.test('the document and the routes are one set', async (t) => {
     for (const path of ['/api/auth/login', '/api/auth/refresh', '/api/logout', '/api/users/me', '/api/health']) {
       t.notOk(path in document.paths, path)
     }
-    for (const path of Object.keys(document.paths)) t.ok(path.startsWith('/api/v1/'), path)
+    for (const path of Object.keys(document.paths)) {
+      // RFC 8414 says where the metadata of OAuth lies
+      t.ok(path.startsWith('/api/v1/') || path === '/.well-known/oauth-authorization-server', path)
+    }
   })
   t.test('what is registered beside it is for preflights, HEAD, tus and the page that shows it', async (t) => {
     const others = routes.filter(({ method, url }) => method === 'OPTIONS' && url !== '*' && !isAsset(url))
@@ -276,11 +279,10 @@ t.test('the document', async (t) => {
         const shown = codes.filter((code) => code in problemExamples)
         const examples = Object.fromEntries(shown.map((code) => [code, { $ref: `#/components/examples/${code}` }]))
         const schema = { $ref: '#/components/schemas/Problem' }
-        t.strictSame(
-          content,
-          { 'application/problem+json': { schema, ...(shown.length > 0 && { examples }) } },
-          `${name} ${status}`
-        )
+        // OAuth clients read the errors that RFC 6749 names as `application/json`
+        const types = codes.map((each) => `application/${catalogue.get(each)?.isOAuth ? 'json' : 'problem+json'}`)
+        const expected = types.map((type) => [type, { schema, ...(shown.length > 0 && { examples }) }])
+        t.strictSame(content, Object.fromEntries(expected), `${name} ${status}`)
         for (const code of codes) {
           t.equal(String(catalogue.get(code)?.status), status, `${name} names ${code} under its status`)
         }

@@ -264,12 +264,13 @@ t.test('every code', async (t) => {
   const statuses: Record<number, string[]> = {
     400: [
       ...['validation_failed', 'malformed_json', 'invalid_cursor', 'malformed_request'],
-      ...['invalid_oauth_state', 'invalid_passkey']
+      ...['invalid_oauth_state', 'invalid_passkey', 'invalid_request', 'invalid_scope', 'unsupported_grant_type']
     ],
     401: [
       ...['unauthenticated', 'invalid_token', 'token_expired', 'session_revoked', 'invalid_credentials'],
       ...['invalid_refresh_token', 'refresh_token_reused', 'mfa_required', 'invalid_mfa_token'],
-      ...['invalid_challenge', 'invalid_sign_in_code', 'invalid_dpop_proof', 'use_dpop_nonce']
+      ...['invalid_challenge', 'invalid_sign_in_code', 'invalid_dpop_proof', 'use_dpop_nonce'],
+      'invalid_client'
     ],
     403: [
       ...['forbidden', 'tenant_mismatch', 'tenant_suspended', 'not_a_member', 'reauthentication_required'],

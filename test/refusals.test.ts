@@ -42,8 +42,8 @@ t.test('the text of a problem is its document', async (t) => {
     cause: new Error('secret')
   }
   for (const kind of catalogue.values()) {
-    const { code, status, title } = kind
-    const constant = { type: `/api/v1/problems/${code}`, title, status, code }
+    const { code, status, title, isOAuth } = kind
+    const constant = { type: `/api/v1/problems/${code}`, title, status, code, ...(isOAuth && { error: code }) }
     t.strictSame(JSON.parse(problemText(new Problem(kind, {}))), constant, code)
     t.strictSame(JSON.parse(problemText(new Problem(kind, options), request_id)), {
       ...constant,

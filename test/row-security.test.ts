@@ -54,6 +54,8 @@ const rows: Record<string, string> = {
     values ($1, $2, 1, now(), 1), ($1, $3, 1, now(), 1)`,
   tenant_domains: `insert into tenant_domains (tenant_id, name)
     values ($1, 'one-' || $2::uuid || '.example'), ($1, 'two-' || $3::uuid || '.example')`,
+  api_keys: `insert into api_keys (tenant_id, id, name, role, permissions, cidrs, secret_hash, created_by)
+    values ($1, $2, 'one', 'viewer', '{}', '{}', sha256('a'), $2), ($1, $3, 'two', 'viewer', '{}', '{}', sha256('b'), $3)`,
   // both of one person, because a stored reply is shown only to the person who sent the request
   idempotency_keys: `insert into idempotency_keys (tenant_id, user_id, route, key, fingerprint, status, headers, body)
     values ($1, $3, 'POST /things', 'one-' || $2::uuid, sha256('a'), 201, '{}', '{}'),

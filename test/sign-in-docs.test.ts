@@ -67,6 +67,7 @@ const shows = (drawing: string, request: string): boolean =>
 /** The operations that are part of signing in. Lists and single rows can be read without a drawing. */
 const signIn = /^\/api\/v1\/(auth\/|users\/me\/(mfa|passkeys|identities|email)|invitations\/accept|domains|enforcement)/
 const others = new Map([
+  ['getToken', 'lets a program in'],
   ['register', 'begins an agency'],
   ['logout', 'ends a session'],
   ['switchTenant', 'goes on in another agency'],

@@ -2512,9 +2512,15 @@ export interface components {
        * @enum {string}
        */
       grant_type: 'client_credentials'
-      /** @description The id of the API key, unless it is sent by HTTP Basic */
+      /**
+       * @description The id of the API key, unless it is sent by HTTP Basic
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
       client_id?: string
-      /** @description The API key, unless it is sent by HTTP Basic */
+      /**
+       * @description The API key, unless it is sent by HTTP Basic
+       * @example agg_…
+       */
       client_secret?: string
       /**
        * @description Permissions with spaces between them. Default: all of the key
@@ -3355,12 +3361,6 @@ export interface components {
       name: string
     }
     /**
-     * @description What the key may do at most. A key is never an owner.
-     * @example member
-     * @enum {string}
-     */
-    KeyRole: 'admin' | 'member' | 'viewer'
-    /**
      * @example files:read
      * @enum {string}
      */
@@ -3382,7 +3382,12 @@ export interface components {
       id: string
       /** @example Ada Lovelace */
       name: string
-      role: components['schemas']['KeyRole']
+      /**
+       * @description What the key may do at most. A key is never an owner.
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
       /**
        * @example [
        *       "files:read",
@@ -3433,7 +3438,12 @@ export interface components {
     ApiKeyInput: {
       /** @example Ada Lovelace */
       name: string
-      role: components['schemas']['KeyRole']
+      /**
+       * @description What the key may do at most. A key is never an owner.
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
       /**
        * @example [
        *       "files:read",
@@ -3456,7 +3466,7 @@ export interface components {
        */
       expires_at?: string
     }
-    NewApiKey: {
+    CreatedApiKey: {
       /**
        * Format: uuid
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
@@ -3464,7 +3474,12 @@ export interface components {
       id: string
       /** @example Ada Lovelace */
       name: string
-      role: components['schemas']['KeyRole']
+      /**
+       * @description What the key may do at most. A key is never an owner.
+       * @example member
+       * @enum {string}
+       */
+      role: 'admin' | 'member' | 'viewer'
       /**
        * @example [
        *       "files:read",
@@ -4317,12 +4332,11 @@ export type DomainRecord = components['schemas']['DomainRecord']
 export type Domain = components['schemas']['Domain']
 export type DomainPage = components['schemas']['DomainPage']
 export type DomainInput = components['schemas']['DomainInput']
-export type KeyRole = components['schemas']['KeyRole']
 export type Permission = components['schemas']['Permission']
 export type ApiKey = components['schemas']['ApiKey']
 export type ApiKeyPage = components['schemas']['ApiKeyPage']
 export type ApiKeyInput = components['schemas']['ApiKeyInput']
-export type NewApiKey = components['schemas']['NewApiKey']
+export type CreatedApiKey = components['schemas']['CreatedApiKey']
 export type Rotation = components['schemas']['Rotation']
 export type BreakGlassOwner = components['schemas']['BreakGlassOwner']
 export type Enforcement = components['schemas']['Enforcement']
@@ -17731,7 +17745,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description NewApiKey */
+      /** @description CreatedApiKey */
       201: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -17739,7 +17753,7 @@ export interface operations {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['NewApiKey']
+          'application/json': components['schemas']['CreatedApiKey']
         }
       }
       /**
@@ -18254,7 +18268,7 @@ export interface operations {
       }
     }
     responses: {
-      /** @description NewApiKey */
+      /** @description CreatedApiKey */
       201: {
         headers: {
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
@@ -18262,7 +18276,7 @@ export interface operations {
           [name: string]: unknown
         }
         content: {
-          'application/json': components['schemas']['NewApiKey']
+          'application/json': components['schemas']['CreatedApiKey']
         }
       }
       /**

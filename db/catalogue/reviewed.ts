@@ -93,6 +93,7 @@ export const definerFunctions = [
   'my_sessions_with_keys(interval)',
   'my_tenants()',
   'newest_event()',
+  'note_key_uses(uuid[],uuid[],timestamp with time zone[])',
   'note_session_of_mark(uuid,uuid)',
   'notice_new_device(uuid,uuid,boolean)',
   'operate_account(uuid,text,interval)',
@@ -156,11 +157,14 @@ export const definerFunctions = [
 
 /** Functions that only triggers call. The server may not call them. */
 export const triggerFunctions = [
+  'end_keys_of_disabled()',
+  'end_keys_of_member()',
   'forget_account()',
   'forget_agency_identities()',
   'forget_factor_failures()',
   'forget_identities()',
   'forget_provider_identities()',
+  'forget_tenant_keys()',
   'forget_tenant_sign_in()',
   'forget_webhooks()',
   'keep_break_glass_factor()',

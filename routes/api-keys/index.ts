@@ -11,7 +11,7 @@ import { conflict, forbidden, notFound, reauthenticationRequired } from '../../s
 import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { deleteKey, insertKey, listKeys, lockAuthorRole, maxKeys, readKey, rotateKey } from './queries.ts'
-import { ApiKey, ApiKeyId, ApiKeyInput, ApiKeyPage, NewApiKey, overlapSeconds, Rotation } from './schemas.ts'
+import { ApiKey, ApiKeyId, ApiKeyInput, ApiKeyPage, CreatedApiKey, overlapSeconds, Rotation } from './schemas.ts'
 
 /** The API keys of an agency: a way in for programs. No key may make, change or end one. */
 const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
@@ -54,7 +54,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
         description: `The reply shows the key, once. Send it as \`Authorization: Bearer\`, or get a short-lived token for it at \`POST /api/v1/auth/token\`. The role and the permissions of the key must both allow what it does. The key ends when its author is no admin or owner any more. An agency has at most ${maxKeys} keys. ${fresh}`,
         tags,
         body: ApiKeyInput,
-        response: { 201: NewApiKey }
+        response: { 201: CreatedApiKey }
       }
     },
     async (request, reply) => {
@@ -112,7 +112,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
         tags,
         params: ApiKeyId,
         body: Rotation,
-        response: { 201: NewApiKey }
+        response: { 201: CreatedApiKey }
       }
     },
     async (request, reply) => {

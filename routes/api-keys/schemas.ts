@@ -10,7 +10,6 @@ const daySeconds = 86_400
 export const overlapSeconds = { default: daySeconds, max: 7 * daySeconds }
 
 const KeyRole = StringEnum(keyRoles, {
-  title: 'KeyRole',
   description: 'What the key may do at most. A key is never an owner.',
   examples: ['member']
 })
@@ -21,7 +20,6 @@ const PermissionName = Type.Unsafe<Permission>({
   examples: ['files:read']
 })
 const Permissions = Type.Array(PermissionName, {
-  minItems: 1,
   maxItems: permissions.length,
   uniqueItems: true,
   examples: [['files:read', 'files:write']]
@@ -37,7 +35,7 @@ export const ApiKeyInput = Type.Object(
   {
     name: Name,
     role: KeyRole,
-    permissions: Permissions,
+    permissions: { ...Permissions, minItems: 1 },
     cidrs: Type.Optional(Cidrs),
     expires_at: Type.Optional(
       Type.String({
@@ -89,7 +87,7 @@ export const ApiKey = Type.Object(
 )
 export const ApiKeyPage = Page(ApiKey, 'ApiKeyPage')
 
-export const NewApiKey = Type.Object(
+export const CreatedApiKey = Type.Object(
   {
     ...ApiKey.properties,
     key: Type.String({
@@ -98,7 +96,7 @@ export const NewApiKey = Type.Object(
       examples: [`agg_${'0'.repeat(76)}2pnO7K`]
     })
   },
-  { title: 'NewApiKey' }
+  { title: 'CreatedApiKey' }
 )
 
 export const ApiKeyId = Type.Object({ id: Id })

@@ -76,8 +76,15 @@ export type EmailVerification = Static<typeof EmailVerification>
 export const TokenRequest = Type.Object(
   {
     grant_type: StringEnum(['client_credentials'], { examples: ['client_credentials'] }),
-    client_id: Type.Optional(Type.String({ description: 'The id of the API key, unless it is sent by HTTP Basic' })),
-    client_secret: Type.Optional(Type.String({ description: 'The API key, unless it is sent by HTTP Basic' })),
+    client_id: Type.Optional(
+      Type.String({
+        description: 'The id of the API key, unless it is sent by HTTP Basic',
+        examples: ['019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e']
+      })
+    ),
+    client_secret: Type.Optional(
+      Type.String({ description: 'The API key, unless it is sent by HTTP Basic', examples: ['agg_…'] })
+    ),
     scope: Type.Optional(
       Type.String({
         description: 'Permissions with spaces between them. Default: all of the key',
@@ -85,7 +92,8 @@ export const TokenRequest = Type.Object(
       })
     )
   },
-  { title: 'TokenRequest' }
+  // as every body. The endpoint itself ignores other parameters, as RFC 6749, 3.2, demands
+  { ...strict, title: 'TokenRequest' }
 )
 
 export const KeyToken = Type.Object(

@@ -3,7 +3,7 @@ import { Type } from '@sinclair/typebox'
 import { permissions } from '../../src/auth/api-keys/permissions.ts'
 import { routeNotFound } from '../../src/http/problems.ts'
 
-const Texts = Type.Array(Type.String())
+const Texts = Type.Array(Type.String(), { maxItems: 20 })
 
 const AuthorizationServer = Type.Object(
   {

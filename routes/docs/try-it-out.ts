@@ -41,6 +41,7 @@ export function tryItOut() {
     ['/users/me/identities/{id}', '/users/me/identities', 'id'],
     ['/identity-providers/{id}', '/identity-providers', 'id'],
     ['/domains/{name}', '/domains', 'name'],
+    ['/api-keys/{id}', '/api-keys', 'id'],
     ['/enforcement/break-glass/{user_id}', '/members', 'user_id'],
     ['/files/{id}/complete', '/files/uploads', 'id'],
     ['/files/uploads/{id}', '/files/uploads', 'id'],

@@ -46,6 +46,17 @@ const parts = [
     order by id limit ${$.limit}`,
     { slow: true, replica: true }
   ),
+  // without the digests of the secrets
+  statement(
+    'export_api_keys',
+    (_, $: Position) => sql<Line>`
+    select id::text as position, jsonb_build_object('table', 'api_key', 'row', jsonb_build_object('id', id, 'name', name,
+      'role', role, 'permissions', permissions, 'cidrs', cidrs, 'created_by', created_by, 'created_at', created_at,
+      'expires_at', expires_at, 'last_used_at', last_used_at))::text as line
+    from api_keys where tenant_id = ${$.tenant_id} and id > ${$.after}
+    order by id limit ${$.limit}`,
+    { slow: true, replica: true }
+  ),
   // without the bytes, which clients download file by file; `sha256` lets them check each download
   statement(
     'export_files',

@@ -1,4 +1,6 @@
-import type { Role } from '../roles.ts'
+/** The roles that a key can have. A key is never an owner. */
+export const keyRoles = ['admin', 'member', 'viewer'] as const
+export type KeyRole = (typeof keyRoles)[number]
 
 /**
  * What an API key may be allowed, with the lowest role that a key needs for it. A route names the permission that a key needs,
@@ -16,13 +18,9 @@ export const permissionTable = {
   'files:read': { role: 'viewer', may: 'list and download files' },
   'files:write': { role: 'member', may: 'upload, change and delete files' },
   'audit:read': { role: 'admin', may: 'read, export and check the audit log' }
-} as const satisfies Record<string, { role: Role; may: string }>
+} as const satisfies Record<string, { role: KeyRole; may: string }>
 
 export type Permission = keyof typeof permissionTable
 export const permissions = Object.keys(permissionTable) as Permission[]
 
 export const isPermission = (text: string): text is Permission => Object.hasOwn(permissionTable, text)
-
-/** The roles that a key can have. A key is never an owner. */
-export const keyRoles = ['admin', 'member', 'viewer'] as const satisfies Role[]
-export type KeyRole = (typeof keyRoles)[number]

@@ -101,6 +101,7 @@ function checkLimits(exam: Examination): void {
   if (isProduction(exam)) {
     const rates = {
       RATE_LIMIT: config.rateLimit.max,
+      RATE_LIMIT_KEY: config.rateLimitKey.max,
       RATE_LIMIT_TENANT: config.rateLimitTenant.max,
       RATE_LIMIT_AUTH: config.rateLimitAuth.max,
       TENANTS_PER_DAY: config.tenantsPerDay,
