@@ -175,6 +175,17 @@ t.test('an item that fails is no reason to wait, and the run says so', async (t)
   t.equal(await metric(app, 'failures_total', 'items'), 0, 'the task itself has ended well')
 })
 
+t.test('a run that can not be recorded ends as it would, and the log says so once', async (t) => {
+  const { app, job } = await startWith(t, { tasks: { fail: () => Promise.reject(new Error('no luck')) } })
+  const rights = 'execute on function record_job(text, text)'
+  await withClient(app.database.postgres, (client) => client.query(`revoke ${rights} from aggios_app`))
+  for (let i = 0; i < 3; i++) t.match(await job.run(), { outcome: 'failed', failure: { message: 'no luck' } })
+  t.equal(logged(app, 'could not be recorded').length, 1)
+  await withClient(app.database.postgres, (client) => client.query(`grant ${rights} to aggios_app`))
+  await job.run()
+  t.match(await recordOf(app), { error: 'no luck' })
+})
+
 t.test('several processes share the work, and no item is worked on twice', async (t) => {
   const database = await createTestDatabase(t)
   await withClient(database.postgres, (client) =>

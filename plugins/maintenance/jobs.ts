@@ -69,7 +69,10 @@ declare module 'fastify' {
 }
 
 const jitter = 0.1
-/** After failures in a row a task is tried in every second run, and then in every fourth. */
+/**
+ * After failures in a row a task is tried in every second run, and then in every fourth. So one of a minute still fails more than
+ * ten times an hour, as the alert AggiosJobFails expects.
+ */
 const longestPauseRuns = 4
 /** A job that runs more often records its success once in this time. It is shorter than a minute without the jitter. */
 const recordIntervalMs = 50_000
@@ -85,6 +88,7 @@ export default fp(
   async (app) => {
     const pollers: Poller[] = []
     let waitUntil: number | undefined
+    let cannotRecord = false
 
     function stopAll(): void {
       waitUntil ??= performance.now() + app.config.shutdownTimeout * 500
@@ -104,9 +108,13 @@ export default fp(
 
     async function record(job: string, failure?: unknown): Promise<void> {
       const values = { job, failure: failure === undefined ? null : describe(failure).slice(0, 500) }
-      await app.gate
-        .query(systemScope, recordJob, values)
-        .catch((err) => app.log.warn({ err, job }, 'a run of a job could not be recorded'))
+      try {
+        await app.gate.query(systemScope, recordJob, values)
+        cannotRecord = false
+      } catch (err) {
+        app.log[cannotRecord ? 'debug' : 'warn']({ err, job }, 'a run of a job could not be recorded')
+        cannotRecord = true
+      }
     }
 
     /** Logs a failure that repeats itself once, so that a database that is away for an hour does not fill the log. */
