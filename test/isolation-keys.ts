@@ -86,7 +86,14 @@ const needs: Record<string, Permission> = {
   createResumableUpload: 'files:write',
   getResumableUpload: 'files:write',
   continueResumableUpload: 'files:write',
-  cancelResumableUpload: 'files:write'
+  cancelResumableUpload: 'files:write',
+  listWebhooks: 'webhooks:read',
+  getWebhook: 'webhooks:read',
+  listWebhookDeliveries: 'webhooks:read',
+  getWebhookDelivery: 'webhooks:read',
+  testWebhook: 'webhooks:replay',
+  replayWebhook: 'webhooks:replay',
+  replayWebhookDelivery: 'webhooks:replay'
 }
 
 const forbidden = (side: Side) => ({ status: 403, code: 'forbidden', deniedIn: side })

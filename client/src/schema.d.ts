@@ -3374,6 +3374,8 @@ export interface components {
       | 'files:read'
       | 'files:write'
       | 'audit:read'
+      | 'webhooks:read'
+      | 'webhooks:replay'
     ApiKey: {
       /**
        * Format: uuid

@@ -32,7 +32,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/deliveries',
     {
-      config: { access, problems: ['not_found', 'invalid_cursor'] },
+      config: { access, permission: 'webhooks:read', problems: ['not_found', 'invalid_cursor'] },
       schema: {
         operationId: 'listWebhookDeliveries',
         summary: 'The deliveries of a webhook',
@@ -61,7 +61,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/deliveries/:delivery_id',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'webhooks:read', problems: ['not_found'] },
       schema: {
         operationId: 'getWebhookDelivery',
         summary: 'A delivery of a webhook',
@@ -85,7 +85,13 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/test',
     {
-      config: { access, throttled: true, repeatable: true, problems: ['not_found', 'conflict'] },
+      config: {
+        access,
+        permission: 'webhooks:replay',
+        throttled: true,
+        repeatable: true,
+        problems: ['not_found', 'conflict']
+      },
       schema: {
         operationId: 'testWebhook',
         summary: 'Send a test to a webhook',
@@ -110,7 +116,13 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/deliveries/:delivery_id/replay',
     {
-      config: { access, throttled: true, repeatable: true, problems: ['not_found', 'conflict'] },
+      config: {
+        access,
+        permission: 'webhooks:replay',
+        throttled: true,
+        repeatable: true,
+        problems: ['not_found', 'conflict']
+      },
       schema: {
         operationId: 'replayWebhookDelivery',
         summary: 'Send a delivery again',
@@ -139,7 +151,13 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/replay',
     {
-      config: { access, throttled: true, repeatable: true, problems: ['not_found', 'conflict'] },
+      config: {
+        access,
+        permission: 'webhooks:replay',
+        throttled: true,
+        repeatable: true,
+        problems: ['not_found', 'conflict']
+      },
       schema: {
         operationId: 'replayWebhook',
         summary: 'Send the events of a time again',

@@ -45,7 +45,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '',
     {
-      config: { access },
+      config: { access, permission: 'webhooks:read' },
       schema: {
         operationId: 'listWebhooks',
         summary: 'The webhooks of the agency',
@@ -64,7 +64,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.get(
     '/:id',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'webhooks:read', problems: ['not_found'] },
       schema: {
         operationId: 'getWebhook',
         summary: 'A webhook of the agency',
@@ -86,7 +86,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '',
     {
-      config: { access, throttled: true, problems: ['conflict'] },
+      config: { access, permission: 'never', throttled: true, problems: ['conflict'] },
       schema: {
         operationId: 'createWebhook',
         summary: 'Add a webhook',
@@ -119,7 +119,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.patch(
     '/:id',
     {
-      config: { access, problems: ['not_found', 'precondition_failed'] },
+      config: { access, permission: 'never', problems: ['not_found', 'precondition_failed'] },
       schema: {
         operationId: 'updateWebhook',
         summary: 'Change a webhook',
@@ -157,7 +157,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.delete(
     '/:id',
     {
-      config: { access, problems: ['not_found'] },
+      config: { access, permission: 'never', problems: ['not_found'] },
       schema: {
         operationId: 'deleteWebhook',
         summary: 'Remove a webhook',
@@ -183,7 +183,7 @@ const webhooks: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/:id/secret',
     {
-      config: { access, throttled: true, problems: ['not_found'] },
+      config: { access, permission: 'never', throttled: true, problems: ['not_found'] },
       schema: {
         operationId: 'rotateWebhookSecret',
         summary: 'Replace the secret of a webhook',

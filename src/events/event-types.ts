@@ -6,6 +6,9 @@
  * event as well. `target`: what `target_id` names.
  */
 export const eventTypes = {
+  'api_key.created': { seen_by: 'admin', target: 'API key', text: 'An API key was made' },
+  'api_key.ended': { seen_by: 'admin', target: 'API key', text: 'An API key was ended' },
+  'api_key.rotated': { seen_by: 'admin', target: 'API key', text: 'An API key has a new secret' },
   'domain.added': { seen_by: 'admin', target: null, text: 'A domain was added, which is not proven yet' },
   'domain.lost': {
     seen_by: 'admin',

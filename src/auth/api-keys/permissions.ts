@@ -17,7 +17,10 @@ export const permissionTable = {
   'invitations:write': { role: 'admin', may: 'invite people, and take invitations back' },
   'files:read': { role: 'viewer', may: 'list and download files' },
   'files:write': { role: 'member', may: 'upload, change and delete files' },
-  'audit:read': { role: 'admin', may: 'read, export and check the audit log' }
+  'audit:read': { role: 'admin', may: 'read, export and check the audit log' },
+  // no key makes an endpoint: it would go on to get events when the key has ended
+  'webhooks:read': { role: 'admin', may: 'read webhooks and what was sent to them' },
+  'webhooks:replay': { role: 'admin', may: 'have events sent to webhooks again, and test events' }
 } as const satisfies Record<string, { role: KeyRole; may: string }>
 
 export type Permission = keyof typeof permissionTable
