@@ -1,7 +1,7 @@
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Webhook } from 'standardwebhooks'
-import { type Owner, post, type Tenant } from './harness.ts'
+import { allRows, type Owner, post, type Tenant, type TestApp } from './harness.ts'
 
 /*
  * A receiver of webhooks, written with the public library of Standard Webhooks.
@@ -57,4 +57,28 @@ export async function createWebhook(tenant: Tenant, url: string, more: object = 
   const reply = await tenant.send(post('/webhooks', { url, ...more }))
   if (reply.statusCode !== 201) throw new Error(reply.body)
   return reply.json()
+}
+
+/** Places what has happened, and sends everything that is due. */
+export async function deliver(app: TestApp): Promise<void> {
+  await app.events.run()
+  await app.webhooks.run()
+}
+
+/** Sends what waits, as if its time had come. */
+export async function deliverLater(app: TestApp): Promise<void> {
+  await allRows(app.database, "update webhook_deliveries set due_at = now() where status = 'waiting'")
+  await allRows(
+    app.database,
+    "update webhook_endpoints set busy_until = '-infinity', next_at = now() where lease is null"
+  )
+  await app.webhooks.run()
+}
+
+let invited = 0
+/** Invites somebody, which is an event of the type `invitation.created`. Resolves to the id of the invitation. */
+export async function invite(tenant: Tenant): Promise<string> {
+  const reply = await tenant.send(post('/invitations', { email: `person-${++invited}@example.com`, role: 'viewer' }))
+  if (reply.statusCode !== 201) throw new Error(reply.body)
+  return reply.json().id
 }

@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
-import { addMember, allRows, createTenant, password, post, startApp, type Tenant, type TestApp } from './harness.ts'
-import { createWebhook, type Message, startReceiver, verify } from './webhook-receiver.ts'
+import { addMember, allRows, createTenant, password, post, startApp, type Tenant } from './harness.ts'
+import { createWebhook, deliver, invite, type Message, startReceiver, verify } from './webhook-receiver.ts'
 
 /*
  * Webhooks of an agency: adding, changing, rotating, removing, and what a receiver gets.
@@ -9,19 +9,6 @@ import { createWebhook, type Message, startReceiver, verify } from './webhook-re
 const path = (id: string, rest = '') => `/api/v1/webhooks/${id}${rest}`
 const patch = (tenant: Tenant, id: string, payload: object, headers = {}) =>
   tenant.send({ method: 'PATCH', url: path(id), payload, headers })
-
-/** Places what has happened, and delivers it. */
-async function deliver(app: TestApp): Promise<void> {
-  await app.events.run()
-  await app.webhooks.run()
-}
-
-let invited = 0
-async function invite(tenant: Tenant): Promise<string> {
-  const reply = await tenant.send(post('/invitations', { email: `person-${++invited}@example.com`, role: 'viewer' }))
-  if (reply.statusCode !== 201) throw new Error(reply.body)
-  return reply.json().id
-}
 
 async function start(t: Test) {
   const receiver = await startReceiver(t)
