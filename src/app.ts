@@ -1,4 +1,3 @@
-import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, LogController } from 'fastify'
 import { v4 as randomUuid } from 'uuid'
@@ -85,25 +84,13 @@ import usersRoutes from '../routes/users/index.ts'
 import webhooksRoutes from '../routes/webhooks/index.ts'
 import type { Config } from './config/config.ts'
 import { createRangeTest } from './http/addresses.ts'
-import { isDecodable } from './http/paths.ts'
+import { readRequestLine, requestId } from './http/incoming-requests.ts'
 import { headersTooLarge, malformedRequest, type Problem, problemText, requestTimeout } from './http/problems.ts'
 import { logging } from './observability/log-format.ts'
 import { findPendingReply } from './processes/idle-connections.ts'
 
-/** The paths without a version that the first clients use. They stay aliases of the canonical paths for ever. */
-const aliases = new Map([
-  ['/api/auth/login', '/api/v1/auth/login'],
-  ['/api/auth/refresh', '/api/v1/auth/refresh'],
-  ['/api/logout', '/api/v1/auth/logout'],
-  ['/api/users/me', '/api/v1/users/me'],
-  ['/api/health', '/api/v1/health']
-])
-
-const uploadContent = /^\/api\/v1\/files\/resumable\/[^/?]+\/content(?:\?|$)/
-
 const bodyLimit = 64 * 1024
 export const maxHeaderSize = 16_384
-const requestIdPattern = /^[A-Za-z0-9._-]{1,128}$/
 
 /**
  * Builds the application. The plugins are registered in the order in which a request passes them. This function only
@@ -119,10 +106,7 @@ export function buildApp(
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     trustProxy: settings.trustProxy.length > 0 ? createRangeTest(settings.trustProxy) : false,
     genReqId: requestId,
-    rewriteUrl(request) {
-      overrideMethod(request)
-      return canonicalUrl(request)
-    },
+    rewriteUrl: readRequestLine,
     routerOptions: { maxParamLength: 200, ignoreTrailingSlash: false, caseSensitive: true },
     // the timeout of a body depends on the route: plugins/http/request-body.ts
     requestTimeout: 0,
@@ -238,32 +222,6 @@ export function buildApp(
     { prefix: '/api/v1' }
   )
   return app
-}
-
-/** The request id: the client's own, when it is harmless in log lines and headers, or else a new one. */
-function requestId({ headers }: { headers: IncomingMessage['headers'] }): string {
-  const given = headers['x-request-id']
-  return typeof given === 'string' && requestIdPattern.test(given) ? given : randomUuid()
-}
-
-/**
- * Replaces the method of a POST by its X-HTTP-Method-Override, for tus clients behind proxies that refuse PATCH (tus
- * 1.0). Only for the content of resumable uploads, and only for POST, so that no request becomes more than a proxy took
- * it for.
- */
-function overrideMethod(request: IncomingMessage): void {
-  const override = request.headers['x-http-method-override']
-  if (typeof override !== 'string' || request.method !== 'POST' || !uploadContent.test(request.url ?? '')) return
-  if (/^(?:patch|delete|head)$/i.test(override)) request.method = override.toUpperCase()
-}
-
-function canonicalUrl({ url = '/' }: IncomingMessage): string {
-  const end = url.indexOf('?')
-  const path = end === -1 ? url : url.slice(0, end)
-  // a path without a route: unlike the router's own refusal, its reply passes all hooks
-  if (!isDecodable(url)) return '/'
-  const canonical = aliases.get(path)
-  return canonical === undefined ? url : canonical + url.slice(path.length)
 }
 
 /** Answers a request whose URL the router refuses. No route matches, so no error handler is called. */
