@@ -19,7 +19,6 @@ import { endpointPause, readRetryAfter, retryDelay } from '../../src/events/webh
 import { signMessage } from '../../src/events/webhook-signatures.ts'
 import { createHostLookup } from '../../src/http/host-lookups.ts'
 import { createOutboundClient, OutboundFailure } from '../../src/http/outbound-requests.ts'
-import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -33,7 +32,6 @@ declare module 'fastify' {
 }
 
 const intervalMs = 1000
-const recordIntervalMs = 60_000
 /** Requests under way from one process, and of one agency. */
 const maxInFlight = 64
 const maxPerAgency = 4
@@ -157,7 +155,7 @@ export default fp(
         .finally(() => {
           inFlight.delete(work)
           // the endpoint may have more to get
-          poller.wake()
+          job.wake()
         })
       inFlight.add(work)
     }
@@ -171,46 +169,39 @@ export default fp(
       return claimed.length
     }
 
-    const claimTracked = app.metrics.trackJob('webhooks', intervalMs, claimDue)
-    let recordedAt = performance.now()
-    const poller = createPoller({
+    app.addHook('onClose', async () => {
+      const late = setTimeout(() => closing.abort(), drainMs)
+      await Promise.all(inFlight)
+      clearTimeout(late)
+    })
+    /** How many endpoints the last run has claimed. */
+    let claimed = 0
+    const job = app.jobs.define({
+      name: 'webhooks',
       intervalMs,
-      async work() {
-        const claimed = await claimTracked()
-        if (performance.now() - recordedAt >= recordIntervalMs) {
-          recordedAt = performance.now()
-          await app.jobs.record('webhooks')
+      tasks: {
+        async webhooks() {
+          claimed = 0
+          claimed = await claimDue()
         }
-        return claimed
-      },
-      onError(err) {
-        app.log.warn({ err }, 'webhooks could not be delivered, and are tried again')
-        void app.jobs.record('webhooks', err)
       }
     })
 
     app.decorate('webhooks', {
       async run() {
-        while ((await poller.run()) || inFlight.size > 0) await Promise.all(inFlight)
+        do {
+          await job.run()
+          await Promise.all(inFlight)
+        } while (claimed > 0 || inFlight.size > 0)
       },
-      wake: poller.wake
+      wake: job.wake
     })
     app.metrics.counter('aggios_webhook_attempts_total', 'Attempts to deliver an event to a webhook, by outcome', () =>
       Object.entries(counts).map(([outcome, value]) => ({ labels: { outcome }, value }))
     )
     app.metrics.gauge('aggios_webhooks_in_flight', 'Requests to webhooks that are under way', () => inFlight.size)
-    const unfollow = app.events.follow(() => poller.wake())
-    app.addHook('onReady', async () => poller.start())
-    app.addHook('preClose', async () => {
-      unfollow()
-      void poller.stop()
-    })
-    app.addHook('onClose', async () => {
-      await poller.stop()
-      const late = setTimeout(() => closing.abort(), drainMs)
-      await Promise.all(inFlight)
-      clearTimeout(late)
-    })
+    const unfollow = app.events.follow(job.wake)
+    app.addHook('preClose', async () => unfollow())
   },
   { name: 'webhook-deliveries', dependencies: ['database', 'metrics', 'jobs', 'events', 'webhook-secrets', 'config'] }
 )
