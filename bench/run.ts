@@ -7,6 +7,7 @@ import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { dpop } from './scenarios/dpop.ts'
 import { hashing } from './scenarios/hashing.ts'
+import { keys } from './scenarios/keys.ts'
 import { mix } from './scenarios/mix.ts'
 import { pipeline } from './scenarios/pipeline.ts'
 import { profile } from './scenarios/profile.ts'
@@ -46,6 +47,7 @@ const scenarios: Scenario[] = [
   pipeline,
   version,
   dpop,
+  keys,
   traces,
   profile
 ]

@@ -115,6 +115,7 @@ export async function startProduct(
     ...database.secrets,
     BASE_DOMAIN: baseDomain,
     RATE_LIMIT: unreached,
+    RATE_LIMIT_KEY: unreached,
     RATE_LIMIT_TENANT: unreached,
     TENANTS_PER_DAY: '0',
     RATE_LIMIT_AUTH: unreached,

@@ -7,7 +7,7 @@ import type { Reply } from './harness.ts'
 
 /** Members of bodies and parameters of links whose values are secrets, whatever operation they belong to. */
 const secretName =
-  /password|token|secret|code|verifier|credential|signature|assertion|attestation|clientdata|authenticatordata|challenge|otpauth|state|nonce/i
+  /^key$|password|token|secret|code|verifier|credential|signature|assertion|attestation|clientdata|authenticatordata|challenge|otpauth|state|nonce/i
 /** Members with such a name that hold no secret. */
 const harmless = new Set([
   'token_type',

@@ -1,6 +1,7 @@
 import { createHmac } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import pg from 'pg'
+import type { KeyReach } from '../src/auth/api-keys/key-reach.ts'
 import type { AccessClaims } from '../src/auth/claims.ts'
 import { fileKey } from '../src/files/store/keys.ts'
 import { forbidden } from '../src/http/problems.ts'
@@ -61,6 +62,37 @@ export function tokensThatNeedNo(
   return onArrival(({ bearer, headers }) => {
     if (bearer?.claims?.cnf && bearer.problem && accepts(bearer, headers.dpop)) bearer.problem = undefined
   })
+}
+
+/** Changes what is known of an API key, or of its token, before the guard decides. */
+export function keysThat(change: (key: KeyReach) => KeyReach | undefined): Hole {
+  return onArrival((request) => {
+    const { bearer } = request
+    if (!bearer?.claims?.key) return
+    const { key, ...person } = bearer.claims
+    const changed = change(key)
+    request.bearer = { ...bearer, claims: { ...person, ...(changed && { key: changed }) } }
+  })
+}
+
+/** Finds an API key by its id, whatever its secret is, or however old it is. */
+export function keyLookupsThat(ignore: 'secret' | 'expiry'): Hole {
+  return {
+    after: ({ app, sql }) => {
+      const { query } = app.gate
+      app.gate.query = async (settings, statement, values) => {
+        if (statement.name !== 'find_api_key') return query(settings, statement, values)
+        const { id, digest } = values as unknown as { id: string; digest: Buffer }
+        const { rows } = await sql.query(
+          `select k.role, k.permissions, k.cidrs::text[] as cidrs, k.sid, t.status,
+             case when $3 then null else extract(epoch from k.expires_at - now())::float8 end as seconds_left
+           from api_keys k join tenants t on t.id = k.tenant_id where k.id = $1 and ($4 or k.secret_hash = $2)`,
+          [id, digest, ignore === 'expiry', ignore === 'secret']
+        )
+        return rows
+      }
+    }
+  }
 }
 
 /** Changes the answer to whether a token is revoked. */

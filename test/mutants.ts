@@ -1,3 +1,4 @@
+import { permissions } from '../src/auth/api-keys/permissions.ts'
 import {
   auditApart,
   beforeHandler,
@@ -5,6 +6,8 @@ import {
   defect,
   existenceTold,
   header,
+  keyLookupsThat,
+  keysThat,
   lookupsWithoutAgency,
   type Mutant,
   memoryForAll,
@@ -127,6 +130,44 @@ export const mutants: Mutant[] = [
     only: ['getMe'],
     found: /N3/
   },
+
+  // API keys
+  {
+    title: 'an API key needs no permission',
+    hole: keysThat((key) => ({ ...key, permissions: new Set(permissions) })),
+    only: ['listMembers'],
+    found: /K[45]/
+  },
+  {
+    title: 'an API key needs no role',
+    hole: {
+      before: (app) =>
+        app.addHook('onRequest', async ({ bearer }) => {
+          if (bearer?.claims?.key) bearer.claims.role = 'owner'
+        })
+    },
+    only: ['listAuditEvents'],
+    found: /K6/
+  },
+  {
+    title: 'an API key may do what a person may',
+    hole: keysThat(() => undefined),
+    only: ['listMembers'],
+    found: /K[45]/
+  },
+  {
+    title: 'an API key may be used from everywhere',
+    hole: keysThat((key) => ({ ...key, allowsFrom: undefined })),
+    only: ['getTenant'],
+    found: /K7/
+  },
+  {
+    title: 'the secret of an API key does not matter',
+    hole: keyLookupsThat('secret'),
+    only: ['getTenant'],
+    found: /K2/
+  },
+  { title: 'an API key that has expired goes on', hole: keyLookupsThat('expiry'), only: ['getTenant'], found: /K8/ },
 
   // revocation
   {
