@@ -3576,6 +3576,9 @@ export interface components {
      * @enum {string}
      */
     EventType:
+      | 'api_key.created'
+      | 'api_key.ended'
+      | 'api_key.rotated'
       | 'domain.added'
       | 'domain.lost'
       | 'domain.removed'

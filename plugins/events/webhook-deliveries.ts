@@ -189,10 +189,11 @@ export default fp(
 
     app.decorate('webhooks', {
       async run() {
-        do {
+        for (let mayBeMore = true; mayBeMore; ) {
           await job.run()
+          mayBeMore = claimed > 0 || inFlight.size > 0
           await Promise.all(inFlight)
-        } while (claimed > 0 || inFlight.size > 0)
+        }
       },
       wake: job.wake
     })
