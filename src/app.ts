@@ -20,6 +20,7 @@ import secondFactors from '../plugins/auth/second-factors.ts'
 import sessionReach from '../plugins/auth/session-reach.ts'
 import spentProofs from '../plugins/auth/spent-proofs.ts'
 import tokens from '../plugins/auth/tokens.ts'
+import eventStreams from '../plugins/events/event-streams.ts'
 import events from '../plugins/events/events.ts'
 import webhookDeliveries from '../plugins/events/webhook-deliveries.ts'
 import webhookSecrets from '../plugins/events/webhook-secrets.ts'
@@ -69,6 +70,7 @@ import authorizationServerRoutes from '../routes/authorization-server/index.ts'
 import docsRoutes from '../routes/docs/index.ts'
 import domainsRoutes from '../routes/domains/index.ts'
 import enforcementRoutes from '../routes/enforcement/index.ts'
+import eventsRoutes from '../routes/events/index.ts'
 import filesRoutes from '../routes/files/index.ts'
 import healthRoutes from '../routes/health/index.ts'
 import identityProvidersRoutes from '../routes/identity-providers/index.ts'
@@ -190,6 +192,7 @@ export function buildApp(
   app.register(events)
   app.register(webhookSecrets)
   app.register(webhookDeliveries)
+  app.register(eventStreams)
   app.register(housekeeping)
   app.register(dns)
   app.register(domainChecks)
@@ -215,6 +218,7 @@ export function buildApp(
       api.register(webhooksRoutes, { prefix: '/webhooks' })
       api.register(filesRoutes, { prefix: '/files' })
       api.register(imagesRoutes)
+      api.register(eventsRoutes, { prefix: '/events' })
       api.register(auditEventsRoutes, { prefix: '/audit-events' })
       api.register(problemsRoutes, { prefix: '/problems' })
       api.register(docsRoutes)

@@ -319,6 +319,9 @@ export const policies: Record<string, Policy> = {
   // files and images
   ...filePolicies,
 
+  // events
+  streamEvents: read('viewer'),
+
   // the audit log
   listAuditEvents: read('admin', { paged: true }),
   exportAuditEvents: read('admin'),

@@ -92,6 +92,7 @@ const contract: Record<string, string | undefined> = {
   MAX_FILE_SIZE: '100MiB',
   STORAGE_QUOTA: '10GiB',
   MAX_FILES: '1000000',
+  EVENT_STREAMS: '10000',
   GOOGLE_CLIENT_ID: undefined,
   GOOGLE_CLIENT_SECRET: undefined,
   GITHUB_CLIENT_ID: undefined,

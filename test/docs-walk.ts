@@ -119,6 +119,7 @@ export const walk: [operationId: string, status: number][] = [
   ['cancelResumableUpload', 204],
   ['createUpload', 201],
   ['endUpload', 204],
+  ['streamEvents', 200],
   ['listAuditEvents', 200],
   ['exportAuditEvents', 200],
   ['verifyAuditEvents', 200],

@@ -121,6 +121,7 @@ const inTable: Record<string, string> = {
   s3: 'assemblyTimeoutMs',
   disk: 'forgottenAfterMs',
   'request-body': 'bodyTimeoutMs',
+  'event-stream': 'stalledMs',
   serving: 'crashTimeoutMs',
   supervisor: 'reportTimeoutMs'
 }
@@ -172,6 +173,10 @@ const notLimits: Record<string, string> = {
   'error-log': 'depth',
   'expected-error': 'stackTraceLimit',
   'folder-lock': 'exitTimeoutMs',
+  // docs/events.md states them
+  'event-stream': 'heartbeatMs',
+  'event-streams': 'checkMs keptMs retryMs',
+  events: 'announceMs intervalMs',
   health: 'freshForMs inspectedForMs timeoutMs',
   housekeeping: 'intervalMs',
   // docs/operations.md says how it records

@@ -119,6 +119,7 @@ t.test('without a limit of its own', { skip: program.skip }, async (t) => {
       return (await statusBehind('203.0.113.1')) === 429
     })
     t.ok(hanging.length >= 250, `${hanging.length} were opened`)
+    t.equal(await statusBehind('203.0.113.1', '/api/v1/events'), 200, 'streams of events are counted by themselves')
     t.equal(await statusBehind('203.0.113.2'), 200, 'another client of the same proxy')
     t.equal(await statusBehind('203.0.113.1, 203.0.113.3'), 200, 'only what the proxy itself says counts')
   })

@@ -1,6 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -10,6 +11,7 @@ import type { Test } from 'tap'
 import { buildApp } from '../src/app.ts'
 import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
+import { EventStream } from '../src/events/event-stream.ts'
 import { watchContract } from './contract-check.ts'
 import { createDatabase, type DatabaseUrls, dropDatabase, templateDatabase, withClient } from './databases.ts'
 import { stopwatch } from './machine.ts'
@@ -97,6 +99,13 @@ export function testEnvironment(database: DatabaseUrls, env: Environment = {}): 
   }
 }
 
+/** Ends streams of events that `inject` has asked for, because it waits for the end of a reply. */
+export function finishInjectedStreams(app: FastifyInstance): void {
+  app.addHook('onSend', async ({ raw }, _reply, payload) => {
+    if (payload instanceof EventStream && !(raw.socket instanceof Socket)) setTimeout(() => payload.finish(), 100)
+  })
+}
+
 export type TestApp = FastifyInstance & { database: DatabaseUrls; logLines: string[] }
 
 /** The application on a database of its own. `before` adds hooks while it is not ready yet. */
@@ -111,6 +120,7 @@ export async function startApp(
   const logStream = { write: (line: string) => void logLines.push(line) }
   const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream })
   const faults = watchContract(app)
+  finishInjectedStreams(app)
   before?.(app)
   t.teardown(async () => {
     await app.close()

@@ -69,6 +69,7 @@ const needs: Record<string, Permission> = {
   createInvitation: 'invitations:write',
   resendInvitation: 'invitations:write',
   revokeInvitation: 'invitations:write',
+  streamEvents: 'events:read',
   listAuditEvents: 'audit:read',
   exportAuditEvents: 'audit:read',
   verifyAuditEvents: 'audit:read',

@@ -13,7 +13,7 @@ import { createKeyRing } from '../src/keys.ts'
 import { fresh, type ObjectKind } from './authz-calls.ts'
 import { watchContract } from './contract-check.ts'
 import type { DatabaseUrls } from './databases.ts'
-import { createTestDatabase, jwtSecret, password, testEnvironment } from './harness.ts'
+import { createTestDatabase, finishInjectedStreams, jwtSecret, password, testEnvironment } from './harness.ts'
 import { makeWrongKeys, plantKey } from './isolation-keys.ts'
 import { makeWrongProofs, proofsOf } from './isolation-proofs.ts'
 import { type NameServer, startNameServer } from './name-server.ts'
@@ -120,6 +120,7 @@ export async function createWorld(t: Test, { env, plant, before, after }: Hole =
     }
   })
   const faults = watchContract(app)
+  finishInjectedStreams(app)
   before?.(app)
   const sql = new pg.Client({ connectionString: database.postgres })
   let closed = false

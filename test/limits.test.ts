@@ -15,6 +15,7 @@ import { statement } from '../db/gate/statement.ts'
 import * as keys from '../plugins/auth/api-keys.ts'
 import * as breaches from '../plugins/auth/breached-passwords.ts'
 import * as revocations from '../plugins/auth/revocations.ts'
+import { maxStreams } from '../plugins/events/event-streams.ts'
 import * as uploads from '../plugins/files/objects.ts'
 import { maxNotices } from '../plugins/infrastructure/account-mails.ts'
 import * as pool from '../plugins/infrastructure/database.ts'
@@ -33,6 +34,7 @@ import { lookupTimeoutMs } from '../src/auth/breached-passwords.ts'
 import * as hasher from '../src/auth/hasher.ts'
 import { createPasswords, waitTimeoutMs } from '../src/auth/passwords.ts'
 import { settings } from '../src/config/settings.ts'
+import { stalledMs } from '../src/events/event-stream.ts'
 import { depths, imageLimits, typeLimits } from '../src/files/decoders.ts'
 import { linkSeconds } from '../src/files/file-links.ts'
 import { maxPixels, maxSide } from '../src/files/image-decoding.ts'
@@ -248,6 +250,15 @@ t.test('how many notices a person gets', async (t) => {
   const demands = rowAbout('demands of a second factor')
   t.match(demands, { value: String(demandsPerDay), over: '429 `rate_limited`' })
   t.ok(demandsPerDay * 2 <= maxNotices, 'each may begin and end, and is told')
+})
+
+t.test('streams of events', (t) => {
+  t.match(rowAbout('streams of events that a process has open'), {
+    value: `\`EVENT_STREAMS\`; ${maxStreams.person}; ${maxStreams.agency.toLocaleString('en')}`,
+    over: '503 `overloaded`; 429 `rate_limited`'
+  })
+  t.strictSame(times(rowAbout('a stream of events whose reader takes nothing').value), [stalledMs])
+  t.end()
 })
 
 t.test('the share of one agency', async (t) => {

@@ -8,7 +8,7 @@ import type { Call } from './authz-calls.ts'
 import { policies } from './authz-policy.ts'
 import { type Canaries, createCanaries } from './canaries.ts'
 import { fileForm } from './forms.ts'
-import { jwtSecret, testEnvironment } from './harness.ts'
+import { finishInjectedStreams, jwtSecret, testEnvironment } from './harness.ts'
 import { attemptOf } from './isolation-cases.ts'
 import { createWorld, type Operation, type World } from './isolation-world.ts'
 import { decodeMail } from './mail-server.ts'
@@ -66,6 +66,7 @@ async function startFormats(t: Test, world: World, env: Record<string, string>) 
     logs[format] = lines
     const config = readConfig(testEnvironment(world.database, { ...env, LOG_FORMAT: format }))
     const app = buildApp(config, { logStream: { write: (line) => void lines.push(line) } })
+    finishInjectedStreams(app)
     app.addHook('onReady', async () => plantFailures(app))
     t.teardown(() => app.close())
     await app.ready()

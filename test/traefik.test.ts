@@ -318,6 +318,7 @@ t.test('with Docker the containers of compose.yaml are found and routed alike', 
     [
       ['backend-aggios@docker', 'Host(`backend-aggios`)', 'backend'],
       ['dashboard@file', 'Host(`traefik.localhost`)', 'api@internal'],
+      ['local-streams@file', 'Path(`/api/v1/events`)', 'served'],
       ['local@file', 'PathPrefix(`/`)', 'served'],
       ['minio-console@docker', 'Host(`minio-console.localhost`)', 'minio-console'],
       ['minio@docker', 'Host(`minio.localhost`)', 'minio']

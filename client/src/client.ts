@@ -1,4 +1,5 @@
 import createFetchClient, { type Client } from 'openapi-fetch'
+import { createEventReader, type EventReader } from './events.js'
 import { createFactors, type Factors } from './factors.js'
 import { type Lock, lockFor } from './locks.js'
 import { createCredential, getCredential } from './passkeys.js'
@@ -63,7 +64,7 @@ export type UploadOptions = {
   signal?: AbortSignal
 }
 
-type Calls = Client<paths> & Factors
+type Calls = Client<paths> & Factors & EventReader
 
 /** The operations by method and path, as in openapi-fetch, and methods to sign in and out. */
 export type AggiosClient = Calls & {
@@ -155,11 +156,10 @@ export type AggiosClient = Calls & {
  * const me = await unwrap(client.GET('/api/v1/users/me'))
  */
 export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
-  const { store = memoryStore(), onSignedOut = () => {}, lock = lockFor(store) } = options
+  const { store = memoryStore(), onSignedOut = () => {}, lock = lockFor(store), proofKey } = options
   const baseUrl = options.baseUrl.replace(/\/$/, '')
   // looks `fetch` up at each call, because instrumentation may replace it later
   const plain: Send = options.fetch ?? ((request) => fetch(request))
-  const { proofKey } = options
   // a proof is good once, so each attempt gets its own
   const send = withRetries(proofKey ? withProofs(plain, proofKey) : plain, options.retry)
   const session = createSession({ baseUrl, store, lock, send, onSignedOut })
@@ -169,6 +169,7 @@ export function createAggiosClient(options: AggiosClientOptions): AggiosClient {
   return {
     ...client,
     ...createFactors(client, anonymous),
+    ...createEventReader(baseUrl, session.send),
     async register(body) {
       const { user, tenant, ...tokens } = await unwrap(anonymous.POST('/api/v1/auth/register', { body }))
       await session.replace(tokens)

@@ -6,6 +6,7 @@ export {
   type ProviderStart,
   type UploadOptions
 } from './client.js'
+export type { EventMessage, EventReader, EventsOptions } from './events.js'
 export type { Factors } from './factors.js'
 export type { Lock } from './locks.js'
 export { type ProblemCode, ProblemError, unwrap } from './problems.js'

@@ -1876,6 +1876,26 @@ export interface paths {
     patch?: never
     trace?: never
   }
+  '/api/v1/events': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    /**
+     * What happens in the agency, as it happens
+     * @description Server-sent events, in one order for all readers. Each message has the id of its event, the type of the event as `event`, and a `StreamedEvent` as `data`. People see the events that concern every member, and those that they have caused or that were done to them; admins see all. The stream ends when the access token is no longer good, and may end at any time: come again with the last id. See docs/events.md.
+     */
+    get: operations['streamEvents']
+    put?: never
+    post?: never
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   '/api/v1/audit-events': {
     parameters: {
       query?: never
@@ -3373,6 +3393,7 @@ export interface components {
       | 'invitations:write'
       | 'files:read'
       | 'files:write'
+      | 'events:read'
       | 'audit:read'
       | 'webhooks:read'
       | 'webhooks:replay'
@@ -4151,6 +4172,58 @@ export interface components {
        */
       file: string
     }
+    /** @description The data of one message of the stream */
+    StreamedEvent: {
+      /**
+       * Format: uuid
+       * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e
+       */
+      id: string
+      /**
+       * @description What has happened. New types may be added
+       * @example member.role_changed
+       */
+      type: string
+      /**
+       * Format: date-time
+       * @example 2026-11-22T10:30:00.000Z
+       */
+      created_at: string
+      /**
+       * @description Grows from event to event, with gaps
+       * @example 4711
+       */
+      position: number
+      /**
+       * Format: uuid
+       * @description The person who did it; null for the product itself
+       */
+      actor_id: string | null
+      /**
+       * Format: uuid
+       * @description What it was done to
+       */
+      target_id: string | null
+      /**
+       * Format: uuid
+       * @description The session in which it was done. For admins
+       */
+      session_id?: string | null
+      /**
+       * @description What changed: `before` and `after`. Never a secret. For admins
+       * @example {
+       *       "before": {
+       *         "role": "viewer"
+       *       },
+       *       "after": {
+       *         "role": "member"
+       *       }
+       *     }
+       */
+      detail?: {
+        [key: string]: unknown
+      } | null
+    }
     /** @description Something that happened in the agency. Events are never changed. */
     AuditEvent: {
       /**
@@ -4368,6 +4441,7 @@ export type Upload = components['schemas']['Upload']
 export type UnfinishedUpload = components['schemas']['UnfinishedUpload']
 export type UnfinishedUploadPage = components['schemas']['UnfinishedUploadPage']
 export type ImageForm = components['schemas']['ImageForm']
+export type StreamedEvent = components['schemas']['StreamedEvent']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
@@ -25294,6 +25368,164 @@ export interface operations {
       /**
        * @description `unavailable`: A part of the service is away
        *     `overloaded`: The service is busy
+       */
+      503: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+    }
+  }
+  streamEvents: {
+    parameters: {
+      query?: {
+        /** @description The id of the last message that was received. The stream goes on behind it. Without one it begins now. A `reset` follows when the id is unknown or older than 30 days. */
+        last_event_id?: string
+        /** @description Ends the stream after so many seconds, for readers that can not read on for ever */
+        seconds?: number
+      }
+      header?: {
+        /** @description The id of the last message that was received. The stream goes on behind it. Without one it begins now. A `reset` follows when the id is unknown or older than 30 days. */
+        'last-event-id'?: string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody?: never
+    responses: {
+      /** @description Messages, until one of both sides ends */
+      200: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'text/event-stream': components['schemas']['StreamedEvent']
+        }
+      }
+      /**
+       * @description `malformed_request`: The request is not well-formed HTTP
+       *     `validation_failed`: Validation failed
+       */
+      400: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unauthenticated`: Sign in first
+       *     `invalid_token`: The access token is not valid
+       *     `token_expired`: The access token has expired
+       *     `session_revoked`: The session has ended
+       *     `invalid_dpop_proof`: The proof of the key is missing or not valid
+       *     `use_dpop_nonce`: The proof needs a nonce of this server
+       */
+      401: {
+        headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
+          'DPoP-Nonce': components['headers']['DPoP-Nonce']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `tenant_mismatch`: The token belongs to another agency
+       *     `tenant_suspended`: The agency is suspended
+       *     `forbidden`: Your role does not allow this
+       */
+      403: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `tenant_not_found`: There is no such agency */
+      404: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `request_timeout`: The request did not arrive in time */
+      408: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `unknown_host`: This server does not serve that host */
+      421: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `rate_limited`: Too many requests */
+      429: {
+        headers: {
+          'Retry-After': components['headers']['Retry-After']
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `headers_too_large`: The headers are too large */
+      431: {
+        headers: {
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /** @description `internal_error`: Something went wrong here */
+      500: {
+        headers: {
+          'RateLimit-Policy': components['headers']['RateLimit-Policy']
+          RateLimit: components['headers']['RateLimit']
+          [name: string]: unknown
+        }
+        content: {
+          'application/problem+json': components['schemas']['Problem']
+        }
+      }
+      /**
+       * @description `unavailable`: A part of the service is away
+       *     `overloaded`: The service is busy
+       *     `shutting_down`: This process is shutting down
        */
       503: {
         headers: {

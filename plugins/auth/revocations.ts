@@ -28,6 +28,8 @@ declare module 'fastify' {
        * changed.
        */
       onTenantChange(listener: TenantListener): void
+      /** Calls the listener after each read that may have brought new reasons to refuse a token. */
+      onRevoked(listener: () => void): void
       stats(): { entries: number; lag_ms: number }
     }
   }
@@ -63,6 +65,7 @@ export default fp(
   async (app) => {
     const memory = createRevocationList()
     const listeners: TenantListener[] = []
+    const revokedListeners: (() => void)[] = []
     /** The snapshot of the last read. Undefined when all revocations must be read. */
     let seen: Seen | undefined
     /** When the last successful read began, by the monotonic clock. */
@@ -85,8 +88,8 @@ export default fp(
         seen = undefined
       }
       try {
-        if (seen === undefined) await readAll()
-        else await readUnseen(seen)
+        const revoked = seen === undefined ? await readAll() : await readUnseen(seen)
+        if (revoked) for (const listener of revokedListeners) listener()
       } catch (err) {
         // after a failover, transaction ids may be used again, and a revocation may be gone by the next read
         seen = undefined
@@ -103,7 +106,7 @@ export default fp(
      * revocations is not enough to serve. At the end, entries that were not read again are dropped: a failover may have
      * undone them.
      */
-    async function readAll(): Promise<void> {
+    async function readAll(): Promise<true> {
       if (!memory.beginReread()) {
         lastRead = never
         memory.clear()
@@ -122,14 +125,18 @@ export default fp(
       }
       await readUnseen(now, forgetAll)
       for (const _ of memory.endReread()) await yieldToEventLoop()
+      return true
     }
 
-    /** Calls `onRead` before what was remembered earlier counts as known again. */
-    async function readUnseen(before: Seen, onRead = () => {}): Promise<void> {
+    /**
+     * Calls `onRead` before what was remembered earlier counts as known again. Resolves to whether anything was revoked.
+     */
+    async function readUnseen(before: Seen, onRead = () => {}): Promise<boolean> {
       const startedAt = { now: performance.now(), wall: Date.now() }
       const rows = await app.gate.query(systemScope, changesUnseen, { seen: before.snapshot })
       const changed = new Set<string | undefined>()
       let next = before
+      let revoked = false
       for (const [index, row] of rows.entries()) {
         if (index % pageRows === pageRows - 1) await yieldToEventLoop()
         if (row.snapshot !== null) {
@@ -146,6 +153,7 @@ export default fp(
             break
           default:
             memory.remember(row)
+            revoked = true
             // forget all tenants and not only those of the plan: two concurrent changes of plans have no order
             if (row.kind === 'plan') changed.add(undefined)
             else if (row.kind === 'tenant') changed.add(row.subject)
@@ -156,6 +164,7 @@ export default fp(
       seen = next
       lastRead = startedAt.now
       app.readMemory.feedRead(startedAt)
+      return revoked
     }
 
     const poller = createPoller({
@@ -175,6 +184,7 @@ export default fp(
         await poller.run().catch(() => {})
       },
       onTenantChange: (listener: TenantListener) => void listeners.push(listener),
+      onRevoked: (listener: () => void) => void revokedListeners.push(listener),
       stats: () => ({
         entries: memory.size(),
         lag_ms: Math.round(performance.now() - lastRead)

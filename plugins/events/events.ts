@@ -1,7 +1,7 @@
 import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { eventsAfter, newestEvent, placeEvents } from '../../db/queries/events/events.ts'
-import { createPoller } from '../../src/poller.ts'
+import { createThrottle } from '../../src/throttle.ts'
 
 /** Called when an agency has new events. `newest`: the position of the newest of them that is known. */
 export type EventsListener = (tenantId: string, newest: number) => void
@@ -20,12 +20,18 @@ declare module 'fastify' {
 }
 
 const intervalMs = 500
+const topic = 'events'
+/** How often a process announces at most that it has placed events, and how often requests make it place some. */
+const announceMs = 50
 /** Events in one transaction, and in one read. */
 const batch = 1000
 
 /**
  * Gives events their positions (db/migrations/0031_events.ts), and tells who listens in this process which agencies have
  * new ones. Every process does both: one of them places, and all read what was placed.
+ *
+ * That happens twice a second, and sooner after a request that may have changed something, where somebody may listen. An
+ * announcement through Redis only makes the other processes read sooner.
  */
 export default fp(
   async (app) => {
@@ -39,6 +45,7 @@ export default fp(
         const agencies = await app.gate.query(systemScope, placeEvents, { batch })
         placed = agencies.reduce((sum, agency) => sum + agency.placed, 0)
         counts.placed += placed
+        if (placed > 0) announce.run()
       }
     }
 
@@ -59,13 +66,18 @@ export default fp(
       }
     }
 
-    const poller = createPoller({
+    app.addHook('onReady', async () => {
+      // what was placed before nobody here can have waited for
+      const [newest] = await app.gate.query(systemScope, newestEvent, {})
+      told = newest?.position ?? 0
+    })
+    const job = app.jobs.define({
+      name: 'events',
       intervalMs,
-      async work(stopping) {
-        await place(stopping)
-        await tell(stopping)
-      },
-      onError: (err) => app.log.warn({ err }, 'events could not be placed, and are tried again')
+      tasks: {
+        place_events: ({ stopping }) => place(stopping),
+        tell_of_events: ({ stopping }) => tell(stopping)
+      }
     })
 
     app.decorate('events', {
@@ -73,17 +85,28 @@ export default fp(
         listeners.add(listener)
         return () => void listeners.delete(listener)
       },
-      run: async () => void (await poller.run()),
-      wake: poller.wake
+      run: async () => void (await job.run()),
+      wake: job.wake
     })
     app.metrics.counter(
       'aggios_events_placed_total',
       'Events that this process has given their positions',
       () => counts.placed
     )
-    app.addHook('onReady', async () => poller.start())
-    app.addHook('preClose', async () => void poller.stop())
-    app.addHook('onClose', () => poller.stop())
+    const announce = createThrottle(announceMs, () => app.shared.announce(topic))
+    const wakeSoon = createThrottle(announceMs, job.wake)
+    app.shared.onAnnounced(topic, wakeSoon.run)
+    const isShared = app.config.redisUrl !== undefined
+    app.addHook('onResponse', (request, _reply, done) => {
+      const { method } = request
+      if ((isShared || listeners.size > 0) && method !== 'GET' && method !== 'HEAD') wakeSoon.run()
+      done()
+    })
+
+    app.addHook('onClose', async () => {
+      announce.stop()
+      wakeSoon.stop()
+    })
   },
-  { name: 'events', dependencies: ['database', 'metrics'] }
+  { name: 'events', dependencies: ['config', 'database', 'redis', 'metrics', 'jobs'] }
 )

@@ -11,7 +11,7 @@ declare module 'fastify' {
 }
 
 const allowedHeaders =
-  'Authorization, Cache-Control, Content-Type, DPoP, Idempotency-Key, If-Match, If-None-Match, If-Range, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
+  'Authorization, Cache-Control, Content-Type, DPoP, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Range, Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-HTTP-Method-Override, X-Request-Id'
 /** The tracing headers of browsers (W3C Trace Context and Baggage, Sentry). */
 const traceHeaders = 'baggage, sentry-trace, traceparent, tracestate'
 const exposedHeaders =

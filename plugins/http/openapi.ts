@@ -77,6 +77,7 @@ export default fp(
           { name: 'files', description: 'Documents and images' },
           { name: 'audit', description: 'Who did what' },
           { name: 'webhooks', description: 'Events that are sent to servers of an agency' },
+          { name: 'events', description: 'What happens, as it happens' },
           { name: 'health', description: 'Whether the service can serve' },
           { name: 'docs', description: 'What you are reading' }
         ],

@@ -34,6 +34,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** The series of the route's request durations, by status. */
     observed?: Series[]
+    /** A reply of the route has no end of its own, so that its duration says nothing about the server. */
+    endless?: true
   }
 }
 
@@ -130,6 +132,7 @@ export default fp(
         requests.observe(seriesOf(unmatched, 'any', 'unmatched', status), reply.elapsedTime / 1000)
       } else {
         const { config, url = '' } = request.routeOptions
+        if (config.endless && status === 200) return done()
         requests.observe(seriesOf(config.observed as Series[], request.method, url, status), reply.elapsedTime / 1000)
       }
       done()

@@ -70,9 +70,17 @@ export function tryItOut() {
     }
   }
 
+  /** The page shows a reply when it has ended, and a stream of events would never. */
+  let isStreamLimited = false
+  function limitStream({ specActions }: System): void {
+    if (!isStreamLimited) specActions.changeParam([`${root}/events`, 'get'], 'seconds', 'query', '5')
+    isStreamLimited = true
+  }
+
   async function fillFromLists(system: System): Promise<void> {
     const token = system.authSelectors.authorized().getIn(['bearer', 'value'])
     if (!token) return
+    limitStream(system)
     const run = ++runs
     const last = new Map<string, Listed | undefined>()
     for (const list of new Set(lists.map(([, each]) => each))) {

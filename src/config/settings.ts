@@ -75,6 +75,7 @@ export const settings = {
   storageQuota: setting('STORAGE_QUOTA', '10GiB', size),
   maxFiles: setting('MAX_FILES', '1000000', integer(1, 1_000_000_000)),
   fileRestoreFor: setting('FILE_RESTORE_FOR', '604800', integer(0, years)),
+  eventStreams: setting('EVENT_STREAMS', '10000', integer(0, 1_000_000)),
   sweep: setting('SWEEP', 'on', oneOf('off', 'report', 'on')),
   jwtSecret: secret('JWT_SECRET', list),
   passwordPepper: secret('PASSWORD_PEPPER', list),

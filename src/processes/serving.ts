@@ -161,9 +161,11 @@ export async function serve(config: Config, onFault: () => void) {
   async function drainConnections(notice: boolean): Promise<void> {
     if (notice && config.trustProxy.length > 0) {
       await announceDrain()
+      app.eventStreams.end()
       return waitForConnections(drainNoticeMs)
     }
     await closeListener()
+    app.eventStreams.end()
     await waitForConnections(0)
   }
 

@@ -37,15 +37,24 @@ export type AgencyEvent = {
   detail: Record<string, unknown> | null
 }
 
-/** The agency's events after a position, in their order. */
+/**
+ * The agency's events after a position, in their order. Each row of the audit log is looked up by itself: a join would be
+ * planned for all events that follow, of which there may be a million.
+ */
 export const readEvents = statement(
   'read_events',
   (_, $: { tenant_id: string; reached: number; limit: number }) => sql<AgencyEvent>`
-  select e.id, e.position::float8 as position, e.created_at, a.action as type, a.actor_id, a.target_id, a.session_id, a.detail
-  from events e
-  join audit_events a on a.tenant_id = e.tenant_id and a.created_at = e.created_at and a.id = e.id
-  where e.tenant_id = ${$.tenant_id} and e.position > ${$.reached}::bigint
-  order by e.position limit ${$.limit}`
+  select e.id, e.position::float8 as position, e.created_at, a.type, a.actor_id, a.target_id, a.session_id, a.detail
+  from (
+    select id, position, created_at from events
+    where tenant_id = ${$.tenant_id} and position > ${$.reached}::bigint
+    order by position limit ${$.limit}
+  ) e
+  cross join lateral (
+    select action as type, actor_id, target_id, session_id, detail from audit_events
+    where tenant_id = ${$.tenant_id} and created_at = e.created_at and id = e.id limit 1
+  ) a
+  order by e.position`
 )
 
 /** The position of an event of the agency. No row when there is none, and null when it has none yet. */

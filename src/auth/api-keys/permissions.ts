@@ -17,6 +17,7 @@ export const permissionTable = {
   'invitations:write': { role: 'admin', may: 'invite people, and take invitations back' },
   'files:read': { role: 'viewer', may: 'list and download files' },
   'files:write': { role: 'member', may: 'upload, change and delete files' },
+  'events:read': { role: 'viewer', may: 'follow what happens, as far as its role sees it' },
   'audit:read': { role: 'admin', may: 'read, export and check the audit log' },
   // no key makes an endpoint: it would go on to get events when the key has ended
   'webhooks:read': { role: 'admin', may: 'read webhooks and what was sent to them' },
