@@ -205,10 +205,13 @@ const notLimits: Record<string, string> = {
   'tenant-import': 'statement_timeout lock_timeout',
   'tenant-restore': 'statement_timeout lock_timeout',
   'error-reports': 'shutdownTimeoutMs timeoutMs',
+  events: 'intervalMs',
   tracing: 'concurrencyLimit exportTimeoutMillis shutdownTimeoutMs',
   upkeep: 'freshForMs timeoutMs',
   'upload-slots': 'sampleIntervalMs',
-  verification: 'workMs timeoutMs maxPauseMs workedMs'
+  verification: 'workMs timeoutMs maxPauseMs workedMs',
+  // docs/webhooks.md states those that a receiver sees
+  'webhook-deliveries': 'drainMs intervalMs maxInFlight recordIntervalMs webhookTimeoutMs'
 }
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {

@@ -27,8 +27,12 @@ export type Options = {
 
 export const concernsFiles = ({ path }: Operation): boolean => /\/(files|images|avatar|logo)\b/.test(path)
 
-/** Runs the matrix for the operations that `wanted` selects. Each operation is one assertion. */
-export async function proveMatrix(t: Test, wanted: (operation: Operation) => boolean): Promise<Outcome> {
+/** Runs the matrix for the operations that `wanted` selects, and `after` it. Each operation is one assertion. */
+export async function proveMatrix(
+  t: Test,
+  wanted: (operation: Operation) => boolean,
+  after?: (world: World) => Promise<void>
+): Promise<Outcome> {
   const startedAt = performance.now()
   const world = await createWorld(t)
   const outcome = await runMatrix(world, {
@@ -36,6 +40,7 @@ export async function proveMatrix(t: Test, wanted: (operation: Operation) => boo
     report: (operation, cases, failures) => t.strictSame(failures, [], `${operation}: ${cases} cases`)
   })
   t.strictSame(outcome.failures, [])
+  await after?.(world)
   const { operations, actors, cases, failures } = outcome
   const took = ((performance.now() - startedAt) / 1000).toFixed(1)
   t.comment(`${operations} operations x ${actors} actors: ${cases} cases, ${failures.length} failures, in ${took} s`)

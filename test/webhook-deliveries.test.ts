@@ -1,6 +1,19 @@
 import t, { type Test } from 'tap'
+import { webhookTimeoutMs } from '../plugins/events/webhook-deliveries.ts'
+import { maxWebhooks, previousSecretHours } from '../routes/webhooks/queries.ts'
+import { maxReplayed } from '../routes/webhooks/schemas.ts'
 import { endpointPause, maxWebhookAttempts, readRetryAfter, retryDelay } from '../src/events/webhook-retries.ts'
-import { allRows, createTenant, eventually, mailsTo, post, startApp, type Tenant, type TestApp } from './harness.ts'
+import {
+  allRows,
+  createTenant,
+  eventually,
+  mailsTo,
+  post,
+  readText,
+  startApp,
+  type Tenant,
+  type TestApp
+} from './harness.ts'
 import { verifyAll } from './mailed-links.ts'
 import {
   createWebhook,
@@ -71,6 +84,20 @@ t.test('the time of the next attempt', async (t) => {
   t.equal(readRetryAfter('Sun, 22 Nov 2026 09:00:00 GMT', now), 0)
   for (const odd of [undefined, '', '-5', '1.5', 'soon', '99999999999999999999'])
     t.equal(readRetryAfter(odd, now), undefined)
+})
+
+t.test('the page for receivers says what holds', (t) => {
+  const page = readText('docs/webhooks.md')
+  for (const text of [
+    `at\nmost ${maxWebhooks} webhooks`,
+    `may take ${webhookTimeoutMs / 1000} seconds`,
+    `At most ${maxReplayed.toLocaleString('en')} at once`,
+    `For ${previousSecretHours} hours`,
+    'after 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h and 24 h'
+  ]) {
+    t.ok(page.includes(text), text)
+  }
+  t.end()
 })
 
 t.test('a delivery that fails', async (t) => {

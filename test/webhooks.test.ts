@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
-import { addMember, allRows, createTenant, password, post, startApp, type Tenant } from './harness.ts'
+import { eventTypes } from '../src/events/event-types.ts'
+import { addMember, allRows, createTenant, password, post, readText, startApp, type Tenant } from './harness.ts'
 import { createWebhook, deliver, invite, type Message, startReceiver, verify } from './webhook-receiver.ts'
 
 /*
@@ -166,6 +167,20 @@ t.test('an agency has its events sent to a webhook', async (t) => {
     t.notMatch(JSON.stringify(rows), /whsec_/)
     t.notOk(app.logLines.some((line) => line.includes('whsec_') || line.includes(webhook.secret.slice(6))))
   })
+})
+
+t.test('the document lists a message of each type', async (t) => {
+  const { app } = await start(t)
+  const { webhooks } = (await app.inject('/api/v1/openapi.json')).json()
+  t.strictSame(Object.keys(webhooks).sort(), [...Object.keys(eventTypes), 'webhook.test'].sort())
+  const names = Object.values(webhooks).map((each) => (each as { post: { operationId: string } }).post.operationId)
+  t.equal(new Set(names).size, names.length)
+  const client = readText('client/src/schema.d.ts').split('export interface webhooks')[1] ?? ''
+  t.strictSame(
+    Object.keys(webhooks).filter((type) => !client.includes(`'${type}'`)),
+    [],
+    'the client has their types'
+  )
 })
 
 t.test('an agency has at most twenty webhooks', async (t) => {

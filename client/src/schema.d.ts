@@ -2017,7 +2017,1488 @@ export interface paths {
     trace?: never
   }
 }
-export type webhooks = Record<string, never>
+export interface webhooks {
+  'domain.added': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A domain was added, which is not proven yet
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_domain_added']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'domain.lost': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A domain is no longer proven: its record was missing for days
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_domain_lost']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'domain.removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A domain was removed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_domain_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'domain.verified': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A domain was proven by its DNS record
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_domain_verified']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'enforcement.ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Members may sign in by other ways again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_enforcement_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'enforcement.started': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Members must sign in by this provider
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_enforcement_started']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'file.created': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A file was uploaded
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_file_created']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'file.deleted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A file was deleted
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_file_deleted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'file.lost': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The content of a file is missing in the store
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_file_lost']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'file.restored': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A deleted file was restored
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_file_restored']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'identity_provider.created': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An identity provider was added
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_identity_provider_created']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'identity_provider.deleted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An identity provider was removed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_identity_provider_deleted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'identity_provider.updated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An identity provider was changed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_identity_provider_updated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'invitation.accepted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An invitation was accepted: its person is a member now
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_invitation_accepted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'invitation.created': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody was invited
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_invitation_created']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'invitation.resent': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An invitation was sent again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_invitation_resent']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'invitation.revoked': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An invitation was revoked
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_invitation_revoked']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'mail.dropped': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An operator dropped a mail that waited
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_mail_dropped']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'mail.retried': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An operator had a mail sent again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_mail_retried']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.added': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody became a member by signing in with a provider
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_added']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.break_glass_granted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An owner may sign in without the enforced provider
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_break_glass_granted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.break_glass_removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An owner may no longer sign in without the enforced provider
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_break_glass_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody is no longer a member
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.role_changed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The role of a member was changed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_role_changed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'member.sessions_ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A member was signed out of the agency
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_member_sessions_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.break_glass': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An owner signed in without the enforced provider
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_break_glass']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody signed out
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.opened': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody signed in
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_opened']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.reauthenticated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody proved again who they are
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_reauthenticated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.refresh_reused': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A used refresh token was shown again, and its session has ended
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_refresh_reused']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'session.switched': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody came from another agency of theirs
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_session_switched']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.deleted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was deleted, and will be purged
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_deleted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.exported': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was exported
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_exported']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.imported': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency came from another installation
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_imported']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.logo_removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The logo was removed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_logo_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.logo_set': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency has a new logo
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_logo_set']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.plan_changed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency has another plan
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_plan_changed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.purged': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was purged
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_purged']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.registered': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was founded
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_registered']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.restored': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was restored to an earlier time
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_restored']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.resumed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency is active again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_resumed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.suspended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency was suspended
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_suspended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.transferred': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * The agency has another owner
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_transferred']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'tenant.updated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Name or settings of the agency were changed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_tenant_updated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'upload.ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An unfinished upload was ended
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_upload_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.address_released': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An unproven address was given to its owner
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_address_released']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.avatar_removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody removed their picture
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_avatar_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.avatar_set': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody has a new picture
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_avatar_set']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.deleted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody ended their account
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_deleted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.disabled': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An operator disabled an account
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_disabled']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.email_change_requested': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody asked for another e-mail address
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_email_change_requested']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.email_changed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody has another e-mail address
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_email_changed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.email_verified': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody verified their e-mail address
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_email_verified']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.enabled': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An operator enabled an account again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_enabled']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.identity_linked': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A sign-in by a provider was linked to an account
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_identity_linked']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.identity_unlinked': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A sign-in by a provider was removed from an account
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_identity_unlinked']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.mfa_enabled': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody has a second factor
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_mfa_enabled']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.mfa_removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody has no second factor any more
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_mfa_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.passkey_added': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody added a passkey
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_passkey_added']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.passkey_removed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody removed a passkey
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_passkey_removed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.password_changed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody changed their password
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_password_changed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.password_reset': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody set a new password by mail
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_password_reset']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.recovery_code_used': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody signed in with a recovery code
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_recovery_code_used']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.recovery_codes_renewed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody made new recovery codes
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_recovery_codes_renewed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.sessions_ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody ended their other sessions
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_sessions_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.signed_out': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An operator signed somebody out
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_signed_out']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'user.updated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Somebody changed their name
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_user_updated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.created': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A webhook was added
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_created']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.deleted': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A webhook was removed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_deleted']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.disabled': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A webhook was switched off, because its endpoint failed for days or said that it is gone
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_disabled']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.replayed': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * Events are delivered to a webhook again
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_replayed']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.secret_rotated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A webhook has a new signing secret
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_secret_rotated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.updated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A webhook was changed
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_updated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'webhook.test': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * A test, which somebody has asked for
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_webhook_test']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+}
 export interface components {
   schemas: {
     /**
@@ -26356,6 +27837,5556 @@ export interface operations {
         content: {
           'application/problem+json': components['schemas']['Problem']
         }
+      }
+    }
+  }
+  on_domain_added: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'domain.added'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              name: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_domain_lost: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'domain.lost'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              name: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_domain_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'domain.removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              name: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_domain_verified: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'domain.verified'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              name: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_enforcement_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'enforcement.ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_enforcement_started: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'enforcement.started'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                /** Format: uuid */
+                provider_id: string | null
+              }
+              after: {
+                /** Format: uuid */
+                provider_id: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_file_created: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'file.created'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                name: string
+                content_type: string | null
+                size: number
+                sha256: string
+                purpose: string | null
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_file_deleted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'file.deleted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+              }
+              permanent: boolean
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_file_lost: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'file.lost'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_file_restored: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'file.restored'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                name: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_identity_provider_created: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'identity_provider.created'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                name: string
+                issuer: string
+                client_id: string
+                email_claim: string
+                name_claim: string
+                trust_email: boolean
+                newcomer_role: string | null
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_identity_provider_deleted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'identity_provider.deleted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+                issuer: string
+                client_id: string
+                email_claim: string
+                name_claim: string
+                trust_email: boolean
+                newcomer_role: string | null
+              }
+              sessions_ended: number
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_identity_provider_updated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'identity_provider.updated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+                issuer: string
+                client_id: string
+                email_claim: string
+                name_claim: string
+                trust_email: boolean
+                newcomer_role: string | null
+              }
+              after: {
+                name: string
+                issuer: string
+                client_id: string
+                email_claim: string
+                name_claim: string
+                trust_email: boolean
+                newcomer_role: string | null
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_invitation_accepted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'invitation.accepted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              role: string
+              by?: string
+              address_released_by?: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_invitation_created: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'invitation.created'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                email: string
+                role: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_invitation_resent: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'invitation.resent'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_invitation_revoked: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'invitation.revoked'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                email: string
+                role: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_mail_dropped: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'mail.dropped'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by: string
+              kind: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_mail_retried: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'mail.retried'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by: string
+              kind: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_added: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.added'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              role: string
+              provider: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_break_glass_granted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.break_glass_granted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_break_glass_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.break_glass_removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                role: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_role_changed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.role_changed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                role: string
+              }
+              after: {
+                role: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_member_sessions_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'member.sessions_ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              ended: number
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_break_glass: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.break_glass'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by?: string
+              reason?: string
+            } | null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_opened: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.opened'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by?: string
+            } | null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_reauthenticated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.reauthenticated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by?: string
+            } | null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_refresh_reused: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.refresh_reused'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_session_switched: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'session.switched'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by?: string
+            } | null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_deleted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.deleted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_exported: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.exported'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_imported: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.imported'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              export: string
+              by: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_logo_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.logo_removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_logo_set: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.logo_set'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_plan_changed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.plan_changed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                plan: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_purged: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.purged'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_registered: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.registered'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_restored: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.restored'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              /** Format: date-time */
+              to: string
+              by: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_resumed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.resumed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_suspended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.suspended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_transferred: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.transferred'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                role: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_tenant_updated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'tenant.updated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+                settings: Record<string, never>
+              }
+              after: {
+                name: string
+                settings: Record<string, never>
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_upload_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'upload.ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: Record<string, never>
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_address_released: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.address_released'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_avatar_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.avatar_removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_avatar_set: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.avatar_set'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_deleted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.deleted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_disabled: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.disabled'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_email_change_requested: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.email_change_requested'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                email: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_email_changed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.email_changed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                email: string
+              }
+              after: {
+                email: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_email_verified: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.email_verified'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_enabled: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.enabled'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_identity_linked: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.identity_linked'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              provider: string
+              by?: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_identity_unlinked: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.identity_unlinked'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              provider: string
+              by?: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_mfa_enabled: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.mfa_enabled'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_mfa_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.mfa_removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by?: string
+              factor?: string
+            } | null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_passkey_added: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.passkey_added'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              /** Format: uuid */
+              passkey_id: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_passkey_removed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.passkey_removed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              /** Format: uuid */
+              passkey_id: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_password_changed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.password_changed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_password_reset: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.password_reset'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_recovery_code_used: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.recovery_code_used'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_recovery_codes_renewed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.recovery_codes_renewed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_sessions_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.sessions_ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              ended: number
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_signed_out: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.signed_out'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              by: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_user_updated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'user.updated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+              }
+              after: {
+                name: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_created: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.created'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                url: string
+                description: string
+                event_types: string[]
+                status: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_deleted: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.deleted'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                url: string
+                description: string
+                event_types: string[]
+                status: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_disabled: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.disabled'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              url: string
+              reason: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_replayed: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.replayed'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              count: number
+              /** Format: uuid */
+              event_id?: string
+              from?: string
+              to?: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_secret_rotated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.secret_rotated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_updated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.updated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                url: string
+                description: string
+                event_types: string[]
+                status: string
+              }
+              after: {
+                url: string
+                description: string
+                event_types: string[]
+                status: string
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_webhook_test: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'webhook.test'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: null
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
       }
     }
   }

@@ -4,6 +4,7 @@ import type { TSchema } from '@sinclair/typebox'
 import fp from 'fastify-plugin'
 import { proofNonceHeader, proofScheme, withProof } from '../../src/auth/dpop/documentation.ts'
 import { type Access, roles, roleTable } from '../../src/auth/roles.ts'
+import { describeWebhooks } from '../../src/events/event-schemas.ts'
 import { acceptedTypes } from '../../src/http/media-types.ts'
 import { isNullableEnum, splitNullableEnum } from '../../src/http/nullable-enums.ts'
 import { fieldErrorSchema, problemExamples, problemSchema } from '../../src/http/problem-schemas.ts'
@@ -86,7 +87,8 @@ export default fp(
           schemas: { Problem: problemSchema as never, FieldError: fieldErrorSchema as never },
           examples: problemExamples,
           headers: headers as never
-        }
+        },
+        webhooks: describeWebhooks() as never
       },
       hideUntagged: false,
       transform({ schema, url, route }) {
