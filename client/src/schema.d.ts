@@ -2018,6 +2018,66 @@ export interface paths {
   }
 }
 export interface webhooks {
+  'api_key.created': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An API key was made
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_api_key_created']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'api_key.ended': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An API key was ended
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_api_key_ended']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
+  'api_key.rotated': {
+    parameters: {
+      query?: never
+      header?: never
+      path?: never
+      cookie?: never
+    }
+    get?: never
+    put?: never
+    /**
+     * An API key has a new secret
+     * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
+     */
+    post: operations['on_api_key_rotated']
+    delete?: never
+    options?: never
+    head?: never
+    patch?: never
+    trace?: never
+  }
   'domain.added': {
     parameters: {
       query?: never
@@ -27840,6 +27900,237 @@ export interface operations {
       }
     }
   }
+  on_api_key_created: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'api_key.created'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              after: {
+                name: string
+                role: string
+                permissions: string[]
+                cidrs: string[]
+                expires_at: string | null
+              }
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_api_key_ended: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'api_key.ended'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              before: {
+                name: string
+              }
+              reason?: string
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
+  on_api_key_rotated: {
+    parameters: {
+      query?: never
+      header: {
+        'webhook-id': string
+        'webhook-timestamp': string
+        'webhook-signature': string
+      }
+      path?: never
+      cookie?: never
+    }
+    requestBody: {
+      content: {
+        'application/json': {
+          /** @enum {string} */
+          type: 'api_key.rotated'
+          /**
+           * Format: date-time
+           * @description When it happened
+           */
+          timestamp: string
+          data: {
+            /**
+             * Format: uuid
+             * @description The same in each delivery; also sent as `webhook-id`
+             */
+            id: string
+            /** Format: uuid */
+            tenant_id: string
+            /**
+             * Format: int64
+             * @description Orders the events of an agency. Null in a test.
+             */
+            position: number | null
+            /**
+             * Format: uuid
+             * @description The person who did it; null for nobody known
+             */
+            actor_id: string | null
+            /** Format: uuid */
+            target_id: string | null
+            /** Format: uuid */
+            session_id: string | null
+            detail: {
+              overlap_seconds: number
+            }
+          }
+        }
+      }
+    }
+    responses: {
+      /** @description The endpoint is gone for good: the webhook is switched off */
+      410: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Taken */
+      '2XX': {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+      /** @description Not taken: it is sent again, for three days */
+      default: {
+        headers: {
+          [name: string]: unknown
+        }
+        content?: never
+      }
+    }
+  }
   on_domain_added: {
     parameters: {
       query?: never
@@ -31195,7 +31486,10 @@ export interface operations {
             /** Format: uuid */
             session_id: string | null
             detail: {
-              before: Record<string, never>
+              before: {
+                name: string
+                size: number
+              }
             }
           }
         }

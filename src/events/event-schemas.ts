@@ -29,9 +29,14 @@ const identityProvider = {
   ...{ ...name, issuer: text, client_id: text, email_claim: text, name_claim: text },
   ...{ trust_email: Type.Boolean(), newcomer_role: orNull(text) }
 }
+const apiKey = { ...name, ...role, permissions: Type.Array(text), cidrs: Type.Array(text), expires_at: orNull(text) }
 const file = { ...name, content_type: orNull(text), size: count, sha256: text, purpose: orNull(text) }
 
 export const eventDetails: Record<EventType, TSchema> = {
+  'api_key.created': Type.Object(after(apiKey)),
+  // without a reason somebody has ended it
+  'api_key.ended': Type.Object({ ...before(name), reason: Type.Optional(text) }),
+  'api_key.rotated': Type.Object({ overlap_seconds: count }),
   'domain.added': Type.Object(name),
   'domain.lost': Type.Object(name),
   'domain.removed': Type.Object(name),
