@@ -240,7 +240,11 @@ export const mutants: Mutant[] = [
     hole: {
       before: (app) => {
         app.register(async (api) => {
-          api.get('/api/v1/forgotten', { config: { access: 'viewer' }, schema: { hide: true } }, () => 'x')
+          api.get(
+            '/api/v1/forgotten',
+            { config: { access: 'viewer', permission: 'never' }, schema: { hide: true } },
+            () => 'x'
+          )
         })
       }
     },
@@ -296,7 +300,7 @@ export const mutants: Mutant[] = [
       plant: `alter table idempotency_keys rename to kept_keys;
         create view idempotency_keys as select current_tenant_id() as tenant_id, current_user_id() as user_id,
           route, key, fingerprint, status, headers, body, expires_at from kept_keys;
-        grant select, insert, delete on idempotency_keys to aggios_app`
+        grant select, insert, delete on idempotency_keys to aggios_app, aggios_directory`
     },
     only: ['createInvitation'],
     found: /X7 the key of B/,
