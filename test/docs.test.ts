@@ -175,7 +175,7 @@ const notLimits: Record<string, string> = {
   'folder-lock': 'exitTimeoutMs',
   // docs/events.md states them
   'event-stream': 'heartbeatMs',
-  'event-streams': 'checkMs keptMs retryMs',
+  'event-streams': 'checkMs retryMs',
   events: 'announceMs intervalMs',
   health: 'freshForMs inspectedForMs timeoutMs',
   housekeeping: 'intervalMs',
