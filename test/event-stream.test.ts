@@ -377,3 +377,25 @@ t.test('a reader who takes nothing costs nothing', async (t) => {
     quick.messages.map(({ id }) => id)
   )
 })
+
+t.test('streams end when another database answers that lacks the newest events, and are read anew', async (t) => {
+  const app = await startApp(t)
+  const port = await listen(app)
+  const acme = await createTenant(app, 'acme')
+  const token = acme.owner.tokens.access_token
+  await app.events.run()
+  const reader = await openEvents(t, { port, host: acme.host, token })
+  await rename(acme, 'Lost')
+  await eventually(() => reader.messages.length === 1)
+  await allRows(
+    app.database,
+    'delete from events where position = (select position from event_horizon); update event_horizon set position = position - 1'
+  )
+  await reader.ended
+  const lastId = reader.messages[0]?.id as string
+  const next = await openEvents(t, { port, host: acme.host, token, lastId })
+  await eventually(() => next.messages.length > 0)
+  t.match(next.messages[0], { event: 'reset' })
+  await rename(acme, 'Found')
+  await eventually(() => types(next).includes('tenant.updated'))
+})

@@ -80,7 +80,7 @@ export default fp(
       }
       channels.set(tenantId, channel)
       // first follow, then read: what is placed meanwhile is told
-      unfollow ??= app.events.follow(onEvents)
+      unfollow ??= app.events.follow(onEvents, endStreams)
       channel.started = readNewest(tenantId).then((position) => {
         channel.reached = position
       })
@@ -239,9 +239,13 @@ export default fp(
       }
     }
 
+    function endStreams(): void {
+      for (const stream of streams) stream.finish()
+    }
+
     function endAll(): void {
       isEnded = true
-      for (const stream of streams) stream.finish()
+      endStreams()
     }
 
     /** Ends the streams whose tokens are no longer good. Those of which this is not known wait: they are given nothing. */

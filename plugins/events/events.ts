@@ -9,8 +9,11 @@ export type EventsListener = (tenantId: string, newest: number) => void
 declare module 'fastify' {
   interface FastifyInstance {
     events: {
-      /** Calls `listener` for each agency with new events, whichever process has placed them. Returns how to end that. */
-      follow(listener: EventsListener): () => void
+      /**
+       * Calls `listener` for each agency with new events, whichever process has placed them, and `onLoss` when the newest events
+       * are gone: another database answers, which never had them. Returns how to end that.
+       */
+      follow(listener: EventsListener, onLoss?: () => void): () => void
       /** Places what was committed until now, and tells the listeners of this process. Otherwise that happens twice a second. */
       run(): Promise<void>
       /** Like `run`, for callers that do not wait. */
@@ -35,7 +38,7 @@ const batch = 1000
  */
 export default fp(
   async (app) => {
-    const listeners = new Set<EventsListener>()
+    const listeners = new Map<EventsListener, (() => void) | undefined>()
     const counts = { placed: 0 }
     /** Everything up to this position was told. Who listens first and reads then misses nothing. */
     let told = 0
@@ -58,12 +61,21 @@ export default fp(
       }
       while (!stopping.aborted) {
         const agencies = await app.gate.query(systemScope, eventsAfter, { reached: told, batch })
-        if (agencies.length === 0) return
+        if (agencies.length === 0) return noticeLoss()
         for (const { tenant_id, newest } of agencies) {
           told = Math.max(told, newest)
-          for (const listener of listeners) listener(tenant_id, newest)
+          for (const listener of listeners.keys()) listener(tenant_id, newest)
         }
       }
+    }
+
+    /** After a failover that has lost commits, positions are given again to other events. */
+    async function noticeLoss(): Promise<void> {
+      const [newest] = await app.gate.query(systemScope, newestEvent, {})
+      if (!newest || newest.position >= told) return
+      app.log.warn({ told, newest: newest.position }, 'the newest events are gone')
+      told = newest.position
+      for (const onLoss of listeners.values()) onLoss?.()
     }
 
     app.addHook('onReady', async () => {
@@ -81,8 +93,8 @@ export default fp(
     })
 
     app.decorate('events', {
-      follow(listener: EventsListener) {
-        listeners.add(listener)
+      follow(listener, onLoss) {
+        listeners.set(listener, onLoss)
         return () => void listeners.delete(listener)
       },
       run: async () => void (await job.run()),
