@@ -51,7 +51,7 @@ import * as supervisor from '../src/processes/supervisor.ts'
 import { form } from './forms.ts'
 import { createTenant, createTestDatabase, eventually, post, send, startApp } from './harness.ts'
 import { read, rowAbout, rows, sizes, times } from './limit-rows.ts'
-import { listen } from './requests.ts'
+import { exchange, listen } from './requests.ts'
 
 // bounded in time: how long one may wait
 
@@ -59,21 +59,6 @@ import { listen } from './requests.ts'
  * What docs/operations.md says about limits and time-outs is what the product does. Every row of its table is read here.
  * test/docs.test.ts shows that every limit in the sources has a row.
  */
-
-/** Sends bytes on a new connection. Resolves to the answer, and to the milliseconds until the connection closed. */
-async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
-  const socket = connect(port, '127.0.0.1')
-  let text = ''
-  const startedAt = Date.now()
-  socket.setTimeout(10_000, () => socket.destroy())
-  socket.on('error', () => {})
-  socket.on('data', (chunk) => {
-    text += chunk
-  })
-  socket.write(bytes)
-  await new Promise((done) => socket.once('close', done))
-  return { text, ms: Date.now() - startedAt }
-}
 
 t.test('the limits of a request', async (t) => {
   const app = await startApp(t)

@@ -1,3 +1,4 @@
+import { connect } from 'node:net'
 import { post, type Reply, send, type TestApp } from './harness.ts'
 
 /*
@@ -31,4 +32,19 @@ export const login = (app: TestApp, email: string, word: unknown, options: objec
 export async function sendAuthorization(app: TestApp, authorization: string): Promise<Reply> {
   await new Promise(setImmediate)
   return send(app, 'localhost', { url: me, headers: { authorization } })
+}
+
+/** Sends bytes on a new connection. Resolves to the answer, and to the milliseconds until the connection closed. */
+export async function exchange(port: number, bytes: string): Promise<{ text: string; ms: number }> {
+  const socket = connect(port, '127.0.0.1')
+  let text = ''
+  const startedAt = Date.now()
+  socket.setTimeout(10_000, () => socket.destroy())
+  socket.on('error', () => {})
+  socket.on('data', (chunk) => {
+    text += chunk
+  })
+  socket.write(bytes)
+  await new Promise((done) => socket.once('close', done))
+  return { text, ms: Date.now() - startedAt }
 }
