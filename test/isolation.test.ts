@@ -1,11 +1,11 @@
 import t from 'tap'
 import { checkEvents } from './event-checks.ts'
-import { concernsFiles, proveMatrix } from './isolation.ts'
+import { concernsFiles, concernsWebhooks, proveMatrix } from './isolation.ts'
 
-t.test('no wrong actor gets through any operation but those of files', async (t) => {
+t.test('no wrong actor gets through any operation but those of files and webhooks', async (t) => {
   const { operations, actors } = await proveMatrix(
     t,
-    (operation) => !concernsFiles(operation),
+    (operation) => !concernsFiles(operation) && !concernsWebhooks(operation),
     async ({ sql }) => {
       const { misfits, types } = await checkEvents(sql)
       t.strictSame(misfits, [], 'every event that was caused fits the schema of its type')
