@@ -362,6 +362,8 @@ t.test('what needs no token keeps nobody at the same address from anything else'
     ['a link of an identity', 5, () => get('/auth/oauth/nobody/link')],
     ['an answer of a provider', 5, () => get('/auth/oauth/nobody/callback')],
     ['a code of a sign-in', 5, () => put('/auth/oauth/token', { code: 'x', code_verifier: 'x'.repeat(43) })],
+    ['a token for a key', 5, () => put('/auth/token', {})],
+    ['where tokens are', 5, () => ({ method: 'GET', url: '/.well-known/oauth-authorization-server' })],
     ['a sign-in', 5, () => put('/auth/login', { email: acme.owner.email, password })]
   ]
   for (const [what, allowed, request] of routes) {
