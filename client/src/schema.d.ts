@@ -5844,6 +5844,2787 @@ export interface components {
       /** @description The cursor of the next part; null when the whole log was checked */
       next_cursor: string | null
     }
+    ApiKeyCreatedEvent: {
+      /** @enum {string} */
+      type: 'api_key.created'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            name: string
+            role: string
+            permissions: string[]
+            cidrs: string[]
+            expires_at: string | null
+          }
+        }
+      }
+    }
+    ApiKeyEndedEvent: {
+      /** @enum {string} */
+      type: 'api_key.ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+          }
+          reason?: string
+        }
+      }
+    }
+    ApiKeyRotatedEvent: {
+      /** @enum {string} */
+      type: 'api_key.rotated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          overlap_seconds: number
+        }
+      }
+    }
+    DomainAddedEvent: {
+      /** @enum {string} */
+      type: 'domain.added'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          name: string
+        }
+      }
+    }
+    DomainLostEvent: {
+      /** @enum {string} */
+      type: 'domain.lost'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          name: string
+        }
+      }
+    }
+    DomainRemovedEvent: {
+      /** @enum {string} */
+      type: 'domain.removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          name: string
+        }
+      }
+    }
+    DomainVerifiedEvent: {
+      /** @enum {string} */
+      type: 'domain.verified'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          name: string
+        }
+      }
+    }
+    EnforcementEndedEvent: {
+      /** @enum {string} */
+      type: 'enforcement.ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    EnforcementStartedEvent: {
+      /** @enum {string} */
+      type: 'enforcement.started'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            /** Format: uuid */
+            provider_id: string | null
+          }
+          after: {
+            /** Format: uuid */
+            provider_id: string
+          }
+        }
+      }
+    }
+    FileCreatedEvent: {
+      /** @enum {string} */
+      type: 'file.created'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            name: string
+            content_type: string | null
+            size: number
+            sha256: string
+            purpose: string | null
+          }
+        }
+      }
+    }
+    FileDeletedEvent: {
+      /** @enum {string} */
+      type: 'file.deleted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+          }
+          permanent: boolean
+        }
+      }
+    }
+    FileLostEvent: {
+      /** @enum {string} */
+      type: 'file.lost'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    FileRestoredEvent: {
+      /** @enum {string} */
+      type: 'file.restored'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            name: string
+          }
+        }
+      }
+    }
+    IdentityProviderCreatedEvent: {
+      /** @enum {string} */
+      type: 'identity_provider.created'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            name: string
+            issuer: string
+            client_id: string
+            email_claim: string
+            name_claim: string
+            trust_email: boolean
+            newcomer_role: string | null
+          }
+        }
+      }
+    }
+    IdentityProviderDeletedEvent: {
+      /** @enum {string} */
+      type: 'identity_provider.deleted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+            issuer: string
+            client_id: string
+            email_claim: string
+            name_claim: string
+            trust_email: boolean
+            newcomer_role: string | null
+          }
+          sessions_ended: number
+        }
+      }
+    }
+    IdentityProviderUpdatedEvent: {
+      /** @enum {string} */
+      type: 'identity_provider.updated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+            issuer: string
+            client_id: string
+            email_claim: string
+            name_claim: string
+            trust_email: boolean
+            newcomer_role: string | null
+          }
+          after: {
+            name: string
+            issuer: string
+            client_id: string
+            email_claim: string
+            name_claim: string
+            trust_email: boolean
+            newcomer_role: string | null
+          }
+        }
+      }
+    }
+    InvitationAcceptedEvent: {
+      /** @enum {string} */
+      type: 'invitation.accepted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          role: string
+          by?: string
+          address_released_by?: string
+        }
+      }
+    }
+    InvitationCreatedEvent: {
+      /** @enum {string} */
+      type: 'invitation.created'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            email: string
+            role: string
+          }
+        }
+      }
+    }
+    InvitationResentEvent: {
+      /** @enum {string} */
+      type: 'invitation.resent'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    InvitationRevokedEvent: {
+      /** @enum {string} */
+      type: 'invitation.revoked'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            email: string
+            role: string
+          }
+        }
+      }
+    }
+    MailDroppedEvent: {
+      /** @enum {string} */
+      type: 'mail.dropped'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by: string
+          kind: string
+        }
+      }
+    }
+    MailRetriedEvent: {
+      /** @enum {string} */
+      type: 'mail.retried'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by: string
+          kind: string
+        }
+      }
+    }
+    MemberAddedEvent: {
+      /** @enum {string} */
+      type: 'member.added'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          role: string
+          provider: string
+        }
+      }
+    }
+    MemberBreakGlassGrantedEvent: {
+      /** @enum {string} */
+      type: 'member.break_glass_granted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    MemberBreakGlassRemovedEvent: {
+      /** @enum {string} */
+      type: 'member.break_glass_removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    MemberRemovedEvent: {
+      /** @enum {string} */
+      type: 'member.removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            role: string
+          }
+        }
+      }
+    }
+    MemberRoleChangedEvent: {
+      /** @enum {string} */
+      type: 'member.role_changed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            role: string
+          }
+          after: {
+            role: string
+          }
+        }
+      }
+    }
+    MemberSessionsEndedEvent: {
+      /** @enum {string} */
+      type: 'member.sessions_ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          ended: number
+        }
+      }
+    }
+    SessionBreakGlassEvent: {
+      /** @enum {string} */
+      type: 'session.break_glass'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    SessionEndedEvent: {
+      /** @enum {string} */
+      type: 'session.ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by?: string
+          reason?: string
+        } | null
+      }
+    }
+    SessionOpenedEvent: {
+      /** @enum {string} */
+      type: 'session.opened'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by?: string
+        } | null
+      }
+    }
+    SessionReauthenticatedEvent: {
+      /** @enum {string} */
+      type: 'session.reauthenticated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by?: string
+        } | null
+      }
+    }
+    SessionRefreshReusedEvent: {
+      /** @enum {string} */
+      type: 'session.refresh_reused'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    SessionSwitchedEvent: {
+      /** @enum {string} */
+      type: 'session.switched'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by?: string
+        } | null
+      }
+    }
+    TenantDeletedEvent: {
+      /** @enum {string} */
+      type: 'tenant.deleted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantExportedEvent: {
+      /** @enum {string} */
+      type: 'tenant.exported'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantImportedEvent: {
+      /** @enum {string} */
+      type: 'tenant.imported'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          export: string
+          by: string
+        }
+      }
+    }
+    TenantLogoRemovedEvent: {
+      /** @enum {string} */
+      type: 'tenant.logo_removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantLogoSetEvent: {
+      /** @enum {string} */
+      type: 'tenant.logo_set'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantPlanChangedEvent: {
+      /** @enum {string} */
+      type: 'tenant.plan_changed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            plan: string
+          }
+        }
+      }
+    }
+    TenantPurgedEvent: {
+      /** @enum {string} */
+      type: 'tenant.purged'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantRegisteredEvent: {
+      /** @enum {string} */
+      type: 'tenant.registered'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantRestoredEvent: {
+      /** @enum {string} */
+      type: 'tenant.restored'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          /** Format: date-time */
+          to: string
+          by: string
+        }
+      }
+    }
+    TenantResumedEvent: {
+      /** @enum {string} */
+      type: 'tenant.resumed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantSuspendedEvent: {
+      /** @enum {string} */
+      type: 'tenant.suspended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    TenantTransferredEvent: {
+      /** @enum {string} */
+      type: 'tenant.transferred'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            role: string
+          }
+        }
+      }
+    }
+    TenantUpdatedEvent: {
+      /** @enum {string} */
+      type: 'tenant.updated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+            settings: Record<string, never>
+          }
+          after: {
+            name: string
+            settings: Record<string, never>
+          }
+        }
+      }
+    }
+    UploadEndedEvent: {
+      /** @enum {string} */
+      type: 'upload.ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+            size: number
+          }
+        }
+      }
+    }
+    UserAddressReleasedEvent: {
+      /** @enum {string} */
+      type: 'user.address_released'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserAvatarRemovedEvent: {
+      /** @enum {string} */
+      type: 'user.avatar_removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserAvatarSetEvent: {
+      /** @enum {string} */
+      type: 'user.avatar_set'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserDeletedEvent: {
+      /** @enum {string} */
+      type: 'user.deleted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserDisabledEvent: {
+      /** @enum {string} */
+      type: 'user.disabled'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by: string
+        }
+      }
+    }
+    UserEmailChangeRequestedEvent: {
+      /** @enum {string} */
+      type: 'user.email_change_requested'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            email: string
+          }
+        }
+      }
+    }
+    UserEmailChangedEvent: {
+      /** @enum {string} */
+      type: 'user.email_changed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            email: string
+          }
+          after: {
+            email: string
+          }
+        }
+      }
+    }
+    UserEmailVerifiedEvent: {
+      /** @enum {string} */
+      type: 'user.email_verified'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserEnabledEvent: {
+      /** @enum {string} */
+      type: 'user.enabled'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by: string
+        }
+      }
+    }
+    UserIdentityLinkedEvent: {
+      /** @enum {string} */
+      type: 'user.identity_linked'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          provider: string
+          by?: string
+        }
+      }
+    }
+    UserIdentityUnlinkedEvent: {
+      /** @enum {string} */
+      type: 'user.identity_unlinked'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          provider: string
+          by?: string
+        }
+      }
+    }
+    UserMfaEnabledEvent: {
+      /** @enum {string} */
+      type: 'user.mfa_enabled'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserMfaRemovedEvent: {
+      /** @enum {string} */
+      type: 'user.mfa_removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by?: string
+          factor?: string
+        } | null
+      }
+    }
+    UserPasskeyAddedEvent: {
+      /** @enum {string} */
+      type: 'user.passkey_added'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          /** Format: uuid */
+          passkey_id: string
+        }
+      }
+    }
+    UserPasskeyRemovedEvent: {
+      /** @enum {string} */
+      type: 'user.passkey_removed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          /** Format: uuid */
+          passkey_id: string
+        }
+      }
+    }
+    UserPasswordChangedEvent: {
+      /** @enum {string} */
+      type: 'user.password_changed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserPasswordResetEvent: {
+      /** @enum {string} */
+      type: 'user.password_reset'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserRecoveryCodeUsedEvent: {
+      /** @enum {string} */
+      type: 'user.recovery_code_used'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserRecoveryCodesRenewedEvent: {
+      /** @enum {string} */
+      type: 'user.recovery_codes_renewed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    UserSessionsEndedEvent: {
+      /** @enum {string} */
+      type: 'user.sessions_ended'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          ended: number
+        }
+      }
+    }
+    UserSignedOutEvent: {
+      /** @enum {string} */
+      type: 'user.signed_out'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          by: string
+        }
+      }
+    }
+    UserUpdatedEvent: {
+      /** @enum {string} */
+      type: 'user.updated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            name: string
+          }
+          after: {
+            name: string
+          }
+        }
+      }
+    }
+    WebhookCreatedEvent: {
+      /** @enum {string} */
+      type: 'webhook.created'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          after: {
+            url: string
+            description: string
+            event_types: string[]
+            status: string
+          }
+        }
+      }
+    }
+    WebhookDeletedEvent: {
+      /** @enum {string} */
+      type: 'webhook.deleted'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            url: string
+            description: string
+            event_types: string[]
+            status: string
+          }
+        }
+      }
+    }
+    WebhookDisabledEvent: {
+      /** @enum {string} */
+      type: 'webhook.disabled'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          url: string
+          reason: string
+        }
+      }
+    }
+    WebhookReplayedEvent: {
+      /** @enum {string} */
+      type: 'webhook.replayed'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          count: number
+          /** Format: uuid */
+          event_id?: string
+          from?: string
+          to?: string
+        }
+      }
+    }
+    WebhookSecretRotatedEvent: {
+      /** @enum {string} */
+      type: 'webhook.secret_rotated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
+    WebhookUpdatedEvent: {
+      /** @enum {string} */
+      type: 'webhook.updated'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: {
+          before: {
+            url: string
+            description: string
+            event_types: string[]
+            status: string
+          }
+          after: {
+            url: string
+            description: string
+            event_types: string[]
+            status: string
+          }
+        }
+      }
+    }
+    WebhookTestEvent: {
+      /** @enum {string} */
+      type: 'webhook.test'
+      /**
+       * Format: date-time
+       * @description When it happened
+       */
+      timestamp: string
+      data: {
+        /**
+         * Format: uuid
+         * @description The same in each delivery; also sent as `webhook-id`
+         */
+        id: string
+        /** Format: uuid */
+        tenant_id: string
+        /**
+         * Format: int64
+         * @description Orders the events of an agency. Null in a test.
+         */
+        position: number | null
+        /**
+         * Format: uuid
+         * @description The person who did it; null for nobody known
+         */
+        actor_id: string | null
+        /** Format: uuid */
+        target_id: string | null
+        /** Format: uuid */
+        session_id: string | null
+        detail: Record<string, never> | null
+      }
+    }
   }
   responses: never
   parameters: never
@@ -5986,6 +8767,83 @@ export type StreamedEvent = components['schemas']['StreamedEvent']
 export type AuditEvent = components['schemas']['AuditEvent']
 export type AuditEventPage = components['schemas']['AuditEventPage']
 export type AuditVerification = components['schemas']['AuditVerification']
+export type ApiKeyCreatedEvent = components['schemas']['ApiKeyCreatedEvent']
+export type ApiKeyEndedEvent = components['schemas']['ApiKeyEndedEvent']
+export type ApiKeyRotatedEvent = components['schemas']['ApiKeyRotatedEvent']
+export type DomainAddedEvent = components['schemas']['DomainAddedEvent']
+export type DomainLostEvent = components['schemas']['DomainLostEvent']
+export type DomainRemovedEvent = components['schemas']['DomainRemovedEvent']
+export type DomainVerifiedEvent = components['schemas']['DomainVerifiedEvent']
+export type EnforcementEndedEvent = components['schemas']['EnforcementEndedEvent']
+export type EnforcementStartedEvent = components['schemas']['EnforcementStartedEvent']
+export type FileCreatedEvent = components['schemas']['FileCreatedEvent']
+export type FileDeletedEvent = components['schemas']['FileDeletedEvent']
+export type FileLostEvent = components['schemas']['FileLostEvent']
+export type FileRestoredEvent = components['schemas']['FileRestoredEvent']
+export type IdentityProviderCreatedEvent = components['schemas']['IdentityProviderCreatedEvent']
+export type IdentityProviderDeletedEvent = components['schemas']['IdentityProviderDeletedEvent']
+export type IdentityProviderUpdatedEvent = components['schemas']['IdentityProviderUpdatedEvent']
+export type InvitationAcceptedEvent = components['schemas']['InvitationAcceptedEvent']
+export type InvitationCreatedEvent = components['schemas']['InvitationCreatedEvent']
+export type InvitationResentEvent = components['schemas']['InvitationResentEvent']
+export type InvitationRevokedEvent = components['schemas']['InvitationRevokedEvent']
+export type MailDroppedEvent = components['schemas']['MailDroppedEvent']
+export type MailRetriedEvent = components['schemas']['MailRetriedEvent']
+export type MemberAddedEvent = components['schemas']['MemberAddedEvent']
+export type MemberBreakGlassGrantedEvent = components['schemas']['MemberBreakGlassGrantedEvent']
+export type MemberBreakGlassRemovedEvent = components['schemas']['MemberBreakGlassRemovedEvent']
+export type MemberRemovedEvent = components['schemas']['MemberRemovedEvent']
+export type MemberRoleChangedEvent = components['schemas']['MemberRoleChangedEvent']
+export type MemberSessionsEndedEvent = components['schemas']['MemberSessionsEndedEvent']
+export type SessionBreakGlassEvent = components['schemas']['SessionBreakGlassEvent']
+export type SessionEndedEvent = components['schemas']['SessionEndedEvent']
+export type SessionOpenedEvent = components['schemas']['SessionOpenedEvent']
+export type SessionReauthenticatedEvent = components['schemas']['SessionReauthenticatedEvent']
+export type SessionRefreshReusedEvent = components['schemas']['SessionRefreshReusedEvent']
+export type SessionSwitchedEvent = components['schemas']['SessionSwitchedEvent']
+export type TenantDeletedEvent = components['schemas']['TenantDeletedEvent']
+export type TenantExportedEvent = components['schemas']['TenantExportedEvent']
+export type TenantImportedEvent = components['schemas']['TenantImportedEvent']
+export type TenantLogoRemovedEvent = components['schemas']['TenantLogoRemovedEvent']
+export type TenantLogoSetEvent = components['schemas']['TenantLogoSetEvent']
+export type TenantPlanChangedEvent = components['schemas']['TenantPlanChangedEvent']
+export type TenantPurgedEvent = components['schemas']['TenantPurgedEvent']
+export type TenantRegisteredEvent = components['schemas']['TenantRegisteredEvent']
+export type TenantRestoredEvent = components['schemas']['TenantRestoredEvent']
+export type TenantResumedEvent = components['schemas']['TenantResumedEvent']
+export type TenantSuspendedEvent = components['schemas']['TenantSuspendedEvent']
+export type TenantTransferredEvent = components['schemas']['TenantTransferredEvent']
+export type TenantUpdatedEvent = components['schemas']['TenantUpdatedEvent']
+export type UploadEndedEvent = components['schemas']['UploadEndedEvent']
+export type UserAddressReleasedEvent = components['schemas']['UserAddressReleasedEvent']
+export type UserAvatarRemovedEvent = components['schemas']['UserAvatarRemovedEvent']
+export type UserAvatarSetEvent = components['schemas']['UserAvatarSetEvent']
+export type UserDeletedEvent = components['schemas']['UserDeletedEvent']
+export type UserDisabledEvent = components['schemas']['UserDisabledEvent']
+export type UserEmailChangeRequestedEvent = components['schemas']['UserEmailChangeRequestedEvent']
+export type UserEmailChangedEvent = components['schemas']['UserEmailChangedEvent']
+export type UserEmailVerifiedEvent = components['schemas']['UserEmailVerifiedEvent']
+export type UserEnabledEvent = components['schemas']['UserEnabledEvent']
+export type UserIdentityLinkedEvent = components['schemas']['UserIdentityLinkedEvent']
+export type UserIdentityUnlinkedEvent = components['schemas']['UserIdentityUnlinkedEvent']
+export type UserMfaEnabledEvent = components['schemas']['UserMfaEnabledEvent']
+export type UserMfaRemovedEvent = components['schemas']['UserMfaRemovedEvent']
+export type UserPasskeyAddedEvent = components['schemas']['UserPasskeyAddedEvent']
+export type UserPasskeyRemovedEvent = components['schemas']['UserPasskeyRemovedEvent']
+export type UserPasswordChangedEvent = components['schemas']['UserPasswordChangedEvent']
+export type UserPasswordResetEvent = components['schemas']['UserPasswordResetEvent']
+export type UserRecoveryCodeUsedEvent = components['schemas']['UserRecoveryCodeUsedEvent']
+export type UserRecoveryCodesRenewedEvent = components['schemas']['UserRecoveryCodesRenewedEvent']
+export type UserSessionsEndedEvent = components['schemas']['UserSessionsEndedEvent']
+export type UserSignedOutEvent = components['schemas']['UserSignedOutEvent']
+export type UserUpdatedEvent = components['schemas']['UserUpdatedEvent']
+export type WebhookCreatedEvent = components['schemas']['WebhookCreatedEvent']
+export type WebhookDeletedEvent = components['schemas']['WebhookDeletedEvent']
+export type WebhookDisabledEvent = components['schemas']['WebhookDisabledEvent']
+export type WebhookReplayedEvent = components['schemas']['WebhookReplayedEvent']
+export type WebhookSecretRotatedEvent = components['schemas']['WebhookSecretRotatedEvent']
+export type WebhookUpdatedEvent = components['schemas']['WebhookUpdatedEvent']
+export type WebhookTestEvent = components['schemas']['WebhookTestEvent']
 export type HeaderAccept = components['headers']['Accept']
 export type HeaderAcceptEncoding = components['headers']['Accept-Encoding']
 export type HeaderContentRange = components['headers']['Content-Range']
@@ -27913,47 +30771,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'api_key.created'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                name: string
-                role: string
-                permissions: string[]
-                cidrs: string[]
-                expires_at: string | null
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['ApiKeyCreatedEvent']
       }
     }
     responses: {
@@ -27993,44 +30811,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'api_key.ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-              }
-              reason?: string
-            }
-          }
-        }
+        'application/json': components['schemas']['ApiKeyEndedEvent']
       }
     }
     responses: {
@@ -28070,41 +30851,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'api_key.rotated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              overlap_seconds: number
-            }
-          }
-        }
+        'application/json': components['schemas']['ApiKeyRotatedEvent']
       }
     }
     responses: {
@@ -28144,41 +30891,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'domain.added'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              name: string
-            }
-          }
-        }
+        'application/json': components['schemas']['DomainAddedEvent']
       }
     }
     responses: {
@@ -28218,41 +30931,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'domain.lost'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              name: string
-            }
-          }
-        }
+        'application/json': components['schemas']['DomainLostEvent']
       }
     }
     responses: {
@@ -28292,41 +30971,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'domain.removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              name: string
-            }
-          }
-        }
+        'application/json': components['schemas']['DomainRemovedEvent']
       }
     }
     responses: {
@@ -28366,41 +31011,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'domain.verified'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              name: string
-            }
-          }
-        }
+        'application/json': components['schemas']['DomainVerifiedEvent']
       }
     }
     responses: {
@@ -28440,39 +31051,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'enforcement.ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['EnforcementEndedEvent']
       }
     }
     responses: {
@@ -28512,48 +31091,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'enforcement.started'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                /** Format: uuid */
-                provider_id: string | null
-              }
-              after: {
-                /** Format: uuid */
-                provider_id: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['EnforcementStartedEvent']
       }
     }
     responses: {
@@ -28593,47 +31131,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'file.created'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                name: string
-                content_type: string | null
-                size: number
-                sha256: string
-                purpose: string | null
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['FileCreatedEvent']
       }
     }
     responses: {
@@ -28673,44 +31171,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'file.deleted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-              }
-              permanent: boolean
-            }
-          }
-        }
+        'application/json': components['schemas']['FileDeletedEvent']
       }
     }
     responses: {
@@ -28750,39 +31211,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'file.lost'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['FileLostEvent']
       }
     }
     responses: {
@@ -28822,43 +31251,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'file.restored'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                name: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['FileRestoredEvent']
       }
     }
     responses: {
@@ -28898,49 +31291,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'identity_provider.created'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                name: string
-                issuer: string
-                client_id: string
-                email_claim: string
-                name_claim: string
-                trust_email: boolean
-                newcomer_role: string | null
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['IdentityProviderCreatedEvent']
       }
     }
     responses: {
@@ -28980,50 +31331,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'identity_provider.deleted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-                issuer: string
-                client_id: string
-                email_claim: string
-                name_claim: string
-                trust_email: boolean
-                newcomer_role: string | null
-              }
-              sessions_ended: number
-            }
-          }
-        }
+        'application/json': components['schemas']['IdentityProviderDeletedEvent']
       }
     }
     responses: {
@@ -29063,58 +31371,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'identity_provider.updated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-                issuer: string
-                client_id: string
-                email_claim: string
-                name_claim: string
-                trust_email: boolean
-                newcomer_role: string | null
-              }
-              after: {
-                name: string
-                issuer: string
-                client_id: string
-                email_claim: string
-                name_claim: string
-                trust_email: boolean
-                newcomer_role: string | null
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['IdentityProviderUpdatedEvent']
       }
     }
     responses: {
@@ -29154,43 +31411,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'invitation.accepted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              role: string
-              by?: string
-              address_released_by?: string
-            }
-          }
-        }
+        'application/json': components['schemas']['InvitationAcceptedEvent']
       }
     }
     responses: {
@@ -29230,44 +31451,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'invitation.created'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                email: string
-                role: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['InvitationCreatedEvent']
       }
     }
     responses: {
@@ -29307,39 +31491,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'invitation.resent'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['InvitationResentEvent']
       }
     }
     responses: {
@@ -29379,44 +31531,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'invitation.revoked'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                email: string
-                role: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['InvitationRevokedEvent']
       }
     }
     responses: {
@@ -29456,42 +31571,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'mail.dropped'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by: string
-              kind: string
-            }
-          }
-        }
+        'application/json': components['schemas']['MailDroppedEvent']
       }
     }
     responses: {
@@ -29531,42 +31611,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'mail.retried'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by: string
-              kind: string
-            }
-          }
-        }
+        'application/json': components['schemas']['MailRetriedEvent']
       }
     }
     responses: {
@@ -29606,42 +31651,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.added'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              role: string
-              provider: string
-            }
-          }
-        }
+        'application/json': components['schemas']['MemberAddedEvent']
       }
     }
     responses: {
@@ -29681,39 +31691,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.break_glass_granted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['MemberBreakGlassGrantedEvent']
       }
     }
     responses: {
@@ -29753,39 +31731,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.break_glass_removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['MemberBreakGlassRemovedEvent']
       }
     }
     responses: {
@@ -29825,43 +31771,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                role: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['MemberRemovedEvent']
       }
     }
     responses: {
@@ -29901,46 +31811,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.role_changed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                role: string
-              }
-              after: {
-                role: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['MemberRoleChangedEvent']
       }
     }
     responses: {
@@ -29980,41 +31851,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'member.sessions_ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              ended: number
-            }
-          }
-        }
+        'application/json': components['schemas']['MemberSessionsEndedEvent']
       }
     }
     responses: {
@@ -30054,39 +31891,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.break_glass'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['SessionBreakGlassEvent']
       }
     }
     responses: {
@@ -30126,42 +31931,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by?: string
-              reason?: string
-            } | null
-          }
-        }
+        'application/json': components['schemas']['SessionEndedEvent']
       }
     }
     responses: {
@@ -30201,41 +31971,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.opened'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by?: string
-            } | null
-          }
-        }
+        'application/json': components['schemas']['SessionOpenedEvent']
       }
     }
     responses: {
@@ -30275,41 +32011,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.reauthenticated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by?: string
-            } | null
-          }
-        }
+        'application/json': components['schemas']['SessionReauthenticatedEvent']
       }
     }
     responses: {
@@ -30349,39 +32051,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.refresh_reused'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['SessionRefreshReusedEvent']
       }
     }
     responses: {
@@ -30421,41 +32091,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'session.switched'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by?: string
-            } | null
-          }
-        }
+        'application/json': components['schemas']['SessionSwitchedEvent']
       }
     }
     responses: {
@@ -30495,39 +32131,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.deleted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantDeletedEvent']
       }
     }
     responses: {
@@ -30567,39 +32171,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.exported'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantExportedEvent']
       }
     }
     responses: {
@@ -30639,42 +32211,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.imported'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              export: string
-              by: string
-            }
-          }
-        }
+        'application/json': components['schemas']['TenantImportedEvent']
       }
     }
     responses: {
@@ -30714,39 +32251,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.logo_removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantLogoRemovedEvent']
       }
     }
     responses: {
@@ -30786,39 +32291,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.logo_set'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantLogoSetEvent']
       }
     }
     responses: {
@@ -30858,43 +32331,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.plan_changed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                plan: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['TenantPlanChangedEvent']
       }
     }
     responses: {
@@ -30934,39 +32371,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.purged'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantPurgedEvent']
       }
     }
     responses: {
@@ -31006,39 +32411,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.registered'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantRegisteredEvent']
       }
     }
     responses: {
@@ -31078,43 +32451,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.restored'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              /** Format: date-time */
-              to: string
-              by: string
-            }
-          }
-        }
+        'application/json': components['schemas']['TenantRestoredEvent']
       }
     }
     responses: {
@@ -31154,39 +32491,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.resumed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantResumedEvent']
       }
     }
     responses: {
@@ -31226,39 +32531,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.suspended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['TenantSuspendedEvent']
       }
     }
     responses: {
@@ -31298,43 +32571,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.transferred'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                role: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['TenantTransferredEvent']
       }
     }
     responses: {
@@ -31374,48 +32611,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'tenant.updated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-                settings: Record<string, never>
-              }
-              after: {
-                name: string
-                settings: Record<string, never>
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['TenantUpdatedEvent']
       }
     }
     responses: {
@@ -31455,44 +32651,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'upload.ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-                size: number
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['UploadEndedEvent']
       }
     }
     responses: {
@@ -31532,39 +32691,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.address_released'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserAddressReleasedEvent']
       }
     }
     responses: {
@@ -31604,39 +32731,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.avatar_removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserAvatarRemovedEvent']
       }
     }
     responses: {
@@ -31676,39 +32771,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.avatar_set'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserAvatarSetEvent']
       }
     }
     responses: {
@@ -31748,39 +32811,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.deleted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserDeletedEvent']
       }
     }
     responses: {
@@ -31820,41 +32851,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.disabled'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserDisabledEvent']
       }
     }
     responses: {
@@ -31894,43 +32891,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.email_change_requested'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                email: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['UserEmailChangeRequestedEvent']
       }
     }
     responses: {
@@ -31970,46 +32931,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.email_changed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                email: string
-              }
-              after: {
-                email: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['UserEmailChangedEvent']
       }
     }
     responses: {
@@ -32049,39 +32971,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.email_verified'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserEmailVerifiedEvent']
       }
     }
     responses: {
@@ -32121,41 +33011,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.enabled'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserEnabledEvent']
       }
     }
     responses: {
@@ -32195,42 +33051,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.identity_linked'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              provider: string
-              by?: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserIdentityLinkedEvent']
       }
     }
     responses: {
@@ -32270,42 +33091,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.identity_unlinked'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              provider: string
-              by?: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserIdentityUnlinkedEvent']
       }
     }
     responses: {
@@ -32345,39 +33131,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.mfa_enabled'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserMfaEnabledEvent']
       }
     }
     responses: {
@@ -32417,42 +33171,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.mfa_removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by?: string
-              factor?: string
-            } | null
-          }
-        }
+        'application/json': components['schemas']['UserMfaRemovedEvent']
       }
     }
     responses: {
@@ -32492,42 +33211,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.passkey_added'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              /** Format: uuid */
-              passkey_id: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserPasskeyAddedEvent']
       }
     }
     responses: {
@@ -32567,42 +33251,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.passkey_removed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              /** Format: uuid */
-              passkey_id: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserPasskeyRemovedEvent']
       }
     }
     responses: {
@@ -32642,39 +33291,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.password_changed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserPasswordChangedEvent']
       }
     }
     responses: {
@@ -32714,39 +33331,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.password_reset'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserPasswordResetEvent']
       }
     }
     responses: {
@@ -32786,39 +33371,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.recovery_code_used'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserRecoveryCodeUsedEvent']
       }
     }
     responses: {
@@ -32858,39 +33411,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.recovery_codes_renewed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['UserRecoveryCodesRenewedEvent']
       }
     }
     responses: {
@@ -32930,41 +33451,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.sessions_ended'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              ended: number
-            }
-          }
-        }
+        'application/json': components['schemas']['UserSessionsEndedEvent']
       }
     }
     responses: {
@@ -33004,41 +33491,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.signed_out'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              by: string
-            }
-          }
-        }
+        'application/json': components['schemas']['UserSignedOutEvent']
       }
     }
     responses: {
@@ -33078,46 +33531,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'user.updated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                name: string
-              }
-              after: {
-                name: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['UserUpdatedEvent']
       }
     }
     responses: {
@@ -33157,46 +33571,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.created'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              after: {
-                url: string
-                description: string
-                event_types: string[]
-                status: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['WebhookCreatedEvent']
       }
     }
     responses: {
@@ -33236,46 +33611,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.deleted'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                url: string
-                description: string
-                event_types: string[]
-                status: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['WebhookDeletedEvent']
       }
     }
     responses: {
@@ -33315,42 +33651,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.disabled'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              url: string
-              reason: string
-            }
-          }
-        }
+        'application/json': components['schemas']['WebhookDisabledEvent']
       }
     }
     responses: {
@@ -33390,45 +33691,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.replayed'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              count: number
-              /** Format: uuid */
-              event_id?: string
-              from?: string
-              to?: string
-            }
-          }
-        }
+        'application/json': components['schemas']['WebhookReplayedEvent']
       }
     }
     responses: {
@@ -33468,39 +33731,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.secret_rotated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['WebhookSecretRotatedEvent']
       }
     }
     responses: {
@@ -33540,52 +33771,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.updated'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: {
-              before: {
-                url: string
-                description: string
-                event_types: string[]
-                status: string
-              }
-              after: {
-                url: string
-                description: string
-                event_types: string[]
-                status: string
-              }
-            }
-          }
-        }
+        'application/json': components['schemas']['WebhookUpdatedEvent']
       }
     }
     responses: {
@@ -33625,39 +33811,7 @@ export interface operations {
     }
     requestBody: {
       content: {
-        'application/json': {
-          /** @enum {string} */
-          type: 'webhook.test'
-          /**
-           * Format: date-time
-           * @description When it happened
-           */
-          timestamp: string
-          data: {
-            /**
-             * Format: uuid
-             * @description The same in each delivery; also sent as `webhook-id`
-             */
-            id: string
-            /** Format: uuid */
-            tenant_id: string
-            /**
-             * Format: int64
-             * @description Orders the events of an agency. Null in a test.
-             */
-            position: number | null
-            /**
-             * Format: uuid
-             * @description The person who did it; null for nobody known
-             */
-            actor_id: string | null
-            /** Format: uuid */
-            target_id: string | null
-            /** Format: uuid */
-            session_id: string | null
-            detail: null
-          }
-        }
+        'application/json': components['schemas']['WebhookTestEvent']
       }
     }
     responses: {

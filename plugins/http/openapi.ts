@@ -189,7 +189,7 @@ function nameSchemas(document: Schema): Schema {
     for (const [status, response] of Object.entries(responses))
       describeResponse(status, response, { repeatable, limited })
   }
-  return { ...document, paths }
+  return { ...document, paths, webhooks: visit(document.webhooks) }
 }
 
 /**

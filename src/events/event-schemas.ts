@@ -13,7 +13,8 @@ const orNull = (schema: TSchema) => Type.Unsafe({ ...schema, type: [schema.type,
 const before = (members: Record<string, TSchema>) => ({ before: Type.Object(members) })
 const after = (members: Record<string, TSchema>) => ({ after: Type.Object(members) })
 const both = (members: Record<string, TSchema>) => Type.Object({ ...before(members), ...after(members) })
-const none = Type.Null()
+/** Null for now: members may be added. */
+const none = orNull(Type.Object({}))
 const maybe = (members: Record<string, TSchema>) => orNull(Type.Partial(Type.Object(members)))
 
 const name = { name: text }
@@ -115,9 +116,9 @@ export const eventDetails: Record<EventType, TSchema> = {
   'webhook.updated': both(webhook)
 }
 
-/** The body of a message of one type. */
+/** The body of a message of one type. It has a name, so that generated clients have its type. */
 function messageSchema(type: string, detail: TSchema) {
-  return Type.Object({
+  const members = {
     type: Type.Unsafe({ type: 'string', enum: [type] }),
     timestamp: Type.String({ format: 'date-time', description: 'When it happened' }),
     data: Type.Object({
@@ -131,7 +132,9 @@ function messageSchema(type: string, detail: TSchema) {
       session_id: orNull(id),
       detail
     })
-  })
+  }
+  const words = type.split(/[._]/).map((word) => word.charAt(0).toUpperCase() + word.slice(1))
+  return Type.Object(members, { title: `${words.join('')}Event` })
 }
 
 /** The member `webhooks` of the OpenAPI document: the messages that a receiver gets. */
