@@ -88,7 +88,7 @@ t.test(`of ${commits} late commits no reader misses one, or sees one twice`, asy
   await Promise.all(placing)
   await apps[0].events.run()
 
-  const [last] = await allRows(database, 'select position::int from event_horizon')
+  const [last] = await allRows(database, 'select position::float8 from event_horizon')
   await eventually(() => readers.every(({ read }) => read.at(-1)?.position === last?.position))
   await eventually(() => told.every((position) => position === last?.position))
   await Promise.all(readers.map(({ stop }) => stop()))

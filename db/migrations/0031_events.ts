@@ -12,6 +12,7 @@ import { type Kysely, sql } from 'kysely'
  */
 export async function up(db: Kysely<unknown>): Promise<void> {
   await sql`
+    -- position: microseconds since 1970 at which the event got it, or one more than the newest position, whichever is later.
     -- id and created_at are those of the row in audit_events. The row stays for thirty days, also of an agency that is gone: it holds
     -- ids only.
     create table events (
@@ -76,6 +77,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       if not found then
         return;
       end if;
+      -- from the clock, because the gaps of a count would tell an agency how much happens in others
+      reached := greatest(reached, (extract(epoch from clock_timestamp()) * 1000000)::bigint);
       return query
         with unplaced as (
           select e.tenant_id, e.id, e.created_at from events e where e.position is null order by e.created_at, e.id limit batch

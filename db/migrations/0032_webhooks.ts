@@ -134,6 +134,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       if not found then
         return;
       end if;
+      -- from the clock, because the gaps of a count would tell an agency how much happens in others
+      reached := greatest(reached, (extract(epoch from clock_timestamp()) * 1000000)::bigint);
       moment := clock_timestamp();
       return query
         with unplaced as (
