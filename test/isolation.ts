@@ -26,6 +26,7 @@ export type Options = {
 }
 
 export const concernsFiles = ({ path }: Operation): boolean => /\/(files|images|avatar|logo)\b/.test(path)
+export const concernsAccounts = ({ path }: Operation): boolean => /^\/api\/v1\/(auth|users)\b/.test(path)
 export const concernsWebhooks = ({ path }: Operation): boolean => path.includes('/webhooks')
 
 /** Runs the matrix for the operations that `wanted` selects, and `after` it. Each operation is one assertion. */

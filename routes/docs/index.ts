@@ -88,6 +88,8 @@ const docs: FastifyPluginAsyncTypebox = async (app) => {
         tryItOutEnabled: true,
         displayRequestDuration: true,
         syntaxHighlight: false,
+        // the schemas are drawn when somebody opens their list: they cost time at each click
+        defaultModelsExpandDepth: 0,
         plugins: [downloadDocument, tryItOut]
       },
       theme: { title: 'Aggios API' },

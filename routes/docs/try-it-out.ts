@@ -41,6 +41,7 @@ export function tryItOut() {
     ['/users/me/identities/{id}', '/users/me/identities', 'id'],
     ['/identity-providers/{id}', '/identity-providers', 'id'],
     ['/domains/{name}', '/domains', 'name'],
+    ['/webhooks/{id}', '/webhooks', 'id'],
     ['/api-keys/{id}', '/api-keys', 'id'],
     ['/enforcement/break-glass/{user_id}', '/members', 'user_id'],
     ['/files/{id}/complete', '/files/uploads', 'id'],
@@ -109,7 +110,9 @@ export function tryItOut() {
     const links = [...addresses].map(([, link]) => link as string).filter((link) => !(link in pathsOf(system)))
     if (headers.location) links.push(new URL(headers.location, 'http://this.host').pathname)
     for (const path of Object.keys(pathsOf(system))) {
-      const expression = new RegExp(`^${path.replaceAll(/\{(\w+)\}/g, '(?<$1>[^/]+)')}$`)
+      // what is done to an object inside of another one has both ids from a link to it
+      const shown = path.split('{').length > 2 ? path.slice(0, path.lastIndexOf('}') + 1) : path
+      const expression = new RegExp(`^${shown.replaceAll(/\{(\w+)\}/g, '(?<$1>[^/]+)')}$`)
       for (const link of links) {
         const values = expression.exec(link)?.groups
         if (values) fill(system, path, values)

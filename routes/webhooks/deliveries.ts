@@ -1,4 +1,5 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyReply } from 'fastify'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { conflict, notFound } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
@@ -106,7 +107,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
       reply.code(202)
       const delivery = await request.createOnce(reply, async (trx) => {
         requireEnabled(await lockWebhook(trx, id))
-        return present(await insertTest(trx, id))
+        return accepted(reply, id, await insertTest(trx, id))
       })
       app.webhooks.wake()
       return delivery
@@ -141,7 +142,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
         if (!delivery) throw notFound()
         const detail = { event_id: delivery.event_id, count: 1 }
         await recordAudit(trx, { action: 'webhook.replayed', target_id: id, detail })
-        return present(delivery)
+        return accepted(reply, id, delivery)
       })
       app.webhooks.wake()
       return replayed
@@ -188,6 +189,12 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
 /** `due_at` of a delivery that is over says nothing. */
 function present({ due_at, ...delivery }: DeliveryRow): WebhookDelivery {
   return { ...delivery, due_at: delivery.status === 'waiting' ? due_at : null }
+}
+
+/** The reply about a delivery that is under way, with the place where it can be followed. */
+function accepted(reply: FastifyReply, webhookId: string, delivery: DeliveryRow): WebhookDelivery {
+  reply.header('location', `/api/v1/webhooks/${webhookId}/deliveries/${delivery.id}`)
+  return present(delivery)
 }
 
 function requireEnabled(webhook: WebhookRow | undefined): void {
