@@ -25,12 +25,14 @@ const provider = { provider: text }
 const invitation = { email: text, ...role }
 const passkey = { passkey_id: id }
 const agency = { ...name, settings: Type.Object({}) }
-const webhook = { url: text, description: text, event_types: Type.Array(text), status: text }
+/** Longer than any list that there is. */
+const texts = Type.Array(text, { maxItems: 200 })
+const webhook = { url: text, description: text, event_types: texts, status: text }
 const identityProvider = {
   ...{ ...name, issuer: text, client_id: text, email_claim: text, name_claim: text },
   ...{ trust_email: Type.Boolean(), newcomer_role: orNull(text) }
 }
-const apiKey = { ...name, ...role, permissions: Type.Array(text), cidrs: Type.Array(text), expires_at: orNull(text) }
+const apiKey = { ...name, ...role, permissions: texts, cidrs: texts, expires_at: orNull(text) }
 const file = { ...name, content_type: orNull(text), size: count, sha256: text, purpose: orNull(text) }
 
 export const eventDetails: Record<EventType, TSchema> = {
