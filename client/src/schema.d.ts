@@ -4069,6 +4069,7 @@ export interface components {
     }
     TokenRequest: {
       /**
+       * @default client_credentials
        * @example client_credentials
        * @enum {string}
        */

@@ -75,7 +75,8 @@ export type EmailVerification = Static<typeof EmailVerification>
 
 export const TokenRequest = Type.Object(
   {
-    grant_type: StringEnum(['client_credentials'], { examples: ['client_credentials'] }),
+    // the page about the API sends a field as it stands if it has a default
+    grant_type: StringEnum(['client_credentials'], { default: 'client_credentials', examples: ['client_credentials'] }),
     client_id: Type.Optional(
       Type.String({
         description: 'The id of the API key, unless it is sent by HTTP Basic',
