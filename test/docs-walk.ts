@@ -97,7 +97,7 @@ export const walk: [operationId: string, status: number][] = [
   ['getApiKey', 200],
   ['rotateApiKey', 201],
   ['endApiKey', 204],
-  ['getToken', 400],
+  ['getToken', 401],
   ['getAuthorizationServer', 200],
   ['transferTenant', 404],
   ['removeMember', 204],

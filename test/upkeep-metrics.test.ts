@@ -35,6 +35,7 @@ t.test('background jobs', async (t) => {
     await app.domainChecks.run()
     await app.events.run()
     await app.webhooks.run()
+    await app.keyUses.run()
     const page = await scrape(app)
     const jobs = page.series.filter(({ name }) => name === at).map(({ labels }) => labels.task as string)
     // these run when there is something to do as well: others tell of them
@@ -46,7 +47,7 @@ t.test('background jobs', async (t) => {
       t.equal(page.sum('aggios_job_failures_total', { task: job }), 0, job)
       t.ok(page.sum('aggios_job_last_duration_seconds', { task: job }) > 0, job)
     }
-    t.equal(jobs.length, 22)
+    t.equal(jobs.length, 23)
   })
 
   t.test('and one that fails does not hide behind the others', async (t) => {

@@ -260,6 +260,16 @@ t.test('events are sent again', async (t) => {
     )
     for (let i = 0; i < 12; i++) await app.events.run()
     t.match((await replay(acme, { from, to })).json(), { status: 409, code: 'conflict' }, 'not too many at once')
+
+    await allRows(
+      app.database,
+      `insert into webhook_deliveries (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, due_at)
+       select $1, $2, 'replay', uuid_v7(), 'file.created', now(), n, now() + interval '1 hour' from generate_series(1, $3::int) n`,
+      [acme.id, webhook.id, maxReplayed]
+    )
+    const few = { from: to, to: from }
+    t.match((await replay(acme, few)).json(), { status: 409, detail: /wait for this webhook/ }, 'nor again and again')
+    t.equal((await acme.send(post(`/webhooks/${webhook.id}/test`, undefined))).statusCode, 409)
   })
 })
 

@@ -4069,11 +4069,10 @@ export interface components {
     }
     TokenRequest: {
       /**
-       * @description Without it the answer is `invalid_request`
        * @example client_credentials
        * @enum {string}
        */
-      grant_type?: 'client_credentials'
+      grant_type: 'client_credentials'
       /**
        * @description The id of the API key, unless it is sent by HTTP Basic
        * @example 019a2c4e-7b1d-7c3e-9f00-3d5a1b2c4d5e

@@ -4,7 +4,7 @@ import { type Kysely, sql } from 'kysely'
  * Events: the changes of an agency, in an order that every reader sees alike.
  *
  * An event is a row of the audit log that tells of a change. A trigger writes its row of `events` in the transaction of the change,
- * whoever makes it. The row gets its position later, from one process at a time (`place_events`): a transaction that began early and
+ * whoever makes it. The row gets its position later, from one process at a time (`place_events`, 0032): a transaction that began early and
  * commits late gets a late position. So a reader who asks for what comes after a position misses nothing, and no order of transaction
  * ids is needed.
  *
@@ -61,38 +61,6 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       return null;
     end $body$;
 
-    -- Gives positions to events that have none, and returns the agencies of these events. Returns nothing while another process
-    -- does this. Looks before it locks, so that it writes nothing when there is nothing to do.
-    create function place_events(batch integer) returns table (tenant_id uuid, placed integer, newest bigint)
-      language plpgsql volatile security definer set search_path = public, pg_temp
-    as $body$
-    #variable_conflict use_column
-    declare
-      reached bigint;
-    begin
-      if not exists (select from events e where e.position is null) then
-        return;
-      end if;
-      select h.position into reached from event_horizon h for update skip locked;
-      if not found then
-        return;
-      end if;
-      -- from the clock, because the gaps of a count would tell an agency how much happens in others
-      reached := greatest(reached, (extract(epoch from clock_timestamp()) * 1000000)::bigint);
-      return query
-        with unplaced as (
-          select e.tenant_id, e.id, e.created_at from events e where e.position is null order by e.created_at, e.id limit batch
-        ), numbered as (
-          select u.tenant_id, u.id, reached + row_number() over (order by u.created_at, u.id) as position from unplaced u
-        ), placed as (
-          update events e set position = n.position from numbered n where e.tenant_id = n.tenant_id and e.id = n.id
-          returning e.tenant_id, e.position
-        ), moved as (
-          update event_horizon h set position = (select max(p.position) from placed p) where exists (select from placed)
-        )
-        select p.tenant_id, count(*)::integer, max(p.position) from placed p group by p.tenant_id;
-    end $body$;
-
     -- The agencies that have events after a position, and the newest of each, among the next batch of events.
     create function events_after(reached bigint, batch integer) returns table (tenant_id uuid, newest bigint)
       language sql stable security definer
@@ -129,7 +97,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     declare
       signature text;
     begin
-      foreach signature in array array['place_events(integer)', 'events_after(bigint, integer)', 'newest_event()', 'sweep_events(integer)'] loop
+      foreach signature in array array['events_after(bigint, integer)', 'newest_event()', 'sweep_events(integer)'] loop
         execute format('revoke all on function %s from public', signature);
         execute format('grant execute on function %s to aggios_app', signature);
       end loop;

@@ -117,9 +117,10 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     grant create on schema public to aggios_directory;
     set role aggios_directory;
 
-    -- As in 0031, and makes the deliveries of the events. They are due in the order of the positions: the time is read with the
-    -- lock held.
-    create or replace function place_events(batch integer) returns table (tenant_id uuid, placed integer, newest bigint)
+    -- Gives positions to events that have none, makes their deliveries, and returns the agencies of these events. Returns nothing
+    -- while another process does this. Looks before it locks, so that it writes nothing when there is nothing to do. Deliveries
+    -- are due in the order of the positions: the time is read with the lock held.
+    create function place_events(batch integer) returns table (tenant_id uuid, placed integer, newest bigint)
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     #variable_conflict use_column
@@ -301,7 +302,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     declare
       signature text;
     begin
-      foreach signature in array array['claim_webhook_deliveries(integer, integer, interval)', 'webhook_keys_in_use()',
+      foreach signature in array array['place_events(integer)', 'claim_webhook_deliveries(integer, integer, interval)', 'webhook_keys_in_use()',
         'webhook_backlog()', 'sweep_webhooks(integer)'] loop
         execute format('revoke all on function %s from public', signature);
         execute format('grant execute on function %s to aggios_app', signature);

@@ -2,7 +2,6 @@ import fp from 'fastify-plugin'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { noteKeyUses } from '../../db/queries/sign-in/api-keys.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
-import { createPoller } from '../../src/poller.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -38,22 +37,16 @@ export default fp(
       }
     }
 
-    const poller = createPoller({
-      intervalMs,
-      work: write,
-      onError: (err) => app.log.warn({ err }, 'when API keys were last used could not be written')
-    })
+    app.addHook('onClose', () =>
+      write().catch((err) => app.log.warn({ err }, 'when API keys were last used could not be written'))
+    )
+    const job = app.jobs.define({ name: 'key_uses', intervalMs, tasks: { key_uses: write } })
     app.decorate('keyUses', {
       note({ tenant_id, user_id }: Pick<AccessClaims, 'tenant_id' | 'user_id'>) {
         uses.set(user_id, { tenant_id, at: Date.now() })
       },
-      run: poller.run
-    })
-    app.addHook('onReady', async () => poller.start())
-    app.addHook('onClose', async () => {
-      await poller.stop()
-      await write().catch((err) => app.log.warn({ err }, 'when API keys were last used could not be written'))
+      run: async () => void (await job.run())
     })
   },
-  { name: 'key-uses', dependencies: ['database'] }
+  { name: 'key-uses', dependencies: ['database', 'jobs'] }
 )

@@ -117,10 +117,13 @@ const asItIs = (text: string) => text
 
 /**
  * The WWW-Authenticate header (RFC 6750, 3, and RFC 9449, 7.1): both ways to present a token, first the one that the client
- * has to take. There is no error code when no token was sent. The token endpoint asks for the client's own credentials.
+ * has to take. There is no error code when no token was sent.
+ *
+ * A client that has tried HTTP Basic at the token endpoint is asked for that (RFC 6749, 5.2). No other is: a browser that reads
+ * the word asks its user for a password.
  */
-function challenges(code: string, { bearer, keyThumbprint }: FastifyRequest): string {
-  if (code === 'invalid_client') return 'Basic realm="aggios"'
+function challenges(code: string, { bearer, keyThumbprint, headers }: FastifyRequest): string {
+  if (code === 'invalid_client' && /^basic /i.test(headers.authorization ?? '')) return 'Basic realm="aggios"'
   const error = challengeError(code)
   const proof = `DPoP realm="aggios"${error}, algs="${proofAlgorithm}"`
   const isBound = keyThumbprint !== null || bearer?.claims?.cnf !== undefined || proofCodes.has(code)

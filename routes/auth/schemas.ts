@@ -75,13 +75,7 @@ export type EmailVerification = Static<typeof EmailVerification>
 
 export const TokenRequest = Type.Object(
   {
-    // not in `required`: the page about the API would refuse to send the form before somebody has typed the only value there is
-    grant_type: Type.Optional(
-      StringEnum(['client_credentials'], {
-        description: 'Without it the answer is `invalid_request`',
-        examples: ['client_credentials']
-      })
-    ),
+    grant_type: StringEnum(['client_credentials'], { examples: ['client_credentials'] }),
     client_id: Type.Optional(
       Type.String({
         description: 'The id of the API key, unless it is sent by HTTP Basic',

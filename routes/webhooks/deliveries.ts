@@ -1,10 +1,12 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import type { FastifyReply } from 'fastify'
+import type { FastifyContextConfig, FastifyReply } from 'fastify'
+import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { conflict, notFound } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
 import {
   type DeliveryRow,
+  hasWaiting,
   insertReplay,
   insertReplays,
   insertTest,
@@ -12,7 +14,7 @@ import {
   listDeliveries,
   readDelivery
 } from './delivery-queries.ts'
-import { lockWebhook, readWebhook, type WebhookRow } from './queries.ts'
+import { lockWebhook, readWebhook } from './queries.ts'
 import {
   DeliveryId,
   DeliveryQuery,
@@ -29,6 +31,10 @@ import {
 const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   const access = 'admin'
   const tags = ['webhooks']
+  const sending: FastifyContextConfig = {
+    ...{ access, permission: 'webhooks:replay', throttled: true, repeatable: true },
+    problems: ['not_found', 'conflict']
+  }
 
   app.get(
     '/deliveries',
@@ -86,13 +92,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/test',
     {
-      config: {
-        access,
-        permission: 'webhooks:replay',
-        throttled: true,
-        repeatable: true,
-        problems: ['not_found', 'conflict']
-      },
+      config: sending,
       schema: {
         operationId: 'testWebhook',
         summary: 'Send a test to a webhook',
@@ -106,7 +106,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
       const { id } = request.params
       reply.code(202)
       const delivery = await request.createOnce(reply, async (trx) => {
-        requireEnabled(await lockWebhook(trx, id))
+        await requireReady(trx, id)
         return accepted(reply, id, await insertTest(trx, id))
       })
       app.webhooks.wake()
@@ -117,13 +117,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/deliveries/:delivery_id/replay',
     {
-      config: {
-        access,
-        permission: 'webhooks:replay',
-        throttled: true,
-        repeatable: true,
-        problems: ['not_found', 'conflict']
-      },
+      config: sending,
       schema: {
         operationId: 'replayWebhookDelivery',
         summary: 'Send a delivery again',
@@ -137,7 +131,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
       const { id, delivery_id } = request.params
       reply.code(202)
       const replayed = await request.createOnce(reply, async (trx) => {
-        requireEnabled(await lockWebhook(trx, id))
+        await requireReady(trx, id)
         const delivery = await insertReplay(trx, id, delivery_id)
         if (!delivery) throw notFound()
         const detail = { event_id: delivery.event_id, count: 1 }
@@ -152,13 +146,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
   app.post(
     '/replay',
     {
-      config: {
-        access,
-        permission: 'webhooks:replay',
-        throttled: true,
-        repeatable: true,
-        problems: ['not_found', 'conflict']
-      },
+      config: sending,
       schema: {
         operationId: 'replayWebhook',
         summary: 'Send the events of a time again',
@@ -174,7 +162,7 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
       const { from, to } = request.body
       reply.code(202)
       const replayed = await request.createOnce(reply, async (trx) => {
-        requireEnabled(await lockWebhook(trx, id))
+        await requireReady(trx, id)
         const count = await insertReplays(trx, id, { from, to, most: maxReplayed })
         if (count > maxReplayed) throw conflict({ detail: `there are more than ${maxReplayed} events in this time` })
         await recordAudit(trx, { action: 'webhook.replayed', target_id: id, detail: { from, to, count } })
@@ -197,9 +185,14 @@ function accepted(reply: FastifyReply, webhookId: string, delivery: DeliveryRow)
   return present(delivery)
 }
 
-function requireEnabled(webhook: WebhookRow | undefined): void {
+/** Locks the webhook. Throws when nothing may be added to what waits for it: it does not send, or has not sent enough yet. */
+async function requireReady(trx: TenantTransaction, id: string): Promise<void> {
+  const webhook = await lockWebhook(trx, id)
   if (!webhook) throw notFound()
   if (webhook.status === 'disabled') throw conflict({ detail: 'the webhook is disabled: enable it first' })
+  if (await hasWaiting(trx, id, maxReplayed)) {
+    throw conflict({ detail: `${maxReplayed} deliveries wait for this webhook: let it take them first` })
+  }
 }
 
 export default deliveries

@@ -44,6 +44,14 @@ async function wakeWebhook(trx: TenantTransaction, id: string): Promise<void> {
   await sql`update webhook_endpoints set next_at = least(next_at, now()) where id = ${id}`.execute(trx)
 }
 
+/** Whether at least `most` deliveries wait for a webhook. Reads no more than that. */
+export async function hasWaiting(trx: TenantTransaction, id: string, most: number): Promise<boolean> {
+  const { rows } = await sql`
+    select from webhook_deliveries where tenant_id = current_tenant_id() and endpoint_id = ${id} and status = 'waiting'
+    order by due_at offset ${most - 1} limit 1`.execute(trx)
+  return rows.length > 0
+}
+
 /** Makes a test of a locked webhook. */
 export async function insertTest(trx: TenantTransaction, id: string): Promise<DeliveryRow> {
   const { rows } = await sql<DeliveryRow>`
