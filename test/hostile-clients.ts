@@ -72,11 +72,17 @@ export function call(agent: Agent, server: Server, path: string, { method, body,
         text += chunk
       })
       reply.on('error', reject)
-      reply.on('end', () => {
+      const finish = () => {
         const status = reply.statusCode ?? 0
         if (status >= 400) refusals.push(text)
         resolve({ status, headers: reply.headers, text, ms: elapsed() })
-      })
+      }
+      reply.on('end', finish)
+      // a stream of events does not end by itself, so its head counts as the reply
+      if (reply.headers['content-type']?.startsWith('text/event-stream')) {
+        finish()
+        request.destroy()
+      }
     })
     request.on('timeout', () => request.destroy(new Error(`no answer to ${method} ${path} in two minutes`)))
     request.on('error', reject)
