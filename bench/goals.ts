@@ -27,6 +27,11 @@ export const goals: Goal[] = [
   { text: 'CPU of the read from the database x bare Fastify + pg named', figures: ['me/database/cpu'], ...atMost(0.9) },
   { text: 'CPU of 90 % reads and 10 % writes x READ_MEMORY=off', figures: ['mix/cpu'], ...atMost(0.7) },
   { text: 'CPU of a read with an API key x with the token of a person', figures: ['keys/cpu'], ...atMost(1.05) },
+  {
+    text: 'p99 of webhooks beside an endpoint that never answers x beside one that does',
+    figures: ['webhooks/p99'],
+    ...atMost(1.1)
+  },
   { text: 'row security on x off', figures: ['rls'], ...atLeast(0.9) },
   { text: 'refresh rotations x a naive transaction', figures: ['refresh'], ...atLeast(2) },
   { text: 'refresh rotations a second', figures: ['refresh/rate'], ...atLeast(600) },

@@ -15,6 +15,7 @@ import { concurrency, isolation, me, refusals, replies, tenants } from './scenar
 import { pressure, refresh, signIn } from './scenarios/sessions.ts'
 import { traces } from './scenarios/traces.ts'
 import { version } from './scenarios/version.ts'
+import { webhooks } from './scenarios/webhooks.ts'
 import { largeFile, memory, processes, start, upload } from './scenarios/whole.ts'
 
 /*
@@ -48,6 +49,7 @@ const scenarios: Scenario[] = [
   version,
   dpop,
   keys,
+  webhooks,
   traces,
   profile
 ]

@@ -57,6 +57,12 @@ export function healthySeries(minutes: number): Record<string, string> {
     [`aggios_mails_total{${one}, outcome="sent"}`]: growing(20),
     [`aggios_mails_total{${one}, outcome="failed"}`]: growing(1),
     [`aggios_mails_total{${one}, outcome="undeliverable"}`]: growing(0.5),
+    [`aggios_webhooks_due_age_seconds{${one}}`]: constant(20),
+    [`aggios_webhook_attempts_total{${one}, outcome="delivered"}`]: growing(30),
+    [`aggios_webhook_attempts_total{${one}, outcome="failed"}`]: growing(60),
+    [`aggios_webhook_attempts_total{${one}, outcome="given_up"}`]: growing(1),
+    [`aggios_event_streams{${one}}`]: Array.from({ length: minutes / 2 }, () => '9900 200').join(' '),
+    [`aggios_event_streams_max{${one}}`]: constant(10_000),
     [`aggios_audit_unsealed_seconds{${one}}`]: constant(110),
     [`aggios_audit_months_ahead{${one}}`]: constant(2),
     [`aggios_object_sweep_fenced{${one}}`]: constant(0),
@@ -202,6 +208,24 @@ export const faults: readonly Fault[] = [
     title: 'mails that are refused',
     series: { [`aggios_mails_total{${one}, outcome="undeliverable"}`]: growingFrom(last, 10) },
     fires: ['AggiosMailsUndeliverable ticket']
+  },
+  {
+    title: 'webhooks that nobody sends',
+    series: { 'aggios_webhooks_due_age_seconds{': `20x${last} 0+60x40` },
+    fires: ['AggiosWebhooksLate ticket']
+  },
+  {
+    title: 'a firewall that lets no webhook out',
+    series: {
+      [`aggios_webhook_attempts_total{${one}, outcome="delivered"}`]: `0+30x${last} 1500x40`,
+      [`aggios_webhook_attempts_total{${one}, outcome="failed"}`]: growing(90)
+    },
+    fires: ['AggiosWebhooksFail ticket']
+  },
+  {
+    title: 'streams of events up to their limit',
+    series: { 'aggios_event_streams{': changing(last, 200, 9800) },
+    fires: ['AggiosEventStreamsFull ticket']
   },
   {
     title: 'an audit log that is not sealed',

@@ -196,12 +196,12 @@ async function tryOperation(
   for (let asked = false, attempts = 0; !asked && attempts < 6; attempts++) {
     if (await file.count())
       await file.setInputFiles({ name: 'file', mimeType: 'application/octet-stream', buffer: content })
-    const sent = page.waitForRequest(isOurs, { timeout: 10_000 })
-    await execute.dispatchEvent('click')
-    asked = await sent.then(
+    const sent = page.waitForRequest(isOurs, { timeout: 10_000 }).then(
       () => true,
       () => false
     )
+    await execute.dispatchEvent('click')
+    asked = await sent
   }
   const reply = await replied
   const status = reply.status()

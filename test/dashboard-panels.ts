@@ -183,6 +183,22 @@ export const dashboards: Dashboard[] = [
         ]
       },
       {
+        title: 'Requests to webhooks a second, by outcome',
+        unit: 'reqps',
+        about: 'One that failed is tried again for three days, and then given up.',
+        queries: [{ expr: `sum by (outcome) (${rate('aggios_webhook_attempts_total')})`, legend: '{{outcome}}' }]
+      },
+      {
+        title: 'Webhooks that wait, and streams of events',
+        unit: 'short',
+        about: 'Deliveries wait for endpoints that are slow or that fail. Streams are open in all processes together.',
+        queries: [
+          { expr: 'max(aggios_webhooks_waiting)', legend: 'deliveries that wait' },
+          { expr: 'sum(aggios_webhooks_in_flight)', legend: 'requests to webhooks' },
+          { expr: 'sum(aggios_event_streams)', legend: 'streams' }
+        ]
+      },
+      {
         title: 'Since the last success of a job',
         unit: 's',
         about: 'The six that have waited longest. Each has its own pause.',

@@ -131,7 +131,8 @@ t.test('a session is bound, whichever door it was opened by', async (t) => {
   t.test('and the doors are those of the OpenAPI document', async (t) => {
     const document = (await send(app, 'localhost', '/api/v1/openapi.json')).json()
     const tokenSchemas = Object.entries<{ properties?: object }>(document.components.schemas)
-      .filter(([, { properties }]) => properties && 'token_type' in properties)
+      // the token of an API key comes without one, and opens no session
+      .filter(([, { properties }]) => properties && 'refresh_token' in properties && 'token_type' in properties)
       .map(([name]) => `#/components/schemas/${name}`)
     t.strictSame(tokenSchemas.length, 3)
     type Operation = { operationId: string; responses: object; parameters?: { name: string; in: string }[] }

@@ -218,6 +218,8 @@ t.test('people see what they may', async (t) => {
   await acme.send(post('/invitations', { email: 'new@example.com', role: 'viewer' }))
   const invited = await acme.send(`/api/v1/audit-events?action=invitation.created`)
   await member.signIn()
+  // a change of role ends the stream at once, whatever is on its way to it
+  await eventually(() => types(admins).includes('session.opened'))
   await acme.send({ method: 'PATCH', url: `/api/v1/members/${admin.id}`, payload: { role: 'owner' } })
   await rename(acme, 'The end')
   const seen = [owners, members, viewers]

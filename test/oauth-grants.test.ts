@@ -269,7 +269,14 @@ t.test('the doors of OAuth', async (t) => {
       const reply = await send(app, 'localhost', post(`/auth/oauth/${path}`, { logout_token: 'x' }))
       t.ok([404, 405].includes(reply.statusCode), `${path}: ${reply.statusCode}`)
     }
-    t.equal((await send(app, 'localhost', '/.well-known/oauth-authorization-server')).statusCode, 404)
+    t.equal((await send(app, 'localhost', '/.well-known/openid-configuration')).statusCode, 404)
+    // API keys get tokens there, and that is all
+    const metadata = (await send(app, 'localhost', '/.well-known/oauth-authorization-server')).json()
+    t.strictSame(
+      Object.keys(metadata).filter((name) => name.endsWith('_endpoint') || name === 'jwks_uri'),
+      ['token_endpoint']
+    )
+    t.strictSame([metadata.grant_types_supported, metadata.response_types_supported], [['client_credentials'], []])
   })
 
   await t.test('take what a provider says about a person from that person only', async (t) => {

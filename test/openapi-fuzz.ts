@@ -94,8 +94,12 @@ export function attemptsOn(document: OpenApi, path: string, operation: Operation
   return attempts
 }
 
-/** The request that an operation's examples make, with all query parameters. */
-export function exampleRequest(document: OpenApi, path: string, operation: Operation): { url: string; body?: string } {
+/** The request that an operation's examples make, with all query parameters. `form`: the body, if it is a form of texts. */
+export function exampleRequest(
+  document: OpenApi,
+  path: string,
+  operation: Operation
+): { url: string; body?: string; form?: string } {
   const parameters = operation.parameters ?? []
   const filling = ({ schema }: Parameter) => encode(String(exampleOf(document, schema)))
   const filled = path.replaceAll(/\{(\w+)\}/g, (_, name) => {
@@ -105,7 +109,12 @@ export function exampleRequest(document: OpenApi, path: string, operation: Opera
   const query = parameters.filter((each) => each.in === 'query').map((each) => `${each.name}=${filling(each)}`)
   const schema = operation.requestBody?.content['application/json']?.schema
   const url = query.length > 0 ? `${filled}?${query.join('&')}` : filled
-  return { url, ...(schema && { body: JSON.stringify(exampleOf(document, schema)) }) }
+  const fields = operation.requestBody?.content['application/x-www-form-urlencoded']?.schema
+  return {
+    url,
+    ...(schema && { body: JSON.stringify(exampleOf(document, schema)) }),
+    ...(fields && { form: new URLSearchParams(exampleOf(document, fields) as Record<string, string>).toString() })
+  }
 }
 
 /**

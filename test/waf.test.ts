@@ -48,7 +48,7 @@ type Sent = { status: number; headers: http.IncomingHttpHeaders; text: string }
 
 async function send(
   port: number,
-  { method = 'GET', path, headers = {}, body }: Omit<Attack, 'what' | 'body'> & { body?: string | Buffer }
+  { method = 'GET', path, headers = {}, body }: Omit<Attack, 'what' | 'body'> & { body?: string | Buffer | undefined }
 ): Promise<Sent> {
   const length = body === undefined ? {} : { 'content-length': Buffer.byteLength(body) }
   const usual = { host: 'acme.localhost', 'user-agent': 'Mozilla/5.0', accept: '*/*', 'x-forwarded-for': '203.0.113.5' }
@@ -127,6 +127,12 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
       })
       const headers = { 'content-type': 'application/json' }
       t.equal((await send(port, { method: 'POST', path: '/api/v1/auth/register', headers, body })).status, 204, text)
+      const webhook = JSON.stringify({ url: 'https://203.0.113.5/hook?a=1', description: text })
+      t.equal(
+        (await send(port, { method: 'POST', path: '/api/v1/webhooks', headers, body: webhook })).status,
+        204,
+        text
+      )
       const query = `/api/v1/files?limit=25&q=${encodeURIComponent(text)}`
       t.equal((await send(port, { path: query })).status, 204, query)
     }
@@ -188,10 +194,10 @@ t.test('the WAF alone', { skip: waf.skip }, async (t) => {
     const document = JSON.parse(readText('client/openapi.json')) as OpenApi
     for (const [path, operations] of Object.entries(document.paths)) {
       for (const [method, operation] of Object.entries(operations)) {
-        const { url, body } = exampleRequest(document, path, operation)
+        const { url, body, form } = exampleRequest(document, path, operation)
         for (const type of Object.keys(operation.requestBody?.content ?? { none: {} })) {
           const headers: Record<string, string> = type === 'none' ? {} : { 'content-type': type }
-          const sent = /json/.test(type) && body !== undefined ? { body } : {}
+          const sent = { body: /json/.test(type) ? body : /urlencoded/.test(type) ? form : undefined }
           const { status } = await send(port, { method: method.toUpperCase(), path: url, headers, ...sent })
           t.equal(status, 204, `${method} ${url} ${type}`)
         }

@@ -228,13 +228,15 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       select previous_key_id from webhook_endpoints where previous_until > now() and deleted_at is null;
     end;
 
+    -- "due_since" leaves out endpoints that are sent to or that pause after a failure: their owner is late, not the sender.
     create function webhook_backlog() returns table (waiting bigint, due_since timestamptz)
       language sql stable security definer rows 1
     begin atomic
       select (select count(*) from webhook_deliveries d join webhook_endpoints w on w.tenant_id = d.tenant_id and w.id = d.endpoint_id
           where d.status = 'waiting' and w.status = 'enabled' and w.deleted_at is null),
-        (select min(w.next_at) from webhook_endpoints w join tenants t on t.id = w.tenant_id
-          where w.status = 'enabled' and w.deleted_at is null and t.status = 'active');
+        (select min(greatest(w.next_at, w.busy_until)) from webhook_endpoints w join tenants t on t.id = w.tenant_id
+          where w.next_at <= now() and w.busy_until <= now() and w.status = 'enabled' and w.deleted_at is null
+            and t.status = 'active');
     end;
 
     -- Removes deliveries after thirty days, and those of endpoints that are gone; forgets secrets that sign no more.

@@ -268,6 +268,7 @@ export default fp(
     app.decorate('eventStreams', { open, end: endAll })
     app.revocations.onRevoked(endRefused)
     app.metrics.gauge('aggios_event_streams', 'Open streams of events', () => streams.size)
+    app.metrics.gauge('aggios_event_streams_max', 'Streams of events that may be open', () => app.config.eventStreams)
     app.metrics.counter('aggios_events_streamed_total', 'Events that were sent to readers', () => counts.sent)
     const timer = setInterval(check, checkMs).unref()
     app.addHook('preClose', async () => endAll())

@@ -74,7 +74,7 @@ export default fp(
     )
     metrics.gauge(
       'aggios_webhooks_due_age_seconds',
-      'How long the first delivery that is due has waited',
+      'How long the first delivery that could be sent has waited for a sender',
       behind(({ webhooks }) => webhooks.seconds)
     )
     metrics.gauge(

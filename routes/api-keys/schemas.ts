@@ -1,6 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { keyPattern } from '../../src/auth/api-keys/key-format.ts'
 import { keyRoles, type Permission, permissions } from '../../src/auth/api-keys/permissions.ts'
+import { messageKeyword } from '../../src/http/field-errors.ts'
 import { Id, Name, Nullable, Page, StringEnum, Timestamp } from '../schemas.ts'
 
 /** The networks that a key can be limited to. */
@@ -92,6 +93,7 @@ export const CreatedApiKey = Type.Object(
     ...ApiKey.properties,
     key: Type.String({
       pattern: keyPattern,
+      [messageKeyword]: 'must be an API key as it was shown',
       description: 'The key itself. It is shown once, and stored nowhere.',
       examples: [`agg_${'0'.repeat(76)}2pnO7K`]
     })

@@ -129,7 +129,7 @@ export async function releaseEndpoint(
     where w.tenant_id = current_tenant_id() and w.id = ${id}`.execute(trx)
 }
 
-/** How many deliveries wait for endpoints that are enabled, and for how long the first one that is due has waited. */
+/** How many deliveries wait for endpoints that are enabled, and for how long the first one that could be sent has waited. */
 export const readWebhookBacklog = statement(
   'read_webhook_backlog',
   (_, __: Record<never, never>) => sql<{ waiting: number; seconds: number }>`
