@@ -133,7 +133,7 @@ async function addWaysIn(database: DatabaseUrls): Promise<void> {
 
 const lists = [
   ...['members', 'invitations', 'users/me/sessions', 'users/me/passkeys', 'users/me/identities'],
-  ...['identity-providers', 'domains'],
+  ...['identity-providers', 'domains', 'webhooks', 'api-keys'],
   ...['files/uploads', 'files?deleted=true', 'files']
 ]
 

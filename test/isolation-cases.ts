@@ -102,7 +102,7 @@ export class Cases {
   /** No pooled connection may keep the settings of a request. */
   async lookForRememberedTenants(): Promise<void> {
     const { app, a } = this.world
-    // several connections at once, because a background job may use one of them next
+    // right before, because a background job may have used the connection since the last case
     const headers = { host: a.host, authorization: `Bearer ${a.people.owner.token}` }
     await Promise.all(Array.from({ length: 10 }, () => app.inject({ url: '/api/v1/members', headers })))
     const settings = await Promise.all(
@@ -156,12 +156,13 @@ export class Cases {
     foreign = [this.world.b, this.world.c]
   ): Promise<Reply> {
     const { b } = this.world
-    const before = await this.#checksum(b)
+    const [, before] = await this.#checksums()
     const attempt = attemptOf(operation, call)
     const reply = await this.expect(operation, actor, attempt, policy.status)
     this.#searchReply(`${operation.id}, ${actor}`, reply, foreign)
     const isInB = call.side === b
-    if (!isInB && (await this.#checksum(b)) !== before) this.fail(`${operation.id}, ${actor}`, 'rows of B have changed')
+    if (!isInB && (await this.#checksums())[1] !== before)
+      this.fail(`${operation.id}, ${actor}`, 'rows of B have changed')
     this.#baseline = undefined
     return reply
   }
@@ -214,7 +215,7 @@ export class Cases {
     if (attempt.method === 'HEAD') this.#checkStatus(title, reply, codes)
     else this.#checkProblem(title, reply, codes)
     this.#searchReply(title, reply, [a, b, c])
-    const after = [await this.#checksum(a), await this.#checksum(b)]
+    const after = await this.#checksums()
     if (after[0] !== before[0]) this.fail(title, 'rows of A have changed')
     if (after[1] !== before[1]) this.fail(title, 'rows of B have changed')
     this.#baseline = after
@@ -261,7 +262,7 @@ export class Cases {
 
   /** The checksums of A and B. Those after the last refusal are used again. */
   async #base(): Promise<string[]> {
-    this.#baseline ??= [await this.#checksum(this.world.a), await this.#checksum(this.world.b)]
+    this.#baseline ??= await this.#checksums()
     return this.#baseline
   }
 
@@ -272,36 +273,34 @@ export class Cases {
   }
 
   /**
-   * A checksum of all rows of an agency, in any order. It leaves out events of refused attempts, which have a check of
-   * their own, and the outbox of A, whose mails are sent in the background.
+   * Checksums of all rows of A and of B. They leave out events of refused attempts, which have a check of their own, and the
+   * outbox of A, whose mails are sent in the background.
    */
-  async #checksum(side: Side): Promise<string> {
-    const own = side === this.world.a
-    const parts = (await this.#tenantTables())
-      .filter((table) => !(own && table === 'outbox'))
-      .map((table) => {
-        const more = table === 'audit_events' ? 'action <> all ($2)' : (lasting[table] ?? 'true')
-        return `select '${table}', t::text from ${table} t where tenant_id = $1 and ${more}`
-      })
-    const apart = own ? ['authz.denied', 'session.refused'] : ['authz.denied']
-    const text = `select md5(coalesce(string_agg(name || line, E'\n' order by name, line), '')) as sum from (
-      ${parts.join(' union all ')}
-      union all select 'tenants', t::text from tenants t where id = $1
-      union all select 'users', u::text from users u where id in (select user_id from memberships where tenant_id = $1)
-    ) as x (name, line)`
-    const { rows } = await this.world.sql.query({ name: own ? 'rows_of_a' : 'rows', text, values: [side.id, apart] })
-    return rows[0].sum
+  async #checksums(): Promise<string[]> {
+    const tables = await this.#tenantTables()
+    const ofSide = (parameter: string, own: string[], events: string) =>
+      checksumOf([
+        ...own.map((table) => versionsOf(table, `tenant_id = ${parameter}`, events)),
+        versionsOf('tenants', `id = ${parameter}`),
+        versionsOf('users', `id in (select user_id from memberships where tenant_id = ${parameter})`)
+      ])
+    const ofA = ofSide(
+      '$1',
+      tables.filter((table) => table !== 'outbox'),
+      "'authz.denied', 'session.refused'"
+    )
+    const text = `select (${ofA}) as a, (${ofSide('$2', tables, "'authz.denied'")}) as b`
+    const { rows } = await this.world.sql.query({ name: 'rows', text, values: [this.world.a.id, this.world.b.id] })
+    return [rows[0].a, rows[0].b]
   }
 
+  /** A checksum of what all rows hold: those that were written and taken back count as unchanged. */
   protected async checksumOfAll(): Promise<string> {
-    const parts = [...(await this.#tenantTables()), 'tenants', 'users']
-      .filter((table) => table !== 'outbox')
-      .map((table) => {
-        const more = table === 'audit_events' ? "action <> 'authz.denied'" : (lasting[table] ?? 'true')
-        return `select '${table}', t::text from ${table} t where ${more}`
-      })
-    const text = `select md5(string_agg(name || line, E'\n' order by name, line)) as sum from (${parts.join(' union all ')}) as x (name, line)`
-    return (await this.world.sql.query(text)).rows[0].sum
+    const tables = [...(await this.#tenantTables()), 'tenants', 'users'].filter((table) => table !== 'outbox')
+    const parts = tables.map(
+      (table) => `select '${table}' || t::text as version from ${table} t where ${countedRows(table, "'authz.denied'")}`
+    )
+    return (await this.world.sql.query(checksumOf(parts))).rows[0].sum
   }
 
   async #tenantTables(): Promise<string[]> {
@@ -322,6 +321,22 @@ const lasting: Record<string, string> = {
   events: 'false',
   changes: "expires_at > now() + interval '1 hour'"
 }
+
+/** The condition of the rows of a table that are in the checksums. Of the audit log, these events are left out. */
+const countedRows = (table: string, events: string) =>
+  table === 'audit_events' ? `action <> all (array[${events}])` : (lasting[table] ?? 'true')
+
+/**
+ * The versions of a table's rows. PostgreSQL writes a new version at every change, at another place (ctid) or by another
+ * transaction (xmin), so that nothing of the rows has to be read.
+ */
+const versionsOf = (table: string, condition: string, events = '') =>
+  `select '${table}' || tableoid::text || ctid::text || xmin::text as version
+   from ${table} where ${condition} and ${countedRows(table, events)}`
+
+/** A checksum of lines, in any order. */
+const checksumOf = (parts: string[]) =>
+  `select count(*) || ':' || coalesce(bit_xor(hashtextextended(version, 0)), 0) as sum from (${parts.join(' union all ')}) as x`
 
 export const bearerOf = (person: Person) => ({ authorization: `Bearer ${person.token}` })
 
