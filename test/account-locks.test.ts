@@ -303,11 +303,13 @@ t.test('an agency tells its people while the account of an owner ends', async (t
 
 t.test('a deadlock would be counted', async (t) => {
   const { app, acme, person } = await start(t)
+  let held = 0
   const meet = (first: string, second: string) =>
     withClient(app.database.postgres, async (client) => {
       await client.query('begin')
       await client.query(`select from ${first} for update`)
-      await sleep(50)
+      held++
+      await eventually(() => held === 2)
       await client.query(`select from ${second} for update`)
       await client.query('commit')
     })

@@ -29,16 +29,14 @@ t.test('npm run aggios', async (t) => {
   await addMember(app, acme, rival.owner.id, 'viewer')
   const env = { PATH: process.env.PATH, ...testEnvironment(app.database) } as NodeJS.ProcessEnv
 
-  const runWith = (more: NodeJS.ProcessEnv | Record<string, string>, ...args: string[]) =>
+  const runFile = (file: string, more: NodeJS.ProcessEnv | Record<string, string>, ...args: string[]) =>
     new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
       const options = { cwd: elsewhere, env: { ...env, ...more } }
-      execFile(
-        process.execPath,
-        [...process.execArgv, commandFile('aggios'), ...args],
-        options,
-        (err, stdout, stderr) => resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
+      execFile(process.execPath, [...process.execArgv, commandFile(file), ...args], options, (err, stdout, stderr) =>
+        resolve({ code: err ? Number(err.code) : 0, stdout, stderr })
       )
     })
+  const runWith = (more: Record<string, string>, ...args: string[]) => runFile('aggios', more, ...args)
   const run = (...args: string[]) => runWith({}, ...args)
   const dataWith = async (more: Record<string, string>, ...args: string[]) => {
     const { code, stdout, stderr } = await runWith(more, ...args, '--json')
@@ -55,6 +53,22 @@ t.test('npm run aggios', async (t) => {
       )
     ).map(({ actor_id, target_id, detail }) => ({ actor_id, target_id, detail }))
 
+  t.test('has parts that are programs of their own', async (t) => {
+    t.match(await runFile('tenant', {}, 'list'), { code: 0, stdout: /^acme: / })
+    t.match(await runFile('tenant', {}, 'show', 'acme'), { code: 0, stdout: /\nacme: / })
+    t.match(await runFile('outbox', {}, 'backlog'), { code: 0, stdout: 'due: 0\n' })
+    t.match(await runFile('outbox', {}, 'dropped'), { code: 0, stdout: 'given up: 0\n' })
+    t.equal((await runFile('jobs', {}, 'list')).code, 0)
+  })
+  t.test('says that the database is away by a status of its own', async (t) => {
+    const away = { DATABASE_URL: 'postgres://aggios_app:x@127.0.0.1:1/aggios' }
+    for (const words of ['tenants list', 'jobs list', 'people show nobody@example.com'])
+      t.match(
+        await runWith(away, ...words.split(' ')),
+        { code: 69, stderr: /can not be reached: .*correct DATABASE_URL/ },
+        words
+      )
+  })
   t.test('says what there is, and names what it does not know', async (t) => {
     const help = await run('--help')
     t.equal(help.code, 0)

@@ -162,6 +162,8 @@ t.test('what is refused at creation', async (t) => {
     [{ cidrs: ['192.0.2.0', 'example.com'] }, '/body/cidrs/1'],
     [{ cidrs: ['0.0.0.0/0'] }, '/body/cidrs/0'],
     [{ cidrs: ['fe80::1%eth0'] }, '/body/cidrs/0'],
+    [{ cidrs: ['::ffff:1.2.3.4/90'] }, '/body/cidrs/0'],
+    [{ cidrs: ['192.0.2.1', '::ffff:0:0/96'] }, '/body/cidrs/1'],
     [{ cidrs: Array.from({ length: 21 }, (_, i) => `192.0.2.${i}`) }, '/body/cidrs'],
     [{ expires_at: new Date(Date.now() - 1000).toISOString() }, '/body/expires_at'],
     [{ expires_at: 'tomorrow' }, '/body/expires_at'],
@@ -212,6 +214,7 @@ t.test('where a key may be used from', async (t) => {
       ['192.0.2.1', '::ffff:192.0.2.1', '::ffff:c000:201'],
       ['192.0.3.1', '::ffff:192.0.3.1', '::1', '2001:db8::1']
     ],
+    [['::ffff:0:0/97'], ['1.2.3.4', '::ffff:127.0.0.1'], ['128.0.0.1', '2001:db8::1']],
     [['::ffff:192.0.2.0/120'], ['192.0.2.9', '::ffff:192.0.2.9'], ['192.0.3.9', '::ffff:192.0.3.9']],
     [
       ['2001:db8::/32', '198.51.100.7'],
@@ -258,13 +261,17 @@ t.test('a key ends with the right of its author to make one', async (t) => {
     await allRows(app.database, "delete from memberships where user_id = $1 and role = 'owner'", [admin.id])
     const { key, id } = await make(acme, {}, admin.token)
     const kept = await make(acme, {}, admin.token)
-    t.equal((await rotate(acme, kept.id)).statusCode, 201, 'another admin takes one over')
-    t.strictSame([await statusOf(app, acme, key), await statusOf(other, acme, key)], [200, 200], title)
+    const rotated = await rotate(acme, kept.id)
+    t.equal(rotated.statusCode, 201, 'another admin takes one over')
+    for (const each of [key, kept.key])
+      t.strictSame([await statusOf(app, acme, each), await statusOf(other, acme, each)], [200, 200], title)
     await act(admin.id, admin.token)
     const ms = await eventually(async () => (await statusOf(other, acme, key)) === 401, 5000)
     t.ok(ms < 1000, `${title}: within a second in every process, ${Math.round(ms)} ms`)
     await eventually(async () => (await statusOf(app, acme, key)) === 401, 1000)
-    t.equal(await statusOf(other, acme, kept.key), 200, `${title}: what another admin has rotated goes on`)
+    t.equal(await statusOf(other, acme, rotated.json().key), 200, `${title}: what another admin has rotated goes on`)
+    t.equal(await statusOf(other, acme, kept.key), 401, `${title}: but not under the secret that its author was shown`)
+    t.equal((await acme.send(path(kept.id))).json().previous_until, null)
     t.equal((await acme.send(path(id))).statusCode, 404)
     const [ended] = (await events(app, acme)).filter(
       ({ action, target_id }) => action === 'api_key.ended' && target_id === id

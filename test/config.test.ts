@@ -277,7 +277,17 @@ t.test('a rate is a count and a time, or nothing', async (t) => {
 })
 
 t.test('a proxy is trusted by its address, never by a number of hops and never everybody', async (t) => {
-  for (const TRUST_PROXY of ['true', '1', '2', '0.0.0.0/0', '::/0', '10.0.0.0/33', 'proxy.example', '10.0.0.0/8/8']) {
+  for (const TRUST_PROXY of [
+    'true',
+    '1',
+    '2',
+    '0.0.0.0/0',
+    '::/0',
+    '10.0.0.0/33',
+    'proxy.example',
+    '10.0.0.0/8/8',
+    '::ffff:10.0.0.0/96'
+  ]) {
     t.strictSame(refusedNames({ JWT_SECRET: strongSecret, TRUST_PROXY }), ['TRUST_PROXY'], TRUST_PROXY)
   }
   const { trustProxy } = readConfig({ JWT_SECRET: strongSecret, TRUST_PROXY: '10.0.0.0/8, fd00::/8,127.0.0.1' })

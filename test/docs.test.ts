@@ -210,7 +210,7 @@ const notLimits: Record<string, string> = {
   'upload-slots': 'sampleIntervalMs',
   verification: 'workMs timeoutMs maxPauseMs workedMs',
   // docs/webhooks.md states those that a receiver sees
-  'webhook-deliveries': 'drainMs intervalMs maxInFlight webhookTimeoutMs'
+  'webhook-deliveries': 'drainMs intervalMs maxInFlight slowMs webhookTimeoutMs'
 }
 
 t.test('every limit in the sources has a row, or a reason to have none', (t) => {

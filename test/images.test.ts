@@ -57,6 +57,7 @@ t.test('an avatar', async (t) => {
     const reply = await acme.send(put(avatar, await (await picture(2000, 1000)).png().toBuffer()))
     t.equal(reply.statusCode, 200, reply.body)
     const url = reply.json().avatar_url
+    t.equal(reply.headers.etag, (await me()).headers.etag, 'the tag that reads the change anywhere')
     t.match(url, /^\/api\/v1\/images\/[0-9a-f-]{36}\/[0-9a-f-]{36}$/)
     t.not((await me()).headers.etag, before, 'who has read the person before reads anew')
     t.equal((await me()).json().avatar_url, url)

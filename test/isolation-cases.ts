@@ -102,18 +102,17 @@ export class Cases {
   /** No pooled connection may keep the settings of a request. */
   async lookForRememberedTenants(): Promise<void> {
     const { app, a } = this.world
-    // right before, because a background job may have used the connection since the last case
     const headers = { host: a.host, authorization: `Bearer ${a.people.owner.token}` }
-    await Promise.all(Array.from({ length: 10 }, () => app.inject({ url: '/api/v1/members', headers })))
-    const settings = await Promise.all(
-      Array.from({ length: 20 }, async () => {
-        const query = app.db.selectNoFrom(({ fn, val }) => [
-          fn<string>('current_setting', [val('app.tenant_id'), val(true)]).as('tenant'),
-          fn<string>('current_setting', [val('app.user_id'), val(true)]).as('user')
-        ])
-        return query.executeTakeFirstOrThrow()
-      })
-    )
+    const settings: { tenant: string; user: string }[] = []
+    // right after a request each time, because a background job may use the connection at any moment
+    for (let round = 0; round < 20; round++) {
+      await app.inject({ url: '/api/v1/members', headers })
+      const query = app.db.selectNoFrom(({ fn, val }) => [
+        fn<string>('current_setting', [val('app.tenant_id'), val(true)]).as('tenant'),
+        fn<string>('current_setting', [val('app.user_id'), val(true)]).as('user')
+      ])
+      settings.push(await query.executeTakeFirstOrThrow())
+    }
     this.count('a connection that was used')
     if (settings.some(({ tenant, user }) => tenant || user))
       this.fail('database', 'a connection remembers whose it was')

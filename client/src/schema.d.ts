@@ -1287,7 +1287,7 @@ export interface paths {
     put?: never
     /**
      * Make an API key
-     * @description The reply shows the key, once. Send it as `Authorization: Bearer`, or get a short-lived token for it at `POST /api/v1/auth/token`. The role and the permissions of the key must both allow what it does. The key ends when its author is no admin or owner any more. An agency has at most 100 keys. Needs a sign-in within the last five minutes.
+     * @description The reply shows the key, once. Send it as `Authorization: Bearer`, or get a short-lived token for it at `POST /api/v1/auth/token`. The role and the permissions of the key must both allow what it does. The key ends when its author is no admin or owner any more. An agency has at most 100 keys; those that have expired make room. Needs a sign-in within the last five minutes.
      */
     post: operations['createApiKey']
     delete?: never
@@ -1331,7 +1331,7 @@ export interface paths {
     put?: never
     /**
      * Replace an API key
-     * @description The reply shows the new key, once. The older one stays good for `overlap_seconds`; the one before it ends. Whoever rotates a key becomes its author. Needs a sign-in within the last five minutes.
+     * @description The reply shows the new key, once. The older one stays good for `overlap_seconds`, and ends sooner with the right of its author; the one before it ends. Whoever rotates a key becomes its author. Needs a sign-in within the last five minutes.
      */
     post: operations['rotateApiKey']
     delete?: never
@@ -2468,7 +2468,7 @@ export interface webhooks {
     get?: never
     put?: never
     /**
-     * Somebody became a member by signing in with a provider
+     * Somebody became a member: by an invitation, or by signing in with a provider
      * @description A message by Standard Webhooks. Any reply of 2xx within 15 seconds takes it; everything else has it sent again.
      */
     post: operations['on_member_added']
@@ -5732,7 +5732,7 @@ export interface components {
       created_at: string
       /**
        * @description Grows from event to event, with gaps
-       * @example 4711
+       * @example 1796054400000000
        */
       position: number
       /**
@@ -6711,7 +6711,7 @@ export interface components {
         session_id: string | null
         detail: {
           role: string
-          provider: string
+          provider?: string
         }
       }
     }
@@ -26716,6 +26716,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26727,6 +26730,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27064,6 +27071,9 @@ export interface operations {
       /** @description The bytes */
       200: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27075,6 +27085,10 @@ export interface operations {
       /** @description The range that was asked for */
       206: {
         headers: {
+          ETag?: string
+          'Accept-Ranges'?: string
+          'Content-Disposition'?: string
+          'Content-Range'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28128,6 +28142,8 @@ export interface operations {
       /** @description Created; `Location` is the URL of the upload */
       201: {
         headers: {
+          Location?: string
+          'Upload-Expires'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28521,6 +28537,9 @@ export interface operations {
       /** @description The number of bytes is in `Upload-Offset` */
       200: {
         headers: {
+          'Upload-Offset'?: string
+          'Upload-Length'?: string
+          'Upload-Expires'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28722,6 +28741,8 @@ export interface operations {
       /** @description Done, without a body */
       204: {
         headers: {
+          'Upload-Offset'?: string
+          'Upload-Expires'?: string
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown

@@ -50,7 +50,7 @@ export const definerFunctions = [
   'claim_files(integer,interval)',
   'claim_mail(integer,interval)',
   'claim_object_sweep(interval)',
-  'claim_webhook_deliveries(integer,integer,interval)',
+  'claim_webhook_deliveries(integer,integer,integer,interval)',
   'confirm_email_change(uuid,text)',
   'confirm_my_factor(uuid,bigint,bytea[])',
   'count_my_factor_failure(uuid)',

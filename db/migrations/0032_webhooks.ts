@@ -16,6 +16,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     -- next_at: when the first delivery that waits is due. It may be too early, and is null only when none waits.
     -- lease: names the process that sends; it ends at busy_until. Without a lease, busy_until ends a pause after a failure.
     -- failures: attempts that failed since the last one that succeeded. failing_since: the time of the first of them.
+    -- slow: whether the last attempt took long. Only some of the requests under way may be to such endpoints.
     create table webhook_endpoints (
       tenant_id       uuid not null default current_tenant_id(),
       id              uuid not null,
@@ -40,6 +41,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       busy_until      timestamptz not null default '-infinity',
       failures        integer not null default 0,
       failing_since   timestamptz,
+      slow            boolean not null default false,
       primary key (tenant_id, id),
       check ((status = 'disabled') = (disabled_reason is not null) and (status = 'disabled') = (disabled_at is not null)),
       check ((previous_secret is null) = (previous_key_id is null) and (previous_secret is null) = (previous_until is null))
@@ -51,7 +53,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     create index webhook_endpoints_previous on webhook_endpoints (previous_until) where previous_secret is not null;
 
     -- event_id is sent as the id of the message: an event has the same one in each delivery. event_at is created_at of its row in
-    -- audit_events. position is null in a test, which is about no event.
+    -- audit_events. position is null in a test, which is about no event. wakes: next_at of the endpoint is still to be set for it.
     create table webhook_deliveries (
       tenant_id   uuid not null default current_tenant_id(),
       id          uuid not null default uuid_v7(),
@@ -66,6 +68,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       due_at      timestamptz not null default now(),
       created_at  timestamptz not null default now(),
       finished_at timestamptz,
+      wakes       boolean not null default false,
       primary key (tenant_id, id),
       check ((status = 'waiting') = (finished_at is null)),
       check ((cause = 'test') = (position is null))
@@ -74,6 +77,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       where status = 'waiting';
     create index webhook_deliveries_of_endpoint on webhook_deliveries (tenant_id, endpoint_id, id);
     create index webhook_deliveries_created on webhook_deliveries (created_at);
+    create index webhook_deliveries_wakes on webhook_deliveries (tenant_id, endpoint_id) where wakes;
 
     -- What came of a request. status: of the reply. reply: the beginning of its body. error: why there is no good reply.
     create table webhook_attempts (
@@ -104,13 +108,13 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     end $$;
     grant insert (id, url, description, event_types, secret, key_id),
       update (url, description, event_types, status, disabled_reason, disabled_at, secret, key_id, previous_secret, previous_key_id,
-        previous_until, version, updated_at, deleted_at, next_at, lease, busy_until, failures, failing_since)
+        previous_until, version, updated_at, deleted_at, next_at, lease, busy_until, failures, failing_since, slow)
       on webhook_endpoints to aggios_app;
     grant update (secret, key_id, previous_secret, previous_key_id, previous_until, deleted_at, next_at, lease, busy_until)
       on webhook_endpoints to aggios_directory;
     grant insert (id, endpoint_id, cause, event_id, event_type, event_at, position), update (status, due_at, finished_at)
       on webhook_deliveries to aggios_app;
-    grant insert (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, due_at), update (attempts)
+    grant insert (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, due_at, wakes), update (attempts, wakes)
       on webhook_deliveries to aggios_directory;
     grant insert (delivery_id, number, started_at, duration_ms, status, error, reply) on webhook_attempts to aggios_app;
 
@@ -119,7 +123,8 @@ export async function up(db: Kysely<unknown>): Promise<void> {
 
     -- Gives positions to events that have none, makes their deliveries, and returns the agencies of these events. Returns nothing
     -- while another process does this. Looks before it locks, so that it writes nothing when there is nothing to do. Deliveries
-    -- are due in the order of the positions: the time is read with the lock held.
+    -- are due in the order of the positions: the time is read with the lock held. Rows of endpoints are only read: their agencies
+    -- can lock them, and the events of all others would wait.
     create function place_events(batch integer) returns table (tenant_id uuid, placed integer, newest bigint)
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
@@ -149,26 +154,46 @@ export async function up(db: Kysely<unknown>): Promise<void> {
         ), moved as (
           update event_horizon h set position = (select max(p.position) from placed p) where exists (select from placed)
         ), made as (
-          insert into webhook_deliveries (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, due_at)
-          select w.tenant_id, w.id, 'event', a.id, a.action, a.created_at, p.position, moment
+          insert into webhook_deliveries (tenant_id, endpoint_id, cause, event_id, event_type, event_at, position, due_at, wakes)
+          select w.tenant_id, w.id, 'event', a.id, a.action, a.created_at, p.position, moment,
+            row_number() over (partition by w.tenant_id, w.id order by p.position) = 1
           from placed p
           join webhook_endpoints w on w.tenant_id = p.tenant_id and w.status = 'enabled' and w.deleted_at is null
           join audit_events a on a.tenant_id = p.tenant_id and a.created_at = p.created_at and a.id = p.id
           where cardinality(w.event_types) = 0 or a.action = any (w.event_types)
-          returning tenant_id, endpoint_id
-        ), woken as (
-          update webhook_endpoints w set next_at = least(w.next_at, moment)
-          from (select distinct m.tenant_id, m.endpoint_id from made m) m
-          where w.tenant_id = m.tenant_id and w.id = m.endpoint_id
         )
         select p.tenant_id, count(*)::integer, max(p.position) from placed p group by p.tenant_id;
     end $body$;
 
+    -- Sets next_at of endpoints for which deliveries were made. One that is locked keeps its mark, for the next call.
+    create function wake_webhooks() returns void
+      language plpgsql volatile set search_path = public, pg_temp
+    as $body$
+    begin
+      if not exists (select from webhook_deliveries d where d.wakes) then
+        return;
+      end if;
+      with fresh as materialized (
+        select d.tenant_id, d.id, d.endpoint_id from webhook_deliveries d where d.wakes limit 1000 for no key update skip locked
+      ), free as materialized (
+        select w.tenant_id, w.id from webhook_endpoints w
+        where exists (select from fresh f where f.tenant_id = w.tenant_id and f.endpoint_id = w.id)
+        for no key update of w skip locked
+      ), woken as (
+        update webhook_endpoints w set next_at = least(w.next_at, now()) from free f
+        where w.tenant_id = f.tenant_id and w.id = f.id
+      )
+      update webhook_deliveries d set wakes = false from fresh f
+      where d.tenant_id = f.tenant_id and d.id = f.id and (
+        exists (select from free w where w.tenant_id = f.tenant_id and w.id = f.endpoint_id)
+        or not exists (select from webhook_endpoints w where w.tenant_id = f.tenant_id and w.id = f.endpoint_id));
+    end $body$;
+
     -- The next deliveries, each with the lease of its endpoint. Agencies take turns: the one with the fewest requests under way
-    -- comes first, and none gets more than "most" places. The endpoint is locked before its deliveries are read, so that what
-    -- another process has just settled is seen.
-    create function claim_webhook_deliveries(batch integer, most integer, lease_time interval)
-      returns table (tenant_id uuid, delivery_id uuid, lease uuid)
+    -- comes first, and none gets more than "most" places, nor all slow endpoints together more than "most_slow". The endpoint is
+    -- locked before its deliveries are read, so that what another process has just settled is seen.
+    create function claim_webhook_deliveries(batch integer, most integer, most_slow integer, lease_time interval)
+      returns table (tenant_id uuid, delivery_id uuid, lease uuid, slow boolean)
       language plpgsql volatile security definer set search_path = public, pg_temp
     as $body$
     #variable_conflict use_column
@@ -176,11 +201,14 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       endpoint record;
       first_due timestamptz;
     begin
+      perform wake_webhooks();
       for endpoint in
-        select w.tenant_id, w.id
+        select w.tenant_id, w.id, w.slow
         from (
-          select c.tenant_id, c.id, c.turn, c.next_at from (
-            select e.tenant_id, e.id, e.next_at,
+          select c.tenant_id, c.id, c.turn, c.next_at, c.slow,
+            row_number() over (partition by c.slow order by c.turn, c.next_at) as place
+          from (
+            select e.tenant_id, e.id, e.next_at, e.slow,
               row_number() over (partition by e.tenant_id order by e.next_at, e.id) + (
                 select count(*) from webhook_endpoints b
                 where b.tenant_id = e.tenant_id and b.lease is not null and b.busy_until > now()) as turn
@@ -188,11 +216,12 @@ export async function up(db: Kysely<unknown>): Promise<void> {
             where e.next_at <= now() and e.status = 'enabled' and e.deleted_at is null and e.busy_until <= now()
               and t.status = 'active'
           ) c
-          where c.turn <= most order by c.turn, c.next_at limit batch
+          where c.turn <= most
         ) o
         join webhook_endpoints w on w.tenant_id = o.tenant_id and w.id = o.id
         where w.next_at <= now() and w.status = 'enabled' and w.deleted_at is null and w.busy_until <= now()
-        order by o.turn, o.next_at
+          and (not o.slow or o.place <= most_slow)
+        order by o.turn, o.next_at limit batch
         for no key update of w skip locked
       loop
         delivery_id := null;
@@ -205,6 +234,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
           continue;
         end if;
         tenant_id := endpoint.tenant_id;
+        slow := endpoint.slow;
         lease := gen_random_uuid();
         update webhook_deliveries d set attempts = d.attempts + 1 where d.tenant_id = endpoint.tenant_id and d.id = delivery_id;
         update webhook_endpoints w set lease = claim_webhook_deliveries.lease, busy_until = clock_timestamp() + lease_time
@@ -228,12 +258,13 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       select previous_key_id from webhook_endpoints where previous_until > now() and deleted_at is null;
     end;
 
-    -- "due_since" leaves out endpoints that are sent to or that pause after a failure: their owner is late, not the sender.
+    -- Counts to 100,000, so that a large backlog can be read too. "due_since" leaves out endpoints that are sent to or that pause after a failure: their owner is late, not the sender.
     create function webhook_backlog() returns table (waiting bigint, due_since timestamptz)
       language sql stable security definer rows 1
     begin atomic
-      select (select count(*) from webhook_deliveries d join webhook_endpoints w on w.tenant_id = d.tenant_id and w.id = d.endpoint_id
-          where d.status = 'waiting' and w.status = 'enabled' and w.deleted_at is null),
+      select (select count(*) from (select from webhook_deliveries d
+          join webhook_endpoints w on w.tenant_id = d.tenant_id and w.id = d.endpoint_id
+          where d.status = 'waiting' and w.status = 'enabled' and w.deleted_at is null limit 100000) counted),
         (select min(greatest(w.next_at, w.busy_until)) from webhook_endpoints w join tenants t on t.id = w.tenant_id
           where w.next_at <= now() and w.busy_until <= now() and w.status = 'enabled' and w.deleted_at is null
             and t.status = 'active');
@@ -297,15 +328,15 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       language sql immutable parallel safe
       return is_agency_news(kind) or kind in ('break_glass_used', 'domain_lost', 'webhook_disabled');
 
-    revoke all on function forget_webhooks() from public;
+    revoke all on function forget_webhooks(), wake_webhooks() from public;
     -- a trigger is made by the owner of its table
     grant execute on function forget_webhooks() to aggios_owner;
     do $$
     declare
       signature text;
     begin
-      foreach signature in array array['place_events(integer)', 'claim_webhook_deliveries(integer, integer, interval)', 'webhook_keys_in_use()',
-        'webhook_backlog()', 'sweep_webhooks(integer)'] loop
+      foreach signature in array array['place_events(integer)', 'claim_webhook_deliveries(integer, integer, integer, interval)',
+        'webhook_keys_in_use()', 'webhook_backlog()', 'sweep_webhooks(integer)'] loop
         execute format('revoke all on function %s from public', signature);
         execute format('grant execute on function %s to aggios_app', signature);
       end loop;

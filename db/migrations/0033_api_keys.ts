@@ -15,7 +15,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
   await sql`
     -- The secret is random, so its SHA-256 is enough: nothing can be guessed from it.
     -- sid: names what was issued for the secret, as the id of a session does, and is revoked by the change feed as one.
-    -- previous_*: the secret before the last rotation, which is good until previous_until.
+    -- previous_*: the secret before the last rotation, which is good until previous_until. previous_by: who was shown it.
     -- cidrs: where the key may be used from; none: from everywhere.
     create table api_keys (
       tenant_id      uuid not null default current_tenant_id() references tenants,
@@ -29,23 +29,26 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       previous_hash  bytea,
       previous_sid   uuid,
       previous_until timestamptz,
+      previous_by    uuid,
       created_by     uuid not null default current_user_id(),
       created_at     timestamptz not null default now(),
       expires_at     timestamptz,
       last_used_at   timestamptz,
       primary key (tenant_id, id),
-      check ((previous_hash is null) = (previous_sid is null) and (previous_hash is null) = (previous_until is null))
+      check ((previous_hash is null) = (previous_sid is null) and (previous_hash is null) = (previous_until is null)
+        and (previous_hash is null) = (previous_by is null))
     );
     create index api_keys_author on api_keys (created_by);
+    create index api_keys_previous on api_keys (previous_by) where previous_by is not null;
     alter table api_keys enable row level security;
     alter table api_keys force row level security;
     create policy tenant_isolation on api_keys
       using (tenant_id = (select current_tenant_id())) with check (tenant_id = (select current_tenant_id()));
     create policy directory on api_keys to aggios_directory using (true);
     grant select, insert (id, name, role, permissions, cidrs, secret_hash, expires_at),
-      update (secret_hash, sid, previous_hash, previous_sid, previous_until, created_by), delete on api_keys to aggios_app;
-    grant select (tenant_id, id, name, sid, previous_sid, created_by, last_used_at), update (last_used_at), delete
-      on api_keys to aggios_directory;
+      update (secret_hash, sid, previous_hash, previous_sid, previous_until, previous_by, created_by), delete on api_keys to aggios_app;
+    grant select (tenant_id, id, name, sid, previous_sid, previous_by, created_by, last_used_at), delete,
+      update (last_used_at, previous_hash, previous_sid, previous_until, previous_by) on api_keys to aggios_directory;
 
     -- Who is responsible for what the gate's user does: the author of a key.
     create function responsible_person() returns uuid
@@ -62,21 +65,30 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     grant create on schema public to aggios_directory;
     set role aggios_directory;
 
-    -- Ends the keys of an author, in one agency or in all of them. The entries for processes live longer than a process remembers
+    -- Ends the keys of an author, in one agency or in all of them, and the older secrets that the author was shown of keys that
+    -- another one has rotated. The entries for processes live longer than a process remembers
     -- a key, and than a token that a key has got: both 15 minutes.
     create function end_keys(author uuid, agency uuid) returns void
       language plpgsql volatile set search_path = public, pg_temp
     as $body$
     begin
-      perform from api_keys k where k.created_by = author and (agency is null or k.tenant_id = agency)
+      perform from api_keys k where author in (k.created_by, k.previous_by) and (agency is null or k.tenant_id = agency)
         order by k.tenant_id, k.id for update;
       with ended as (
         delete from api_keys k where k.created_by = author and (agency is null or k.tenant_id = agency)
         returning k.tenant_id, k.id, k.name, k.sid, k.previous_sid
+      ), older as materialized (
+        select k.tenant_id, k.id, k.previous_sid from api_keys k
+        where k.previous_by = author and k.created_by <> author and (agency is null or k.tenant_id = agency)
+      ), shortened as (
+        update api_keys k set previous_hash = null, previous_sid = null, previous_until = null, previous_by = null
+        from older o where k.tenant_id = o.tenant_id and k.id = o.id
       ), revoked as (
         insert into changes (tenant_id, kind, subject, expires_at)
         select e.tenant_id, 'session', s.sid, now() + interval '20 minutes'
         from ended e cross join lateral (values (e.sid), (e.previous_sid)) s (sid) where s.sid is not null
+        union all
+        select o.tenant_id, 'session', o.previous_sid, now() + interval '20 minutes' from older o
       )
       insert into audit_events (tenant_id, action, target_id, detail)
       select e.tenant_id, 'api_key.ended', e.id, jsonb_build_object('before', jsonb_build_object('name', e.name), 'reason', 'author')

@@ -17,23 +17,22 @@ declare module 'fastify' {
 export const intervalMs = 60_000
 const batch = 1000
 
-type Use = { tenant_id: string; id: string; used_at: Date }
-
 /** Writes when API keys were last used: once a minute for a key and process at most, and not in the request. */
 export default fp(
   async (app) => {
     const uses = new Map<string, { tenant_id: string; at: number }>()
 
     async function write(): Promise<void> {
-      const noted: Use[] = [...uses].map(([id, { tenant_id, at }]) => ({ id, tenant_id, used_at: new Date(at) }))
-      uses.clear()
+      const noted = [...uses]
       for (let from = 0; from < noted.length; from += batch) {
         const part = noted.slice(from, from + batch)
         await app.gate.query(systemScope, noteKeyUses, {
-          tenants: part.map(({ tenant_id }) => tenant_id),
-          keys: part.map(({ id }) => id),
-          used: part.map(({ used_at }) => used_at)
+          tenants: part.map(([, { tenant_id }]) => tenant_id),
+          keys: part.map(([id]) => id),
+          used: part.map(([, { at }]) => new Date(at))
         })
+        // only now, so that a write that fails loses none; a use since then has another entry
+        for (const [id, use] of part) if (uses.get(id) === use) uses.delete(id)
       }
     }
 

@@ -35,6 +35,9 @@ const intervalMs = 1000
 /** Requests under way from one process, and of one agency. */
 const maxInFlight = 64
 const maxPerAgency = 4
+/** An attempt that takes longer is slow. Endpoints whose last one was slow get half of the requests at most, so that others go on. */
+export const slowMs = 1000
+const maxSlow = maxInFlight / 2
 /** One attempt, from the look-up of the host to the end of the reply. */
 export const webhookTimeoutMs = 15_000
 /** Longer than an attempt and its record, so that no other process sends to the endpoint meanwhile. */
@@ -64,6 +67,7 @@ export default fp(
     })
     const counts = { delivered: 0, failed: 0, given_up: 0 }
     const inFlight = new Set<Promise<void>>()
+    let slowRequests = 0
     const closing = new AbortController()
 
     async function deliver(claimed: ClaimedDelivery): Promise<void> {
@@ -107,7 +111,7 @@ export default fp(
     async function settle(
       scope: GateSettings,
       claimed: ClaimedDelivery,
-      { attempts }: DeliveryToSend,
+      { attempts, recorded, url: sentTo }: DeliveryToSend,
       duration_ms: number,
       started_at: Date,
       { retryAfter, ...result }: Result
@@ -115,16 +119,18 @@ export default fp(
       const { delivery_id } = claimed
       const unknown = result.error === unknownEvent.error
       const failed = unknown ? null : result.error !== null
-      const retry = failed ? (retryDelay(attempts, retryAfter) ?? null) : null
+      const retry = failed ? (retryDelay(recorded + 1, retryAfter) ?? null) : null
       const settled = await app.gate.transaction(scope, async (trx) => {
         const endpoint = await lockLeasedEndpoint(trx, claimed)
         if (!endpoint) return false
         const { id, url } = endpoint
+        // what an address says that was changed meanwhile says nothing about the new one
+        const learned = url === sentTo ? failed : null
         const reason = result.status === 410 ? 'gone' : failed && endpoint.given_up ? 'failing' : null
-        const off = endpoint.enabled ? reason : null
+        const off = endpoint.enabled && url === sentTo ? reason : null
         await recordAttempt(trx, delivery_id, { number: attempts, started_at, duration_ms, ...result }, retry)
-        const pause_seconds = failed ? endpointPause(endpoint.failures + 1, retryAfter) : 0
-        await releaseEndpoint(trx, id, { failed, pause_seconds, off })
+        const pause_seconds = learned ? endpointPause(endpoint.failures + 1, retryAfter) : 0
+        await releaseEndpoint(trx, id, { failed: learned, slow: duration_ms > slowMs, pause_seconds, off })
         if (off === null) return true
         await recordAudit(trx, {
           action: 'webhook.disabled',
@@ -147,6 +153,8 @@ export default fp(
     }
 
     function begin(claimed: ClaimedDelivery): void {
+      const places = Number(claimed.slow)
+      slowRequests += places
       const work = deliver(claimed)
         .catch((err) => {
           const { tenant_id, delivery_id } = claimed
@@ -154,6 +162,7 @@ export default fp(
         })
         .finally(() => {
           inFlight.delete(work)
+          slowRequests -= places
           // the endpoint may have more to get
           job.wake()
         })
@@ -163,7 +172,7 @@ export default fp(
     async function claimDue(): Promise<number> {
       const batch = maxInFlight - inFlight.size
       if (batch === 0) return 0
-      const values = { batch, most: maxPerAgency, lease_seconds }
+      const values = { batch, most: maxPerAgency, most_slow: maxSlow - slowRequests, lease_seconds }
       const claimed = await app.gate.query(systemScope, claimWebhookDeliveries, values)
       for (const each of claimed) begin(each)
       return claimed.length

@@ -256,5 +256,7 @@ function describeResponse(status: string, response: Response, { repeatable = fal
   if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
   if (limited && !uncounted.includes(status)) names.push('RateLimit-Policy', 'RateLimit')
   if (names.length === 0) return
-  response.headers = Object.fromEntries(names.map((name) => [name, { $ref: `#/components/headers/${name}` }]))
+  // beside those that the route itself declares
+  const shared = names.map((name) => [name, { $ref: `#/components/headers/${name}` }])
+  response.headers = { ...response.headers, ...Object.fromEntries(shared) }
 }

@@ -102,8 +102,14 @@ export default fp(
   { name: 'rates', dependencies: ['addresses', 'counters', 'tenants', 'hosts', 'bearer'] }
 )
 
-function findSender({ bearer }: FastifyRequest): AccessClaims | undefined {
-  return bearer?.problem && bearer.problem.kind.status !== 503 ? undefined : bearer?.claims
+/**
+ * Who the request counts for: undefined when it counts for its address. An API key that may not be used from there counts for
+ * nobody, so that a stolen one can not use up the quota of its owner.
+ */
+function findSender({ bearer, address }: FastifyRequest): AccessClaims | undefined {
+  if (bearer?.problem && bearer.problem.kind.status !== 503) return undefined
+  const allowsFrom = bearer?.claims?.key?.allowsFrom
+  return allowsFrom && !allowsFrom(address ?? '') ? undefined : bearer?.claims
 }
 
 function rateOf({ requests, window_seconds }: PlanLimits): Rate | undefined {

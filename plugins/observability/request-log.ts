@@ -3,16 +3,19 @@ import fp from 'fastify-plugin'
 
 /** A part of a path that may be a token: long, of many kinds of characters, and no id. */
 const likeToken = /[\w.~-]{24,}/g
+/** A part of the path of a route that is no id, and longer than any name there: a key or a token in the place of an id. */
+const isToken = /[\w~-]{40,}/g
 const isUuid = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i
 
 /**
  * The path for the log. A route with a token in its path is logged as its pattern: the token is a secret while it is
- * valid. So is what looks like one in a path that leads nowhere, such as a link that was copied with a stroke too many.
+ * valid. So is what looks like one in a path that leads nowhere, such as a link that was copied with a stroke too many, and an
+ * API key where its id belongs.
  */
 function loggedPath({ url, is404, routeOptions }: FastifyRequest): string | undefined {
   if (routeOptions.url?.includes(':token')) return routeOptions.url
   const [path = ''] = url.split('?', 1)
-  return is404 ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…')) : path
+  return is404 ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…')) : path.replace(isToken, '…')
 }
 
 /** The lines of a second for requests that were refused before anybody was known to have sent them. */

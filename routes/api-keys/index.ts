@@ -51,7 +51,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'createApiKey',
         summary: 'Make an API key',
-        description: `The reply shows the key, once. Send it as \`Authorization: Bearer\`, or get a short-lived token for it at \`POST /api/v1/auth/token\`. The role and the permissions of the key must both allow what it does. The key ends when its author is no admin or owner any more. An agency has at most ${maxKeys} keys. ${fresh}`,
+        description: `The reply shows the key, once. Send it as \`Authorization: Bearer\`, or get a short-lived token for it at \`POST /api/v1/auth/token\`. The role and the permissions of the key must both allow what it does. The key ends when its author is no admin or owner any more. An agency has at most ${maxKeys} keys; those that have expired make room. ${fresh}`,
         tags,
         body: ApiKeyInput,
         response: { 201: CreatedApiKey }
@@ -59,16 +59,19 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
     },
     async (request, reply) => {
       requireValid(request.body)
-      const { name, role, permissions, cidrs = [], expires_at = null } = request.body
+      const { name, role, permissions, cidrs = [], expires_at } = request.body
       const { tenant_id } = request.user
       const [id, secret] = [uuidv7(), createSecret()]
       const outcome = await request.withTenant(async (trx) => {
         if (!(await isFresh(trx, request.user))) return 'stale'
         const author = await lockAuthorRole(trx)
         if (!author || !mayManage(author, 'admin')) return 'demoted'
-        const after = { name, role, permissions, cidrs, expires_at }
-        const key = await insertKey(trx, tenant_id, { ...after, id, digest: digestOf(secret) })
-        if (key !== 'full') await recordAudit(trx, { action: 'api_key.created', target_id: id, detail: { after } })
+        const expiry = expires_at === undefined ? null : new Date(expires_at)
+        const input = { id, name, role, permissions, cidrs, expires_at: expiry, digest: digestOf(secret) }
+        const key = await insertKey(trx, tenant_id, input)
+        if (key === 'full') return key
+        const after = { name, role, permissions, cidrs: key.cidrs, expires_at: key.expires_at }
+        await recordAudit(trx, { action: 'api_key.created', target_id: id, detail: { after } })
         return key
       })
       if (outcome === 'stale') throw reauthenticationRequired()
@@ -108,7 +111,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
       schema: {
         operationId: 'rotateApiKey',
         summary: 'Replace an API key',
-        description: `The reply shows the new key, once. The older one stays good for \`overlap_seconds\`; the one before it ends. Whoever rotates a key becomes its author. ${fresh}`,
+        description: `The reply shows the new key, once. The older one stays good for \`overlap_seconds\`, and ends sooner with the right of its author; the one before it ends. Whoever rotates a key becomes its author. ${fresh}`,
         tags,
         params: ApiKeyId,
         body: Rotation,
@@ -166,6 +169,9 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
   )
 }
 
+/** The last moment of the year 9999: RFC 3339 has no later one. */
+const endOfTime = Date.UTC(10_000, 0) - 1
+
 /** Throws `validation_failed` for what the schema can not say. */
 function requireValid({ role, permissions, cidrs = [], expires_at }: ApiKeyInput): void {
   const errors = permissions.flatMap((name, i) => {
@@ -177,9 +183,10 @@ function requireValid({ role, permissions, cidrs = [], expires_at }: ApiKeyInput
     if (!isRange(text))
       errors.push({ path: `/body/cidrs/${i}`, message: 'must be an address, or a range such as 192.0.2.0/24' })
   }
-  if (expires_at !== undefined && !(Date.parse(expires_at) > Date.now())) {
-    errors.push({ path: '/body/expires_at', message: 'must be in the future' })
-  }
+  const expiry = expires_at === undefined ? Number.POSITIVE_INFINITY : Date.parse(expires_at)
+  if (!(expiry > Date.now())) errors.push({ path: '/body/expires_at', message: 'must be in the future' })
+  if (expires_at !== undefined && expiry > endOfTime)
+    errors.push({ path: '/body/expires_at', message: 'must be before the year 10000 in UTC' })
   if (errors.length > 0) throw invalidMembers(errors)
 }
 

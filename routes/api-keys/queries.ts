@@ -17,7 +17,7 @@ export type ApiKeyRow = {
   previous_until: Date | null
 }
 type NewKey = Pick<ApiKeyRow, 'id' | 'name' | 'role' | 'permissions' | 'cidrs'> & {
-  expires_at: string | null
+  expires_at: Date | null
   digest: Buffer
 }
 
@@ -59,10 +59,15 @@ export async function lockAuthorRole(trx: TenantTransaction): Promise<Role | und
   return rows[0]?.role
 }
 
-/** Inserts a key. Host bits of its networks are cleared. `full`: the agency has as many keys as it may have. */
+/**
+ * Inserts a key. Host bits of its networks are cleared. Keys that have expired make room for it. `full`: the agency has as many
+ * others as it may have.
+ */
 export async function insertKey(trx: TenantTransaction, tenantId: string, key: NewKey): Promise<ApiKeyRow | 'full'> {
   // of two requests at the same moment one waits for the other, so that the count is right
   await sql`select from tenants where id = ${tenantId} for no key update`.execute(trx)
+  await sql`
+    delete from api_keys where expires_at <= now() and (select count(*) from api_keys) >= ${maxKeys}`.execute(trx)
   const count = await sql<{ n: number }>`select count(*)::int as n from api_keys`.execute(trx)
   if ((count.rows[0]?.n ?? 0) >= maxKeys) return 'full'
   const { id, name, role, permissions, cidrs, expires_at, digest } = key
@@ -77,7 +82,7 @@ export async function insertKey(trx: TenantTransaction, tenantId: string, key: N
 /**
  * Gives a key another secret, and makes the gate's user its author. The older secret stays good for the overlap, and the one
  * before it ends. What was issued for the older secret is revoked only where it could outlive the overlap: then the secret gets
- * another `sid`, under which it goes on. Resolves to undefined when there is no such key.
+ * another `sid`, under which it goes on, and it ends with whoever was its author. Resolves to undefined when there is no such key.
  */
 export async function rotateKey(
   trx: TenantTransaction,
@@ -86,7 +91,7 @@ export async function rotateKey(
   const overlap = sql`make_interval(secs => ${overlap_seconds})`
   const { rows } = await sql<ApiKeyRow & { expired: boolean }>`
     with before as materialized (
-      select id, secret_hash, sid, previous_sid, coalesce(expires_at <= now(), false) as expired from api_keys
+      select id, secret_hash, sid, previous_sid, created_by, coalesce(expires_at <= now(), false) as expired from api_keys
       where id = ${id} for update
     ), revoked as (
       insert into changes (kind, subject, expires_at)
@@ -99,6 +104,7 @@ export async function rotateKey(
       secret_hash = ${digest}::bytea, sid = gen_random_uuid(), created_by = current_user_id(),
       previous_hash = case when ${overlap_seconds}::int > 0 then b.secret_hash end,
       previous_until = case when ${overlap_seconds}::int > 0 then now() + ${overlap} end,
+      previous_by = case when ${overlap_seconds}::int > 0 then b.created_by end,
       previous_sid = case
         when ${overlap_seconds}::int = 0 then null
         when ${overlap} < interval ${revocationLife} then gen_random_uuid()

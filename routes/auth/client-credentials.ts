@@ -4,7 +4,13 @@ import { parseKey } from '../../src/auth/api-keys/key-format.ts'
 import type { KeyReach } from '../../src/auth/api-keys/key-reach.ts'
 import { isPermission, type Permission } from '../../src/auth/api-keys/permissions.ts'
 import type { AccessClaims } from '../../src/auth/claims.ts'
-import { invalidClient, invalidRequest, invalidScope, unsupportedGrantType } from '../../src/http/problems.ts'
+import {
+  invalidClient,
+  invalidRequest,
+  invalidScope,
+  type Problem,
+  unsupportedGrantType
+} from '../../src/http/problems.ts'
 import { KeyToken, TokenRequest } from './schemas.ts'
 
 type Parameters = ReadonlyMap<string, string>
@@ -42,7 +48,8 @@ const clientCredentials: FastifyPluginAsyncTypebox = async (app) => {
       const permissions = readScope(parameters, claims.key)
       const token = app.tokens.issueForKey({ claims, permissions })
       app.keyUses.note(claims)
-      reply.header('cache-control', 'no-store')
+      // RFC 6749, 5.1, demands both
+      reply.header('cache-control', 'no-store').header('pragma', 'no-cache')
       return { ...token, token_type: 'Bearer' as const, scope: permissions.join(' ') }
     }
   )
@@ -85,7 +92,7 @@ async function authenticate(
   // asked anew although it is remembered, so that the token can live as long as any other
   const { claims, problem } = known?.problem ? known : await app.apiKeys.lookUp(key)
   if (problem && problem.kind.status >= 500) throw problem
-  if (!claims || problem) throw invalidClient(problem?.options.detail === undefined ? {} : { detail: problem.message })
+  if (!claims || problem) throw invalidClient(reasonOf(problem))
   const { key: reach } = claims
   if (!reach) throw new TypeError('the claims of a key say what it may do')
   const elsewhere = request.tenant !== undefined && request.tenant.id !== claims.tenant_id
@@ -93,6 +100,12 @@ async function authenticate(
   request.denied = claims
   const where = elsewhere ? 'on the host of another agency' : 'from this address'
   throw invalidClient({ detail: `this API key may not be used ${where}` })
+}
+
+/** What is wrong with a key that is known. Only its holder comes to see it. */
+function reasonOf(problem: Problem | undefined): { detail?: string } {
+  if (problem?.kind.code === 'tenant_suspended') return { detail: 'the agency is suspended' }
+  return problem?.options.detail === undefined ? {} : { detail: problem.message }
 }
 
 /** The permissions that the token is to have, in the order of the request. Throws `invalid_scope`. */

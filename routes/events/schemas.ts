@@ -28,7 +28,11 @@ export const StreamedEvent = Type.Object(
     id: Id,
     type: Type.String({ examples: ['member.role_changed'], description: 'What has happened. New types may be added' }),
     created_at: Timestamp,
-    position: Type.Integer({ minimum: 1, examples: [4711], description: 'Grows from event to event, with gaps' }),
+    position: Type.Integer({
+      minimum: 1,
+      examples: [1796054400000000],
+      description: 'Grows from event to event, with gaps'
+    }),
     actor_id: Nullable(
       Type.String({ format: 'uuid', description: 'The person who did it; null for the product itself' })
     ),

@@ -12,7 +12,7 @@ import { rejectOnAbort } from '../../src/abort-signals.ts'
 import { readFormData } from '../../src/files/form-data.ts'
 import { imageType, maxImageBytes, reencodeImage } from '../../src/files/images.ts'
 import { imageKey } from '../../src/files/store/keys.ts'
-import { matchesTag } from '../../src/http/etags.ts'
+import { matchesTag, tenantTag, userTag } from '../../src/http/etags.ts'
 import { fileTooLarge, notFound, Problem, sessionRevoked } from '../../src/http/problems.ts'
 import { Bytes, Id, NoContent, NotModified, presentTenant, ReadConditions, Tenant, User } from '../schemas.ts'
 import { setAvatar, setLogo } from './queries.ts'
@@ -45,7 +45,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         response: { 200: User }
       }
     },
-    async (request) => {
+    async (request, reply) => {
       const { user_id } = request.user
       const content = await receiveImage(request)
       const user = await replaceImage(app, request, user_id, content, async (trx, imageId) => {
@@ -55,6 +55,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         return { previousId, row }
       })
       if (!user) throw sessionRevoked()
+      reply.header('etag', userTag(user)).header('cache-control', 'private, no-cache')
       return user
     }
   )
@@ -95,7 +96,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         response: { 200: Tenant }
       }
     },
-    async (request) => {
+    async (request, reply) => {
       const { tenant_id } = request.user
       const content = await receiveImage(request)
       const tenant = await replaceImage(app, request, tenant_id, content, async (trx, imageId) => {
@@ -105,6 +106,7 @@ const images: FastifyPluginAsyncTypebox = async (app) => {
         return { previousId, row }
       })
       if (!tenant) throw notFound()
+      reply.header('etag', tenantTag(tenant)).header('cache-control', 'private, no-cache')
       return presentTenant(tenant, await app.storageQuota(tenant_id))
     }
   )

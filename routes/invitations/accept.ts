@@ -110,10 +110,9 @@ export async function acceptInvitation(app: FastifyInstance, request: AcceptRequ
       if (admission?.outcome !== 'opened' && !enrolls) throw refusalOf(admission)
       const session_id = admission.session_id ?? undefined
       const detail = { role, ...(released && { address_released_by: released }) }
-      await recordAudit(trx, {
-        ...{ action: 'invitation.accepted', target_id: token.id, detail },
-        ...(session_id !== undefined && { session_id })
-      })
+      const session = session_id === undefined ? {} : { session_id }
+      await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, detail, ...session })
+      await recordAudit(trx, { action: 'member.added', target_id: acceptor.id, detail: { role }, ...session })
       return { session_id }
     }, subject)
     .catch((err: unknown) => {

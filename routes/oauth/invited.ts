@@ -138,8 +138,9 @@ export async function acceptThroughProvider(app: FastifyInstance, request: Fasti
     if (admission?.outcome !== 'opened' && !waits) throw refusalOf(admission)
     const session_id = admission.session_id ?? undefined
     if (session_id !== undefined) await noteSessionOfCode(trx, id, session_id)
-    const event = { action: 'invitation.accepted', target_id: token.id, detail: { role, by } }
-    await recordAudit(trx, { ...event, ...(session_id !== undefined && { session_id }) })
+    const session = session_id === undefined ? {} : { session_id }
+    await recordAudit(trx, { action: 'invitation.accepted', target_id: token.id, detail: { role, by }, ...session })
+    await recordAudit(trx, { action: 'member.added', target_id: user_id, detail: { role }, ...session })
     return admission
   }, subject)
   if (outcome === 'used') {

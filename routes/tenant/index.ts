@@ -78,6 +78,10 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
       const { tenant_id } = request.user
       const condition = request.headers['if-match']
       const patch = withUtcDemand(request.body)
+      // whoever may set these can let themselves in, and a key must leave no way in behind it
+      const isReserved =
+        patch.settings && ('allowed_origins' in patch.settings || 'mfa_required_from' in patch.settings)
+      if (request.user.key && isReserved) throw forbidden({ detail: 'no API key may do this' })
       const outcome = await request.withTenant(async (trx) => {
         const before = await lockTenant(trx, tenant_id)
         if (!before) return 'gone'

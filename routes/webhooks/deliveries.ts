@@ -2,6 +2,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyContextConfig, FastifyReply } from 'fastify'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
+import { invalidMembers } from '../../src/http/field-errors.ts'
 import { conflict, notFound } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
 import {
@@ -160,6 +161,8 @@ const deliveries: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { id } = request.params
       const { from, to } = request.body
+      if (!(Date.parse(from) < Date.parse(to)))
+        throw invalidMembers([{ path: '/body/to', message: 'must be after from' }])
       reply.code(202)
       const replayed = await request.createOnce(reply, async (trx) => {
         await requireReady(trx, id)

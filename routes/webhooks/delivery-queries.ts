@@ -92,6 +92,8 @@ export async function insertReplays(
       join webhook_endpoints w on w.tenant_id = a.tenant_id and w.id = ${id}
         and (cardinality(w.event_types) = 0 or a.action = any (w.event_types))
       where a.tenant_id = current_tenant_id() and a.created_at >= ${from}::timestamptz and a.created_at < ${to}::timestamptz
+        -- older ones are no events any more, and need not be read
+        and a.created_at > now() - interval '31 days'
       limit ${most + 1}
     ), made as (
       insert into ${target}

@@ -67,20 +67,22 @@ export async function insertWebhook(
   return rows[0]
 }
 
-/** Changes a locked webhook. One that is enabled again is tried at once, as if it had never failed. */
+/** Changes a locked webhook. One that is enabled again, or has another address, is tried at once, as if it had never failed. */
 export async function updateWebhook(
   trx: TenantTransaction,
-  { id, status: before }: WebhookRow,
+  { id, status: before, url: urlBefore }: WebhookRow,
   { url, description, event_types, status }: WebhookValues
 ): Promise<WebhookRow> {
   const change = status === before ? 'none' : status
+  // what is known of the address before says nothing about another one
+  const isNew = change === 'enabled' || url !== urlBefore
   const { rows } = await sql<WebhookRow>`
     update webhook_endpoints set url = ${url}, description = ${description}, event_types = ${event_types}::text[], status = ${status},
       disabled_reason = case ${change}::text when 'none' then disabled_reason when 'disabled' then 'request' end,
       disabled_at = case ${change}::text when 'none' then disabled_at when 'disabled' then now() end,
-      failures = case ${change}::text when 'enabled' then 0 else failures end,
-      failing_since = case ${change}::text when 'enabled' then null else failing_since end,
-      busy_until = case when ${change}::text = 'enabled' and lease is null then '-infinity' else busy_until end,
+      failures = case when ${isNew} then 0 else failures end,
+      failing_since = case when ${isNew} then null else failing_since end,
+      busy_until = case when ${isNew} and lease is null then '-infinity' else busy_until end,
       next_at = case ${change}::text when 'enabled' then now() else next_at end,
       version = version + 1, updated_at = now()
     where id = ${id} returning ${columns}`.execute(trx)

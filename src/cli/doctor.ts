@@ -27,8 +27,6 @@ export const command = createOperatorCommand(
   .addHelpText('after', help)
   .action(look)
 
-if (import.meta.main) await command.parseAsync()
-
 async function look({ codes, only }: { codes: boolean; only?: Part[] }): Promise<void> {
   if (codes) return void process.stdout.write(`${renderKinds()}\n`)
   const report = await makeReport(only)
@@ -49,3 +47,6 @@ async function makeReport(only: readonly Part[] | undefined): Promise<Report> {
   }
   return examine({ config, env, databaseUrl: config.databaseUrl ?? findEmbeddedUrl(config.dataDir) }, only && { only })
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -51,8 +51,6 @@ command
   )
   .action(restore)
 
-if (import.meta.main) await command.parseAsync()
-
 function wholeSeconds(given: string): number {
   if (!/^[1-9]\d{0,6}$/.test(given)) throw new InvalidArgumentError('must be a number of seconds')
   return Number(given)
@@ -143,3 +141,6 @@ function compare({ repair, accept = false }: { repair: boolean; accept?: boolean
     }
   })
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

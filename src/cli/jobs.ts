@@ -30,8 +30,6 @@ command
   .description('Runs a job once, in this process, and waits for its end. Servers may run it meanwhile.')
   .action(runJob)
 
-if (import.meta.main) await command.parseAsync()
-
 function list(): Promise<never> {
   return operate(async (gate) => {
     const jobs = await gate.query(systemScope, listJobs, {})
@@ -72,3 +70,6 @@ async function runJob(job: Runnable): Promise<never> {
     return end(1, `${job} failed: ${describe(err)}`)
   }
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -17,8 +17,6 @@ export const command = createOperatorCommand(
   )
   .action(changeLevel)
 
-if (import.meta.main) await command.parseAsync()
-
 function seconds(given: string): number {
   const number = Number(given)
   if (!Number.isInteger(number) || number < 1 || number > maxSeconds) {
@@ -51,3 +49,6 @@ function reachable(host: string): string {
   if (host === '::') return '[::1]'
   return isIPv6(host) ? `[${host}]` : host
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -26,8 +26,6 @@ export const command = createOperatorCommand(
   'Brings the schema of the database up to date, and names the steps that it applied. Can be repeated, and run several times at once. Older versions of the product go on serving meanwhile, also while an index on a large table is built. Waits half a minute for a database that is just starting.'
 )
 command.addHelpText('after', help).action(bringUpToDate)
-if (import.meta.main) await command.parseAsync()
-
 async function bringUpToDate(): Promise<void> {
   try {
     const config = readMigrationConfig(readEnvironment())
@@ -42,3 +40,6 @@ async function bringUpToDate(): Promise<void> {
     end(1, `the schema could not be brought up to date: ${describe(err)}`)
   }
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -2,6 +2,7 @@ import { Kysely } from 'kysely'
 import pg from 'pg'
 import { findEmbeddedUrl } from '../../db/embedded.ts'
 import { connectionTo, type Timeouts } from '../../db/gate/connection-settings.ts'
+import { classifyFailure } from '../../db/gate/failures.ts'
 import { createTenantGate, type TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
 import { PoolDialect } from '../../db/gate/pool-dialect.ts'
@@ -67,8 +68,16 @@ export async function operateOn<Settings extends Pick<Config, 'databaseUrl' | 'd
     await pool.end()
     return finish(0, result)
   } catch (err) {
-    return end(1, err instanceof Refusal ? err.message : `failed: ${describe(err)}`)
+    return err instanceof Refusal ? end(1, err.message) : endFailed(err)
   }
+}
+
+/** Ends a command that has failed: with 69 when it did not reach the database, so that a script can try again. */
+export function endFailed(err: unknown): never {
+  const causes = err instanceof AggregateError ? err.errors : [err]
+  if (causes.some((each) => classifyFailure(each) === 'connection'))
+    return end(69, `the database can not be reached: ${describe(causes[0])}; start it, or correct DATABASE_URL`)
+  return end(1, `failed: ${describe(err)}`)
 }
 
 /** The database of a command: that of the settings, or the embedded one of a running server. Exits the process without one. */

@@ -30,8 +30,6 @@ endsSomething(command.command('drop <ids...>'), 'gives up mails that nobody will
   .description('Gives mails up. The agency of an invitation sees that in its audit log.')
   .action((ids: string[]) => act(ids, 'drop'))
 
-if (import.meta.main) await command.parseAsync()
-
 const outcomes = { retry: 'will be tried again', drop: 'is given up' }
 
 function list(given_up: boolean): Promise<never> {
@@ -40,8 +38,9 @@ function list(given_up: boolean): Promise<never> {
     const [backlog] = await gate.query(systemScope, readBacklog, {})
     const { mails_due = 0, mails_due_since = null } = backlog ?? {}
     const since = mails_due_since ? `, the oldest since ${mails_due_since.toISOString()}` : ''
+    const count = given_up ? `given up: ${mails.length}` : `due: ${mails_due}${since}`
     return {
-      text: [...mails.map(describe), `due: ${mails_due}${since}`].join('\n'),
+      text: [...mails.map(describe), count].join('\n'),
       data: { mails, mails_due, mails_due_since }
     }
   })
@@ -73,3 +72,6 @@ function act(ids: string[], what: keyof typeof outcomes): Promise<never> {
     return { text: changed.map((id) => `${id} ${outcomes[what]}`).join('\n'), data: { changed } }
   })
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

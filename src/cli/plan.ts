@@ -24,8 +24,6 @@ command
   .option('--storage <size>', '100GiB; "default" as the settings say', optionParser(quotaOf))
   .action(set)
 
-if (import.meta.main) await command.parseAsync()
-
 /** Turns a reader of settings into a parser of command-line options. */
 function optionParser<T>(read: (text: string) => T) {
   return (text: string): T => {
@@ -77,3 +75,6 @@ function describe({
   const limit = max === null ? 'default' : max === 0 ? 'no limit' : `${max} in ${window_seconds} s`
   return `${name}: requests ${limit}, storage ${storage_quota === null ? 'default' : `${storage_quota} bytes`}, ${tenants} agencies`
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -23,8 +23,6 @@ endsSomething(command.command('end <slug> <id>'), 'ends a session')
   )
   .action(endOne)
 
-if (import.meta.main) await command.parseAsync()
-
 function list(given: string): Promise<never> {
   return operate(async (gate, config) => {
     const { id: tenant_id, slug } = await requireTenant(gate, given)
@@ -54,3 +52,6 @@ function endOne(given: string, session_id: string): Promise<never> {
     return `the session ${session_id} is ended`
   })
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -15,7 +15,7 @@ import { fileKey } from '../files/store/keys.ts'
 import { writeObject } from '../files/store/object-writer.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
 import { isUuid } from '../uuids.ts'
-import { end, openGate, readSettings, say } from './operator.ts'
+import { end, endFailed, openGate, readSettings, say } from './operator.ts'
 
 const limits = { statement_timeout: 600_000, lock_timeout: 30_000 }
 
@@ -46,7 +46,7 @@ export async function importTenant(path: string, folder: string, slug: string | 
     say(`${outcome.files} files, ${outcome.invitations} open invitations, whose mails must be sent again`)
     return end(0, `${chosen} is here`)
   } catch (err) {
-    return end(1, err instanceof Unimportable ? `nothing is imported: ${err.message}` : `failed: ${describe(err)}`)
+    return err instanceof Unimportable ? end(1, `nothing is imported: ${err.message}`) : endFailed(err)
   }
 }
 

@@ -3,13 +3,12 @@ import { type AgencyCopy, readAgency, restoreAgency, Unrestorable } from '../../
 import { readStoreInstallation } from '../../db/queries/store-fence.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
 import { readRestoreConfig } from '../config/backups.ts'
-import { describe } from '../error-text.ts'
 import { copyObject, openObjectBackup } from '../files/object-backup.ts'
 import { openBackup, openStore } from '../files/store/configured-store.ts'
 import { fileKey, imageKey } from '../files/store/keys.ts'
 import type { ObjectStore } from '../files/store/object-store.ts'
 import { normalizeSlug } from '../tenancy/slugs.ts'
-import { end, openGate, readSettings, say } from './operator.ts'
+import { end, endFailed, openGate, readSettings, say } from './operator.ts'
 
 /** Long enough for the rows of a large agency. Its tables are locked row by row, so nobody else waits. */
 const timeouts = { statement_timeout: 600_000, lock_timeout: 30_000 }
@@ -47,7 +46,7 @@ export async function restoreTenant(given: string): Promise<never> {
     for (const key of objects.missing) say(`${key} is neither in the store nor in the backup`)
     return end(objects.missing.length > 0 ? 1 : 0, `${slug} is as it was at ${copiedAt.toISOString()}`)
   } catch (err) {
-    return end(1, err instanceof Unrestorable ? `nothing is restored: ${err.message}` : `failed: ${describe(err)}`)
+    return err instanceof Unrestorable ? end(1, `nothing is restored: ${err.message}`) : endFailed(err)
   }
 }
 

@@ -54,8 +54,6 @@ command.command('list').description('Lists all agencies, by slug.').action(list)
 
 command.command('show <slug>').description('Shows an agency: its status, plan, people and files.').action(show)
 
-if (import.meta.main) await command.parseAsync()
-
 /** Agencies that are read at once. */
 const batch = 500
 
@@ -128,3 +126,6 @@ function setPlan(slug: string, name: string): Promise<never> {
     return `${slug} has the plan ${chosen.name}`
   })
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -63,8 +63,6 @@ endsSomething(command.command('unlink <e-mail> <identity-id>'), 'unlinks a sign-
   .description('Unlinks a sign-in at a provider, which `show` lists, and ends the sessions of the person.')
   .action(unlink)
 
-if (import.meta.main) await command.parseAsync()
-
 function show(given: string): Promise<never> {
   return operate(async (gate, config) => {
     const { id, email, ...account } = await requireAccount(gate, given)
@@ -187,3 +185,6 @@ async function requireAccount(gate: TenantGate, given: string) {
   if (id === null) throw new Refusal(`nobody has the address ${email}`)
   return { ...account, id, email }
 }
+
+// last, because the actions use what is defined above
+if (import.meta.main) await command.parseAsync()

@@ -1,4 +1,5 @@
-import { BlockList, isIP } from 'node:net'
+import { isIP } from 'node:net'
+import { isRange } from '../http/addresses.ts'
 
 /*
  * Readers of settings: each turns the text of an environment variable into a value. A reader throws InvalidValue for a
@@ -106,15 +107,11 @@ export function appRedirects(value: string): string[] {
 
 export function networks(value: string): string[] {
   for (const range of list(value)) {
-    const [address = '', prefix, ...rest] = range.split('/')
-    const family = isIP(address)
-    const bits = prefix === undefined ? 0 : Number(prefix)
-    const valid = family !== 0 && rest.length === 0 && (prefix === undefined || /^\d{1,3}$/.test(prefix))
-    if (!valid || bits > (family === 4 ? 32 : 128)) {
-      throw new InvalidValue(`must be a list of addresses or CIDR ranges; "${range}" is neither`)
+    if (!isRange(range)) {
+      throw new InvalidValue(
+        `must be a list of addresses or CIDR ranges; "${range}" is neither, or would trust everybody`
+      )
     }
-    if (prefix !== undefined && bits === 0) throw new InvalidValue(`"${range}" would trust everybody`)
-    new BlockList().addSubnet(address, bits, family === 4 ? 'ipv4' : 'ipv6')
   }
   return list(value)
 }

@@ -59,7 +59,8 @@ export const eventDetails: Record<EventType, TSchema> = {
   'invitation.revoked': Type.Object(before(invitation)),
   'mail.dropped': Type.Object({ ...by, kind: text }),
   'mail.retried': Type.Object({ ...by, kind: text }),
-  'member.added': Type.Object({ ...role, ...provider }),
+  // without a provider it was an invitation
+  'member.added': Type.Object({ ...role, provider: Type.Optional(text) }),
   'member.break_glass_granted': none,
   'member.break_glass_removed': none,
   'member.removed': Type.Object(before(role)),

@@ -68,7 +68,7 @@ export class EventStream extends Readable {
     if (!this.hasRoom) return now - this.#movedAt > stalledMs
     if (now - this.#beatAt < heartbeatMs) return false
     // so that a reader who sees few events does not resume at an old one
-    this.#send(this.isLive && this.reached > this.#named ? messageOf({ id: this.#resumePoint() }) : heartbeat)
+    this.#send(this.reached > this.#named ? messageOf({ id: this.#resumePointOfBeat() }) : heartbeat)
     return false
   }
 
@@ -83,9 +83,14 @@ export class EventStream extends Readable {
     else this.destroy()
   }
 
-  #resumePoint(): string {
+  #resumePoint(at: number = Date.now()): string {
     this.#named = this.reached
-    return nameResumePoint({ position: this.reached, at: Date.now() })
+    return nameResumePoint({ position: this.reached, at })
+  }
+
+  /** Of a reader who is behind, it has the time up to which they have read: positions are microseconds. */
+  #resumePointOfBeat(): string {
+    return this.#resumePoint(this.isLive ? Date.now() : Math.min(Date.now(), Math.floor(this.reached / 1000)))
   }
 
   #send(bytes: Buffer): void {

@@ -59,7 +59,7 @@ export const eventTypes = {
   'member.added': {
     seen_by: 'viewer',
     target: 'person',
-    text: 'Somebody became a member by signing in with a provider'
+    text: 'Somebody became a member: by an invitation, or by signing in with a provider'
   },
   'member.break_glass_granted': {
     seen_by: 'admin',

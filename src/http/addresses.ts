@@ -18,28 +18,46 @@ export function readAddress(text: string | undefined): string | undefined {
   return /^::ffff:([\d.]+)$/.exec(address)?.[1] ?? address
 }
 
-/** Whether a text is an address or a CIDR range. A range of all addresses is none. */
+/** The bits in front of an IPv4 address that is written as an IPv6 one (RFC 4291, 2.5.5.2). */
+const mappedBits = 96
+const isMapped = (start: string, address: string) => start.includes(':') && !address.includes(':')
+
+/**
+ * Whether a text is an address or a CIDR range. A range of all addresses is none, nor is one of IPv4-mapped addresses that
+ * holds all of them, or others as well.
+ */
 export function isRange(text: string): boolean {
-  const [address = '', prefix, ...rest] = text.split('/')
-  const family = isIP(address)
-  if (family === 0 || address.includes('%') || rest.length > 0) return false
+  const [start = '', prefix, ...rest] = text.split('/')
+  const family = isIP(start)
+  if (family === 0 || start.includes('%') || rest.length > 0) return false
   if (prefix === undefined) return true
-  return /^[1-9]\d{0,2}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128)
+  const least = isMapped(start, readAddress(start) as string) ? mappedBits + 1 : 1
+  const bits = Number(prefix)
+  return /^[1-9]\d{0,2}$/.test(prefix) && bits >= least && bits <= (family === 4 ? 32 : 128)
 }
+
+const familyOf = (address: string) => (address.includes(':') ? 'ipv6' : 'ipv4')
 
 /** Returns a test for whether an address, with or without a port, is in one of these addresses and CIDR ranges. */
 export function createRangeTest(ranges: readonly string[]): (text: string) => boolean {
-  const list = new BlockList()
+  // one for each family: a range of IPv6 that holds the mapped addresses would hold those of IPv4 as well
+  const lists = { ipv4: new BlockList(), ipv6: new BlockList() }
   for (const range of ranges) {
     const [start = '', prefix] = range.split('/')
     const address = readAddress(start) as string
-    const isMapped = start.includes(':') && !address.includes(':')
-    const bits = address.includes(':') ? 128 : 32
-    const given = prefix === undefined ? bits : Number(prefix) - (isMapped ? 96 : 0)
-    list.addSubnet(address, given, bits === 128 ? 'ipv6' : 'ipv4')
+    const given =
+      prefix === undefined
+        ? address.includes(':')
+          ? 128
+          : 32
+        : Number(prefix) - (isMapped(start, address) ? mappedBits : 0)
+    const family = familyOf(address)
+    lists[family].addSubnet(address, given, family)
   }
   return (text) => {
     const address = readAddress(text)
-    return address !== undefined && list.check(address, address.includes(':') ? 'ipv6' : 'ipv4')
+    if (address === undefined) return false
+    const family = familyOf(address)
+    return lists[family].check(address, family)
   }
 }

@@ -188,13 +188,19 @@ function exchange<Reply>(
 ): Promise<Reply> {
   return new Promise((fulfil, reject) => {
     const send = url.protocol === 'https:' ? requestHttps : requestHttp
+    let hasReply = false
     const request = send(url, options, (reply) => {
+      hasReply = true
       readReply(reply).then(fulfil, (err: unknown) => {
         request.destroy()
         reject(err)
       })
     })
     request.on('error', reject)
+    // after 101 Node has neither a reply nor an error, and the time limit has nothing left to end
+    request.on('close', () => {
+      if (!hasReply) reject(new Error('the connection ended without an answer'))
+    })
     request.end(body)
   })
 }

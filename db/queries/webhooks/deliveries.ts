@@ -9,21 +9,28 @@ import { secretColumns } from './secrets.ts'
  * Queries for the deliveries of webhooks: db/migrations/0032_webhooks.ts.
  */
 
-export type ClaimedDelivery = { tenant_id: string; delivery_id: string; lease: string }
+/** `slow`: the last attempt to the same endpoint took long. */
+export type ClaimedDelivery = { tenant_id: string; delivery_id: string; lease: string; slow: boolean }
 
-/** Claims the next deliveries that are due, each with its endpoint leased to the caller for `lease_seconds`. */
+/**
+ * Claims the next deliveries that are due, each with its endpoint leased to the caller for `lease_seconds`: at most `batch`, at
+ * most `most_slow` to endpoints that were slow, and at most `most` requests of one agency under way.
+ */
 export const claimWebhookDeliveries = statement(
   'claim_webhook_deliveries',
-  (_, $: { batch: number; most: number; lease_seconds: number }) => sql<ClaimedDelivery>`
-  select tenant_id, delivery_id, lease
-  from claim_webhook_deliveries(${$.batch}, ${$.most}, make_interval(secs => ${$.lease_seconds}))`,
+  (_, $: { batch: number; most: number; most_slow: number; lease_seconds: number }) => sql<ClaimedDelivery>`
+  select tenant_id, delivery_id, lease, slow
+  from claim_webhook_deliveries(${$.batch}, ${$.most}, ${$.most_slow}, make_interval(secs => ${$.lease_seconds}))`,
   { writes: true }
 )
 
 /** Everything that is needed to send a delivery. `found`: whether the event is still known; that of a test always is. */
 export type DeliveryToSend = StoredWebhookSecrets & {
   url: string
+  /** How often it was claimed, this time included. */
   attempts: number
+  /** The attempts that were recorded. A process that dies makes one that is not. */
+  recorded: number
   found: boolean
   type: string
   created_at: Date
@@ -39,7 +46,8 @@ export type DeliveryToSend = StoredWebhookSecrets & {
 export const readClaimedDelivery = statement(
   'read_claimed_delivery',
   (_, $: { tenant_id: string; delivery_id: string; lease: string }) => sql<DeliveryToSend>`
-  select ${secretColumns}, w.url, d.attempts, d.cause = 'test' or a.id is not null as found, d.event_type as type,
+  select ${secretColumns}, w.url, d.attempts,
+    (select count(*)::int from webhook_attempts t where t.tenant_id = d.tenant_id and t.delivery_id = d.id) as recorded, d.cause = 'test' or a.id is not null as found, d.event_type as type,
     d.event_at as created_at, d.event_id as id, d.position::float8 as position, a.actor_id,
     case d.cause when 'test' then w.id else a.target_id end as target_id, a.session_id, a.detail
   from webhook_deliveries d
@@ -71,7 +79,7 @@ export type SettledEndpoint = {
 /** Locks the endpoint of a delivery for the holder of the lease. Resolves to undefined when the lease is another's by now. */
 export async function lockLeasedEndpoint(
   trx: TenantTransaction,
-  { delivery_id, lease }: ClaimedDelivery
+  { delivery_id, lease }: Pick<ClaimedDelivery, 'delivery_id' | 'lease'>
 ): Promise<SettledEndpoint | undefined> {
   const { rows } = await sql<SettledEndpoint>`
     select w.id, w.url, w.status = 'enabled' as enabled, w.failures,
@@ -107,16 +115,21 @@ export async function recordAttempt(
 
 /**
  * Ends the lease of a locked endpoint. Nothing is sent to it for `pause_seconds`. `failed`: null when nothing was learned about
- * it. `off`: the reason for which it is switched off.
+ * it. `slow`: whether the attempt took long. `off`: the reason for which it is switched off.
  */
 export async function releaseEndpoint(
   trx: TenantTransaction,
   id: string,
-  { failed, pause_seconds, off }: { failed: boolean | null; pause_seconds: number; off: 'failing' | 'gone' | null }
+  {
+    failed,
+    slow,
+    pause_seconds,
+    off
+  }: { failed: boolean | null; slow: boolean; pause_seconds: number; off: 'failing' | 'gone' | null }
 ): Promise<void> {
   // the row is locked, so this statement sees every delivery that was made for it before
   await sql`
-    update webhook_endpoints w set lease = null, busy_until = now() + make_interval(secs => ${pause_seconds}),
+    update webhook_endpoints w set lease = null, slow = ${slow}, busy_until = now() + make_interval(secs => ${pause_seconds}),
       next_at = (select min(d.due_at) from webhook_deliveries d
         where d.tenant_id = w.tenant_id and d.endpoint_id = w.id and d.status = 'waiting'),
       failures = case when ${failed}::boolean then w.failures + 1 when ${failed}::boolean is null then w.failures else 0 end,
@@ -129,7 +142,7 @@ export async function releaseEndpoint(
     where w.tenant_id = current_tenant_id() and w.id = ${id}`.execute(trx)
 }
 
-/** How many deliveries wait for endpoints that are enabled, and for how long the first one that could be sent has waited. */
+/** How many deliveries wait for endpoints that are enabled, counted to 100,000, and for how long the first one that could be sent has waited. */
 export const readWebhookBacklog = statement(
   'read_webhook_backlog',
   (_, __: Record<never, never>) => sql<{ waiting: number; seconds: number }>`

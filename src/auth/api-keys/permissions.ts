@@ -10,7 +10,10 @@ export type KeyRole = (typeof keyRoles)[number]
  */
 export const permissionTable = {
   'tenant:read': { role: 'viewer', may: 'read the agency' },
-  'tenant:write': { role: 'admin', may: 'change the name, the settings and the logo of the agency' },
+  'tenant:write': {
+    role: 'admin',
+    may: 'change the name, the logo and the settings of the agency, but for `allowed_origins` and `mfa_required_from`'
+  },
   'members:read': { role: 'viewer', may: 'read who is in the agency' },
   'members:write': { role: 'admin', may: 'change roles up to admin, sign people out and remove them' },
   'invitations:read': { role: 'admin', may: 'read invitations' },
