@@ -249,7 +249,8 @@ t.test('events are sent again', async (t) => {
     const replay = (tenant: Tenant, range: object) => tenant.send(post(`/webhooks/${webhook.id}/replay`, range))
     t.equal((await replay(rival, { from, to })).statusCode, 404)
     t.match((await replay(acme, { from, to })).json(), { count: 3, webhook_id: webhook.id })
-    t.match((await replay(acme, { from: to, to: from })).json(), { count: 0 })
+    const few = { from: '2026-01-01T00:00:00Z', to: '2026-01-02T00:00:00Z' }
+    t.match((await replay(acme, few)).json(), { count: 0 })
     await deliver(app)
     t.strictSame(ids(messages), sent, 'in their order, with the same ids')
     await allRows(
@@ -267,7 +268,7 @@ t.test('events are sent again', async (t) => {
        select $1, $2, 'replay', uuid_v7(), 'file.created', now(), n, now() + interval '1 hour' from generate_series(1, $3::int) n`,
       [acme.id, webhook.id, maxReplayed]
     )
-    const few = { from: to, to: from }
+    const few = { from: '2026-01-01T00:00:00Z', to: '2026-01-02T00:00:00Z' }
     t.match((await replay(acme, few)).json(), { status: 409, detail: /wait for this webhook/ }, 'nor again and again')
     t.equal((await acme.send(post(`/webhooks/${webhook.id}/test`, undefined))).statusCode, 409)
   })
