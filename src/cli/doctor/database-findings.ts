@@ -15,7 +15,7 @@ export const databaseKinds: Readonly<Record<string, Kind>> = {
   ),
   database_outdated: error(
     'PostgreSQL has a known hole',
-    'Install the fixed version of PostgreSQL, and restart it.',
+    'Install the fixed version of PostgreSQL, and restart it. Instead of the embedded one, set DATABASE_URL to a fixed one.',
     'docs/doctor.md#known-holes'
   ),
   database_unsupported: error(
