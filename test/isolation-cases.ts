@@ -104,9 +104,9 @@ export class Cases {
     const { app, a } = this.world
     const headers = { host: a.host, authorization: `Bearer ${a.people.owner.token}` }
     const settings: { tenant: string; user: string }[] = []
-    // right after a request each time, because a background job may use the connection at any moment
+    // right after a transaction each time, because a background job may use the connection at any moment
     for (let round = 0; round < 20; round++) {
-      await app.inject({ url: '/api/v1/members', headers })
+      await app.inject({ method: 'PATCH', url: '/api/v1/users/me', payload: {}, headers })
       const query = app.db.selectNoFrom(({ fn, val }) => [
         fn<string>('current_setting', [val('app.tenant_id'), val(true)]).as('tenant'),
         fn<string>('current_setting', [val('app.user_id'), val(true)]).as('user')

@@ -369,7 +369,7 @@ t.test('every command', async (t) => {
 t.test('a command that can not reach its database says why on one line', async (t) => {
   const env = { DATABASE_URL: `postgres://aggios_app@localhost:${await freePort()}/aggios`, JWT_SECRET: 'x'.repeat(32) }
   const { code, stderr } = await run(commandFile('plan'), ['list'], { env })
-  t.equal(code, 1)
-  t.match(stderr, /^failed: connect ECONNREFUSED/)
+  t.equal(code, 69)
+  t.match(stderr, /^the database can not be reached: connect ECONNREFUSED/)
   t.ok(isOneLine(stderr), stderr)
 })

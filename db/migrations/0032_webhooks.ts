@@ -279,8 +279,13 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       removed bigint;
       part bigint;
     begin
+      -- a row that its agency holds locked is left for the next run
+      with past as materialized (
+        select w.tenant_id, w.id from webhook_endpoints w where w.previous_secret is not null and w.previous_until < now()
+        for no key update skip locked
+      )
       update webhook_endpoints w set previous_secret = null, previous_key_id = null, previous_until = null
-        where w.previous_secret is not null and w.previous_until < now();
+        from past o where w.tenant_id = o.tenant_id and w.id = o.id;
       with dead as (
         delete from webhook_deliveries where (tenant_id, id) in (
           select o.tenant_id, o.id from webhook_deliveries o where o.created_at < now() - interval '30 days'
