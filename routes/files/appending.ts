@@ -127,7 +127,8 @@ export async function append(
   return state
 }
 
-const writerReplaced = () => conflict({ detail: 'another request writes this upload: ask for its offset, and go on from there' })
+const writerReplaced = () =>
+  conflict({ detail: 'another request writes this upload: ask for its offset, and go on from there' })
 
 /** The bytes of the body. A broken connection, or the loss of the upload slot, ends them like the end of the body. */
 async function* untilDisconnected(request: FastifyRequest, maxBytes: number): AsyncGenerator<Buffer> {
