@@ -220,6 +220,14 @@ t.test('how often anybody may ask is a setting', async (t) => {
   t.strictSame(names('requests of an API key'), [settings.rateLimitKey.name])
   t.strictSame(names('requests without a good token'), [settings.rateLimit.name])
   t.strictSame(names('attempts at sign-in'), [settings.rateLimitAuth.name])
+  const uploads = rowAbout('uploads that one person begins').value
+  t.match(uploads, `12 times \`${settings.rateLimitAuth.name}\``)
+  const limited = await startApp(t, { RATE_LIMIT_AUTH: '1/1m' })
+  const { send } = await createTenant(limited, 'limited')
+  const upload = { name: 'a.txt', content_type: 'text/plain', size: 1, sha256: '0'.repeat(64) }
+  const statuses = []
+  for (let i = 0; i < 13; i++) statuses.push((await send(post('/files/uploads', upload))).statusCode)
+  t.strictSame(statuses, [...Array.from({ length: 12 }, () => 201), 429])
   t.strictSame(names('agencies that one person makes'), [settings.tenantsPerDay.name])
   t.strictSame(
     names('mails that a person causes'),
