@@ -153,8 +153,8 @@ export default fp(
     }
 
     function begin(claimed: ClaimedDelivery): void {
-      const places = Number(claimed.slow)
-      slowRequests += places
+      const slow = Number(claimed.slow)
+      slowRequests += slow
       const work = deliver(claimed)
         .catch((err) => {
           const { tenant_id, delivery_id } = claimed
@@ -162,7 +162,7 @@ export default fp(
         })
         .finally(() => {
           inFlight.delete(work)
-          slowRequests -= places
+          slowRequests -= slow
           // the endpoint may have more to get
           job.wake()
         })

@@ -4,7 +4,7 @@ import fp from 'fastify-plugin'
 /** A part of a path that may be a token: long, of many kinds of characters, and no id. */
 const likeToken = /[\w.~-]{24,}/g
 /** A part of the path of a route that is no id, and longer than any name there: a key or a token in the place of an id. */
-const isToken = /[\w~-]{40,}/g
+const tokenInPlaceOfId = /[\w~-]{40,}/g
 const isUuid = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i
 
 /**
@@ -15,7 +15,9 @@ const isUuid = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i
 function loggedPath({ url, is404, routeOptions }: FastifyRequest): string | undefined {
   if (routeOptions.url?.includes(':token')) return routeOptions.url
   const [path = ''] = url.split('?', 1)
-  return is404 ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…')) : path.replace(isToken, '…')
+  return is404
+    ? path.replace(likeToken, (text) => (isUuid.test(text) ? text : '…'))
+    : path.replace(tokenInPlaceOfId, '…')
 }
 
 /** The lines of a second for requests that were refused before anybody was known to have sent them. */

@@ -19,6 +19,17 @@ export function keyReach(permissions: readonly Permission[], cidrs: readonly str
   return {
     permissions: new Set(permissions),
     cidrs,
-    allowsFrom: cidrs.length > 0 ? createRangeTest(cidrs) : undefined
+    allowsFrom: cidrs.length > 0 ? withLastAnswer(createRangeTest(cidrs)) : undefined
+  }
+}
+
+/** A test that remembers its last answer: limits and admission ask for each request, and a program seldom moves. */
+function withLastAnswer(test: (address: string) => boolean): (address: string) => boolean {
+  let last: string | undefined
+  let answer = false
+  return (address) => {
+    if (address !== last) answer = test(address)
+    last = address
+    return answer
   }
 }
