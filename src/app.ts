@@ -84,6 +84,7 @@ import tenantRoutes from '../routes/tenant/index.ts'
 import tenantsRoutes from '../routes/tenants/index.ts'
 import usersRoutes from '../routes/users/index.ts'
 import webhooksRoutes from '../routes/webhooks/index.ts'
+import type { Hasher } from './auth/hasher.ts'
 import type { Config } from './config/config.ts'
 import { createRangeTest } from './http/addresses.ts'
 import { readRequestLine, requestId } from './http/incoming-requests.ts'
@@ -94,14 +95,18 @@ import { findPendingReply } from './processes/idle-connections.ts'
 const bodyLimit = 64 * 1024
 export const maxHeaderSize = 16_384
 
+type BuildOptions = {
+  /** Receives the lines of the log, in place of the standard output. */
+  logStream?: { write(line: string): void }
+  /** Hashes passwords, in place of a subprocess that is started for it. */
+  hasher?: Hasher
+}
+
 /**
  * Builds the application. The plugins are registered in the order in which a request passes them. This function only
  * registers: await `ready()`. After a failed start the application can still be closed.
  */
-export function buildApp(
-  settings: Config,
-  { logStream }: { logStream?: { write(line: string): void } } = {}
-): FastifyInstance {
+export function buildApp(settings: Config, { logStream, hasher }: BuildOptions = {}): FastifyInstance {
   const app = Fastify({
     bodyLimit,
     ...logging(settings, logStream),
@@ -180,7 +185,7 @@ export function buildApp(
   app.register(attempts)
   app.register(methods)
   app.register(cors)
-  app.register(passwords)
+  app.register(passwords, hasher ? { hasher } : {})
   app.register(breachedPasswords)
   app.register(accounts)
   app.register(credentials)

@@ -10,6 +10,8 @@ import {
   testEnvironment
 } from './harness.ts'
 
+// rehearsal: processes are killed while they write audit events
+
 type Call = (method: string, path: string, body?: object) => Promise<number>
 
 /** A client. Its calls resolve to the status, or to 0 if the server died before it answered. */

@@ -4,6 +4,8 @@ import { maxUuid } from '../src/uuids.ts'
 import { withClient } from './databases.ts'
 import { allRows, createTenant, password, startApp, startServer, testEnvironment } from './harness.ts'
 
+// rehearsal: an audit log of two hundred thousand events
+
 /** A million in a run of its own: `AUDIT_EVENTS=1000000 npm test -- test/audit-scale.test.ts`. */
 const rows = Number(process.env.AUDIT_EVENTS ?? 200_000)
 

@@ -11,6 +11,7 @@ import { form } from './forms.ts'
 import { createTestDatabase, eventually, password, type Server, startServer, testEnvironment } from './harness.ts'
 
 // bounded in time: how long one who decodes may take
+// rehearsal: subprocesses that exceed their limits
 
 /*
  * The subprocesses that decode uploaded files. A file that exceeds a limit ends the subprocess, and the server continues.

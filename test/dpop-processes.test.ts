@@ -15,6 +15,8 @@ import {
 import { needsRedis, startRedis } from './redis.ts'
 import { me } from './requests.ts'
 
+// rehearsal: proofs of two processes with one Redis
+
 /*
  * A proof is good once, in whichever process (DPoP, RFC 9449, 11.1).
  */

@@ -7,6 +7,8 @@ import { findBinaries, wrap } from '../db/embedded.ts'
 import { eventually, isReady, type Server, startServer, temporaryFolder } from './harness.ts'
 import { freePort } from './ports.ts'
 
+// rehearsal: the embedded database after a kill
+
 /*
  * The embedded database starts again on a folder that a killed process has left.
  */

@@ -5,6 +5,7 @@ import { needsRedis, startRedis } from './redis.ts'
 import { listen } from './requests.ts'
 
 // bounded in time: how soon another process sends an event, and a server ends its streams
+// rehearsal: the events of several processes
 
 /*
  * The stream of events of several processes: what one has changed, the others send; and a server that stops ends its streams.

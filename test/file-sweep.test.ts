@@ -20,6 +20,8 @@ import {
   testEnvironment
 } from './harness.ts'
 
+// rehearsal: processes are killed while files come and go
+
 const pathOf = (app: TestApp, key: string) => join(app.config.dataDir, 'files', 'objects', key)
 
 /** Writes an object to the store without the product, and gives it this age. */

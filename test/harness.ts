@@ -9,6 +9,7 @@ import { promisify } from 'node:util'
 import type { FastifyInstance, InjectOptions, LightMyRequestResponse } from 'fastify'
 import type { Test } from 'tap'
 import { buildApp } from '../src/app.ts'
+import { argon2 } from '../src/auth/argon2.ts'
 import { readConfig } from '../src/config/config.ts'
 import type { Environment } from '../src/config/environment.ts'
 import { EventStream } from '../src/events/event-stream.ts'
@@ -118,7 +119,8 @@ export async function startApp(
   const urls = database ?? (await createTestDatabase(t))
   const logLines: string[] = []
   const logStream = { write: (line: string) => void logLines.push(line) }
-  const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream })
+  // a subprocess for each application would cost more CPU time than all that it hashes
+  const app = buildApp(readConfig(testEnvironment(urls, env)), { logStream, hasher: argon2 })
   const faults = watchContract(app)
   finishInjectedStreams(app)
   before?.(app)

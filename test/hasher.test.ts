@@ -25,6 +25,7 @@ import {
 import { stopwatch } from './machine.ts'
 
 // bounded in time: answers while passwords are hashed
+// rehearsal: subprocesses that hash, under load
 
 /*
  * The packages that hash passwords, and the subprocess of lower priority that does it with one of them: it does what the package does, its death fails no request, and it never

@@ -17,6 +17,7 @@ import {
 } from './harness.ts'
 
 // bounded in time: how long the transaction of a killed process waits for its lock
+// rehearsal: processes are killed in requests with an Idempotency-Key
 
 /*
  * A process dies at any point of a request with an Idempotency-Key. The client repeats it, and gets one object.

@@ -5,6 +5,7 @@ import type { Test } from 'tap'
 import { v7 as uuidv7 } from 'uuid'
 import { buildApp } from '../src/app.ts'
 import type { Permission } from '../src/auth/api-keys/permissions.ts'
+import { argon2 } from '../src/auth/argon2.ts'
 import { type LinkPurpose, linkPurposes } from '../src/auth/one-time-tokens.ts'
 import { type Access, type Role, roles } from '../src/auth/roles.ts'
 import { readConfig } from '../src/config/config.ts'
@@ -111,7 +112,7 @@ export async function createWorld(t: Test, { env, plant, before, after }: Hole =
   const github = { GITHUB_CLIENT_ID: 'aggios', GITHUB_CLIENT_SECRET: 'a secret' }
   const settings = { LOG_LEVEL: 'info', DATABASE_POOL: '1', DNS_SERVERS: dns.address, ...github, ...env }
   const config = readConfig(testEnvironment(database, settings))
-  const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) } })
+  const app = buildApp(config, { logStream: { write: (line) => void logLines.push(line) }, hasher: argon2 })
   const routes: string[] = []
   const hidden: string[] = []
   app.addHook('onRoute', ({ method, url, schema }) => {

@@ -5,6 +5,8 @@ import { createTestDatabase, post, type Server, startServer, testEnvironment } f
 import { contentSum, createFileClient } from './large-file.ts'
 import { objectStores } from './object-stores.ts'
 
+// rehearsal: an upload of hundreds of megabytes
+
 /*
  * The server holds only a few parts of a file in memory, however large the file is. `npm run bench` measures the speed.
  *

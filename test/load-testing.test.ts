@@ -13,6 +13,8 @@ import {
 } from './harness.ts'
 import { findBenchPackage, findProgram } from './parts.ts'
 
+// rehearsal: load generators with the people of a seed
+
 /*
  * The programs and commands of docs/load-testing.md work as they stand there.
  */

@@ -14,6 +14,7 @@ import { createTenant, post, startApp } from './harness.ts'
 import { asRoot, bucket, createMinioAdmin, encrypt, objectStores, type StartedStore } from './object-stores.ts'
 
 // bounded in time: how long a store may take
+// rehearsal: every kind of object store, on real servers
 
 /*
  * Every kind of store keeps the promises of src/files/store/object-store.ts, and the product works with each.

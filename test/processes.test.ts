@@ -35,6 +35,7 @@ import {
 } from './server-calls.ts'
 
 // bounded in time: how soon a process starts and ends
+// rehearsal: five processes on one database, and their deaths
 
 /*
  * Several processes on one database: they are started, killed, and cut off from the database.

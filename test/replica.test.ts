@@ -16,6 +16,7 @@ import { createTenant, eventually, post, startApp, type Tenant, type TestApp } f
 import { makeStandby, type Standby } from './standby.ts'
 
 // bounded in time: when a replica is left
+// rehearsal: a streaming replica of PostgreSQL
 
 /*
  * The product with a streaming replica: which reads go there, which never do, and what happens when the replica is away or behind.

@@ -9,6 +9,7 @@ import { createTestDatabase, eventually, password, startServer, testEnvironment 
 import { stopwatch } from './machine.ts'
 
 // bounded in time: how long a shutdown takes
+// rehearsal: processes that end under slow clients
 
 /*
  * Replies to slow clients, and open connections, when the process is told to stop.

@@ -7,6 +7,8 @@ import { eventually, root } from './harness.ts'
 import { findProgram } from './parts.ts'
 import { accepts, freePort } from './ports.ts'
 
+// rehearsal: the stack of npm run stack
+
 /*
  * `npm run stack`: the commands that it prints work, and nothing is left when it ends.
  */

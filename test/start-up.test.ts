@@ -25,6 +25,7 @@ import {
 import { freePort } from './ports.ts'
 
 // bounded in time: how long a database is waited for
+// rehearsal: starts that can not succeed, as processes
 
 /*
  * A start of the server or of a command that can't succeed: it prints one line that says what to do, exits with a code, and leaves

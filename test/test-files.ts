@@ -90,7 +90,6 @@ export async function runFile(
 
 /**
  * What a file rehearses, if it is a rehearsal: a piece of work on whole installations, by the line with which it says so.
- * Rehearsals take about as long as all other files together.
  */
 export function findRehearsal(source: string): string | undefined {
   return /^\/\/ rehearsal: (\S.*)$/m.exec(source)?.[1]

@@ -7,6 +7,8 @@ import { allRows, eventually, password, startServer, testEnvironment } from './h
 import { registerAgency } from './oracle.ts'
 import { urlsOf } from './stand.ts'
 
+// rehearsal: commits that a synchronous standby does not have
+
 /*
  * A commit that only the primary has: its synchronous standby is away. PostgreSQL shows such a commit to everybody once nobody waits
  * for the standby any more: after the wait was cancelled, and after a restart. A failover to the standby would lose it. So

@@ -13,6 +13,8 @@ import {
 import { createRandom } from './random.ts'
 import { createWebhook, startReceiver, verify } from './webhook-receiver.ts'
 
+// rehearsal: processes are killed while they deliver webhooks
+
 /*
  * A server is killed at any moment, again and again, while it makes changes and delivers their events. No event is lost, and none
  * gets a second id. `WEBHOOK_KILLS=200 npm test -- --timeout=1200 test/webhook-kill.test.ts`

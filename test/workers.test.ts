@@ -24,6 +24,7 @@ import { findProgram } from './parts.ts'
 import { accepts, freePort } from './ports.ts'
 
 // bounded in time: how soon a worker is replaced
+// rehearsal: several workers on one port, and their deaths
 
 /*
  * Several workers on one port. All of them serve, the death of one affects only its own requests, and all end in good order.

@@ -4,7 +4,7 @@ import fp from 'fastify-plugin'
 import { peppersInUse } from '../../db/queries/directory.ts'
 import { requireKeysInUse } from '../../db/queries/keys-in-use.ts'
 import { argon2, failures } from '../../src/auth/argon2.ts'
-import { createHasher } from '../../src/auth/hasher.ts'
+import { createHasher, type Hasher } from '../../src/auth/hasher.ts'
 import { createPasswords, type Passwords } from '../../src/auth/passwords.ts'
 import { createKeyRing, type KeyRing } from '../../src/keys.ts'
 
@@ -18,14 +18,22 @@ declare module 'fastify' {
   }
 }
 
-/** Hashes passwords. Refuses to start when a stored password needs a pepper that is not configured. */
-export default fp(
-  async (app) => {
+/**
+ * Hashes passwords, in a subprocess if no hasher is given. Refuses to start when a stored password needs a pepper that is
+ * not configured.
+ */
+export default fp<{ hasher?: Hasher }>(
+  async (app, { hasher: given }) => {
     /** Rejects when a stored password needs a pepper that is not among these. */
     async function requirePeppers(values: readonly string[]): Promise<KeyRing> {
       const peppers = createKeyRing(values, 'pepper')
       await requireKeysInUse(app.gate, peppersInUse, (id) => peppers.byId.has(id), 'stored passwords')
       return peppers
+    }
+    function startHasher(concurrency: number): Hasher {
+      const hasher = createHasher({ concurrency, log: app.log })
+      app.addHook('onClose', async () => hasher.close())
+      return hasher
     }
     for (const err of failures) {
       app.log.warn(
@@ -37,9 +45,7 @@ export default fp(
     const peppers = await requirePeppers(app.config.passwordPepper)
     // the workers share the cores
     const concurrency = Math.max(1, Math.floor(availableParallelism() / app.config.webConcurrency))
-    const hasher = createHasher({ concurrency, log: app.log })
-    app.addHook('onClose', async () => hasher.close())
-    app.decorate('passwords', await createPasswords(peppers, hasher, concurrency))
+    app.decorate('passwords', await createPasswords(peppers, given ?? startHasher(concurrency), concurrency))
     app.secrets.follow(['passwordPepper'], async ({ passwordPepper }) =>
       app.passwords.prepare(await requirePeppers(passwordPepper))
     )
