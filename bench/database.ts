@@ -38,8 +38,11 @@ export type Database = {
   /** The secrets of the product, for signing and hashing. */
   secrets: { JWT_SECRET: string; PASSWORD_PEPPER: string }
   dataset(size: Size): Promise<Dataset>
+  /** Copies a dataset to another database, which a scenario may change. */
+  copy(of: Dataset, size: Size, name: string): Promise<Dataset>
   /** Copies a dataset to another database, and switches row security off there as the owner of the tables. */
   withoutRowSecurity(of: Dataset, size: Size): Promise<Dataset>
+  drop(of: Dataset): Promise<void>
   stop(): Promise<void>
 }
 
@@ -57,6 +60,12 @@ export async function openDatabase(say: (line: string) => void): Promise<Databas
   const server = await startEmbedded(folder)
   const admin = server.url('postgres', 'postgres')
   const [shown] = await query<{ server_version: string }>(admin, 'show server_version')
+
+  async function copy(of: Dataset, size: Size, name: string): Promise<Dataset> {
+    const urls = urlsOf(server, name)
+    await createDatabase(admin, urls, name, size.name)
+    return { ...of, urls }
+  }
 
   return {
     pid: Number(readFileSync(join(folder, 'postgres', 'postmaster.pid'), 'utf8').split('\n', 1)[0]),
@@ -79,14 +88,16 @@ export async function openDatabase(say: (line: string) => void): Promise<Databas
       }
       return { urls, ...JSON.parse(readFileSync(tokens, 'utf8')) }
     },
+    copy,
     async withoutRowSecurity(of, size) {
-      const name = `${size.name}_open`
-      const urls = urlsOf(server, name)
-      await createDatabase(admin, urls, name, size.name)
-      await query(urls.owner, openTables)
-      await query(urls.postgres, 'vacuum analyze')
-      await query(urls.postgres, 'checkpoint')
-      return { ...of, urls }
+      const open = await copy(of, size, `${size.name}_open`)
+      await query(open.urls.owner, openTables)
+      await query(open.urls.postgres, 'vacuum analyze')
+      await query(open.urls.postgres, 'checkpoint')
+      return open
+    },
+    async drop({ urls }) {
+      await query(admin, `drop database ${new URL(urls.app).pathname.slice(1)} with (force)`)
     },
     stop: () => server.stop()
   }

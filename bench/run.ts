@@ -6,6 +6,7 @@ import { describeDisturbance } from './disturbance.ts'
 import { chooseLoadGenerator } from './load.ts'
 import { describeMachine, type Findings, figureRows, goalRows, pairRows, show, textTable, writePage } from './report.ts'
 import { dpop } from './scenarios/dpop.ts'
+import { growth } from './scenarios/growth.ts'
 import { hashing } from './scenarios/hashing.ts'
 import { keys } from './scenarios/keys.ts'
 import { mix } from './scenarios/mix.ts'
@@ -50,6 +51,7 @@ const scenarios: Scenario[] = [
   dpop,
   keys,
   webhooks,
+  growth,
   traces,
   profile
 ]

@@ -70,6 +70,8 @@ t.test('a token is told nothing of another tenant but that it is of none of it',
 t.test('a role that is too low is refused, and remembered as an attempt', async (t) => {
   const facts = { tenant: acme, bearer: good }
   t.strictSame(outcome({ access: 'admin' }, facts), { refusal: 'forbidden', attempt: 'ada' })
+  const detail = decide({ access: 'admin' }, { ...none, ...facts }).refusal?.options.detail
+  t.match(detail, /the role admin or a higher one/, 'and told which role it takes')
   t.strictSame(outcome({ access: 'internal' }, facts), { refusal: 'forbidden' })
   for (const access of ['user', 'viewer', 'member'] as const)
     t.strictSame(outcome({ access }, facts), { caller: 'ada' })

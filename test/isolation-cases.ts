@@ -22,7 +22,8 @@ export type Attempt = {
   headers: Record<string, string>
   payload?: object | Buffer
 }
-export type Expected = { status: number; code: string; deniedIn?: Side; like?: object }
+/** `names`: what the detail of the refusal must name. */
+export type Expected = { status: number; code: string; deniedIn?: Side; like?: object; names?: string }
 
 /** Details that a problem document may have, because they say the same to everybody. */
 const sameDetails: Record<string, (string | undefined)[]> = {
@@ -192,6 +193,10 @@ export class Cases {
     const reply = await this.refuseAs(operation, actor, attempt, [expected.code])
     const title = `${operation.id}, ${actor}`
     if (reply.statusCode !== expected.status) this.fail(title, `${reply.statusCode}, not ${expected.status}`)
+    if (expected.names !== undefined && attempt.method !== 'HEAD') {
+      const { detail = '' } = reply.json()
+      if (!detail.includes(expected.names)) this.fail(title, `the detail "${detail}" does not name ${expected.names}`)
+    }
     if (expected.deniedIn) this.denials.set(reply.headers['x-request-id'] as string, expected.deniedIn.id)
     if (expected.like && JSON.stringify(fingerprint(reply)) !== JSON.stringify(expected.like)) {
       this.fail(title, `${JSON.stringify(fingerprint(reply))} is not ${JSON.stringify(expected.like)}`)

@@ -234,7 +234,7 @@ class Matrix extends KeyCases {
       await this.refuse(operation, `X3 ${Object.keys(headers)[0]}`, as(a.people.owner, attempt), mismatch(a))
     }
     for (const role of roles.filter((each) => !mayCall(access, each))) {
-      const expected = { status: 403, code: 'forbidden', deniedIn: a }
+      const expected = { status: 403, code: 'forbidden', deniedIn: a, names: `the role ${access}` }
       await this.refuse(operation, `R ${role}`, as(a.people[role]), expected)
       await this.refuse(
         operation,

@@ -4,10 +4,11 @@ import { recordAudit } from '../../db/queries/audit.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
 import { createSecret, digestOf, formatKey } from '../../src/auth/api-keys/key-format.ts'
 import { permissionTable } from '../../src/auth/api-keys/permissions.ts'
+import { roleTooLow } from '../../src/auth/role-refusals.ts'
 import { mayManage } from '../../src/auth/roles.ts'
 import { isRange } from '../../src/http/addresses.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
-import { conflict, forbidden, notFound, reauthenticationRequired } from '../../src/http/problems.ts'
+import { conflict, notFound, reauthenticationRequired } from '../../src/http/problems.ts'
 import { maxUuid } from '../../src/uuids.ts'
 import { NoContent, PageQuery } from '../schemas.ts'
 import { deleteKey, insertKey, listKeys, lockAuthorRole, maxKeys, readKey, rotateKey } from './queries.ts'
@@ -75,7 +76,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
         return key
       })
       if (outcome === 'stale') throw reauthenticationRequired()
-      if (outcome === 'demoted') throw forbidden()
+      if (outcome === 'demoted') throw roleTooLow('admin')
       if (outcome === 'full') throw conflict({ detail: `an agency has at most ${maxKeys} API keys` })
       reply.code(201).header('cache-control', 'no-store')
       return { ...outcome, key: formatKey({ tenant_id, id, secret }) }
@@ -134,7 +135,7 @@ const apiKeys: FastifyPluginAsyncTypebox = async (app) => {
         return key
       })
       if (outcome === 'stale') throw reauthenticationRequired()
-      if (outcome === 'demoted') throw forbidden()
+      if (outcome === 'demoted') throw roleTooLow('admin')
       if (outcome === 'unknown') throw notFound()
       await app.revocations.readNow()
       reply.code(201).header('cache-control', 'no-store')

@@ -5,13 +5,8 @@ import { queueAgencyNews } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { lockRoles } from '../../db/queries/members.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
-import {
-  conflict,
-  enforcementNotReady,
-  forbidden,
-  notFound,
-  reauthenticationRequired
-} from '../../src/http/problems.ts'
+import { roleTooLow } from '../../src/auth/role-refusals.ts'
+import { conflict, enforcementNotReady, notFound, reauthenticationRequired } from '../../src/http/problems.ts'
 import { NoContent } from '../schemas.ts'
 import {
   type Enforcement as EnforcementRow,
@@ -189,7 +184,7 @@ const enforcement: FastifyPluginAsyncTypebox = async (app) => {
 async function requireOwner(trx: TenantTransaction, { user }: FastifyRequest): Promise<void> {
   if (!(await isFresh(trx, user))) throw reauthenticationRequired()
   const roles = await lockRoles(trx, [user.user_id])
-  if (roles.find(({ user_id }) => user_id === user.user_id)?.role !== 'owner') throw forbidden()
+  if (roles.find(({ user_id }) => user_id === user.user_id)?.role !== 'owner') throw roleTooLow('owner')
 }
 
 export default enforcement

@@ -129,7 +129,7 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
         return 'deleted'
       })
       if (outcome === 'gone') throw notFound()
-      if (outcome === 'forbidden') throw forbidden()
+      if (outcome === 'forbidden') throw notYours()
       app.objectSweep.wake()
       reply.code(204)
     }
@@ -162,11 +162,13 @@ const files: FastifyPluginAsyncTypebox = async (app) => {
       })
       if (outcome === 'gone') throw notFound()
       if (outcome === 'ready') throw conflict({ detail: 'the file is not deleted' })
-      if (outcome === 'forbidden') throw forbidden()
+      if (outcome === 'forbidden') throw notYours()
       return requireFile(request, id)
     }
   )
 }
+
+const notYours = () => forbidden({ detail: 'members change files of their own, and admins those of anybody' })
 
 /** Members may change their own files, admins may change any. */
 function mayChange(user: { user_id: string; role: Role }, file: LockedFile): boolean {

@@ -167,7 +167,7 @@ async function requireAcceptor(
   if (bearer) {
     if (!found || bearer.user_id !== found.id) {
       request.denied = bearer
-      throw forbidden()
+      throw forbidden({ detail: 'the invitation is for somebody else: sign out, or sign in as that person' })
     }
     const { tenant_id, sid: session_id } = bearer
     const values = { tenant_id, session_id, idle_seconds: app.config.refreshTokenTtl }

@@ -62,7 +62,8 @@ const invitations: FastifyPluginAsyncTypebox = async (app) => {
     async (request, reply) => {
       const { role } = request.body
       const email = normalizeEmail(request.body.email)
-      if (!mayManage(request.user.role, role)) throw forbidden()
+      if (!mayManage(request.user.role, role))
+        throw forbidden({ detail: 'nobody can invite to a role above their own' })
       reply.code(201)
       const invitation = await request.createOnce(reply, async (trx) => {
         if (await isMember(trx, email)) throw alreadyAMember()

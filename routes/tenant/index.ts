@@ -12,6 +12,7 @@ import { isFresh } from '../../db/queries/sessions.ts'
 import { hasFactor } from '../../db/queries/sign-in/second-factors.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { readTenant } from '../../db/queries/tenants.ts'
+import { roleTooLow } from '../../src/auth/role-refusals.ts'
 import { revocationSeconds } from '../../src/auth/token-life.ts'
 import { matchesTag, tenantTag, tenantVersion } from '../../src/http/etags.ts'
 import { invalidMembers } from '../../src/http/field-errors.ts'
@@ -193,7 +194,7 @@ const tenant: FastifyPluginAsyncTypebox = async (app) => {
         throw invalidMembers([{ path: '/body/slug', message: "must be this agency's slug" }])
       }
       if (outcome === 'stale') throw reauthenticationRequired()
-      if (outcome === 'demoted') throw forbidden()
+      if (outcome === 'demoted') throw roleTooLow('owner')
       await app.revocations.readNow()
       reply.code(202)
       return { status: 'accepted' as const }

@@ -9,6 +9,7 @@ import {
 import type { KeyReach } from './api-keys/key-reach.ts'
 import type { Permission } from './api-keys/permissions.ts'
 import type { AccessClaims } from './claims.ts'
+import { roleTooLow } from './role-refusals.ts'
 import { type Access, allows } from './roles.ts'
 
 /** A presented access token: its claims when the signature is valid, and the problem when the token is refused. */
@@ -83,7 +84,8 @@ export function decide(entrance: Entrance, facts: Facts): Decision {
   if (!caller) return decision
   const refusal = caller.key && findKeyRefusal(entrance, caller.key, facts)
   if (refusal) return { refusal, attempt: caller }
-  return allows(access, caller.role) ? decision : { refusal: forbidden(), attempt: caller }
+  if (access === 'user' || allows(access, caller.role)) return decision
+  return { refusal: roleTooLow(access), attempt: caller }
 }
 
 /** Why an API key may not call a route, whatever its role is. A route for persons of any agency is for no key. */
