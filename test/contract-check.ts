@@ -19,7 +19,11 @@ type Document = {
   >
 }
 
-const limitHeaders = ['RateLimit', 'RateLimit-Policy']
+/** What clients branch on. A reply that has one of them must say so in the document. */
+const documentedHeaders = [
+  ...['RateLimit', 'RateLimit-Policy', 'Retry-After', 'Location', 'ETag', 'Accept-Ranges', 'Content-Range'],
+  ...['Content-Disposition', 'WWW-Authenticate', 'DPoP-Nonce', 'Idempotency-Replayed', 'Deprecation', 'Sunset', 'Link']
+]
 
 /** The schemas of a document, by their JSON pointer. Each is compiled once, when the first reply needs it. */
 type Schemas = (pointer: string) => Validate
@@ -102,7 +106,7 @@ export function watchContract(app: FastifyInstance): string[] {
       if (!operation || path === undefined) return
       const response = operation.responses[status]
       if (!response) return void faults.push(`${method} ${route}: ${status} is not documented: ${body.slice(0, 200)}`)
-      for (const name of limitHeaders) {
+      for (const name of documentedHeaders) {
         if (sent.includes(name.toLowerCase()) && !(name in (response.headers ?? {})))
           faults.push(`${method} ${route}: ${name} of ${status} is not documented`)
       }

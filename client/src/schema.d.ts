@@ -8642,6 +8642,8 @@ export interface components {
     ETag: string
     /** @description `true` on the reply that is given again */
     'Idempotency-Replayed': string
+    /** @description Where the new object is, or where the browser goes on */
+    Location: string
     /** @description How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off */
     RateLimit: string
     /** @description The limits: `q` requests in `w` seconds */
@@ -8850,6 +8852,7 @@ export type HeaderContentRange = components['headers']['Content-Range']
 export type HeaderDPoPNonce = components['headers']['DPoP-Nonce']
 export type HeaderETag = components['headers']['ETag']
 export type HeaderIdempotencyReplayed = components['headers']['Idempotency-Replayed']
+export type HeaderLocation = components['headers']['Location']
 export type HeaderRateLimit = components['headers']['RateLimit']
 export type HeaderRateLimitPolicy = components['headers']['RateLimit-Policy']
 export type HeaderRetryAfter = components['headers']['Retry-After']
@@ -9487,6 +9490,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9666,6 +9670,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -9841,6 +9846,7 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10024,6 +10030,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10647,6 +10654,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -10964,6 +10972,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11310,6 +11319,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11469,6 +11479,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11666,6 +11677,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -11854,6 +11866,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12031,6 +12044,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12179,6 +12193,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12352,6 +12367,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12532,6 +12548,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12687,6 +12704,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -12860,6 +12878,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13011,6 +13030,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13206,6 +13226,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13399,6 +13420,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13596,6 +13618,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13794,6 +13817,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -13972,6 +13996,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14150,6 +14175,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14339,6 +14365,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14519,6 +14546,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14704,6 +14732,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -14888,6 +14917,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15072,6 +15102,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15229,6 +15260,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15415,6 +15447,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15590,6 +15623,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -15788,6 +15822,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16053,6 +16088,7 @@ export interface operations {
       /** @description Go to `Location` */
       302: {
         headers: {
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16076,6 +16112,7 @@ export interface operations {
       /** @description `tenant_suspended`: The agency is suspended */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16224,6 +16261,7 @@ export interface operations {
       /** @description Go to `Location` */
       302: {
         headers: {
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16377,6 +16415,7 @@ export interface operations {
       /** @description Go to `Location` */
       302: {
         headers: {
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16548,6 +16587,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16746,6 +16786,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -16901,6 +16942,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17083,6 +17125,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17272,6 +17315,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17459,6 +17503,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17563,6 +17608,8 @@ export interface operations {
       /** @description IdentityProvider */
       201: {
         headers: {
+          ETag: components['headers']['ETag']
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17614,6 +17661,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17751,6 +17799,7 @@ export interface operations {
       /** @description IdentityProvider */
       200: {
         headers: {
+          ETag: components['headers']['ETag']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17800,6 +17849,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -17954,6 +18004,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18102,6 +18153,7 @@ export interface operations {
       /** @description IdentityProvider */
       200: {
         headers: {
+          ETag: components['headers']['ETag']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18153,6 +18205,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18354,6 +18407,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18509,6 +18563,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18693,6 +18748,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -18888,6 +18944,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19041,6 +19098,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19238,6 +19296,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19441,6 +19500,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19592,6 +19652,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19745,6 +19806,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -19943,6 +20005,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20134,6 +20197,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20315,6 +20379,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20473,6 +20538,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20675,6 +20741,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20852,6 +20919,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21038,6 +21106,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21244,6 +21313,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21399,6 +21469,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21589,6 +21660,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21747,6 +21819,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -21930,6 +22003,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22122,6 +22196,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22277,6 +22352,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22463,6 +22539,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22616,6 +22693,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22800,6 +22878,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -22987,6 +23066,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23142,6 +23222,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23329,6 +23410,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23504,6 +23586,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23693,6 +23776,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23880,6 +23964,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -23984,6 +24069,8 @@ export interface operations {
       /** @description WebhookWithSecret */
       201: {
         headers: {
+          ETag: components['headers']['ETag']
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24034,6 +24121,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24171,6 +24259,7 @@ export interface operations {
       /** @description Webhook */
       200: {
         headers: {
+          ETag: components['headers']['ETag']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24220,6 +24309,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24373,6 +24463,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24510,6 +24601,7 @@ export interface operations {
       /** @description Webhook */
       200: {
         headers: {
+          ETag: components['headers']['ETag']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24560,6 +24652,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24700,6 +24793,7 @@ export interface operations {
       /** @description WebhookWithSecret */
       200: {
         headers: {
+          ETag: components['headers']['ETag']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24750,6 +24844,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -24934,6 +25029,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25089,6 +25185,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25197,6 +25294,7 @@ export interface operations {
       /** @description WebhookDelivery */
       202: {
         headers: {
+          Location: components['headers']['Location']
           'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
@@ -25248,6 +25346,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25406,6 +25505,7 @@ export interface operations {
       /** @description WebhookDelivery */
       202: {
         headers: {
+          Location: components['headers']['Location']
           'Idempotency-Replayed': components['headers']['Idempotency-Replayed']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
@@ -25457,6 +25557,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25669,6 +25770,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25880,6 +25982,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25984,6 +26087,7 @@ export interface operations {
       /** @description FileMetadata */
       201: {
         headers: {
+          Location: components['headers']['Location']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26034,6 +26138,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26234,6 +26339,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26390,6 +26496,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26569,6 +26676,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26793,6 +26901,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -26959,6 +27068,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27124,6 +27234,7 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27270,6 +27381,7 @@ export interface operations {
       /** @description `tenant_mismatch`: The token belongs to another agency */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27462,6 +27574,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27616,6 +27729,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27806,6 +27920,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28005,6 +28120,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28192,6 +28308,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28394,6 +28511,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28588,6 +28706,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28791,6 +28910,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29006,6 +29126,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29192,6 +29313,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29371,6 +29493,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29557,6 +29680,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29871,6 +29995,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -30032,6 +30157,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -30188,6 +30314,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -30341,6 +30468,7 @@ export interface operations {
        */
       403: {
         headers: {
+          'WWW-Authenticate': components['headers']['WWW-Authenticate']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown

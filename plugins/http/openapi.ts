@@ -225,6 +225,10 @@ const headers = {
   'DPoP-Nonce': text(...proofNonceHeader),
   ETag: text('The version of what was sent, for `If-None-Match` and `If-Match`', '"1.1-441d7c9db9ee"'),
   'Idempotency-Replayed': text('`true` on the reply that is given again', 'true'),
+  Location: text(
+    'Where the new object is, or where the browser goes on',
+    '/api/v1/files/01890a5d-ac96-774b-bcce-b302099a8057'
+  ),
   RateLimit: text(
     'How many requests remain of each limit, and in how many seconds it starts anew (structured fields of the IETF draft); left out where a limit is switched off',
     '"user";r=299;t=60'
@@ -238,13 +242,21 @@ const headers = {
 }
 type Header = keyof typeof headers
 const headersByStatus: Record<string, Header[]> = {
+  302: ['Location'],
   304: ['ETag'],
   401: ['WWW-Authenticate', 'DPoP-Nonce'],
+  403: ['WWW-Authenticate'],
   415: ['Accept', 'Accept-Encoding'],
   416: ['Content-Range'],
   429: ['Retry-After'],
   503: ['Retry-After']
 }
+/** What is sent with its version, and what is said to be where it was made. */
+const [tagged, located] = [
+  new Set(['User', 'Tenant', 'Webhook', 'WebhookWithSecret', 'IdentityProvider']),
+  new Set(['FileMetadata', 'WebhookWithSecret', 'WebhookDelivery', 'IdentityProvider'])
+]
+
 /** The statuses of replies that are sent before the request is counted, so that they have no headers of limits. */
 const uncounted = ['408', '431']
 
@@ -252,7 +264,9 @@ const uncounted = ['408', '431']
 function describeResponse(status: string, response: Response, { repeatable = false, limited = false }): void {
   const schema = response.content?.['application/json']?.schema?.$ref?.split('/').at(-1)
   if (response.description === 'Default Response') response.description = schema ?? 'Success'
-  const names = [...(headersByStatus[status] ?? (schema === 'User' || schema === 'Tenant' ? ['ETag' as const] : []))]
+  const names = [...(headersByStatus[status] ?? [])]
+  if (schema !== undefined && tagged.has(schema)) names.push('ETag')
+  if (schema !== undefined && located.has(schema) && (status === '201' || status === '202')) names.push('Location')
   if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
   if (limited && !uncounted.includes(status)) names.push('RateLimit-Policy', 'RateLimit')
   if (names.length === 0) return
