@@ -5,7 +5,6 @@ import { text } from 'node:stream/consumers'
 import type { Bench, Scenario } from '../bench.ts'
 import { adopt, scratch } from '../children.ts'
 import { baseDomain, type Dataset, query, type Size } from '../database.ts'
-import type { Growth } from '../growth-worker.ts'
 import { filesFolder, root } from '../servers.ts'
 import { median } from '../statistics.ts'
 
@@ -24,9 +23,10 @@ const mostPower = 1.15
 
 /**
  * What a tenth of all agencies leave behind: in the last ten minutes two changes each, in the last day something that ended
- * tokens, and a row of each kind that has expired.
+ * tokens, and a row of each kind that has expired. What making the agencies has left to sweep goes first.
  */
 const activity = `
+truncate changes;
 create temporary table active as
   select tenant_id, user_id, row_number() over (order by tenant_id) as number from memberships;
 delete from active where number % 10 <> 0;
@@ -51,6 +51,8 @@ drop table active`
 type Row = { name: string; unit: Unit; values: number[] }
 type Unit = 'ms' | 'MB' | ''
 type Measured = { value: number; unit: Unit }
+/** What test/growth-worker.ts prints. */
+type Growth = { ms: Record<string, number>; mb: Record<string, number> }
 
 async function measureAt(bench: Bench, agencies: number): Promise<Map<string, Measured>> {
   const size: Size = { name: `bench_growth_${agencies}`, tenants: agencies, people: 1, sessions: 1_000 }
@@ -92,7 +94,7 @@ async function work(bench: Bench, dataset: Dataset, agencies: number): Promise<G
   const prefix = /^(.*-)\d+\./.exec(first?.host ?? '')?.[1]
   if (prefix === undefined) throw new Error('the agencies of the dataset have other hosts than before')
   const child = adopt(
-    spawn(process.execPath, ['--expose-gc', join(root, 'bench', 'growth-worker.ts'), prefix, String(agencies)], {
+    spawn(process.execPath, ['--expose-gc', join(root, 'test', 'growth-worker.ts'), prefix, String(agencies)], {
       cwd: scratch,
       env: {
         PATH: process.env.PATH,

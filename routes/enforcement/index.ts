@@ -5,7 +5,7 @@ import { queueAgencyNews } from '../../db/queries/accounts/mails.ts'
 import { recordAudit } from '../../db/queries/audit.ts'
 import { lockRoles } from '../../db/queries/members.ts'
 import { isFresh } from '../../db/queries/sessions.ts'
-import { roleTooLow } from '../../src/auth/role-refusals.ts'
+import { roleTooLow } from '../../src/auth/admission.ts'
 import { conflict, enforcementNotReady, notFound, reauthenticationRequired } from '../../src/http/problems.ts'
 import { NoContent } from '../schemas.ts'
 import {

@@ -9,8 +9,7 @@ import {
 import type { KeyReach } from './api-keys/key-reach.ts'
 import type { Permission } from './api-keys/permissions.ts'
 import type { AccessClaims } from './claims.ts'
-import { roleTooLow } from './role-refusals.ts'
-import { type Access, allows } from './roles.ts'
+import { type Access, allows, type Role, roles } from './roles.ts'
 
 /** A presented access token: its claims when the signature is valid, and the problem when the token is refused. */
 export type Bearer = { claims: AccessClaims; problem: Problem | undefined } | { claims: undefined; problem: Problem }
@@ -50,6 +49,17 @@ export type Decision = {
    */
   disguise?: Problem
 }
+
+/** Made once for each role, because a flood of refusals must stay cheap. */
+const refusals = new Map<Role, Problem>(
+  roles.map((role) => [
+    role,
+    forbidden({ detail: `this takes the role ${role}${role === 'owner' ? '' : ' or a higher one'}` })
+  ])
+)
+
+/** The `forbidden` for callers whose role is below this one, which it names. */
+export const roleTooLow = (needed: Role): Problem => refusals.get(needed) as Problem
 
 /**
  * Decides whether a request may reach its handler. No other place decides this. The checks run in this order:
