@@ -13,6 +13,7 @@ import {
   post,
   readText,
   startApp,
+  type Tenant,
   testEnvironment
 } from './harness.ts'
 import { bearer, login, me } from './requests.ts'
@@ -181,6 +182,35 @@ t.test('npm run aggios', async (t) => {
     await eventually(async () => (await status()) === 401, 5000)
     const ended = (await eventsIn(acme.id, 'session.ended')).filter(({ detail }) => detail?.by === 'operator')
     t.strictSame(ended, [{ actor_id: null, target_id: owner, detail: { by: 'operator' } }])
+  })
+
+  t.test('ends the API keys of an agency, or of all, and each agency sees it', async (t) => {
+    const makeKey = async (tenant: Tenant) => {
+      const body = { name: 'Robot', role: 'member', permissions: ['files:read'] }
+      const { access_token } = await tenant.signIn()
+      return (await tenant.with(access_token, post('/api-keys', body))).json() as { id: string; key: string }
+    }
+    const status = async (tenant: Tenant, { key }: { key: string }) =>
+      (await tenant.with(key, '/api/v1/files')).statusCode
+    const [first, second, third] = [await makeKey(acme), await makeKey(acme), await makeKey(rival)]
+    t.strictSame([await status(acme, first), await status(rival, third)], [200, 200])
+    t.match(await run('tenants', 'end-keys', 'acme'), { code: 2, stderr: /ends every API key of an agency, or of all/ })
+    for (const words of [[], ['acme', '--all']])
+      t.match(await run('tenants', 'end-keys', ...words, '--yes'), {
+        code: 1,
+        stderr: /name an agency, or every one by --all/
+      })
+    t.match(await run('tenants', 'end-keys', 'acme', '--yes'), { code: 0, stderr: '2 API keys of acme are ended\n' })
+    for (const key of [first, second]) await eventually(async () => (await status(acme, key)) === 401, 5000)
+    t.equal(await status(rival, third), 200, 'those of others stay')
+    t.match(await run('tenants', 'end-keys', '--all', '--yes'), {
+      code: 0,
+      stderr: '1 API keys of all agencies are ended\n'
+    })
+    await eventually(async () => (await status(rival, third)) === 401, 5000)
+    const detail = { by: 'operator', before: { name: 'Robot' } }
+    t.strictSame(await eventsIn(rival.id, 'api_key.ended'), [{ actor_id: null, target_id: third.id, detail }])
+    t.equal((await eventsIn(acme.id, 'api_key.ended')).length, 2)
   })
 
   t.test('shows mails that were not sent, and retries and drops them', async (t) => {

@@ -5919,6 +5919,7 @@ export interface components {
           before: {
             name: string
           }
+          by?: string
           reason?: string
         }
       }

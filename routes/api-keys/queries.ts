@@ -1,6 +1,7 @@
 import { sql } from 'kysely'
 import type { TenantTransaction } from '../../db/gate/gate.ts'
 import { statement } from '../../db/gate/statement.ts'
+import { keyRevocationLife } from '../../src/auth/api-keys/key-reach.ts'
 import type { KeyRole, Permission } from '../../src/auth/api-keys/permissions.ts'
 import type { Role } from '../../src/auth/roles.ts'
 
@@ -26,11 +27,7 @@ const columns = sql`k.id, k.name, k.role, k.permissions, k.cidrs, k.created_by, 
 
 /** The keys that an agency may have. */
 export const maxKeys = 100
-/**
- * How long an entry of the change feed revokes what was issued for a secret: longer than a token lives that a key has got, and
- * than a process remembers a key.
- */
-const revocationLife = sql.lit('20 minutes')
+const revocationLife = sql.lit(keyRevocationLife)
 
 /** The newest first. */
 export const listKeys = statement(

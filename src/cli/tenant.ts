@@ -1,6 +1,6 @@
 import type { TenantGate } from '../../db/gate/gate.ts'
 import { systemScope } from '../../db/gate/gate-query.ts'
-import { type Agency, listAgencies } from '../../db/queries/operations/operators.ts'
+import { type Agency, endKeysByOperator, listAgencies } from '../../db/queries/operations/operators.ts'
 import { changePlan, listPlans } from '../../db/queries/plans.ts'
 import { setTenantStatus } from '../../db/queries/tenant-status.ts'
 import { revocationSeconds } from '../auth/token-life.ts'
@@ -50,6 +50,13 @@ command
   .option('--slug <slug>', 'the address of the agency here, when the one of the export is taken')
   .action((path: string, folder: string, { slug }: { slug?: string }) => importTenant(path, folder, slug))
 
+endsSomething(command.command('end-keys [slug]'), 'ends every API key of an agency, or of all of them')
+  .description(
+    'Ends all API keys of an agency, or of every agency, as after a restore: keys that were ended since that copy are good again. They and their tokens are refused everywhere within a second, and each agency sees it in its audit log.'
+  )
+  .option('--all', 'of every agency', false)
+  .action(endKeys)
+
 command.command('list').description('Lists all agencies, by slug.').action(list)
 
 command.command('show <slug>').description('Shows an agency: its status, plan, people and files.').action(show)
@@ -59,14 +66,33 @@ const batch = 500
 
 function list(): Promise<never> {
   return operate(async (gate) => {
-    const agencies: Agency[] = []
-    for (let after = '', more = true; more; after = agencies.at(-1)?.slug ?? '') {
-      const page = await gate.query(systemScope, listAgencies, { one: null, after, batch })
-      agencies.push(...page)
-      more = page.length === batch
-      if (more) progress(`${agencies.length} agencies`)
-    }
+    const agencies = await readAgencies(gate)
     return { text: agencies.map(describe).join('\n'), data: { agencies } }
+  })
+}
+
+async function readAgencies(gate: TenantGate): Promise<Agency[]> {
+  const agencies: Agency[] = []
+  for (let after = '', more = true; more; after = agencies.at(-1)?.slug ?? '') {
+    const page = await gate.query(systemScope, listAgencies, { one: null, after, batch })
+    agencies.push(...page)
+    more = page.length === batch
+    if (more) progress(`${agencies.length} agencies`)
+  }
+  return agencies
+}
+
+function endKeys(given: string | undefined, { all }: { all: boolean }): Promise<never> {
+  return operate(async (gate) => {
+    if ((given === undefined) !== all) throw new Refusal('name an agency, or every one by --all')
+    const agencies = given === undefined ? await readAgencies(gate) : [await requireAgency(gate, given)]
+    let ended = 0
+    // an agency at a time, in transactions of their own: a command that was cut off is repeated
+    for (const { id } of agencies) {
+      const [found] = await gate.query(tenantScope(id), endKeysByOperator, { tenant_id: id })
+      ended += found?.ended ?? 0
+    }
+    return `${ended} API keys of ${given === undefined ? 'all agencies' : agencies[0]?.slug} are ended`
   })
 }
 

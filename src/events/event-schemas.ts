@@ -38,7 +38,7 @@ const file = { ...name, content_type: orNull(text), size: count, sha256: text, p
 export const eventDetails: Record<EventType, TSchema> = {
   'api_key.created': Type.Object(after(apiKey)),
   // without a reason somebody has ended it
-  'api_key.ended': Type.Object({ ...before(name), reason: Type.Optional(text) }),
+  'api_key.ended': Type.Object({ ...before(name), by: Type.Optional(text), reason: Type.Optional(text) }),
   'api_key.rotated': Type.Object({ overlap_seconds: count }),
   'domain.added': Type.Object(name),
   'domain.lost': Type.Object(name),

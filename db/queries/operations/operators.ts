@@ -1,4 +1,5 @@
 import { sql } from 'kysely'
+import { keyRevocationLife } from '../../../src/auth/api-keys/key-reach.ts'
 import { statement } from '../../gate/statement.ts'
 
 /*
@@ -129,5 +130,23 @@ export const endSessionByOperator = statement(
     select 'session.ended', null, user_id, id, '{"by": "operator"}' from ended
   )
   select user_id from ended`,
+  { writes: true }
+)
+
+/** Ends all API keys of the gate's tenant, with what was issued for them, and audits each, without an actor. */
+export const endKeysByOperator = statement(
+  'end_keys_by_operator',
+  (_, $: { tenant_id: string }) => sql<{ ended: number }>`
+  with ended as (
+    delete from api_keys where tenant_id = ${$.tenant_id} returning id, name, sid, previous_sid
+  ), published as (
+    insert into changes (kind, subject, expires_at)
+    select 'session', s.sid, now() + interval ${sql.lit(keyRevocationLife)}
+    from ended e cross join lateral (values (e.sid), (e.previous_sid)) s (sid) where s.sid is not null
+  ), audited as (
+    insert into audit_events (action, actor_id, target_id, detail)
+    select 'api_key.ended', null, id, jsonb_build_object('by', 'operator', 'before', jsonb_build_object('name', name)) from ended
+  )
+  select count(*)::int as ended from ended`,
   { writes: true }
 )

@@ -1,6 +1,12 @@
 import { createRangeTest } from '../../http/addresses.ts'
 import type { Permission } from './permissions.ts'
 
+/**
+ * How long an entry of the change feed revokes what was issued for a secret: longer than a token lives that a key has got, and
+ * than a process remembers a key.
+ */
+export const keyRevocationLife = '20 minutes'
+
 /** What an API key may do, and from where. Claims have it only where the caller is a key. */
 export type KeyReach = {
   permissions: ReadonlySet<Permission>
