@@ -1,7 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import { setImmediate as breathe } from 'node:timers/promises'
 import type { InjectOptions } from 'fastify'
+import { roleTooLow } from '../src/auth/admission.ts'
 import { permissions } from '../src/auth/api-keys/permissions.ts'
+import { roles } from '../src/auth/roles.ts'
 import { catalogue, Problem, problemText } from '../src/http/problems.ts'
 import type { Call, Policy } from './authz-calls.ts'
 import { tenantTables } from './catalogue-defects.ts'
@@ -31,7 +33,12 @@ const sameDetails: Record<string, (string | undefined)[]> = {
   slug_taken: ['another agency has this slug'],
   forbidden: [
     ...[undefined, 'no API key may do this', 'this API key may not be used from this address'],
-    ...permissions.map((name) => `this API key lacks the permission ${name}`)
+    ...permissions.map((name) => `this API key lacks the permission ${name}`),
+    ...roles.map((role) => roleTooLow(role).options.detail),
+    'nobody can invite to a role above their own',
+    'admins change people up to admin, and only owners change owners',
+    'members change files of their own, and admins those of anybody',
+    'the invitation is for somebody else: sign out, or sign in as that person'
   ],
   token_expired: [undefined, 'this API key has expired'],
   invalid_token: [undefined, 'send this token as DPoP, with a proof of its key', 'send this token as Bearer'],
