@@ -5,9 +5,11 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import argon2 from 'argon2'
 import t, { type Test } from 'tap'
+import { buildApp } from '../src/app.ts'
 import { argon2 as chosen, loadArgon2, packages } from '../src/auth/argon2.ts'
 import { createHasher } from '../src/auth/hasher.ts'
 import { createPasswords, parameters } from '../src/auth/passwords.ts'
+import { readConfig } from '../src/config/config.ts'
 import { createKeyRing } from '../src/keys.ts'
 import {
   createTenant,
@@ -18,7 +20,6 @@ import {
   root,
   type Server,
   send,
-  startApp,
   startServer,
   testEnvironment
 } from './harness.ts'
@@ -284,7 +285,9 @@ t.test('a process that has nothing else to do ends', async (t) => {
 })
 
 t.test('the application ends it, and hashes of many people pass through it', async (t) => {
-  const app = await startApp(t)
+  const app = buildApp(readConfig(testEnvironment(await createTestDatabase(t))))
+  t.teardown(() => app.close())
+  await app.ready()
   const acme = await createTenant(app, 'acme')
   const login = (word: string) =>
     send(app, 'localhost', post('/auth/login', { email: acme.owner.email, password: word }))

@@ -19332,6 +19332,7 @@ export interface operations {
        */
       409: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -20575,6 +20576,7 @@ export interface operations {
        */
       409: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25385,6 +25387,7 @@ export interface operations {
        */
       409: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25596,6 +25599,7 @@ export interface operations {
        */
       409: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -25809,6 +25813,7 @@ export interface operations {
        */
       409: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown

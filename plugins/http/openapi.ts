@@ -268,6 +268,8 @@ function describeResponse(status: string, response: Response, { repeatable = fal
   if (schema !== undefined && tagged.has(schema)) names.push('ETag')
   if (schema !== undefined && located.has(schema) && (status === '201' || status === '202')) names.push('Location')
   if (repeatable && status.startsWith('2')) names.push('Idempotency-Replayed')
+  // the first request with the key is still under way
+  if (repeatable && status === '409') names.push('Retry-After')
   if (limited && !uncounted.includes(status)) names.push('RateLimit-Policy', 'RateLimit')
   if (names.length === 0) return
   // beside those that the route itself declares
