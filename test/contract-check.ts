@@ -19,10 +19,13 @@ type Document = {
   >
 }
 
-/** What clients branch on. A reply that has one of them must say so in the document. */
+/**
+ * What clients act on. A reply that has one of them must say so in the document. Not `DPoP-Nonce`: any reply to a proof may
+ * have a new one, which the security scheme says.
+ */
 const documentedHeaders = [
   ...['RateLimit', 'RateLimit-Policy', 'Retry-After', 'Location', 'ETag', 'Accept-Ranges', 'Content-Range'],
-  ...['Content-Disposition', 'WWW-Authenticate', 'DPoP-Nonce', 'Idempotency-Replayed', 'Deprecation', 'Sunset', 'Link']
+  ...['Content-Disposition', 'WWW-Authenticate', 'Idempotency-Replayed', 'Deprecation', 'Sunset', 'Link']
 ]
 
 /** The schemas of a document, by their JSON pointer. Each is compiled once, when the first reply needs it. */

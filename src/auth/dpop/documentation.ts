@@ -7,7 +7,7 @@ export const proofScheme = {
   type: 'http' as const,
   scheme: 'dpop',
   description:
-    'A token with `token_type` `DPoP`, and a proof of its key in the header `DPoP` (RFC 9449): a JWT of type `dpop+jwt`, signed with ES256, with `htm`, `htu`, `iat`, `jti`, `ath` and the `nonce` of the newest `DPoP-Nonce` header. Each proof is good for one request.'
+    'A token with `token_type` `DPoP`, and a proof of its key in the header `DPoP` (RFC 9449): a JWT of type `dpop+jwt`, signed with ES256, with `htm`, `htu`, `iat`, `jti`, `ath` and the `nonce` of the newest `DPoP-Nonce` header, which any reply may have. Each proof is good for one request.'
 }
 
 /** The description of the header, and an example. */
