@@ -24,7 +24,7 @@ const bounded = /^\/\/ bounded in time: \S/m
 const mostSecondRuns = 3
 
 /** Files that run at once: more than there are cores, because a file often waits for its server or its database. */
-const jobs = 4
+const jobs = 5
 
 const { values: given, positionals: named } = readArguments()
 const timeoutSeconds = Number(given.timeout)

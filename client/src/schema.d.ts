@@ -26272,6 +26272,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -27504,6 +27505,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -28054,6 +28056,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29055,6 +29058,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29249,6 +29253,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown
@@ -29616,6 +29621,7 @@ export interface operations {
       /** @description `storage_full`: There is no room for files */
       507: {
         headers: {
+          'Retry-After': components['headers']['Retry-After']
           'RateLimit-Policy': components['headers']['RateLimit-Policy']
           RateLimit: components['headers']['RateLimit']
           [name: string]: unknown

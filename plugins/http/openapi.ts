@@ -249,7 +249,8 @@ const headersByStatus: Record<string, Header[]> = {
   415: ['Accept', 'Accept-Encoding'],
   416: ['Content-Range'],
   429: ['Retry-After'],
-  503: ['Retry-After']
+  503: ['Retry-After'],
+  507: ['Retry-After']
 }
 /** What is sent with its version, and what is said to be where it was made. */
 const [tagged, located] = [
