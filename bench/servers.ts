@@ -152,7 +152,7 @@ export function copyProduct({ file, withoutPackages }: Change): string {
 
 /** Removes all uploads, which would fill the disk over several runs. Call it when no server runs. */
 export async function removeUploads({ urls }: Dataset): Promise<void> {
-  await query(urls.postgres, 'truncate files, uploads, storage_usage')
+  await query(urls.postgres, 'truncate files, uploads, upload_pieces, storage_usage')
   rmSync(filesFolder, { recursive: true, force: true })
 }
 
