@@ -200,12 +200,15 @@ t.test('npm run aggios', async (t) => {
         code: 1,
         stderr: /name an agency, or every one by --all/
       })
-    t.match(await run('tenants', 'end-keys', 'acme', '--yes'), { code: 0, stderr: '2 API keys of acme are ended\n' })
+    t.match(await run('tenants', 'end-keys', 'acme', '--yes'), {
+      code: 0,
+      stderr: 'API keys of acme that are ended now: 2\n'
+    })
     for (const key of [first, second]) await eventually(async () => (await status(acme, key)) === 401, 5000)
     t.equal(await status(rival, third), 200, 'those of others stay')
     t.match(await run('tenants', 'end-keys', '--all', '--yes'), {
       code: 0,
-      stderr: '1 API keys of all agencies are ended\n'
+      stderr: 'API keys of all agencies that are ended now: 1\n'
     })
     await eventually(async () => (await status(rival, third)) === 401, 5000)
     const detail = { by: 'operator', before: { name: 'Robot' } }

@@ -252,7 +252,7 @@ const headersByStatus: Record<string, Header[]> = {
   503: ['Retry-After'],
   507: ['Retry-After']
 }
-/** What is sent with its version, and what is said to be where it was made. */
+/** Schemas of objects that are sent with an ETag, and of new objects whose address is in Location. */
 const [tagged, located] = [
   new Set(['User', 'Tenant', 'Webhook', 'WebhookWithSecret', 'IdentityProvider']),
   new Set(['FileMetadata', 'WebhookWithSecret', 'WebhookDelivery', 'IdentityProvider'])

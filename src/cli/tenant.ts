@@ -66,33 +66,36 @@ const batch = 500
 
 function list(): Promise<never> {
   return operate(async (gate) => {
-    const agencies = await readAgencies(gate)
+    const agencies: Agency[] = []
+    for await (const agency of allAgencies(gate)) agencies.push(agency)
     return { text: agencies.map(describe).join('\n'), data: { agencies } }
   })
 }
 
-async function readAgencies(gate: TenantGate): Promise<Agency[]> {
-  const agencies: Agency[] = []
-  for (let after = '', more = true; more; after = agencies.at(-1)?.slug ?? '') {
+/** All agencies, by slug. They are read page by page, and each page says how far it is. */
+async function* allAgencies(gate: TenantGate): AsyncGenerator<Agency> {
+  let count = 0
+  for (let after = '', more = true; more; ) {
     const page = await gate.query(systemScope, listAgencies, { one: null, after, batch })
-    agencies.push(...page)
+    yield* page
+    count += page.length
+    after = page.at(-1)?.slug ?? ''
     more = page.length === batch
-    if (more) progress(`${agencies.length} agencies`)
+    if (more) progress(`${count} agencies`)
   }
-  return agencies
 }
 
 function endKeys(given: string | undefined, { all }: { all: boolean }): Promise<never> {
   return operate(async (gate) => {
     if ((given === undefined) !== all) throw new Refusal('name an agency, or every one by --all')
-    const agencies = given === undefined ? await readAgencies(gate) : [await requireAgency(gate, given)]
+    const agencies = given === undefined ? allAgencies(gate) : [await requireTenant(gate, given)]
     let ended = 0
-    // an agency at a time, in transactions of their own: a command that was cut off is repeated
-    for (const { id } of agencies) {
+    // each agency in a transaction of its own: after a failure the command is repeated
+    for await (const { id } of agencies) {
       const [found] = await gate.query(tenantScope(id), endKeysByOperator, { tenant_id: id })
       ended += found?.ended ?? 0
     }
-    return `${ended} API keys of ${given === undefined ? 'all agencies' : agencies[0]?.slug} are ended`
+    return `API keys of ${given ?? 'all agencies'} that are ended now: ${ended}`
   })
 }
 

@@ -37,7 +37,7 @@ const file = { ...name, content_type: orNull(text), size: count, sha256: text, p
 
 export const eventDetails: Record<EventType, TSchema> = {
   'api_key.created': Type.Object(after(apiKey)),
-  // without a reason somebody has ended it
+  // without a reason a person has ended it, or an operator, whom `by` names
   'api_key.ended': Type.Object({ ...before(name), by: Type.Optional(text), reason: Type.Optional(text) }),
   'api_key.rotated': Type.Object({ overlap_seconds: count }),
   'domain.added': Type.Object(name),

@@ -1,12 +1,6 @@
 import { createRangeTest } from '../../http/addresses.ts'
 import type { Permission } from './permissions.ts'
 
-/**
- * How long an entry of the change feed revokes what was issued for a secret: longer than a token lives that a key has got, and
- * than a process remembers a key.
- */
-export const keyRevocationLife = '20 minutes'
-
 /** What an API key may do, and from where. Claims have it only where the caller is a key. */
 export type KeyReach = {
   permissions: ReadonlySet<Permission>
@@ -15,11 +9,13 @@ export type KeyReach = {
   allowsFrom: ((address: string) => boolean) | undefined
 }
 
-/**
- * The lifetime in seconds of an access token that a key has got, and how long a process remembers a key. The entry of the
- * change feed that revokes them lives for 20 minutes (db/migrations/0033_api_keys.ts).
- */
+/** The lifetime in seconds of an access token that a key has got, and how long a process remembers a key. */
 export const keyTokenSeconds = 900
+/**
+ * How long an entry of the change feed revokes what was issued for a secret: longer than `keyTokenSeconds`. An interval of
+ * PostgreSQL, which db/migrations/0033_api_keys.ts has too.
+ */
+export const keyRevocationLife = '20 minutes'
 
 export function keyReach(permissions: readonly Permission[], cidrs: readonly string[]): KeyReach {
   return {
